@@ -1,0 +1,14 @@
+"""The one exception that speaks to the user: printed as one sentence, exit code 2, no traceback."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something the user can mend. The message says what was wrong, where, and what to do."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the choice nearest to `word`, or `""` where none is near."""
+    found = get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f"; did you mean '{found[0]}'?" if found else ""

@@ -1,0 +1,39 @@
+"""A method of the family as one frozen value: a part for each axis. The papers are lines at the end."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jepakit.conditioning import EncoderPositions
+from jepakit.losses import Loss
+from jepakit.masks import Masking, MultiBlock
+from jepakit.predictor import PredictorConfig
+from jepakit.regularizers import VICReg
+from jepakit.targets import Features, Pixels, Target
+from jepakit.vit import ViTConfig
+
+
+class Method(BaseModel):
+    """What is predicted from what, by what, and what keeps it from collapsing. An option is its own settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    masking: Masking = Field(default_factory=MultiBlock)
+    conditioning: EncoderPositions | None = None
+    target: Target = Field(default_factory=Features)
+    loss: Loss = "smooth_l1"
+    regularizer: VICReg | None = None
+    encoder: ViTConfig = Field(default_factory=ViTConfig)
+    predictor: PredictorConfig = Field(default_factory=PredictorConfig)
+
+
+# What sets the methods apart; the rest (masks, sizes) is common to all. The one place where their names mean something.
+METHODS: dict[str, dict[str, Any]] = {
+    "ijepa": {"conditioning": None, "regularizer": None, "target": {"kind": "features"}},
+    "ec_ijepa": {"conditioning": {}, "regularizer": None, "target": {"kind": "features"}},
+    "c_jepa": {"conditioning": None, "regularizer": {}, "target": {"kind": "features"}},
+    "ec_c_jepa": {"conditioning": {}, "regularizer": {}, "target": {"kind": "features"}},
+    "mae_pixels": {"conditioning": None, "regularizer": None, "target": {"kind": "pixels"}},
+}
+
+IJEPA, EC_IJEPA, C_JEPA, EC_C_JEPA, MAE_PIXELS = (Method.model_validate(parts) for parts in METHODS.values())

@@ -1,0 +1,127 @@
+"""The model: encoder, target encoder, predictor. Read `JEPA.forward` and you know the method.
+
+B images, N patches, S packed tokens, R draws, D encoder width.
+"""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jepakit.layout import Indices, Layout, joint, segment_mean, take
+from jepakit.losses import LOSSES, full_precision
+from jepakit.masks import Masks
+from jepakit.method import Method
+from jepakit.predictor import Predictor
+from jepakit.regularizers import projector
+from jepakit.vit import ViT, patchify
+
+
+@dataclass(frozen=True)
+class Output:
+    """loss (scalar) = sum of terms; predictions and targets (S', D) and context (S, D) in the order of the masks;
+    features (B, D), mean over patch tokens of what the target encoder (for pixels: the encoder) made, for monitoring."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    predictions: Tensor
+    targets: Tensor
+    context: Tensor
+    features: Tensor
+
+
+class JEPA(nn.Module):
+    """A method with its parameters. `images` are normalised floats (B, C, H, W); `grid` is (rows, columns) of patches."""
+
+    def __init__(self, method: Method, grid: tuple[int, int], channels: int = 3) -> None:
+        super().__init__()
+        self.method, self.grid = method, grid
+        self.encoder = ViT(method.encoder, grid, channels)
+        self.target_encoder = deepcopy(self.encoder).requires_grad_(False)
+        target_width = method.target.width(method.encoder.width, channels * method.encoder.patch_size**2)
+        self.predictor = Predictor(method.predictor, method.encoder, grid, target_width)
+        self.projector = projector(method.regularizer.projector if method.regularizer else (), target_width)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, heads: int | None = None) -> "JEPA":
+        """Encoder, target encoder and predictor of a run, a checkpoint folder, or a released `.pth.tar` (I-JEPA's format).
+
+        Shapes are read off the weights. `heads` is known for the standard widths, else it must be given.
+        Raises UserError where the path holds no such checkpoint, or one that would run code when read.
+        """
+        from jepakit.weights import jepa_from_checkpoint
+
+        return jepa_from_checkpoint(Path(path), heads)
+
+    def forward(self, images: Tensor, masks: Masks) -> Output:
+        """One pass over a batch. Raises UserError for masks that do not fit the grid or the batch."""
+        masks.within(self.grid[0] * self.grid[1])
+        patches = patchify(images, self.method.encoder.patch_size)
+        context = self.encode_context(patches, masks)  # EC-IJEPA: conditioned on the targets' positions
+        predictions = self.predictor(context, masks)  # I-JEPA, section 3
+        targets, features = self.encode_target(patches, masks)  # no gradient
+        prediction = LOSSES[self.method.loss](full_precision(predictions), full_precision(targets))
+        terms = {"prediction": prediction}
+        if self.method.regularizer:  # C-JEPA, equations 21-22
+            terms |= self.method.regularizer.terms(context, predictions, targets, masks, self.projector)
+        if features is None:
+            features = segment_mean(full_precision(context.detach()), masks.context_lengths)
+        return Output(sum(terms.values(), prediction.new_zeros(())), terms, predictions, targets, context, features)
+
+    def encode_context(self, patches: Tensor, masks: Masks) -> Tensor:
+        """Features of the context patches (S, D), each draw a sequence."""
+        encoder, device = self.encoder, patches.device
+        rows = _patch_rows(masks.image_of_draw, masks.context_lengths, masks.context, self.grid).to(device)
+        index = torch.from_numpy(masks.context).to(device, non_blocking=True)
+        tokens = encoder.embed(patches.index_select(0, rows), index)
+        conditioning = self.method.conditioning
+        if conditioning is None or not conditioning.encoder:
+            return encoder(tokens, Layout(masks.context_lengths, device))  # type: ignore[no-any-return]
+        extra, counts = conditioning.for_encoder(masks, encoder.positions, self.grid)
+        return conditioned(encoder, tokens, masks.context_lengths, extra, counts)
+
+    @torch.no_grad()
+    def encode_target(self, patches: Tensor, masks: Masks) -> tuple[Tensor, Tensor | None]:
+        """What the predictor is to say (S', D), block by block; and features (B, D) if the target encoder was run."""
+        n, device = self.grid[0] * self.grid[1], patches.device
+        image_of_block = masks.image_of_draw[masks.draw_of_block]
+        rows = _patch_rows(image_of_block, masks.target_lengths, masks.targets, self.grid).to(device)
+        if self.method.target.kind == "pixels":
+            return self.method.target.normalise(patches.index_select(0, rows)), None
+        encoder, conditioning = self.target_encoder, self.method.conditioning
+        index = torch.arange(n, device=device).repeat(len(patches) // n)
+        tokens = encoder.embed(patches, index)
+        if conditioning is None or not conditioning.target_encoder:
+            full = encoder(tokens, Layout(np.full(len(tokens) // n, n), device))
+        else:  # the context is part of the input, so each draw is a pass of its own
+            extra, counts = conditioning.for_target_encoder(masks, encoder.positions, self.grid)
+            draws = len(masks.image_of_draw)
+            tokens = tokens.unflatten(0, (-1, n))[torch.from_numpy(masks.image_of_draw).to(device)].flatten(0, 1)
+            full = conditioned(encoder, tokens, np.full(draws, n), extra, counts)
+            rows = _patch_rows(masks.draw_of_block, masks.target_lengths, masks.targets, self.grid).to(device)
+        targets = self.method.target.normalise(full_precision(full)).index_select(0, rows)
+        return targets, full_precision(full).unflatten(0, (-1, n)).mean(1)
+
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters that the optimiser moves: all but the target encoder's."""
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+
+    @torch.no_grad()
+    def update_target_encoder(self, momentum: float) -> None:
+        """theta_bar <- momentum * theta_bar + (1 - momentum) * theta (I-JEPA, section 3)."""
+        torch._foreach_lerp_(list(self.target_encoder.parameters()), list(self.encoder.parameters()), 1 - momentum)
+
+
+def conditioned(encoder: ViT, tokens: Tensor, lengths: Indices, extra: Tensor, counts: Indices) -> Tensor:
+    """The encoder on sequences with conditioning tokens behind them, whose outputs are dropped: (S, D) -> (S, D)."""
+    sequences = joint(lengths, counts, tokens.device)
+    return take(encoder(sequences.join(tokens, extra.to(tokens.dtype)), sequences.layout), sequences.a_rows)
+
+
+def _patch_rows(image: Indices, lengths: Indices, index: Indices, grid: tuple[int, int]) -> Tensor:
+    """Rows of the (B * N, ...) patches that stand at `index` of each sequence's image."""
+    return torch.from_numpy(np.repeat(image * (grid[0] * grid[1]), lengths) + index)

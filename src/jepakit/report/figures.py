@@ -1,0 +1,165 @@
+"""The report's drawings: curves as SVG in the page's own colours, pictures as data URIs, masks over pictures."""
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+PALETTE = 8  # CSS variables --c0 … --c7 in page.html: one per run, and one per target
+POINTS = 400  # a longer curve is averaged into this many pieces
+WIDTH, HEIGHT = 340, 190
+
+# Placeholder colours: matplotlib writes them, `_themed` turns them into CSS variables, so dark mode works.
+_INK, _RULE = "#0a0bfe", "#0a0bff"
+
+Floats = NDArray[np.float64]
+Pictures = Mapping[str, NDArray[Any]]  # the arrays of evaluation/pictures.npz
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve of a panel; `colour` counts the runs."""
+
+    steps: Floats
+    values: Floats
+    colour: int = 0
+    dashed: bool = False
+
+
+def curve(title: str, lines: Sequence[Line]) -> Markup:
+    """The lines over the training steps, as inline SVG; non-finite values leave gaps."""
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10, "path.simplify": True}):
+        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+        axes = figure.add_axes((0.135, 0.125, 0.845, 0.84))
+        for line in lines:
+            steps, values = thinned(line.steps, line.values)
+            alone = np.isfinite(values).sum() == 1
+            axes.plot(
+                steps, values, color=f"#0a0b{line.colour % PALETTE:02x}", linewidth=1.6, solid_joinstyle="round",
+                linestyle=(0, (3, 2)) if line.dashed else "-", marker="o" if alone else "", markersize=4,
+            )  # fmt: skip
+        axes.patch.set_visible(False)
+        figure.patch.set_visible(False)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(_RULE)
+        axes.grid(axis="y", color=_RULE, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=_INK, length=0, pad=5)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        buffer = io.StringIO()
+        none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=none)
+    return Markup(_themed(buffer.getvalue(), title))
+
+
+def thinned(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """At most `POINTS` points: means of equal pieces, over the finite values of each."""
+    values = np.where(np.isfinite(values), values, np.nan)
+    if len(steps) <= POINTS:
+        return steps, values
+    starts = np.linspace(0, len(steps), POINTS, endpoint=False).astype(np.int64)
+    finite = np.isfinite(values)
+    count = np.add.reduceat(finite.astype(np.float64), starts)
+    total = np.add.reduceat(np.where(finite, values, 0.0), starts)
+    pieces = np.diff(np.append(starts, len(steps)))
+    means = np.divide(total, count, out=np.full(POINTS, np.nan), where=count > 0)
+    return np.add.reduceat(steps, starts) / pieces, means
+
+
+def short(value: float) -> str:
+    """A tick or last value in few characters: 12k, 0.034, 2e-05."""
+    if abs(value) >= 1e6:
+        text = f"{value / 1e6:.4g}M"
+    elif abs(value) >= 1e4:
+        text = f"{value / 1e3:.4g}k"
+    else:
+        text = f"{value:.4g}"
+    return text.replace("-", "−")
+
+
+def _themed(svg: str, title: str) -> str:
+    """matplotlib's SVG as an inline element: fluid size, CSS colours, the page's font, no repeated ids."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    opening = f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+    svg = re.sub(r"^<svg[^>]*>", lambda _: opening, svg)
+    svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="[a-z0-9]+(?:\.[a-z]+)?_\d+"', "", svg)
+    svg = re.sub(r"font: [^;\"]*", "font-size: 10px", svg)
+    svg = svg.replace(_INK, "var(--quiet)").replace(_RULE, "var(--rule)").replace("xlink:href", "href")
+    return re.sub(r"#0a0b([0-9a-f]{2})", lambda found: f"var(--c{int(found[1], 16)})", svg)
+
+
+def data_uri(image: NDArray[np.uint8]) -> str:
+    """The picture as a PNG inside the page."""
+    buffer = io.BytesIO()
+    imsave(buffer, np.ascontiguousarray(image), format="png", metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def masked(image: NDArray[np.uint8], context: NDArray[np.bool_], targets: NDArray[np.bool_]) -> Markup:
+    """The picture with all but its context dimmed and each target outlined."""
+    rows, columns = context.shape
+    outlines = "".join(
+        f'<path class="target" style="stroke:var(--t{index % PALETTE})" d="{_outline(target)}"/>'
+        for index, target in enumerate(targets)
+        if target.any()
+    )
+    return Markup(
+        f'<svg class="masked" viewBox="0 0 {columns} {rows}" role="img" aria-label="context and targets">'
+        f'<image href="{data_uri(image)}" width="{columns}" height="{rows}" preserveAspectRatio="none"/>'
+        f'<path class="dim" d="{_cells(~context)}"/>{outlines}</svg>'
+    )
+
+
+def _cells(mask: NDArray[np.bool_]) -> str:
+    """The mask's cells as path data."""
+    return "".join(f"M{x} {y}h1v1h-1z" for y, x in np.argwhere(mask))
+
+
+def _outline(mask: NDArray[np.bool_]) -> str:
+    """The mask's edges as path data: wherever a cell and its neighbour differ."""
+    padded = np.pad(mask, 1)
+    level = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])
+    upright = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])
+    return "".join(f"M{x} {y}h1" for y, x in level) + "".join(f"M{x} {y}v1" for y, x in upright)
+
+
+def masks(pictures: Pictures, most: int) -> list[Markup]:
+    """The first pictures under their masks."""
+    arrays = [pictures.get(name, np.empty(0)) for name in ("images", "context", "targets")]
+    return [masked(*each) for each in list(zip(*arrays, strict=False))[:most]]
+
+
+def neighbours(pictures: Pictures) -> list[dict[str, Any]]:
+    """A row per query: its picture, then its neighbours and whether their label is the query's."""
+    rows = []
+    for index, query in enumerate(pictures.get("query_images", ())):
+        label = _label(pictures, "query_labels", index)
+        near = []
+        for place, image in enumerate(pictures["neighbour_images"][index]):
+            text = _label(pictures, "neighbour_labels", index, place)
+            near.append({"src": data_uri(image), "label": text, "same": bool(text) and text == label})
+        rows.append({"src": data_uri(query), "label": label, "near": near})
+    return rows
+
+
+def _label(pictures: Pictures, name: str, *at: int) -> str:
+    """A label; empty where the file has none."""
+    labels = pictures.get(name, np.empty(0))
+    known = len(at) == labels.ndim and all(place < size for place, size in zip(at, labels.shape, strict=True))
+    return str(labels[at]) if known else ""

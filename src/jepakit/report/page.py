@@ -1,0 +1,302 @@
+"""Reads the files of run folders and assembles the page; nothing else of jepakit is needed."""
+
+import json
+import math
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
+
+from .figures import PALETTE, Floats, Line, curve, masks, neighbours, short
+
+TASKS = {"knn": "kNN", "linear": "Linear probe"}
+TERMS = {"prediction": "Prediction loss", "sim": "Similarity term", "std": "Variance term", "cov": "Covariance term"}
+# Title, what the reader should know, and the logged names: the first drawn solid, the second dashed.
+PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Effective rank", "Directions the encoder’s output uses. A fall towards 1 is collapse.", ("effective_rank",)),
+    ("Position share", "How much of a target its position alone explains.", ("position_share",)),
+    ("Standard deviation", "Target solid, prediction dashed. Near 0 is collapse.", ("target_std", "prediction_std")),
+    ("Gradient norm", "Spikes are steps to look at.", ("grad_norm",)),
+    ("Tokens", "Context solid, target dashed.", ("context_tokens", "target_tokens")),
+    ("Learning rate", "The schedule.", ("lr",)),
+    ("Weight decay", "The schedule.", ("weight_decay",)),
+    ("Momentum", "How slowly the target encoder follows the encoder.", ("momentum",)),
+    ("Images per second", "Throughput.", ("images_per_second",)),
+)
+FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Method", ("method",)),
+    ("Recipe", ("recipe",)),
+    ("Data", ("data.source", "data.path", "data.name", "data")),
+    ("Images", ("images.size", "images")),
+    ("Encoder", ("encoder",)),
+    ("Predictor", ("predictor",)),
+    ("Steps", ("optim.steps", "run.steps", "steps")),
+    ("Batch", ("optim.batch_size", "optim.batch", "run.batch_size", "run.batch", "data.batch_size")),
+    ("Seed", ("seed", "run.seed")),
+)
+NAMES = ("name", "kind", "preset", "size", "source", "path")  # keys whose value speaks for itself
+
+
+class RunFolderError(ValueError):
+    """The folder holds no run, or a file of it cannot be read."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one folder holds; `index` picks the run's colour."""
+
+    index: int
+    name: str
+    config: Mapping[str, Any]
+    yaml: str
+    metrics: Mapping[str, Floats]
+    skipped: int
+    probes: Mapping[str, Mapping[str, Any]]
+    pictures: Mapping[str, NDArray[Any]]
+
+    @property
+    def colour(self) -> int:
+        """The run's colour in the page's palette."""
+        return self.index % PALETTE
+
+
+def report(runs: Sequence[Path | str] | Path | str, out: Path | str | None = None) -> Path:
+    """Write the page of one run, or of several side by side; by default `report.html` in the first folder."""
+    folders = [Path(run) for run in ([runs] if isinstance(runs, Path | str) else runs)]
+    if not folders:
+        raise RunFolderError("A report needs at least one run folder.")
+    read = [_read(folder, index, folders) for index, folder in enumerate(folders)]
+    path = folders[0] / "report.html" if out is None else Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(_render(read), encoding="utf-8")
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return path
+
+
+def _render(runs: Sequence[Run]) -> str:
+    loader = FileSystemLoader(Path(__file__).parent)
+    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return page.get_template("page.html").render(
+        runs=runs,
+        summaries={run.name: _summary(run) for run in runs},
+        facts=_facts(runs),
+        panels=_panels(runs),
+        probes=[_probe_table(task, title, runs) for task, title in TASKS.items()],
+        masks={run.name: masks(run.pictures, 8 if len(runs) == 1 else 4) for run in runs},
+        neighbours={run.name: neighbours(run.pictures) for run in runs},
+    )
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _read(folder: Path, index: int, folders: Sequence[Path]) -> Run:
+    for needed in ("config.yaml", "metrics.jsonl"):
+        if not (folder / needed).is_file():
+            raise RunFolderError(f"{folder} holds no run: it has no {needed}.")
+    text = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError:
+        config = None
+    if not isinstance(config, Mapping):
+        raise RunFolderError(f"{folder / 'config.yaml'} is not a YAML mapping.")
+    metrics, skipped = _metrics(folder / "metrics.jsonl")
+    files = {task: folder / "evaluation" / f"{task}.json" for task in TASKS}
+    probes = {task: _probe(file) for task, file in files.items() if file.is_file()}
+    pictures = _pictures(folder / "evaluation" / "pictures.npz")
+    return Run(index, _name(index, folders), config, text, metrics, skipped, probes, pictures)
+
+
+def _name(index: int, folders: Sequence[Path]) -> str:
+    """As little of the folder's path as tells the runs apart."""
+    paths = [folder.resolve().parts for folder in folders]
+    for length in range(1, 4):
+        tails = ["/".join(parts[-length:]) for parts in paths]
+        if tails.count(tails[index]) == 1:
+            return tails[index]
+    return f"{paths[index][-1]} ({index + 1})"
+
+
+def _metrics(path: Path) -> tuple[dict[str, Floats], int]:
+    """The logged series, and how many lines could not be read; a resumed run's later line wins its step."""
+    steps: dict[float, Mapping[str, Any]] = {}
+    skipped = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            steps[float(record["step"])] = record
+        except (ValueError, TypeError, KeyError):  # the line a killed run was writing
+            skipped += bool(line.strip())
+    records = [steps[step] for step in sorted(steps)]
+    keys = dict.fromkeys(key for record in records for key in record)
+    return {key: np.array([_number(record.get(key)) for record in records], dtype=np.float64) for key in keys}, skipped
+
+
+def _probe(path: Path) -> Mapping[str, Any]:
+    try:
+        probe = json.loads(path.read_text(encoding="utf-8"))
+        rows = {str(row["name"]): {key: _number(row.get(key)) for key in ("accuracy", "low", "high")}
+                for row in probe["rows"]}  # fmt: skip
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunFolderError(f"{path} is not the result of a probe.") from error
+    return {**probe, "rows": rows}
+
+
+def _pictures(path: Path) -> dict[str, NDArray[Any]]:
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise RunFolderError(f"{path} cannot be read as an array file.") from error
+
+
+def _number(value: object) -> float:
+    """The value as a float; NaN for anything that is none."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+# ── sections ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _summary(run: Run) -> list[str]:
+    """The run in words: one sentence per probe, one on training."""
+    return [*(_verdict(TASKS[task], probe["rows"]) for task, probe in run.probes.items()), _progress(run)]
+
+
+def _verdict(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
+    name = "target encoder" if "target encoder" in rows else next(iter(rows), "")
+    best = rows.get(name, {"accuracy": math.nan, "low": math.nan, "high": math.nan})
+    if math.isnan(best["accuracy"]):
+        return f"{title}: no accuracy."
+    parts = [f"{title} {percent(best['accuracy'])} %{interval(best)}"]
+    for other, words in (("untrained encoder", "the untrained encoder"), ("raw pixels", "raw pixels")):
+        row = rows.get(other)
+        if row is None or other == name or math.isnan(row["accuracy"]):
+            continue
+        gain = 100 * (best["accuracy"] - row["accuracy"])
+        close = best["low"] <= row["high"] and row["low"] <= best["high"]  # false where an interval is missing
+        sign = "+" if gain >= 0 else "−"
+        parts.append(f"{sign}{abs(gain):.1f} {'over' if gain >= 0 else 'against'} {words}"
+                     + (" (intervals overlap)" if close else ""))  # fmt: skip
+    return ", ".join(parts) + "."
+
+
+def _progress(run: Run) -> str:
+    if "step" not in run.metrics:
+        return "No training step logged yet."
+    step, planned = int(run.metrics["step"][-1]), _steps(run.config)
+    parts = [f"{step:,} of {planned:,} steps" if planned and planned > step else f"{step:,} steps"]
+    for key, words in (("loss", "loss {}"), ("effective_rank", "effective rank {}"), ("images_per_second", "{} images/s")):
+        values = run.metrics.get(key, np.empty(0))
+        if (finite := values[np.isfinite(values)]).size:
+            parts.append(words.format(short(float(f"{finite[-1]:.3g}"))))
+    return "Trained " + ", ".join(parts) + "."
+
+
+def percent(fraction: float) -> str:
+    """55.2 for 0.552; a dash for none."""
+    return f"{100 * fraction:.1f}" if math.isfinite(fraction) else "–"
+
+
+def interval(row: Mapping[str, float]) -> str:
+    """The 95 % interval in brackets, or nothing."""
+    known = math.isfinite(row["low"]) and math.isfinite(row["high"])
+    return f" [{100 * row['low']:.0f}–{100 * row['high']:.0f}]" if known else ""
+
+
+def _lookup(config: Mapping[str, Any], dotted: str) -> Any:
+    value: Any = config
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _steps(config: Mapping[str, Any]) -> int | None:
+    found = (_lookup(config, path) for path in dict(FACTS)["Steps"])
+    return next((value for value in found if isinstance(value, int)), None)
+
+
+def _words(value: Any) -> str:
+    """A setting in a few words: of a mapping, its name and its first plain values."""
+    if isinstance(value, Mapping):
+        plain = {key: item for key, item in value.items() if item is not None and not isinstance(item, Mapping | list)}
+        named = [str(plain.pop(key)) for key in NAMES if key in plain]
+        return ", ".join([*named, *(f"{key} {item}" for key, item in plain.items())][:6])
+    if isinstance(value, list | tuple):
+        return ", ".join(_words(item) for item in value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _facts(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Rows of the facts table: a title, a value per run, and whether the runs differ."""
+    rows = []
+    for title, paths in FACTS:
+        found = [next((v for path in paths if (v := _lookup(run.config, path)) is not None), None) for run in runs]
+        values = ["–" if value is None else _words(value) or "–" for value in found]
+        if set(values) != {"–"}:
+            rows.append({"title": title, "cells": values, "differs": len(set(values)) > 1})
+    return rows
+
+
+def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One small chart per logged quantity, the runs overlaid."""
+    terms = [key for run in runs for key in run.metrics if key.startswith("loss/")]
+    terms = list(dict.fromkeys(terms)) if len(set(terms)) > 1 else []  # a single term is the loss itself
+    shown = [(TERMS.get(key[5:], key[5:]), "A term of the loss.", (key,)) for key in terms]
+    chosen = [("Loss", "What the optimiser lowers.", ("loss",)), *shown, *PANELS]
+    return [panel for title, note, keys in chosen if (panel := _panel(title, note, keys, runs))]
+
+
+def _panel(title: str, note: str, keys: tuple[str, ...], runs: Sequence[Run]) -> dict[str, Any] | None:
+    lines, last, bad = [], [], 0
+    for run in runs:
+        for key in keys:
+            values = run.metrics.get(key, np.empty(0))
+            if not (finite := values[np.isfinite(values)]).size:
+                continue
+            lines.append(Line(run.metrics["step"], values, run.colour, dashed=key != keys[0]))
+            bad += len(values) - len(finite)
+            last.append({"colour": run.colour, "text": short(float(f"{finite[-1]:.3g}"))})
+    return {"title": title, "note": note, "svg": curve(title, lines), "last": last, "bad": bad} if lines else None
+
+
+def _probe_table(task: str, title: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """A row per encoder, a column per run; `scale` is the accuracy at the bars' right end."""
+    probes = [run.probes.get(task) for run in runs]
+    names = list(dict.fromkeys(name for probe in probes if probe for name in probe["rows"]))
+    cells = {name: [_cell(probe["rows"].get(name)) if probe else None for probe in probes] for name in names}
+    ends = [end for row in cells.values() for cell in row if cell for end in (cell["accuracy"], cell["high"])]
+    scale = min(1.0, math.ceil(10 * max(ends, default=1.0) + 0.2) / 10)
+    heads = [{"run": run, **_head(probe)} for run, probe in zip(runs, probes, strict=True)]
+    alike = len({head["of"] for head in heads if head["of"]}) <= 1
+    return {"title": title, "heads": heads, "cells": cells, "scale": scale, "alike": alike}
+
+
+def _head(probe: Mapping[str, Any] | None) -> dict[str, str]:
+    """What was probed, and how."""
+    if probe is None:
+        return {"of": "", "how": ""}
+    count = {key: _words(probe.get(key, "?")) for key in ("labels", "classes", "n_train", "n_test")}
+    of = f"{count['labels']}, {count['classes']} classes, {count['n_train']} train, {count['n_test']} test images"
+    return {"of": of, "how": _words(probe.get("settings") or {})}
+
+
+def _cell(row: Mapping[str, float] | None) -> dict[str, Any] | None:
+    if row is None or math.isnan(row["accuracy"]):
+        return None
+    low, high = (row[end] if math.isfinite(row[end]) else row["accuracy"] for end in ("low", "high"))
+    return {**row, "low": low, "high": high, "text": percent(row["accuracy"]), "interval": interval(row)}
