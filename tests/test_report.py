@@ -55,6 +55,7 @@ def make_run(folder: Path, *, steps: int = 50, evaluated: bool = True, accuracy:
     with folder.joinpath("metrics.jsonl").open("w") as lines:
         for step in range(steps):
             lines.write(json.dumps({"step": step * 10, **{key: rng.random() for key in keys}}) + "\n")
+        lines.write(json.dumps({"step": steps * 10 - 10, "context_tokens": 40}) + "\n" if steps else "")
     if evaluated:
         evaluate(folder, accuracy)
     return folder
@@ -99,7 +100,7 @@ def test_one_run(tmp_path: Path) -> None:
     text = render(make_run(tmp_path / "run"))
     assert "kNN 55.2 % [52–58], +14.9 over the untrained encoder, −1.3 against raw pixels." in text
     assert "Trained 490 of 100,000 steps" in text
-    for title in ("Loss", "Prediction loss", "Similarity term", "Effective rank", "Standard deviation", "Learning rate"):
+    for title in ("Loss", "Prediction loss", "Similarity term", "Effective rank", "Standard deviation", "Tokens"):
         assert f"<h3>{title}</h3>" in text
     assert text.count('class="masked"') == 3
     assert text.count('<figure class="query">') == 2
@@ -127,7 +128,7 @@ def test_truncated_last_line_and_nonfinite_values(tmp_path: Path) -> None:
     text = render(run)
     assert "Trained 500 of" in text
     assert "1 unreadable line of metrics.jsonl skipped" in text
-    assert "1 non-finite or missing." in text
+    assert "1 non-finite." in text
 
 
 def test_run_without_a_logged_step(tmp_path: Path) -> None:
@@ -186,4 +187,4 @@ def test_thinned_keeps_means_and_gaps() -> None:
 
 
 def test_short_numbers() -> None:
-    assert [short(value) for value in (0, -0.25, 12000, 2e-5, 3.2e6)] == ["0", "−0.25", "12k", "2e-05", "3.2M"]
+    assert [short(value) for value in (0, -0.25, 12000, 2e-5, 3.2e6)] == ["0", "−0.25", "12k", "2e−05", "3.2M"]

@@ -36,13 +36,15 @@ def _size(grid: tuple[int, int], scale: tuple[float, float], aspect: tuple[float
     return min(rows, grid[0] - 1), min(columns, grid[1] - 1)
 
 
-def released_grids(law: "MultiBlock", grid: tuple[int, int], batch: int, step: int, seed: int) -> tuple[Grids, Grids]:
+def released_grids(
+    law: "MultiBlock", grid: tuple[int, int], batch: int, step: int, seed: int | torch.Generator
+) -> tuple[Grids, Grids]:
     """context (B, contexts, N) and targets (B, targets, N), trimmed. `seed` drives the positions.
 
     Raises UserError where the law has no solution on this grid.
     """
     target_size, context_size = block_sizes(law, grid, step)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     context = np.zeros((batch, law.contexts, grid[0] * grid[1]), bool)
     targets = np.zeros((batch, law.targets, grid[0] * grid[1]), bool)
     for image in range(batch):

@@ -6,6 +6,7 @@ same numbers in any batch, thread, process or resumed run.
 """
 
 import zlib
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +37,12 @@ def uniform(key: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
+@lru_cache(maxsize=2)
 def permutation(seed: int, stream: str, epoch: int, count: int) -> NDArray[np.int64]:
     """A permutation of range(count) that depends on (seed, stream, epoch) only."""
-    return np.random.Generator(np.random.Philox(key=int(keys(seed, stream, epoch)[0]))).permutation(count)
+    order = np.random.Generator(np.random.Philox(key=int(keys(seed, stream, epoch)[0]))).permutation(count)
+    order.setflags(write=False)
+    return order
 
 
 def torch_seed(seed: int, stream: str, *parts: int) -> int:

@@ -17,14 +17,29 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 PALETTE = 8  # CSS variables --c0 … --c7 in page.html: one per run, and one per target
-POINTS = 400  # a longer curve is averaged into this many pieces
+POINTS = 200  # a longer curve is averaged into this many pieces
 WIDTH, HEIGHT = 340, 190
 
 # Placeholder colours: matplotlib writes them, `_themed` turns them into CSS variables, so dark mode works.
 _INK, _RULE = "#0a0bfe", "#0a0bff"
 
 Floats = NDArray[np.float64]
+Series = Mapping[str, tuple[Floats, Floats]]  # steps and values of each logged name
 Pictures = Mapping[str, NDArray[Any]]  # the arrays of evaluation/pictures.npz
+
+TERMS = {"prediction": "Prediction loss", "sim": "Similarity term", "std": "Variance term", "cov": "Covariance term"}
+# Title, what the reader should know, and the logged names: the first drawn solid, the second dashed.
+PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Effective rank", "Directions the encoder’s output uses. A fall towards 1 is collapse.", ("effective_rank",)),
+    ("Position share", "How much of a target its position alone explains.", ("position_share",)),
+    ("Standard deviation", "Target solid, prediction dashed. Near 0 is collapse.", ("target_std", "prediction_std")),
+    ("Gradient norm", "Spikes are steps to look at.", ("grad_norm",)),
+    ("Tokens", "Context solid, target dashed.", ("context_tokens", "target_tokens")),
+    ("Learning rate", "The schedule.", ("lr",)),
+    ("Weight decay", "The schedule.", ("weight_decay",)),
+    ("Momentum", "How slowly the target encoder follows the encoder.", ("momentum",)),
+    ("Images per second", "Throughput.", ("images_per_second",)),
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,35 @@ class Line:
     dashed: bool = False
 
 
+def panels(runs: Sequence[Series]) -> list[dict[str, Any]]:
+    """One small chart per logged quantity, the runs overlaid."""
+    terms = list(dict.fromkeys(key for series in runs for key in series if key.startswith("loss/")))
+    terms = terms if len(terms) > 1 else []  # a single term is the loss itself
+    shown = [(TERMS.get(key[5:], key[5:]), "A term of the loss.", (key,)) for key in terms]
+    chosen = [("Loss", "What the optimiser lowers.", ("loss",)), *shown, *PANELS]
+    return [panel for title, note, keys in chosen if (panel := _panel(title, note, keys, runs))]
+
+
+def _panel(title: str, note: str, keys: tuple[str, ...], runs: Sequence[Series]) -> dict[str, Any] | None:
+    lines, last, bad = [], [], 0
+    for index, series in enumerate(runs):
+        for key in keys:
+            if not (finite := finite_values(series, key)).size:
+                continue
+            steps, values = series[key]
+            lines.append(Line(steps, values, index % PALETTE, dashed=key != keys[0]))
+            bad += len(values) - len(finite)
+            if key == keys[0] or len(runs) == 1:
+                last.append({"colour": index % PALETTE, "text": short(finite[-1])})
+    return {"title": title, "note": note, "svg": curve(title, lines), "last": last, "bad": bad} if lines else None
+
+
+def finite_values(series: Series, key: str) -> Floats:
+    """The numbers logged under a name, without NaN and infinity."""
+    values = series[key][1] if key in series else np.empty(0)
+    return values[np.isfinite(values)]
+
+
 def curve(title: str, lines: Sequence[Line]) -> Markup:
     """The lines over the training steps, as inline SVG; non-finite values leave gaps."""
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10, "path.simplify": True}):
@@ -46,7 +90,7 @@ def curve(title: str, lines: Sequence[Line]) -> Markup:
             steps, values = thinned(line.steps, line.values)
             alone = np.isfinite(values).sum() == 1
             axes.plot(
-                steps, values, color=f"#0a0b{line.colour % PALETTE:02x}", linewidth=1.6, solid_joinstyle="round",
+                steps, values, color=f"#0a0b{line.colour:02x}", linewidth=1.6, solid_joinstyle="round",
                 linestyle=(0, (3, 2)) if line.dashed else "-", marker="o" if alone else "", markersize=4,
             )  # fmt: skip
         axes.patch.set_visible(False)
@@ -56,9 +100,9 @@ def curve(title: str, lines: Sequence[Line]) -> Markup:
         axes.grid(axis="y", color=_RULE, linewidth=0.7)
         axes.set_axisbelow(True)
         axes.tick_params(colors=_INK, length=0, pad=5)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, thousands=1e3)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         buffer = io.StringIO()
         none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -80,11 +124,11 @@ def thinned(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
     return np.add.reduceat(steps, starts) / pieces, means
 
 
-def short(value: float) -> str:
-    """A tick or last value in few characters: 12k, 0.034, 2e-05."""
+def short(value: float, thousands: float = 1e4) -> str:
+    """A tick or last value in few characters, with a k from `thousands` on: 12k, 0.034, 2e−05."""
     if abs(value) >= 1e6:
         text = f"{value / 1e6:.4g}M"
-    elif abs(value) >= 1e4:
+    elif abs(value) >= thousands:
         text = f"{value / 1e3:.4g}k"
     else:
         text = f"{value:.4g}"
@@ -107,7 +151,8 @@ def _themed(svg: str, title: str) -> str:
 def data_uri(image: NDArray[np.uint8]) -> str:
     """The picture as a PNG inside the page."""
     buffer = io.BytesIO()
-    imsave(buffer, np.ascontiguousarray(image), format="png", metadata={"Software": None})
+    nothing: dict[str, Any] = {"Software": None}
+    imsave(buffer, np.ascontiguousarray(image), format="png", metadata=nothing)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

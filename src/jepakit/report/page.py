@@ -14,27 +14,14 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from .figures import PALETTE, Floats, Line, curve, masks, neighbours, short
+from .figures import PALETTE, Series, finite_values, masks, neighbours, panels, short
 
 TASKS = {"knn": "kNN", "linear": "Linear probe"}
-TERMS = {"prediction": "Prediction loss", "sim": "Similarity term", "std": "Variance term", "cov": "Covariance term"}
-# Title, what the reader should know, and the logged names: the first drawn solid, the second dashed.
-PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("Effective rank", "Directions the encoder’s output uses. A fall towards 1 is collapse.", ("effective_rank",)),
-    ("Position share", "How much of a target its position alone explains.", ("position_share",)),
-    ("Standard deviation", "Target solid, prediction dashed. Near 0 is collapse.", ("target_std", "prediction_std")),
-    ("Gradient norm", "Spikes are steps to look at.", ("grad_norm",)),
-    ("Tokens", "Context solid, target dashed.", ("context_tokens", "target_tokens")),
-    ("Learning rate", "The schedule.", ("lr",)),
-    ("Weight decay", "The schedule.", ("weight_decay",)),
-    ("Momentum", "How slowly the target encoder follows the encoder.", ("momentum",)),
-    ("Images per second", "Throughput.", ("images_per_second",)),
-)
 FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Method", ("method",)),
     ("Recipe", ("recipe",)),
     ("Data", ("data.source", "data.path", "data.name", "data")),
-    ("Images", ("images.size", "images")),
+    ("Image size", ("images.size", "images")),
     ("Encoder", ("encoder",)),
     ("Predictor", ("predictor",)),
     ("Steps", ("optim.steps", "run.steps", "steps")),
@@ -56,7 +43,7 @@ class Run:
     name: str
     config: Mapping[str, Any]
     yaml: str
-    metrics: Mapping[str, Floats]
+    series: Series
     skipped: int
     probes: Mapping[str, Mapping[str, Any]]
     pictures: Mapping[str, NDArray[Any]]
@@ -91,7 +78,7 @@ def _render(runs: Sequence[Run]) -> str:
         runs=runs,
         summaries={run.name: _summary(run) for run in runs},
         facts=_facts(runs),
-        panels=_panels(runs),
+        panels=panels([run.series for run in runs]),
         probes=[_probe_table(task, title, runs) for task, title in TASKS.items()],
         masks={run.name: masks(run.pictures, 8 if len(runs) == 1 else 4) for run in runs},
         neighbours={run.name: neighbours(run.pictures) for run in runs},
@@ -112,11 +99,11 @@ def _read(folder: Path, index: int, folders: Sequence[Path]) -> Run:
         config = None
     if not isinstance(config, Mapping):
         raise RunFolderError(f"{folder / 'config.yaml'} is not a YAML mapping.")
-    metrics, skipped = _metrics(folder / "metrics.jsonl")
+    series, skipped = _series(folder / "metrics.jsonl")
     files = {task: folder / "evaluation" / f"{task}.json" for task in TASKS}
     probes = {task: _probe(file) for task, file in files.items() if file.is_file()}
     pictures = _pictures(folder / "evaluation" / "pictures.npz")
-    return Run(index, _name(index, folders), config, text, metrics, skipped, probes, pictures)
+    return Run(index, _name(index, folders), config, text, series, skipped, probes, pictures)
 
 
 def _name(index: int, folders: Sequence[Path]) -> str:
@@ -129,19 +116,22 @@ def _name(index: int, folders: Sequence[Path]) -> str:
     return f"{paths[index][-1]} ({index + 1})"
 
 
-def _metrics(path: Path) -> tuple[dict[str, Floats], int]:
-    """The logged series, and how many lines could not be read; a resumed run's later line wins its step."""
-    steps: dict[float, Mapping[str, Any]] = {}
+def _series(path: Path) -> tuple[Series, int]:
+    """The logged series, and how many lines could not be read; where a resumed run repeats a step, the later wins."""
+    steps: dict[float, dict[str, Any]] = {}
     skipped = 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-            steps[float(record["step"])] = record
+            steps.setdefault(float(record["step"]), {}).update(record)
         except (ValueError, TypeError, KeyError):  # the line a killed run was writing
             skipped += bool(line.strip())
-    records = [steps[step] for step in sorted(steps)]
-    keys = dict.fromkeys(key for record in records for key in record)
-    return {key: np.array([_number(record.get(key)) for record in records], dtype=np.float64) for key in keys}, skipped
+    points: dict[str, list[tuple[float, float]]] = {}
+    for step in sorted(steps):
+        for key, value in steps[step].items():  # some names are logged on fewer steps than others
+            if value is not None:
+                points.setdefault(key, []).append((step, _number(value)))
+    return {key: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for key, pairs in points.items()}, skipped
 
 
 def _probe(path: Path) -> Mapping[str, Any]:
@@ -196,14 +186,14 @@ def _verdict(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _progress(run: Run) -> str:
-    if "step" not in run.metrics:
+    if "step" not in run.series:
         return "No training step logged yet."
-    step, planned = int(run.metrics["step"][-1]), _steps(run.config)
+    step, planned = int(run.series["step"][0][-1]), _steps(run.config)
     parts = [f"{step:,} of {planned:,} steps" if planned and planned > step else f"{step:,} steps"]
-    for key, words in (("loss", "loss {}"), ("effective_rank", "effective rank {}"), ("images_per_second", "{} images/s")):
-        values = run.metrics.get(key, np.empty(0))
-        if (finite := values[np.isfinite(values)]).size:
-            parts.append(words.format(short(float(f"{finite[-1]:.3g}"))))
+    told = {"loss": "loss {}", "effective_rank": "effective rank {}", "images_per_second": "{} images/s"}
+    for key, words in told.items():
+        if (finite := finite_values(run.series, key)).size:
+            parts.append(words.format(short(finite[-1])))
     return "Trained " + ", ".join(parts) + "."
 
 
@@ -250,28 +240,6 @@ def _facts(runs: Sequence[Run]) -> list[dict[str, Any]]:
         if set(values) != {"–"}:
             rows.append({"title": title, "cells": values, "differs": len(set(values)) > 1})
     return rows
-
-
-def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One small chart per logged quantity, the runs overlaid."""
-    terms = [key for run in runs for key in run.metrics if key.startswith("loss/")]
-    terms = list(dict.fromkeys(terms)) if len(set(terms)) > 1 else []  # a single term is the loss itself
-    shown = [(TERMS.get(key[5:], key[5:]), "A term of the loss.", (key,)) for key in terms]
-    chosen = [("Loss", "What the optimiser lowers.", ("loss",)), *shown, *PANELS]
-    return [panel for title, note, keys in chosen if (panel := _panel(title, note, keys, runs))]
-
-
-def _panel(title: str, note: str, keys: tuple[str, ...], runs: Sequence[Run]) -> dict[str, Any] | None:
-    lines, last, bad = [], [], 0
-    for run in runs:
-        for key in keys:
-            values = run.metrics.get(key, np.empty(0))
-            if not (finite := values[np.isfinite(values)]).size:
-                continue
-            lines.append(Line(run.metrics["step"], values, run.colour, dashed=key != keys[0]))
-            bad += len(values) - len(finite)
-            last.append({"colour": run.colour, "text": short(float(f"{finite[-1]:.3g}"))})
-    return {"title": title, "note": note, "svg": curve(title, lines), "last": last, "bad": bad} if lines else None
 
 
 def _probe_table(task: str, title: str, runs: Sequence[Run]) -> dict[str, Any]:

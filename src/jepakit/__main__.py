@@ -1,0 +1,5 @@
+"""python -m jepakit."""
+
+from jepakit.cli import main
+
+main()

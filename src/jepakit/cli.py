@@ -1,0 +1,126 @@
+"""The command line: parses, calls the Python function of the same name, and says errors in one sentence."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from click.exceptions import ClickException, NoArgsIsHelpError
+
+from jepakit.errors import UserError, nearest
+
+# Verbs import what they need when called, so that --help answers at once.
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__ and (
+    "Pretrain image encoders without labels by predicting in latent space, see how good they are, and hand them on."
+))
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[group.key=value ...]", help="Any setting, as in optim.lr=5e-4; 'jepakit recipes NAME' lists them.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
+    method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a run that is there.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Embedded images: pretrain, evaluate, report. CPU, minutes."""
+    from jepakit.evaluation.tasks import as_table, evaluate
+    from jepakit.report import report as write_report
+    from jepakit.train import pretrain as train
+
+    run = train(out=out, recipe="demo", method=method, overwrite=overwrite, set=settings)
+    if not run.finished:
+        return
+    print(as_table(evaluate(run)))
+    print(f"report: {write_report([run.path])}")
+
+
+@app.command()
+def pretrain(
+    data: Annotated[str | None, typer.Option(help="A folder of images, or 'emoji'.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder, a new one.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A preset; 'jepakit recipes' lists them. Default: small.")] = None,
+    method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings in YAML.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on exactly where this run stopped.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a run that is there.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Pretrain an encoder on images without labels."""
+    from jepakit.train import pretrain as train
+
+    if data is None and resume is None and config is None:
+        raise UserError("which images? give --data FOLDER, or --data emoji for the embedded ones")
+    run = train(data, out, recipe, method, config=config, resume=resume, overwrite=overwrite, set=settings)
+    if run.finished:
+        print(f"encoder: {run.path / 'model'}\nnext: jepakit evaluate {run.path} --data SRC; jepakit report {run.path}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    data: Annotated[str | None, typer.Option(help="Labelled images; default: the run's own.")] = None,
+    tasks: Annotated[str, typer.Option(help="Comma-separated: knn, linear.")] = "knn,linear",
+) -> None:
+    """Probe the frozen encoder beside honest baselines; writes RUN/evaluation/."""
+    from jepakit.evaluation.tasks import as_table
+    from jepakit.evaluation.tasks import evaluate as probe
+
+    print(as_table(probe(run, data, [task.strip() for task in tasks.split(",")])))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="One run, or several side by side.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; default: report.html in the first run.")] = None,
+) -> None:
+    """Draw a run, or several, as one HTML file."""
+    from jepakit.report import RunFolderError
+    from jepakit.report import report as write_report
+
+    try:
+        print(write_report(runs, out))
+    except RunFolderError as error:
+        raise UserError(str(error)) from None
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="One recipe: all its values.")] = None) -> None:
+    """The presets; with a name, every value of one and where it comes from."""
+    from jepakit.recipes import RECIPES, recipe, table
+
+    if name is None:
+        for each, chosen in RECIPES.items():
+            print(f"{each:20}{chosen.about}")
+        return
+    print(f"{name}: {recipe(name).about}")
+    for key, value, source in table(name):
+        print(f"{key:32}{value:24}{source}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a user's mistake ends with one sentence and exit code 2."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        app(arguments, standalone_mode=False)
+    except NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        sys.exit(2)
+    except ClickException as error:
+        print(f"error: {_with_nearest(error)}", file=sys.stderr)
+        sys.exit(2)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _with_nearest(error: ClickException) -> str:
+    """click's sentence; it suggests options itself, commands it does not."""
+    message, context = error.format_message(), getattr(error, "ctx", None)
+    commands: Any = getattr(getattr(context, "command", None), "commands", {})
+    word = message.split("'")[1] if message.startswith("No such command") and "'" in message else ""
+    return message.rstrip(".") + (nearest(word, commands) if word and "ean" not in message else "")

@@ -1,0 +1,161 @@
+"""One tree of frozen, validated settings: the command line, the YAML file and the Python keywords are the same."""
+
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from jepakit.data.crops import Images
+from jepakit.errors import UserError, nearest
+from jepakit.method import METHODS, Method
+from jepakit.optim import Optim
+
+
+class RunSettings(BaseModel):
+    """How a run is run: nothing here is meant to change what is learnt."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes in it")
+    compile: bool = Field(False, description="compile the blocks (worth it on CUDA)")
+    threads: int | None = Field(None, ge=1, description="CPU threads of the model; none: all cores")
+    loader_threads: int = Field(2, ge=1, description="threads that decode images")
+    log_every_steps: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+    save_every_steps: int = Field(500, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="how many checkpoints are kept")
+    tensorboard: bool = Field(False, description="write tensorboard/ too (extra 'tensorboard')")
+
+
+class Config(Method):
+    """A method, the data, the optimisation and the seed make the result; `run` says how it is run."""
+
+    recipe: str | None = Field(None, description="the preset this began from")
+    method: str | None = Field(None, description="the method's name in the family")
+    data: str = Field("emoji", description="where the images are")
+    images: Images = Field(default_factory=Images)
+    optim: Optim = Field(default_factory=Optim)
+    seed: int = Field(0, ge=0, description="order, crops, masks and first weights are functions of it")
+    run: RunSettings = Field(default_factory=RunSettings)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Config":
+        patch = self.encoder.patch_size
+        for side in self.images.height_width:
+            if side % patch:
+                near = max(patch, round(side / patch) * patch)
+                raise ValueError(f"images.size {side} is not a multiple of encoder.patch_size {patch}; the nearest is {near}")
+        heads = self.predictor.heads or self.encoder.heads
+        if self.predictor.width % heads:
+            raise ValueError(f"predictor.width {self.predictor.width} is not a multiple of its {heads} heads; set predictor.heads")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = self.images.height_width
+        return height // self.encoder.patch_size, width // self.encoder.patch_size
+
+
+def resolve(*layers: Mapping[str, Any], where: str = "settings") -> Config:
+    """Settings from layers, later over earlier. Raises UserError naming the key, and the nearest one if unknown."""
+    merged: dict[str, Any] = {"masking": {"kind": "multi_block"}, "target": {"kind": "features"}}
+    for layer in layers:
+        merged = merge(merged, layer)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_sentence(error, where)) from None
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings joined; another `kind` of a part replaces it whole."""
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        other_kind = isinstance(value, Mapping) and isinstance(below, Mapping) and value.get("kind", below.get("kind")) != below.get("kind")
+        if isinstance(value, Mapping) and isinstance(below, Mapping) and not other_kind:
+            result[key] = merge(below, value)
+        else:
+            result[key] = dict(value) if isinstance(value, Mapping) else value
+    return result
+
+
+def method_layer(name: str) -> dict[str, Any]:
+    """The layer that turns settings into a method of the family. Raises UserError for an unknown name."""
+    if name not in METHODS:
+        raise UserError(f"unknown method '{name}': choose from {', '.join(METHODS)}{nearest(name, METHODS)}")
+    return {**METHODS[name], "method": name}
+
+
+def overrides(pairs: list[str]) -> dict[str, Any]:
+    """'group.key=value' words to a layer; values as in YAML, 'none' is none. Raises UserError."""
+    layer: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{pair}': settings are written group.key=value, as in optim.lr=1e-3{nearest(key, known_keys())}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"'{pair}': the value is not valid YAML; quote it") from None
+        if key not in known_keys():
+            raise UserError(f"'{pair}': {key}: unknown key{nearest(key, known_keys())}")
+        value = None if text.strip().lower() == "none" else value
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        layer = merge(layer, value)
+    return layer
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A layer from a YAML file. Raises UserError."""
+    try:
+        layer = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(layer, dict | None):
+        raise UserError(f"{path}: expected settings in groups, as in 'optim: {{lr: 1e-3}}'")
+    return layer or {}
+
+
+def to_yaml(config: Config) -> str:
+    """All settings, resolved: enough to repeat the run."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Each setting's dotted name with its description, groups themselves included."""
+    for name, info in model.model_fields.items():
+        yield prefix + name, info.description or ""
+        for part in _models(info.annotation):
+            yield from fields(part, f"{prefix}{name}.")
+
+
+def known_keys() -> list[str]:
+    """Dotted names of all settings."""
+    return list(dict.fromkeys(name for name, _ in fields()))
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return [m for part in get_args(annotation) for m in _models(part)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+
+
+def _sentence(error: ValidationError, where: str) -> str:
+    """The first thing that pydantic found, as one sentence."""
+    first = error.errors()[0]
+    known = known_keys()
+    path = [str(p) for p in first["loc"]]
+    key = ".".join(p for i, p in enumerate(path) if i in (0, len(path) - 1) or ".".join(path[: i + 1]) in known)
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"{where}: {key}: unknown key{nearest(key, known)}"
+    given = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
+    return f"{where}: {key + ': ' if key else ''}{message[0].lower() + message[1:]}{given}"

@@ -1,0 +1,58 @@
+"""The embedded emoji set: real colour images to try a method on without a download (see emoji32/LICENSES.md)."""
+
+import io
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import numpy as np
+from PIL import Image
+
+SIDE = 32
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """Emoji in four drawing styles, 32 px, on white. The arrays are shared by all callers: do not write to them."""
+
+    images: np.ndarray  # (n, 32, 32, 3) uint8
+    group: np.ndarray  # (n,) int64, index into groups
+    identity: np.ndarray  # (n,) int64, index into identities
+    style: np.ndarray  # (n,) int64, index into styles
+    groups: tuple[str, ...]
+    identities: tuple[str, ...]
+    styles: tuple[str, ...]
+
+
+@cache
+def emoji() -> Emoji:
+    """The whole set, read from package data once per process."""
+    folder = resources.files("jepakit.data") / "emoji32"
+    labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    identity = np.array(labels["identity"], np.int64)
+    with Image.open(io.BytesIO((folder / "emoji32.webp").read_bytes())) as file:
+        sheet = np.asarray(file.convert("RGB"))
+    rows, columns = sheet.shape[0] // SIDE, sheet.shape[1] // SIDE
+    tiles = sheet.reshape(rows, SIDE, columns, SIDE, 3).swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
+    return Emoji(
+        images=tiles[: len(identity)],  # the sheet's last row may be part empty
+        group=np.array(list(labels["identities"].values()), np.int64)[identity],
+        identity=identity,
+        style=np.repeat(np.arange(len(labels["styles"]), dtype=np.int64), list(labels["styles"].values())),
+        groups=tuple(labels["groups"]),
+        identities=tuple(labels["identities"]),
+        styles=tuple(labels["styles"]),
+    )
+
+
+def held_out(identity: np.ndarray, share: float = 0.2) -> np.ndarray:
+    """(n,) bool, True = test, for (n,) identity indices: all images of an identity fall on the same side.
+
+    An identity is held out when the SplitMix64 finaliser of its index, read as a fraction of 2^64, is below share.
+    """
+    z = identity.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)  # wraps modulo 2^64, as the products below do
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return (z >> np.uint64(11)) < share * 2.0**53  # the upper 53 bits: exact as a float

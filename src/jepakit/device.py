@@ -1,0 +1,33 @@
+"""Which device computes, and in what precision."""
+
+import os
+
+import torch
+
+from jepakit.errors import UserError
+
+
+def device_of(name: str) -> torch.device:
+    """'auto' is CUDA where there is one. Raises UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"run.device={name}: choose auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"run.device={name}: there is no such device here; run.device=auto takes what there is")
+    return device
+
+
+def precision_of(name: str, device: torch.device) -> torch.dtype:
+    """'auto' is bfloat16 where the hardware multiplies in it."""
+    if name == "auto":
+        fast = device.type == "cuda" or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+        return torch.bfloat16 if fast else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+def use_threads(threads: int | None) -> None:
+    """CPU threads of the model; none: all cores that this process may use."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))

@@ -1,0 +1,63 @@
+"""What a report shows of a run: masks over images, and nearest neighbours. Arrays in one file, nothing pickled."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jepakit.config import Config
+from jepakit.data.crops import centre_crop
+from jepakit.data.sources import Source
+from jepakit.evaluation.features import Features
+from jepakit.evaluation.knn import neighbours
+
+EXAMPLES, QUERIES, NEIGHBOURS = 6, 8, 6
+
+
+def save_pictures(path: Path, config: Config, source: Source, features: Features) -> None:
+    """Write images (n, H, W, 3) with a draw of masks each, and queries with their nearest neighbours, to `path`."""
+    rows, columns = config.grid
+    spread = np.unique(np.linspace(0, len(features.ids) - 1, EXAMPLES).astype(int))
+    ids = features.ids[spread]
+    masks = config.masking.sample(config.grid, ids, seed=config.seed)
+    first = np.searchsorted(masks.image_of_draw, np.arange(len(ids)))  # each image's first draw
+    context = np.zeros((len(masks.context_lengths), rows * columns), bool)
+    context[np.repeat(np.arange(len(context)), masks.context_lengths), masks.context] = True
+    targets = np.zeros((len(masks.target_lengths), rows * columns), bool)
+    targets[np.repeat(np.arange(len(targets)), masks.target_lengths), masks.targets] = True
+    targets = targets.reshape(len(context), -1, rows * columns)
+    queries, found = _neighbours(source, features)
+    draft = path.with_name(".tmp-" + path.name)
+    np.savez_compressed(
+        draft,
+        images=_images(source, ids, config),
+        context=context[first].reshape(-1, rows, columns),
+        targets=targets[first].reshape(len(ids), -1, rows, columns),
+        query_images=_images(source, queries, config),
+        neighbour_images=_images(source, found.ravel(), config).reshape(*found.shape, *config.images.height_width, 3),
+        query_labels=_labels(source, queries),
+        neighbour_labels=_labels(source, found.ravel()).reshape(found.shape),
+    )
+    draft.replace(path)
+
+
+def _neighbours(source: Source, features: Features) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places in the source of queries (held-out samples where there are labels) and of their neighbours."""
+    x = features.by_name["target encoder"]
+    held = source.labels.test[features.ids] if source.labels else np.arange(len(x)) % 5 == 4
+    if not held.any() or held.all():
+        held = np.arange(len(x)) < max(1, len(x) // 5)
+    asked = np.nonzero(held)[0]
+    asked = asked[np.unique(np.linspace(0, len(asked) - 1, QUERIES).astype(int))]
+    others = np.nonzero(~held)[0]
+    _, index = neighbours(x[others], x[asked], NEIGHBOURS)
+    return features.ids[asked], features.ids[others[index.numpy()]]
+
+
+def _images(source: Source, ids: NDArray[np.int64], config: Config) -> NDArray[np.uint8]:
+    return np.stack([centre_crop(source.read(int(i)), *config.images.height_width).permute(1, 2, 0).numpy() for i in ids])
+
+
+def _labels(source: Source, ids: NDArray[np.int64]) -> NDArray[np.str_]:
+    labels = source.labels
+    return np.array([labels.classes[labels.values[i]] if labels else "" for i in ids])

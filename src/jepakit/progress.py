@@ -1,0 +1,48 @@
+"""How far a long work is: a bar on a terminal, a line every few seconds elsewhere. On stderr."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Report(Protocol):
+    """Called with the units done so far and a few words."""
+
+    def __call__(self, done: int, words: str = "") -> None: ...
+
+
+@contextmanager
+def progress(title: str, total: int, done: int = 0) -> Iterator[Report]:
+    """A reporter for `total` units of work, `done` of them in an earlier life."""
+    started, last, first = time.monotonic(), -SECONDS_BETWEEN_LINES, done
+
+    def line(done: int, words: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < SECONDS_BETWEEN_LINES and done < total:
+            return
+        last = now
+        left = (now - started) / max(1, done - first) * (total - done)
+        print(f"{title} {done}/{total}  {words}  {clock(left)} to go", file=sys.stderr, flush=True)
+
+    if not sys.stderr.isatty():
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total, completed=done, words="")
+        yield lambda done, words="": bar.update(task, completed=done, words=words)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,130 @@
+"""A run: the folder that holds all that one pretraining left, and the only thing that verbs share."""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jepakit.config import Config, read_yaml, resolve, to_yaml
+from jepakit.errors import UserError
+
+if TYPE_CHECKING:
+    from jepakit.encoder import Encoder
+
+log = logging.getLogger("jepakit")
+CONTENTS = ("config.yaml", "metrics.jsonl", "run.log", "tensorboard", "checkpoints", "model", "evaluation", "report.html", ".lock")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and what it says."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """An existing run. Raises UserError where there is none."""
+        run = cls(Path(path).expanduser())
+        if not (run.path / "config.yaml").is_file():
+            raise UserError(f"{run.path} is not a run: it has no config.yaml; jepakit pretrain --out {run.path} makes one")
+        return run
+
+    @classmethod
+    def create(cls, path: str | Path, config: Config, *, overwrite: bool) -> "Run":
+        """A new run. Raises UserError where `path` holds a run (unless `overwrite`), or anything else."""
+        run = cls(Path(path).expanduser())
+        if run.path.exists() and not run.path.is_dir():
+            raise UserError(f"--out {run.path} is a file; give a new folder")
+        there = {p.name for p in run.path.iterdir()} if run.path.exists() else set()
+        if "config.yaml" in there and not overwrite:
+            raise UserError(f"{run.path} holds a run: go on with --resume {run.path}, or replace it with --overwrite")
+        if there - set(CONTENTS):
+            raise UserError(f"{run.path} holds other files ({sorted(there - set(CONTENTS))[0]}); give a folder of its own")
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            with run.lock():
+                for name in there - {".lock"}:
+                    place = run.path / name
+                    shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
+                (run.path / "config.yaml").write_text(to_yaml(config))
+        except OSError as error:
+            raise UserError(f"cannot write {run.path}: {error.strerror}") from None
+        return run
+
+    @property
+    def config(self) -> Config:
+        """The resolved settings of the run."""
+        path = self.path / "config.yaml"
+        return resolve(read_yaml(path), where=str(path))
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the newest checkpoint is that of the last step."""
+        from jepakit.checkpoint import load, name_of, steps
+
+        found = steps(self.checkpoints)
+        return bool(found) and bool(load(self.checkpoints / name_of(found[0])).state["finished"])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged steps, one mapping each; a line that a kill cut short is left out."""
+        path = self.path / "metrics.jsonl"
+        rows = []
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics of steps after a checkpoint: they will be logged again."""
+        rows = [row for row in self.metrics() if row["step"] <= step]
+        draft = self.path / ".tmp-metrics"
+        draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(draft, self.path / "metrics.jsonl")
+
+    def encoder(self) -> "Encoder":
+        """The target encoder of the newest checkpoint, to use."""
+        from jepakit.weights import load
+
+        return load(self.path)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder; UserError if another process does."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is writing to {self.path}; wait for it, or give another --out") from None
+            yield
+
+    @contextmanager
+    def logged(self) -> Iterator[None]:
+        """Write the log to run.log too."""
+        handler = logging.FileHandler(self.path / "run.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            handler.close()
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    draft = path.with_name(".tmp-" + path.name)
+    draft.write_text(json.dumps(value, indent=1))
+    draft.replace(path)
