@@ -60,9 +60,7 @@ def images(step: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 def masks() -> Masks:
     targets = [ARRAYS[f"mask_pred_{i}"] for i in range(4)]
-    return Masks.from_indices(
-        ARRAYS["mask_enc_0"].tolist(), [[block[image].tolist() for block in targets] for image in range(3)]
-    )
+    return Masks.from_indices(ARRAYS["mask_enc_0"].tolist(), [[block[image].tolist() for block in targets] for image in range(3)])
 
 
 def check(tensor: torch.Tensor, stats: dict[str, Any], rtol: float, least_scale: float = 1e-300) -> None:

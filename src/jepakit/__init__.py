@@ -1,8 +1,8 @@
 """jepakit: pretrain image encoders without labels by predicting in latent space (I-JEPA, EC-IJEPA, C-JEPA).
 
-    run     = jepakit.pretrain(data="photos/", out="runs/a", recipe="small", method="ec_ijepa")
-    encoder = jepakit.load("runs/a")
-    vectors = encoder.embed(images)          # (B, 3, H, W) normalised floats -> (B, D)
+run     = jepakit.pretrain(data="photos/", out="runs/a", recipe="small", method="ec_ijepa")
+encoder = jepakit.load("runs/a")
+vectors = encoder.embed(images)          # (B, 3, H, W) normalised floats -> (B, D)
 """
 
 from importlib import import_module
@@ -22,7 +22,19 @@ if TYPE_CHECKING:
     from jepakit.weights import load
 
 __version__ = "0.1.0"
-__all__ = ["JEPA", "Encoder", "Masks", "Method", "Run", "UserError", "evaluate", "load", "metrics", "pretrain", "report"]
+__all__ = [
+    "JEPA",
+    "Encoder",
+    "Masks",
+    "Method",
+    "Run",
+    "UserError",
+    "evaluate",
+    "load",
+    "metrics",
+    "pretrain",
+    "report",
+]
 
 _PLACES = {
     "Encoder": "encoder",

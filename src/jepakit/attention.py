@@ -18,7 +18,7 @@ def attention(qkv: Tensor, layout: Layout) -> Tensor:
     valid = None if layout.dense else layout.valid
     # Without AMX the CPU's fused kernel has a bf16 backward 3-9 times slower than three plain products.
     plain = qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16
-    out = _explicit(q, k, v, valid) if plain else F.scaled_dot_product_attention(q, k, v, attn_mask=valid)
+    out: Tensor = _explicit(q, k, v, valid) if plain else F.scaled_dot_product_attention(q, k, v, attn_mask=valid)
     return layout.unpad(out.transpose(1, 2).flatten(2))
 
 

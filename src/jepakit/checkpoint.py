@@ -65,10 +65,10 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> bool:
 def load(path: Path) -> Checkpoint:
     """Read and verify one checkpoint folder. Raises UserError naming the file that is missing or changed."""
     try:
-        sums: Mapping[str, str] = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError):
+        sums: Mapping[str, str] = dict(json.loads((path / MANIFEST).read_text()))
+    except (OSError, ValueError, TypeError):
         raise UserError(f"{path}: no readable {MANIFEST}: not a checkpoint of jepakit, or a broken one") from None
-    for name, expected in sums.items():
+    for name, expected in {"state.json": "", **sums}.items():  # what is read is what the manifest vouches for
         if Path(name).name != name:
             raise UserError(f"{path}: the manifest names a file outside the folder: {name!r}")
         if not (path / name).is_file():
@@ -92,7 +92,9 @@ def load_newest(folder: Path) -> Checkpoint:
         except UserError as error:
             log.warning("checkpoint of step %d is corrupt, falling back to the one before: %s", step, error)
     if found:
-        raise UserError(f"no checkpoint in {folder} is whole ({len(found)} tried, run.log says why); start a new run with another --out")
+        raise UserError(
+            f"no checkpoint in {folder} is whole ({len(found)} tried, run.log says why); start a new run with another --out"
+        )
     raise UserError(f"no checkpoint in {folder}: there is nothing to resume; start the run again with --overwrite")
 
 

@@ -35,9 +35,15 @@ class EncoderPositions(BaseModel):
 
     encoder: bool = Field(True, description="tell the encoder the targets' positions")
     target_encoder: bool = Field(True, description="tell the target encoder the context's positions")
-    pool_scope: Literal["block", "concat", "union"] = Field("block", description="pool each target block, all in a row, or their union")
-    kernel: int | None = Field(None, ge=1, description="positions averaged into one token; none: half the patches of a target block")
-    tail: Literal["drop", "partial"] = Field("drop", description="positions left over at a window's end: dropped, or a mean of fewer")
+    pool_scope: Literal["block", "concat", "union"] = Field(
+        "block", description="pool each target block, all in a row, or their union"
+    )
+    kernel: int | None = Field(
+        None, ge=1, description="positions averaged into one token; none: half the patches of a target block"
+    )
+    tail: Literal["drop", "partial"] = Field(
+        "drop", description="positions left over at a window's end: dropped, or a mean of fewer"
+    )
     order: Literal["raster", "column"] = Field("raster", description="order of a window's positions before pooling")
     renorm: bool = Field(False, description="give pooled positions the norm of a position again")
     inference: bool = Field(True, description="condition on all positions at inference")

@@ -50,7 +50,9 @@ class Config(Method):
                 raise ValueError(f"images.size {side} is not a multiple of encoder.patch_size {patch}; the nearest is {near}")
         heads = self.predictor.heads or self.encoder.heads
         if self.predictor.width % heads:
-            raise ValueError(f"predictor.width {self.predictor.width} is not a multiple of its {heads} heads; set predictor.heads")
+            raise ValueError(
+                f"predictor.width {self.predictor.width} is not a multiple of its {heads} heads; set predictor.heads"
+            )
         return self
 
     @property
@@ -76,7 +78,11 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(under)
     for key, value in over.items():
         below = result.get(key)
-        other_kind = isinstance(value, Mapping) and isinstance(below, Mapping) and value.get("kind", below.get("kind")) != below.get("kind")
+        other_kind = (
+            isinstance(value, Mapping)
+            and isinstance(below, Mapping)
+            and value.get("kind", below.get("kind")) != below.get("kind")
+        )
         if isinstance(value, Mapping) and isinstance(below, Mapping) and not other_kind:
             result[key] = merge(below, value)
         else:
@@ -104,6 +110,7 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
             raise UserError(f"'{pair}': the value is not valid YAML; quote it") from None
         if key not in known_keys():
             raise UserError(f"'{pair}': {key}: unknown key{nearest(key, known_keys())}")
+        value = text if key in ("recipe", "method") else value
         value = None if text.strip().lower() == "none" else value
         for part in reversed(key.split(".")):
             value = {part: value}
@@ -119,9 +126,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(layer, dict | None):
+    layer = {} if layer is None else layer
+    if not isinstance(layer, dict):
         raise UserError(f"{path}: expected settings in groups, as in 'optim: {{lr: 1e-3}}'")
-    return layer or {}
+    for key in ("recipe", "method"):
+        if not isinstance(layer.get(key), str | None):
+            raise UserError(f"{path}: {key}: give a name, not {layer[key]!r}")
+    return layer
 
 
 def to_yaml(config: Config) -> str:
@@ -153,7 +164,12 @@ def _sentence(error: ValidationError, where: str) -> str:
     first = error.errors()[0]
     known = known_keys()
     path = [str(p) for p in first["loc"]]
-    key = ".".join(p for i, p in enumerate(path) if i in (0, len(path) - 1) or ".".join(path[: i + 1]) in known)
+    path = [
+        p
+        for i, p in enumerate(path)
+        if i == 0 or ".".join([path[0], p]) in known or (i == len(path) - 1 and first["type"] == "extra_forbidden")
+    ]
+    key = ".".join(path)  # without pydantic's words for the kind of a part
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         return f"{where}: {key}: unknown key{nearest(key, known)}"

@@ -112,7 +112,9 @@ class _Law(BaseModel):
     def check(self, grid: tuple[int, int]) -> None:
         """Raises UserError, with the nearest possible setting, where this law cannot serve this grid."""
         if min(grid) < 4:
-            raise UserError(f"a grid of {grid[0]}x{grid[1]} patches is too small to mask: 4x4 is the least; lower encoder.patch_size or raise images.size")
+            raise UserError(
+                f"a grid of {grid[0]}x{grid[1]} patches is too small to mask: 4x4 is the least; lower encoder.patch_size or raise images.size"
+            )
         context, _ = self.try_grids(grid, rng.keys(0, "check", np.arange(1000)))
         kept = np.sort(context.sum(-1).min(-1))
         if (kept >= self.min_keep).mean() < 0.1:
@@ -135,7 +137,9 @@ class MultiBlock(_Law):
     context_aspect: Range = Field((1.0, 1.0), description="height over width of the context block, in units of the grid's")
     min_keep: int = Field(10, ge=1, description="least number of context patches")
     allow_overlap: bool = Field(False, description="leave the targets' patches in the context")
-    compat: Literal["released"] | None = Field(None, description="'released': the released collator, draw for draw, trimming included")
+    compat: Literal["released"] | None = Field(
+        None, description="'released': the released collator, draw for draw, trimming included"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "MultiBlock":
@@ -169,7 +173,9 @@ class MultiBlock(_Law):
         # The released sizes are a function of the step; its positions come from the process's generator.
         context, targets = released_grids(self, grid, len(ids), step, rng.torch_seed(seed, "released", step))
         return Masks.from_grids(
-            context.reshape(-1, context.shape[-1]), np.repeat(targets, self.contexts, 0), np.repeat(np.arange(len(ids)), self.contexts)
+            context.reshape(-1, context.shape[-1]),
+            np.repeat(targets, self.contexts, 0),
+            np.repeat(np.arange(len(ids)), self.contexts),
         )
 
     def check(self, grid: tuple[int, int]) -> None:

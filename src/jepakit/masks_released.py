@@ -56,7 +56,9 @@ def released_grids(
     return _trim(context), _trim(targets)
 
 
-def _draw(law: "MultiBlock", grid: tuple[int, int], size: tuple[int, int], regions: list[Grids], generator: torch.Generator) -> Grids:
+def _draw(
+    law: "MultiBlock", grid: tuple[int, int], size: tuple[int, int], regions: list[Grids], generator: torch.Generator
+) -> Grids:
     """One block within `regions`; after each 20 failures one region fewer counts, so contexts may come to overlap."""
     for attempt in range(MAX_TRIES):
         top, left = (int(torch.randint(0, n - s, (1,), generator=generator)) for n, s in zip(grid, size, strict=True))
@@ -76,4 +78,5 @@ def _draw(law: "MultiBlock", grid: tuple[int, int], size: tuple[int, int], regio
 def _trim(masks: Grids) -> Grids:
     """Keep the first n patches of each mask, n the least count in the batch."""
     shortest = masks.sum(-1).min()
-    return masks & (masks.cumsum(-1) <= shortest)
+    kept: Grids = masks & (masks.cumsum(-1) <= shortest)
+    return kept

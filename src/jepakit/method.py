@@ -9,7 +9,7 @@ from jepakit.losses import Loss
 from jepakit.masks import Masking, MultiBlock
 from jepakit.predictor import PredictorConfig
 from jepakit.regularizers import VICReg
-from jepakit.targets import Features, Pixels, Target
+from jepakit.targets import Features, Target
 from jepakit.vit import ViTConfig
 
 

@@ -181,6 +181,10 @@ def settings(recipe_name: str | None, method: str | None, *layers: dict[str, Any
     return resolve(recipe_layer(name), method_layer(chosen), *layers)
 
 
+_SHAPE = ("encoder.width", "encoder.depth", "encoder.heads", "encoder.mlp_ratio")
+_CHOICE = {"method": "the recipe's method", "recipe": "this recipe"}
+
+
 def table(name: str) -> list[tuple[str, str, str]]:
     """Every setting of a recipe as (key, value, source), groups left out."""
     config, chosen = settings(name, None), recipe(name)
@@ -193,5 +197,7 @@ def table(name: str) -> list[tuple[str, str, str]]:
         if isinstance(value, BaseModel) or not present:
             continue
         source = chosen.values[key][1] if key in chosen.values else "default"
-        rows.append((key, str(value), f"method {chosen.method}" if key == "method" else source))
+        if "encoder.size" in chosen.values and key in _SHAPE:
+            source = f"the table of sizes: {config.encoder.size}"
+        rows.append((key, str(value), _CHOICE.get(key, source)))
     return rows

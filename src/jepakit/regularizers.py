@@ -26,7 +26,9 @@ class VICReg(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tensor: Reading = Field("pred_blocks", description="what is regularised: appendix algorithm 1, main text, or a public code's reading")
+    tensor: Reading = Field(
+        "pred_blocks", description="what is regularised: appendix algorithm 1, main text, or a public code's reading"
+    )
     weight: float = Field(0.001, ge=0, description="of the whole regulariser (beta_vicreg, equation 21)")
     sim: float = Field(25.0, ge=0, description="weight of the invariance term")
     std: float = Field(25.0, ge=0, description="weight of the variance term")
@@ -55,8 +57,8 @@ class VICReg(BaseModel):
             # VICReg's code has two views: it averages their variance terms and sums their covariance terms.
             views = z.unbind(1)
             pair = 1 if len(views) == 1 else 2
-            std = sum(variance(view, self.gamma, self.eps) for view in views) / len(views) * (1 if self.halve_std else pair)
-            cov = sum(covariance(view) for view in views) / len(views) * pair
+            std = torch.stack([variance(view, self.gamma, self.eps) for view in views]).mean() * (1 if self.halve_std else pair)
+            cov = torch.stack([covariance(view) for view in views]).mean() * pair
         raw = {"sim": self.sim * sim, "std": self.std * std, "cov": self.cov * cov}
         return {name: self.weight * term for name, term in raw.items()}
 

@@ -34,7 +34,7 @@ def uniform(key: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
     """The first `count` numbers of each key, uniform in [0, 1): (B,) -> (B, count)."""
     with np.errstate(over="ignore"):
         bits = _mix(key[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @lru_cache(maxsize=2)

@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from jepakit.encoder import Encoder
 
 log = logging.getLogger("jepakit")
-CONTENTS = ("config.yaml", "metrics.jsonl", "run.log", "tensorboard", "checkpoints", "model", "evaluation", "report.html", ".lock")
+CONTENTS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "run.log",
+    "tensorboard",
+    "checkpoints",
+    "model",
+    "evaluation",
+    "report.html",
+    ".lock",
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,9 @@ class Run:
         there = {p.name for p in run.path.iterdir()} if run.path.exists() else set()
         if "config.yaml" in there and not overwrite:
             raise UserError(f"{run.path} holds a run: go on with --resume {run.path}, or replace it with --overwrite")
-        if there - set(CONTENTS):
-            raise UserError(f"{run.path} holds other files ({sorted(there - set(CONTENTS))[0]}); give a folder of its own")
+        others = sorted(name for name in there - set(CONTENTS) if not name.startswith(".tmp-"))  # those a kill may leave
+        if others:
+            raise UserError(f"{run.path} holds other files ({others[0]}); give a folder of its own")
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             with run.lock():

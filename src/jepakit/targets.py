@@ -16,7 +16,9 @@ class Features(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["features"] = "features"
-    norm: Literal["layer", "batch", "none"] = Field("layer", description="layer norm (released code), per dimension over the batch, or none")
+    norm: Literal["layer", "batch", "none"] = Field(
+        "layer", description="layer norm (released code), per dimension over the batch, or none"
+    )
 
     def width(self, encoder_width: int, patch_pixels: int) -> int:
         return encoder_width

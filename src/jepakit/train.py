@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from jepakit import checkpoint
 from jepakit.checkpoint import Checkpoint
-from jepakit.config import Config, merge, overrides, read_yaml
+from jepakit.config import Config, merge, method_layer, overrides, read_yaml
 from jepakit.data.crops import normalise
 from jepakit.data.loader import Batch, Loader
 from jepakit.data.sources import Source, open_source
@@ -59,16 +60,30 @@ def pretrain(
     given = merge(overrides(set or []), groups)
     if resume is not None:
         if any((data, out, recipe, method, config)):
-            raise UserError("--resume goes on with the run's own data and settings: leave out data, out, recipe, method and config")
+            raise UserError(
+                "--resume goes on with the run's own data and settings: leave out data, out, recipe, method and config"
+            )
         return _resume(Run.open(resume), given)
     if out is None:
         raise UserError("where shall the run go? give --out RUN (a new folder), or --resume RUN")
     named = read_yaml(Path(config)) if config else {}
-    chosen = settings(recipe or named.get("recipe"), method or named.get("method"), named, given, {"data": data} if data else {})
+    asked_recipe, asked_method = given.pop("recipe", None), given.pop("method", None)
+    recipe, method = recipe or asked_recipe, method or asked_method
+    if recipe and named.get("recipe") not in (None, recipe):
+        raise UserError(f"{config} holds recipe {named['recipe']}, not {recipe}: leave out --recipe, or 'recipe' in the file")
+    over = [method_layer(method) if method else {}, given, {"data": data} if data else {}]  # the command line over the file
+    chosen = settings(recipe or named.get("recipe"), named.get("method"), named, *over)
     training = Training.prepare(chosen, open_source(chosen.data))
     run = Run.create(out, chosen, overwrite=overwrite)
     with run.lock(), run.logged():
-        log.info("%s on %s: %d images, %d steps of %d", chosen.method, chosen.data, len(training.loader.source), training.schedule.steps, chosen.optim.batch_size)
+        log.info(
+            "%s on %s: %d images, %d steps of %d",
+            chosen.method,
+            chosen.data,
+            len(training.loader.source),
+            training.schedule.steps,
+            chosen.optim.batch_size,
+        )
         training.save(run)  # so that there is always something to go on from
         return training.go(run)
 
@@ -108,7 +123,16 @@ class Training:
         device = device_of(config.run.device)
         use_threads(config.run.threads)
         o = config.optim
-        loader = Loader(source, config.images, config.masking, config.grid, o.batch_size, config.seed, o.accumulate, config.run.loader_threads)
+        loader = Loader(
+            source,
+            config.images,
+            config.masking,
+            config.grid,
+            o.batch_size,
+            config.seed,
+            o.accumulate,
+            config.run.loader_threads,
+        )
         jepa = jepa_of(config).to(device)
         if config.run.compile:
             for block in (*jepa.encoder.blocks, *jepa.target_encoder.blocks, *jepa.predictor.predictor_blocks):
@@ -123,7 +147,11 @@ class Training:
         total, settings_ = self.schedule.steps, self.config.run
         started = last = time.monotonic()
         logged = self.step
-        with _signals(self), _metrics_writer(run, self.config) as write, progress("pretrain", total, self.step) as report:
+        with (
+            _signals(self),
+            _metrics_writer(run, self.config) as write,
+            progress("pretrain", total, self.step) as report,
+        ):
             for batch in self.loader(self.step, total):
                 done = self.step + 1
                 log_now = done % settings_.log_every_steps == 0 or done == total
@@ -141,7 +169,8 @@ class Training:
                 if save_now or self.stop:
                     self.save(run)
                 if self.stop:
-                    log.info("stopped at step %d of %d; go on with: jepakit pretrain --resume %s", self.step, total, run.path)
+                    again = f"jepakit pretrain --resume {quote(str(run.path))}"
+                    log.info("stopped at step %d of %d; go on with: %s", self.step, total, again)
                     break
         save_model(self.jepa, self.config.images, run.path / "model")
         if self.step == total:
@@ -173,7 +202,7 @@ class Training:
 
     def save(self, run: Run) -> None:
         """A checkpoint of this step."""
-        names = {p: name for name, p in self.jepa.trained_parameters()}
+        names: dict[Tensor, str] = {p: name for name, p in self.jepa.trained_parameters()}
         moments = {f"{names[p]}.{key}": value for p, state in self.adamw.state.items() for key, value in state.items()}
         state = {
             "step": self.step,
@@ -227,7 +256,7 @@ def _row(step: int, batch: Batch, out: Output, norm: Tensor, now: Now) -> dict[s
 @contextmanager
 def _metrics_writer(run: Run, config: Config) -> Iterator[Any]:
     """A function that appends a row to metrics.jsonl, and to tensorboard/ if asked for."""
-    board = _summary_writer()(str(run.path / "tensorboard")) if config.run.tensorboard else None
+    board: Any = _summary_writer()(str(run.path / "tensorboard")) if config.run.tensorboard else None
     with (run.path / "metrics.jsonl").open("a", buffering=1) as file:
 
         def write(row: dict[str, float]) -> None:

@@ -34,7 +34,9 @@ class ViTConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: Literal["tiny", "small", "base", "large", "huge", "giant"] | None = Field(None, description="a row of the table of sizes")
+    size: Literal["tiny", "small", "base", "large", "huge", "giant"] | None = Field(
+        None, description="a row of the table of sizes"
+    )
     patch_size: int = Field(16, ge=1, description="pixels on a side of a patch")
     width: int = Field(192, ge=4, multiple_of=4, description="features of a token")
     depth: int = Field(12, ge=1, description="blocks")
@@ -155,5 +157,6 @@ def initialise(module: nn.Module, blocks: nn.ModuleList, depth_rescale: bool) ->
                 nn.init.zeros_(part.bias)
     if depth_rescale:
         for layer, block in enumerate(blocks, start=1):
-            for linear in (block.attn.proj, block.mlp.fc2):  # type: ignore[union-attr]
+            assert isinstance(block, Block)
+            for linear in (block.attn.proj, block.mlp.fc2):
                 linear.weight.data.div_(math.sqrt(2 * layer))

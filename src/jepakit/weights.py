@@ -103,7 +103,11 @@ def _read_torch(path: Path) -> dict[str, State]:
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = "it holds code, not only weights" if "nsupported" in str(error) or "weights_only" in str(error) else "it is no torch file"
+        reason = (
+            "it holds code, not only weights"
+            if "nsupported" in str(error) or "weights_only" in str(error)
+            else "it is no torch file"
+        )
         raise UserError(f"{path} is refused: {reason}") from None
     if not isinstance(data, dict) or not all(isinstance(data.get(part), dict) for part in PARTS):
         raise UserError(f"{path} is not a released I-JEPA checkpoint: it has no {', '.join(PARTS)}")
@@ -115,7 +119,10 @@ def _read_torch(path: Path) -> dict[str, State]:
 
 def _shapes(data: dict[str, Any]) -> dict[str, State]:
     """Nothing; raises KeyError unless the tensors that shapes are read off are there."""
-    for part, names in {"encoder": ("pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"), "predictor": ("predictor_embed.weight",)}.items():
+    for part, names in {
+        "encoder": ("pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"),
+        "predictor": ("predictor_embed.weight",),
+    }.items():
         for name in names:
             if not any(isinstance(data[part].get(prefix + name), Tensor) for prefix in ("", "module.")):
                 raise KeyError(f"{part}.{name}")
@@ -206,7 +213,10 @@ def save_model(jepa: JEPA, images: Images, folder: Path, which: Which = "target_
         "patch_size": shape.patch_size,
         "num_channels": vit.channels,
         "qkv_bias": True,
-        "jepakit": {"which": which, "conditioning": conditioning.model_dump(mode="json") if conditioning and not fits else None},
+        "jepakit": {
+            "which": which,
+            "conditioning": conditioning.model_dump(mode="json") if conditioning and not fits else None,
+        },
     }
     processor = {
         "image_processor_type": "ViTImageProcessor",

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 Pixels = NDArray[np.uint8]
 MOST_PIXELS = 100_000_000  # more is taken for a decompression bomb
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow runs Ghostscript on others
 ORIENTATION = 0x0112
 
 
@@ -34,7 +35,7 @@ def decode(data: bytes) -> Pixels:
     try:
         if simplejpeg.is_jpeg(data):
             return _jpeg(data)
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _refuse_bomb(*image.size)
             return _rgb(image)
     except BadImageError:
@@ -83,4 +84,4 @@ def _rgb(image: Any) -> Pixels:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only

@@ -52,6 +52,8 @@ class Loader:
     _lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
+        if len(self.source) < 2:
+            raise UserError(f"{self.source.name} holds one image; a batch takes at least 2")
         if len(self.source) < self.batch_size:
             raise UserError(
                 f"optim.batch_size={self.batch_size} is more than the {len(self.source)} images of {self.source.name}; "
@@ -109,7 +111,12 @@ class Loader:
             if index in self.bad:
                 return
             self.bad[index] = reason
-        log.warning("bad image %d: %s: %s (skipped, the next one takes its place)", len(self.bad), self.source.title(index), reason)
+        log.warning(
+            "bad image %d: %s: %s (skipped, the next one takes its place)",
+            len(self.bad),
+            self.source.title(index),
+            reason,
+        )
         if len(self.bad) > self.images.max_bad * len(self.source):
             raise UserError(
                 f"{len(self.bad)} of {len(self.source)} images cannot be read, more than images.max_bad={self.images.max_bad:g}; "

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.data.decode import SUFFIXES, BadImageError, Pixels, read_image
-from jepakit.data.emoji import emoji, held_out
+from jepakit.data.emoji import Emoji, emoji, held_out
 from jepakit.errors import UserError
 
 
@@ -45,17 +45,18 @@ class EmojiSource:
     name = "emoji"
 
     def __init__(self) -> None:
-        self._set = emoji()
+        self._set: Emoji = emoji()
         self.labels: Labels | None = Labels("group", self._set.groups, self._set.group, held_out(self._set.identity))
 
     def __len__(self) -> int:
         return len(self._set.images)
 
     def read(self, index: int) -> Pixels:
-        return self._set.images[index]
+        pixels: Pixels = self._set.images[index]
+        return pixels
 
     def title(self, index: int) -> str:
-        return self._set.identities[self._set.identity[index]]
+        return self._set.identities[int(self._set.identity[index])]
 
 
 class FolderSource:

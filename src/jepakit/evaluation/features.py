@@ -30,7 +30,7 @@ class Features:
     ids: NDArray[np.int64]
 
 
-def extract(source: Source, encoders: Mapping[str, Encoder]) -> Features:
+def extract(source: Source, encoders: Mapping[str, Encoder], precision: torch.dtype = torch.float32) -> Features:
     """Embeddings by each encoder, and 'raw pixels', of all readable images; largest centre crop, resized."""
     first = next(iter(encoders.values()))
     device = next(first.parameters()).device
@@ -40,7 +40,8 @@ def extract(source: Source, encoders: Mapping[str, Encoder]) -> Features:
     }
     rows: dict[str, list[Tensor]] = {name: [] for name in functions}
     ids: list[int] = []
-    with progress("features", len(source)) as report, torch.inference_mode():
+    lower = torch.autocast(device.type, precision, enabled=precision != torch.float32)
+    with progress("features", len(source)) as report, torch.inference_mode(), lower:
         for part, images in _batches(source, first.images.height_width):
             for name, function in functions.items():
                 rows[name].append(function(images))

@@ -25,14 +25,13 @@ def save_pictures(path: Path, config: Config, source: Source, features: Features
     context[np.repeat(np.arange(len(context)), masks.context_lengths), masks.context] = True
     targets = np.zeros((len(masks.target_lengths), rows * columns), bool)
     targets[np.repeat(np.arange(len(targets)), masks.target_lengths), masks.targets] = True
-    targets = targets.reshape(len(context), -1, rows * columns)
     queries, found = _neighbours(source, features)
     draft = path.with_name(".tmp-" + path.name)
     np.savez_compressed(
         draft,
         images=_images(source, ids, config),
         context=context[first].reshape(-1, rows, columns),
-        targets=targets[first].reshape(len(ids), -1, rows, columns),
+        targets=targets.reshape(len(context), -1, rows * columns)[first].reshape(len(ids), -1, rows, columns),
         query_images=_images(source, queries, config),
         neighbour_images=_images(source, found.ravel(), config).reshape(*found.shape, *config.images.height_width, 3),
         query_labels=_labels(source, queries),

@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from jepakit.data.sources import Labels, Source, open_source
-from jepakit.device import device_of, use_threads
+from jepakit.device import device_of, precision_of, use_threads
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError, nearest
 from jepakit.evaluation.features import Features, extract, pca
@@ -53,7 +53,9 @@ TASKS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str
 }
 
 
-def evaluate(run: Run | str | Path, data: str | None = None, tasks: list[str] | tuple[str, ...] = tuple(TASKS)) -> dict[str, list[Row]]:
+def evaluate(
+    run: Run | str | Path, data: str | None = None, tasks: list[str] | tuple[str, ...] = tuple(TASKS)
+) -> dict[str, list[Row]]:
     """Probe a run on labelled images (default: the run's own), beside baselines; writes RUN/evaluation/.
 
     Rows of each task: name, accuracy, and low and high of its 95 % bootstrap interval over test images.
@@ -64,14 +66,18 @@ def evaluate(run: Run | str | Path, data: str | None = None, tasks: list[str] | 
             raise UserError(f"unknown task '{task}': choose from {', '.join(TASKS)}{nearest(task, TASKS)}")
     run = run if isinstance(run, Run) else Run.open(run)
     source = open_source(data or run.config.data)
-    features = extract(source, _encoders(run))
+    settings = run.config.run
+    features = extract(source, _encoders(run), precision_of(settings.precision, device_of(settings.device)))
     folder = run.path / "evaluation"
     folder.mkdir(exist_ok=True)
     ranks = [{"name": name, "rankme": rankme(x[:25_600])} for name, x in features.by_name.items()]
     save_json(folder / "rankme.json", {"task": "rankme", "rows": ranks})
     save_pictures(folder / "pictures.npz", run.config, source, features)
     if source.labels is None:
-        log.warning("%s has no labels: put images into sub-folders, one a class, to probe; RankMe and pictures were made", source.name)
+        log.warning(
+            "%s has no labels: put images into sub-folders, one a class, to probe; RankMe and pictures were made",
+            source.name,
+        )
         return {"rankme": ranks}
     return {"rankme": ranks} | _probe(source, source.labels, features, tasks, folder, run.config.encoder.width)
 
@@ -85,18 +91,29 @@ def _encoders(run: Run) -> dict[str, Encoder]:
     return {name: Encoder(vit, config.images, told).to(device).eval() for name, vit in vits.items()}
 
 
-def _probe(source: Source, labels: Labels, features: Features, tasks: list[str] | tuple[str, ...], folder: Path, width: int) -> dict[str, list[Row]]:
+def _probe(
+    source: Source, labels: Labels, features: Features, tasks: list[str] | tuple[str, ...], folder: Path, width: int
+) -> dict[str, list[Row]]:
     split = _split(features, labels, width)
     results = {}
     for task in tasks:
         function, settings = TASKS[task]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a probe stopped early is a fair probe
-            rows = [_row(name, *function(split.train[name], split.train_labels, split.test[name]), split.test_labels) for name in split.train]
+            rows = [
+                _row(name, *function(split.train[name], split.train_labels, split.test[name]), split.test_labels)
+                for name in split.train
+            ]
         most = torch.full_like(split.test_labels, int(split.train_labels.bincount().argmax()))
         rows.append(_row("majority class", most, {}, split.test_labels))
         results[task] = rows
-        about = {"task": task, "data": source.name, "labels": labels.name, "classes": len(labels.classes), "settings": settings}
+        about = {
+            "task": task,
+            "data": source.name,
+            "labels": labels.name,
+            "classes": len(labels.classes),
+            "settings": settings,
+        }
         counts = {"n_train": len(split.train_labels), "n_test": len(split.test_labels)}
         save_json(folder / f"{task}.json", {**about, **counts, "rows": rows})
     return results

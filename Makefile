@@ -1,0 +1,34 @@
+# make demo: pretrain, evaluate and report on the embedded images.  make test: all tests.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: install demo test lint bench clean
+
+install: $(VENV)/.core
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) -e ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.core
+	$(VENV)/bin/jepakit demo --out runs/demo --overwrite
+
+test: $(VENV)/.dev
+	$(PY) -m pytest
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/.core
+	$(PY) benchmarks/demo.py --smoke
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,193 @@
+"""A checkpoint is whole or is not there, and what changed since is noticed."""
+
+import json
+import logging
+import os
+import pickle
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from jepakit import checkpoint
+from jepakit.checkpoint import MANIFEST, Checkpoint, load, load_newest, name_of, save, steps
+from jepakit.errors import UserError
+
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json", MANIFEST)
+Damage = Callable[[Path], None]
+
+
+def example(step: int, numbers: int = 100) -> Checkpoint:
+    draw = torch.Generator().manual_seed(step)
+    model = {
+        "weight": torch.randn(numbers, 3, generator=draw),
+        "half": torch.randn(5, generator=draw).bfloat16(),
+        "count": torch.tensor(step),
+        "view": torch.randn(6, 4, generator=draw).T,  # not contiguous
+    }
+    return Checkpoint({"model": model, "optimizer": {"weight.exp_avg": torch.randn(7, generator=draw)}}, {"step": step})
+
+
+def equal(a: Checkpoint, b: Checkpoint) -> bool:
+    return a.state == b.state and all(
+        torch.equal(a.tensors[group][name], b.tensors[group][name]) and a.tensors[group][name].dtype == value.dtype
+        for group, tensors in b.tensors.items()
+        for name, value in tensors.items()
+    )
+
+
+def filled(folder: Path, *at: int, keep: int = 10) -> Path:
+    for step in at:
+        assert save(folder, step, example(step), keep)
+    return folder
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) * 2 // 3] ^= 1
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """The kernel's own limit: a write beyond it fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old)
+
+
+def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    filled(tmp_path, 3)
+    assert equal(load(tmp_path / name_of(3)), example(3)) and equal(load_newest(tmp_path), example(3))
+    assert sorted(p.name for p in (tmp_path / name_of(3)).iterdir()) == sorted(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [truncate, flip, empty, delete])
+def test_any_damage_is_named_and_the_one_before_is_taken_loudly(
+    tmp_path: Path, name: str, damage: Damage, caplog: pytest.LogCaptureFixture
+) -> None:
+    filled(tmp_path, 5, 9)
+    damage(tmp_path / name_of(9) / name)
+    with pytest.raises(UserError) as caught:
+        load(tmp_path / name_of(9))
+    message = str(caught.value)
+    assert name_of(9) in message and "\n" not in message
+    # a flipped letter in the manifest may make it name a file that is not there, or a sum that no file has
+    assert name in message or name == MANIFEST
+    with caplog.at_level(logging.WARNING, "jepakit"):
+        assert equal(load_newest(tmp_path), example(5))
+    assert any("step 9" in r.getMessage() and r.levelno >= logging.WARNING for r in caplog.records)
+
+
+def test_with_all_corrupt_there_is_an_error_and_never_a_start_from_zero(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    filled(tmp_path, 0, 5, 9)
+    for step in (0, 5, 9):
+        flip(tmp_path / name_of(step) / "model.safetensors")
+    with caplog.at_level(logging.WARNING, "jepakit"), pytest.raises(UserError, match="3 tried"):
+        load_newest(tmp_path)
+    assert len([r for r in caplog.records if "corrupt" in r.getMessage()]) == 3
+    with pytest.raises(UserError, match="nothing to resume"):
+        load_newest(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "5", "null", '"x"', "[1, 2]", '{"../../secret": "0"}', '{"/etc/passwd": "0"}', '{"..": "0"}']
+)
+def test_a_manifest_that_makes_no_sense_or_leads_outside_is_refused(tmp_path: Path, text: str) -> None:
+    filled(tmp_path, 5, 9)
+    (tmp_path / name_of(9) / MANIFEST).write_text(text)
+    with pytest.raises(UserError):
+        load(tmp_path / name_of(9))
+    assert equal(load_newest(tmp_path), example(5))
+
+
+def test_a_file_that_no_manifest_vouches_for_is_not_read(tmp_path: Path) -> None:
+    filled(tmp_path, 9)
+    manifest = tmp_path / name_of(9) / MANIFEST
+    sums = json.loads(manifest.read_text())
+    del sums["state.json"]
+    manifest.write_text(json.dumps(sums))
+    with pytest.raises(UserError, match=r"state\.json"):
+        load(tmp_path / name_of(9))
+
+
+class Bomb:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.trace),)
+
+
+def test_a_pickle_in_the_place_of_weights_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    filled(tmp_path, 9)
+    folder = tmp_path / name_of(9)
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    with pytest.raises(UserError, match=r"model\.safetensors has changed"):
+        load(folder)
+    sums = json.loads((folder / MANIFEST).read_text())  # with the right sum it is still no safetensors
+    sums["model.safetensors"] = checkpoint._sha256(folder / "model.safetensors")
+    (folder / MANIFEST).write_text(json.dumps(sums))
+    with pytest.raises(UserError, match="cannot be read"):
+        load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_killed_save_left_is_swept_and_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    filled(tmp_path, 5)
+    (tmp_path / ".tmp-123").mkdir()
+    (tmp_path / ".tmp-123" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".tmp-link-123").symlink_to("step-00000007")
+    assert steps(tmp_path) == [5] and equal(load_newest(tmp_path), example(5))
+    filled(tmp_path, 9)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", name_of(5), name_of(9)]
+
+
+def test_the_newest_are_kept_and_latest_points_at_the_newest(tmp_path: Path) -> None:
+    for step in (0, 5, 10, 15):
+        filled(tmp_path, step, keep=2)
+        assert os.readlink(tmp_path / "latest") == name_of(step)
+        assert equal(load(tmp_path / "latest"), example(step))
+    assert steps(tmp_path) == [15, 10]
+
+
+def test_the_same_step_may_be_saved_again_over_a_broken_one(tmp_path: Path) -> None:
+    filled(tmp_path, 5, 9)
+    flip(tmp_path / name_of(9) / "model.safetensors")
+    filled(tmp_path, 9)
+    assert equal(load_newest(tmp_path), example(9)) and steps(tmp_path) == [9, 5]
+
+
+def test_a_full_disk_leaves_the_older_checkpoints_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    filled(tmp_path, 5)
+    with caplog.at_level(logging.WARNING, "jepakit"), no_file_larger_than(20_000):
+        assert save(tmp_path, 9, example(9, numbers=100_000), 1) is False
+    assert any("step 9 NOT saved" in r.getMessage() for r in caplog.records)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", name_of(5)]
+    assert os.readlink(tmp_path / "latest") == name_of(5) and equal(load_newest(tmp_path), example(5))
+    assert save(tmp_path, 9, example(9), 1) is True  # there is room again
+    assert equal(load_newest(tmp_path), example(9))

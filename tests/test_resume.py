@@ -1,0 +1,272 @@
+"""Stopped anywhere and gone on with, a run ends in the same bits as one that was never stopped."""
+
+import json
+import logging
+import multiprocessing
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from jepakit import checkpoint, cli
+from jepakit.config import overrides
+from jepakit.data.sources import open_source
+from jepakit.errors import UserError
+from jepakit.recipes import settings
+from jepakit.run import Run
+from jepakit.train import Training, pretrain
+
+STEPS = 60
+TINY = (
+    "encoder.width=16 encoder.depth=1 encoder.heads=2 encoder.patch_size=4 predictor.width=8 predictor.depth=1 images.size=16 "
+    "images.max_bad=0.2 masking.min_keep=2 optim.batch_size=8 optim.lr=3e-3 run.threads=1 run.log_every_steps=3 "
+    f"run.save_every_steps=4 optim.steps={STEPS}"
+).split()
+PROJECTOR = ["regularizer.projector=[8,8]", "regularizer.tensor=pred_blocks"]  # batch norm: buffers in the checkpoint
+TIMED = ("images_per_second", "seconds")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    draw = np.random.default_rng(0)
+    for i in range(30):
+        Image.fromarray(draw.integers(0, 256, (18 + i % 5, 20, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
+    (folder / "13.png").write_bytes(b"broken")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An I-JEPA run that nobody disturbed."""
+    return pretrain(str(photos), tmp_path_factory.mktemp("straight") / "run", method="ijepa", set=[*TINY, "run.precision=fp32"])
+
+
+def final(run: Run) -> dict[str, Tensor]:
+    """All tensors of the last step, the optimiser's too."""
+    assert run.finished
+    found = checkpoint.load(run.checkpoints / "latest")
+    assert found.state["step"] == run.config.optim.steps
+    return {f"{group}.{name}": value for group, part in found.tensors.items() for name, value in part.items()}
+
+
+def same_bits(a: Run, b: Run) -> None:
+    left, right = final(a), final(b)
+    assert left.keys() == right.keys()
+    differing = [name for name in left if left[name].dtype != right[name].dtype or not torch.equal(left[name], right[name])]
+    assert not differing
+    assert (a.path / "model/model.safetensors").read_bytes() == (b.path / "model/model.safetensors").read_bytes()
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMED} for row in lines]
+
+
+def same_metrics(a: Run, b: Run) -> None:
+    assert [row["step"] for row in rows(b)] == [*range(3, STEPS, 3), STEPS]
+    assert json.dumps(rows(a)) == json.dumps(rows(b))  # as text: a number that is not one equals itself there
+
+
+def command_line(arguments: list[str]) -> None:
+    """The command line in a process of its own, its words thrown away."""
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    cli.main(arguments)
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def killed_until_done(out: Path, start: list[str], seed: int) -> int:
+    """Run to the end through kills at random moments; how many there were. Loader threads differ each time."""
+    server = multiprocessing.get_context("forkserver")  # starts processes that have torch imported already
+    server.set_forkserver_preload(["jepakit.cli", "jepakit.train", __name__])
+    draw, kills = random.Random(seed), 0
+    for attempt in range(40):
+        threads = f"run.loader_threads={1 + attempt % 4}"
+        begun = (out / "checkpoints/latest").exists()
+        if begun:
+            arguments = ["pretrain", "--resume", str(out), threads]
+        else:
+            arguments = [*start, "--out", str(out), threads, *(["--overwrite"] if out.exists() else [])]
+        process = server.Process(target=command_line, args=(arguments,))
+        logged = size(out / "run.log")
+        process.start()
+        while process.is_alive() and size(out / "run.log") == logged:
+            time.sleep(0.002)
+        process.join(draw.uniform(0, 0.3) if kills < 8 else 60)  # the first step takes .1 s, the others .01 s each
+        if process.exitcode is None:
+            process.kill()
+            kills += 1
+        process.join()
+        if process.exitcode != -signal.SIGKILL:
+            assert process.exitcode == 0
+            print(seed, kills)
+            return kills
+    raise AssertionError("the run does not come to its end")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["ijepa", "ec_c_jepa"])
+def test_kill_9_at_random_moments_changes_no_bit(
+    photos: Path, tmp_path: Path, straight: Run, method: str, precision: str
+) -> None:
+    words = [*TINY, f"run.precision={precision}", *(PROJECTOR if method == "ec_c_jepa" else [])]
+    if (method, precision) != ("ijepa", "fp32"):
+        straight = pretrain(str(photos), tmp_path / "straight", method=method, set=words)
+    out = tmp_path / "killed"
+    kills = killed_until_done(out, ["pretrain", "--data", str(photos), "--method", method, *words], seed=len(method + precision))
+    assert kills >= 2
+    same_bits(straight, Run(out))
+    same_metrics(straight, Run(out))
+    assert not list(out.rglob(".tmp-*"))
+
+
+def test_sigterm_saves_exits_0_and_prints_the_command_that_goes_on(photos: Path, tmp_path: Path, straight: Run) -> None:
+    out = tmp_path / "a run"  # the printed command must survive a shell
+    words = [*TINY, "run.precision=fp32", "run.save_every_steps=1000"]
+    start = [sys.executable, "-m", "jepakit", "pretrain", "--data", str(photos), "--method", "ijepa", "--out", str(out), *words]
+    process = subprocess.Popen(start, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    step = checkpoint.load_newest(out / "checkpoints").state["step"]
+    assert 3 <= step < STEPS and f"stopped at step {step} of {STEPS}" in said
+    command = re.findall(r"go on with: jepakit (.*)", said)
+    assert command and "Traceback" not in said
+    assert (out / "model/model.safetensors").exists() and not Run(out).finished
+    on = [sys.executable, "-m", "jepakit", *shlex.split(command[0])]
+    again = subprocess.run(on, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    same_bits(straight, Run(out))
+    same_metrics(straight, Run(out))
+
+
+def copy(run: Run, out: Path) -> Run:
+    subprocess.run(["cp", "-a", str(run.path), str(out)], check=True)
+    return Run.open(out)
+
+
+def test_resuming_a_finished_run_changes_nothing(straight: Run, tmp_path: Path) -> None:
+    run = copy(straight, tmp_path / "run")
+    again = pretrain(resume=run.path)
+    assert again.finished
+    same_bits(straight, again)
+    same_metrics(straight, again)
+
+
+@pytest.mark.parametrize("word", ["optim.lr=1", "optim.steps=50", "seed=1", "data=emoji", "encoder.depth=2", "method=c_jepa"])
+def test_a_resume_that_would_change_the_result_is_refused(straight: Run, word: str) -> None:
+    before = {p: p.stat().st_mtime_ns for p in straight.path.rglob("*")}
+    with pytest.raises(UserError, match=r"only run\.\* may change"):
+        pretrain(resume=straight.path, set=[word])
+    with pytest.raises(UserError, match="leave out"):
+        pretrain("emoji", resume=straight.path)
+    assert {p: p.stat().st_mtime_ns for p in straight.path.rglob("*")} == before
+
+
+def test_a_resume_on_other_images_is_refused(photos: Path, tmp_path: Path) -> None:
+    subprocess.run(["cp", "-a", str(photos), str(tmp_path / "photos")], check=True)
+    run = pretrain(str(tmp_path / "photos"), tmp_path / "run", method="ijepa", set=[*TINY, "optim.steps=2"])
+    (tmp_path / "photos/29.png").unlink()
+    with pytest.raises(UserError, match=r"30 images .* now there are 29"):
+        pretrain(resume=run.path)
+    assert run.finished
+
+
+def test_a_corrupt_newest_checkpoint_falls_back_and_ends_in_the_same_bits(
+    straight: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = copy(straight, tmp_path / "run")
+    weights = run.checkpoints / checkpoint.name_of(STEPS) / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 4
+    weights.write_bytes(data)
+    with caplog.at_level(logging.WARNING, "jepakit"):
+        pretrain(resume=run.path)
+    assert any(f"step {STEPS} is corrupt" in record.getMessage() for record in caplog.records)
+    same_bits(straight, run)
+    same_metrics(straight, run)
+
+
+def test_with_every_checkpoint_corrupt_nothing_starts_from_zero(straight: Run, tmp_path: Path) -> None:
+    run = copy(straight, tmp_path / "run")
+    for folder in run.checkpoints.glob("step-*"):
+        (folder / "state.json").write_text("{}")
+    metrics = (run.path / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+        pretrain(resume=run.path)
+    assert (run.path / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_runs_config_is_enough_to_repeat_it(straight: Run, tmp_path: Path) -> None:
+    again = pretrain(config=straight.path / "config.yaml", out=tmp_path / "again")
+    assert again.config == straight.config
+    same_bits(straight, again)
+    same_metrics(straight, again)
+
+
+def test_another_seed_is_another_run(straight: Run, tmp_path: Path) -> None:
+    other = pretrain(config=straight.path / "config.yaml", out=tmp_path / "other", seed=1)
+    assert rows(other)[0]["loss"] != rows(straight)[0]["loss"]
+
+
+def test_two_processes_never_write_one_run(straight: Run, tmp_path: Path) -> None:
+    run = copy(straight, tmp_path / "run")
+    with run.lock(), pytest.raises(UserError, match="another process"):
+        pretrain(resume=run.path)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint_good(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    wild = ["optim.lr=1e30", "optim.start_lr=1e30", "optim.warmup_epochs=0", "run.save_every_steps=1", "run.precision=fp32"]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["pretrain", "--data", str(photos), "--method", "ijepa", "--out", str(out), *TINY, *wild])
+    assert caught.value.code == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(said) == 1 and "optim.lr" in said[0] and "last checkpoint is good" in said[0]
+    found = checkpoint.load_newest(out / "checkpoints")
+    assert all(bool(torch.isfinite(value).all()) for value in found.tensors["model"].values())
+    assert not Run(out).finished
+
+
+def gradients_and_weights(photos: Path, accumulate: int) -> dict[str, Tensor]:
+    # blocks of one size, so that the mean of the parts' means is the whole's mean; a large epsilon, so that AdamW's
+    # update is a smooth function of the gradient
+    fixed = ["masking.target_scale=[0.25,0.25]", "masking.target_aspect=[1,1]", "optim.eps=0.01", "run.precision=fp32"]
+    config = settings("small", "ijepa", overrides([*TINY, *fixed, f"optim.accumulate={accumulate}", f"data={photos}"]))
+    training = Training.prepare(config, open_source(config.data))
+    for batch in training.loader(0, 3):
+        training.train_step(batch, training.schedule.at(training.step), check=True)
+        training.step += 1
+    grads = {f"gradient of {name}": p.grad for name, p in training.jepa.trained_parameters() if p.grad is not None}
+    return {**grads, **training.jepa.state_dict()}
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_parts_make_the_update_of_the_whole_batch(photos: Path, parts: int) -> None:
+    whole, split = gradients_and_weights(photos, 1), gradients_and_weights(photos, parts)
+    assert whole.keys() == split.keys() and len(whole) > 40
+    for name, value in whole.items():
+        torch.testing.assert_close(split[name], value, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
