@@ -191,9 +191,7 @@ def test_corrected_coverage_is_symmetric_under_flips(corrected: Masks, axis: int
 
 
 def test_corrected_context_may_cover_the_whole_grid_where_the_released_one_never_does() -> None:
-    masks = MultiBlock(context_scale=(1.0, 1.0), targets=1, target_scale=(0.15, 0.15)).sample(
-        GRID, np.arange(50), seed=0
-    )
+    masks = MultiBlock(context_scale=(1.0, 1.0), targets=1, target_scale=(0.15, 0.15)).sample(GRID, np.arange(50), seed=0)
     for _, context, (block,) in parts(masks):
         assert sorted(context + block) == list(range(196))
 
@@ -284,6 +282,13 @@ def test_masks_are_a_function_of_seed_epoch_and_id_whatever_the_batch(
     for i, identity in enumerate(few):
         j = many.index(identity)
         assert [p[1:] for p in alone if p[0] == i] == [p[1:] for p in among if p[0] == j]
+
+
+def test_redrawn_masks_too_do_not_depend_on_the_batch() -> None:
+    law, ids = MultiBlock(min_keep=85), np.arange(200)  # more than half of the first tries keep fewer
+    whole, second = (parts(law.sample(GRID, x, seed=0)) for x in (ids, ids[100:]))
+    assert [p[1:] for p in whole[100:]] == [p[1:] for p in second]
+    assert len({p[1:] for p in whole}) > 195
 
 
 @pytest.mark.parametrize("law", [MultiBlock(), SingleBlock(), RandomPatches()], ids=lambda x: x.kind)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click.exceptions import ClickException, NoArgsIsHelpError
 
 from jepakit.errors import UserError, nearest
 
@@ -107,6 +106,9 @@ def recipes(name: Annotated[str | None, typer.Argument(help="One recipe: all its
         print(f"{key:31} {value:27} {source}")
 
 
+_UsageError: Any = typer.BadParameter.__base__  # click's; newer typer carries a click of its own and installs none
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends with one sentence and exit code 2."""
     # torch's threads spin while they wait; where another program wants the cores, each wait then costs a time slice, and
@@ -115,11 +117,9 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
         app(arguments, standalone_mode=False)
-    except NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
-        sys.exit(2)
-    except ClickException as error:
-        print(f"error: {_with_nearest(error)}", file=sys.stderr)
+    except _UsageError as error:
+        needs_help = type(error).__name__ == "NoArgsIsHelpError"  # its message is the help
+        print(error.format_message() if needs_help else f"error: {_with_nearest(error)}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _with_nearest(error: ClickException) -> str:
+def _with_nearest(error: Any) -> str:
     """click's sentence; it suggests options itself, commands it does not."""
     message, context = error.format_message(), getattr(error, "ctx", None)
     commands: Any = getattr(getattr(context, "command", None), "commands", {})

@@ -75,6 +75,11 @@ class Masks:
             image_of_draw=image_of_draw,
         )
 
+    @property
+    def images(self) -> int:
+        """B."""
+        return int(self.image_of_draw[-1]) + 1
+
     def within(self, patches: int) -> None:
         """Raises UserError unless every index lies on a grid of that many patches."""
         largest = int(max(self.context.max(), self.targets.max()))
@@ -113,7 +118,8 @@ class _Law(BaseModel):
         """Raises UserError, with the nearest possible setting, where this law cannot serve this grid."""
         if min(grid) < 4:
             raise UserError(
-                f"a grid of {grid[0]}x{grid[1]} patches is too small to mask: 4x4 is the least; lower encoder.patch_size or raise images.size"
+                f"a grid of {grid[0]}x{grid[1]} patches is too small to mask: 4x4 is the least; "
+                "lower encoder.patch_size or raise images.size"
             )
         context, _ = self.try_grids(grid, rng.keys(0, "check", np.arange(1000)))
         kept = np.sort(context.sum(-1).min(-1))

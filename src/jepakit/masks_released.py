@@ -70,7 +70,7 @@ def _draw(
         if mask.sum() > law.min_keep:
             return mask
     raise UserError(
-        f"the released mask law finds no block of more than masking.min_keep={law.min_keep} patches on a grid of {grid[0]}x{grid[1]}; "
+        f"the released mask law finds no block of more than masking.min_keep={law.min_keep} patches on {grid[0]}x{grid[1]}; "
         f"set masking.min_keep={max(1, min(size[0] * size[1] - 1, law.min_keep - 1))} or masking.compat=none"
     )
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jepakit.conditioning import EncoderPositions
 from jepakit.losses import Loss
@@ -25,6 +25,16 @@ class Method(BaseModel):
     regularizer: VICReg | None = None
     encoder: ViTConfig = Field(default_factory=ViTConfig)
     predictor: PredictorConfig = Field(default_factory=PredictorConfig)
+
+    @model_validator(mode="after")
+    def _one_projector(self) -> "Method":
+        r = self.regularizer
+        if r and r.projector and r.tensor == "context_pooled" and self.target.kind == "pixels":
+            raise ValueError(
+                "regularizer.tensor=context_pooled projects context and prediction alike, but pixels are not as wide as "
+                "features; set regularizer.projector=[]"
+            )
+        return self
 
 
 # What sets the methods apart; the rest (masks, sizes) is common to all. The one place where their names mean something.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jepakit.errors import UserError
 from jepakit.layout import Indices, Layout, joint, segment_mean, take
 from jepakit.losses import LOSSES, full_precision
 from jepakit.masks import Masks
@@ -58,7 +59,12 @@ class JEPA(nn.Module):
         return jepa_from_checkpoint(Path(path), heads)
 
     def forward(self, images: Tensor, masks: Masks) -> Output:
-        """One pass over a batch. Raises UserError for masks that do not fit the grid or the batch."""
+        """One pass over a batch. Raises UserError for images or masks that do not fit the grid or each other."""
+        height, width = (n * self.method.encoder.patch_size for n in self.grid)
+        if images.shape[2:] != (height, width):
+            raise UserError(f"the model is for images of {height}x{width} pixels, got {tuple(images.shape)}")
+        if masks.images != len(images):
+            raise UserError(f"masks of {masks.images} images were given with {len(images)} images")
         masks.within(self.grid[0] * self.grid[1])
         patches = patchify(images, self.method.encoder.patch_size)
         context = self.encode_context(patches, masks)  # EC-IJEPA: conditioned on the targets' positions

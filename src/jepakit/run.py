@@ -54,7 +54,8 @@ class Run:
         there = {p.name for p in run.path.iterdir()} if run.path.exists() else set()
         if "config.yaml" in there and not overwrite:
             raise UserError(f"{run.path} holds a run: go on with --resume {run.path}, or replace it with --overwrite")
-        others = sorted(name for name in there - set(CONTENTS) if not name.startswith(".tmp-"))  # those a kill may leave
+        ours = set(CONTENTS) if "config.yaml" in there else {".lock"}  # without it nothing here is known to be a run's
+        others = sorted(name for name in there - ours if not name.startswith(".tmp-"))  # those a kill may leave
         if others:
             raise UserError(f"{run.path} holds other files ({others[0]}); give a folder of its own")
         try:

@@ -20,13 +20,14 @@ TASKS = {"knn": "kNN", "linear": "Linear probe"}
 FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Method", ("method",)),
     ("Recipe", ("recipe",)),
-    ("Data", ("data.source", "data.path", "data.name", "data")),
-    ("Image size", ("images.size", "images")),
+    ("Data", ("data",)),
+    ("Image size", ("images.size",)),
     ("Encoder", ("encoder",)),
     ("Predictor", ("predictor",)),
-    ("Steps", ("optim.steps", "run.steps", "steps")),
-    ("Batch", ("optim.batch_size", "optim.batch", "run.batch_size", "run.batch", "data.batch_size")),
-    ("Seed", ("seed", "run.seed")),
+    ("Steps", ("optim.steps",)),
+    ("Epochs", ("optim.epochs",)),
+    ("Batch", ("optim.batch_size",)),
+    ("Seed", ("seed",)),
 )
 NAMES = ("name", "kind", "preset", "size", "source", "path")  # keys whose value speaks for itself
 
