@@ -10,10 +10,13 @@ Writes a row for each run to docs/evidence/demo.json as soon as it is done, and 
 import argparse
 import json
 import logging
+import os
 import statistics
 import time
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line does, before torch is imported
 
 from jepakit.evaluation import evaluate
 from jepakit.method import METHODS

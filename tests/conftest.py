@@ -1,5 +1,6 @@
-"""Set before torch is imported: threads that wait for each other sleep, so that tests can share the cores."""
+"""Set before torch is imported: tests are many small tensors, which one thread does best, and may share the cores."""
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")

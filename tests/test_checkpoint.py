@@ -101,9 +101,7 @@ def test_any_damage_is_named_and_the_one_before_is_taken_loudly(
     assert any("step 9" in r.getMessage() and r.levelno >= logging.WARNING for r in caplog.records)
 
 
-def test_with_all_corrupt_there_is_an_error_and_never_a_start_from_zero(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_with_all_corrupt_there_is_an_error_and_never_a_start_from_zero(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     filled(tmp_path, 0, 5, 9)
     for step in (0, 5, 9):
         flip(tmp_path / name_of(step) / "model.safetensors")

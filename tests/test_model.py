@@ -324,8 +324,6 @@ REGULARIZERS: list[dict[str, Any] | None] = [
     None,
     *({"tensor": t, "projector": (16, 16, 8)} for t in ("pred_blocks", "context_pooled", "pred_pairs")),
 ]
-# the width equals a patch's pixels, so that a projector fits predictions of features, of pixels, and the context
-SQUARE = SMALL | {"encoder": {"width": 48, "depth": 1, "heads": 3, "patch_size": 4}}
 
 
 @pytest.mark.parametrize("masking", MASKINGS, ids=lambda m: m["kind"])
@@ -336,31 +334,42 @@ def test_every_combination_of_parts_trains_every_parameter(
 ) -> None:
     images = pictures(6)
     for target, loss in itertools.product(TARGET_KINDS, LOSSES):
-        parts = SQUARE | {"masking": masking, "conditioning": conditioning, "regularizer": regularizer}
+        projected = regularizer is not None
+        own = regularizer
+        if own and own["tensor"] == "context_pooled" and target["kind"] == "pixels":  # no projector fits both
+            own, projected = own | {"projector": ()}, False
+        parts = SMALL | {"masking": masking, "conditioning": conditioning, "regularizer": own}
         model = build(**parts | {"target": target, "loss": loss})
         out = model(images, model.method.masking.sample(GRID, np.arange(6), seed=0))
         assert set(out.terms) == {"prediction"} | ({"sim", "std", "cov"} if regularizer else set())
         assert all(term.isfinite() and term >= 0 for term in out.terms.values())
         torch.testing.assert_close(out.loss, torch.stack([*out.terms.values()]).sum(), rtol=1e-12, atol=0)
-        assert out.features.shape == (6, 48) and not out.targets.requires_grad
+        assert out.features.shape == (6, 24) and not out.targets.requires_grad
         out.loss.backward()
         for name, p in model.trained_parameters():
             assert p.grad is not None and p.grad.isfinite().all(), name
             # variances, covariances and differences do not see the projector's last bias
             assert bool(p.grad.abs().max() > 1e-14) == (name != "projector.6.bias"), name
+        assert any(name == "projector.6.bias" for name, _ in model.trained_parameters()) == projected
         assert all(p.grad is None for p in model.target_encoder.parameters())
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: the projector takes the target's width, the pooled context has the encoder's")
-def test_context_is_regularised_with_pixel_targets_of_another_width() -> None:
-    model = build(target={"kind": "pixels"}, regularizer={"tensor": "context_pooled", "projector": (16, 8)})
-    out = model(pictures(3), model.method.masking.model_copy(update={"min_keep": 1}).sample(GRID, np.arange(3), seed=0))
-    assert out.loss.isfinite()
+def test_one_projector_for_context_and_pixels_is_refused_and_none_is_served() -> None:
+    parts = {"target": {"kind": "pixels"}, "regularizer": {"tensor": "context_pooled", "projector": (16, 8)}}
+    with pytest.raises(ValueError, match=r"regularizer\.projector=\[\]"):
+        build(**parts)
+    model = build(**parts | {"regularizer": {"tensor": "context_pooled", "projector": ()}})
+    masks = model.method.masking.model_copy(update={"min_keep": 1}).sample(GRID, np.arange(3), seed=0)
+    assert model(pictures(3), masks).loss.isfinite()
 
 
-def test_masks_off_the_grid_are_refused() -> None:
+def test_masks_and_images_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match="20"):
         build()(pictures(1), Masks.from_indices([[0, 20]], [[[1]]]))
+    with pytest.raises(UserError, match="2 images"):
+        build()(pictures(1), Masks.from_indices([[0], [1]], [[[1]], [[2]]]))
+    with pytest.raises(UserError, match="16x20"):
+        build()(pictures(1, (4, 4)), Masks.from_indices([[0]], [[[1]]]))
 
 
 # --- losses and targets ------------------------------------------------------------------------------------------

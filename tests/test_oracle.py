@@ -1,13 +1,13 @@
 """Parity with the released I-JEPA code, against stored numbers of a float64 run."""
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from oracle import ARRAYS, CASE, ORACLE
 
+import oracle
 from jepakit.optim import Optim, Schedule, gradient_norm, optimizer, set_now
 from jepakit.vit import sincos
+from oracle import ARRAYS, CASE, ORACLE
 
 # optimiser settings of the oracle: 5 epochs of 10 steps
 OPTIM = Optim(epochs=5, warmup_epochs=2, lr=1e-3, start_lr=2e-4, final_lr=1e-6, weight_decay=0.04, final_weight_decay=0.4)

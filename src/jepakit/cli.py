@@ -111,9 +111,9 @@ _UsageError: Any = typer.BadParameter.__base__  # click's; newer typer carries a
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends with one sentence and exit code 2."""
-    # torch's threads spin while they wait; where another program wants the cores, each wait then costs a time slice, and
-    # a step 50 times its time (measured: 0.3 s -> 16 s). It must be set before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # torch's threads spin for long while they wait; where another program wants the cores, each wait then costs a time
+    # slice, and a step 50 times its time (measured: 0.3 s -> 16 s). Spin briefly. It must be set before torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
         app(arguments, standalone_mode=False)
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _with_nearest(error: Any) -> str:
     """click's sentence; it suggests options itself, commands it does not."""
-    message, context = error.format_message(), getattr(error, "ctx", None)
+    message, context = str(error.format_message()), getattr(error, "ctx", None)
     commands: Any = getattr(getattr(context, "command", None), "commands", {})
     word = message.split("'")[1] if message.startswith("No such command") and "'" in message else ""
     return message.rstrip(".") + (nearest(word, commands) if word and "ean" not in message else "")

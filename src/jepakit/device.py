@@ -1,5 +1,7 @@
 """Which device computes, and in what precision."""
 
+import contextlib
+import ctypes
 import os
 
 import torch
@@ -31,3 +33,13 @@ def precision_of(name: str, device: torch.device) -> torch.dtype:
 def use_threads(threads: int | None) -> None:
     """CPU threads of the model; none: all cores that this process may use."""
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    _keep_memory()
+
+
+def _keep_memory() -> None:
+    """Have glibc keep freed memory: it maps and clears every large tensor anew otherwise, up to half of a CPU step."""
+    with contextlib.suppress(OSError, AttributeError):  # other C libraries have other ways
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, -1)

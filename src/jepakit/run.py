@@ -102,8 +102,11 @@ class Run:
         """Drop the metrics of steps after a checkpoint: they will be logged again."""
         rows = [row for row in self.metrics() if row["step"] <= step]
         draft = self.path / ".tmp-metrics"
-        draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(draft, self.path / "metrics.jsonl")
+        try:
+            draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            os.replace(draft, self.path / "metrics.jsonl")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from None
 
     def encoder(self) -> "Encoder":
         """The target encoder of the newest checkpoint, to use."""

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from jepakit import checkpoint
@@ -84,7 +85,8 @@ def pretrain(
             training.schedule.steps,
             chosen.optim.batch_size,
         )
-        training.save(run)  # so that there is always something to go on from
+        if not training.save(run):  # so that there is always something to go on from
+            raise UserError(f"no checkpoint can be written to {run.path} (run.log says why): make room, start with --overwrite")
         return training.go(run)
 
 
@@ -146,7 +148,7 @@ class Training:
         """Train to the end, or to a signal; leaves a checkpoint and the model either way."""
         total, settings_ = self.schedule.steps, self.config.run
         started = last = time.monotonic()
-        logged = self.step
+        logged, saved, again = self.step, True, f"jepakit pretrain --resume {quote(str(run.path))}"
         with (
             _signals(self),
             _metrics_writer(run, self.config) as write,
@@ -167,12 +169,17 @@ class Training:
                     write(row | {"images_per_second": rate, "seconds": moment - started})
                     report(done, f"loss {row['loss']:.4f}  {rate:.0f} images/s")
                 if save_now or self.stop:
-                    self.save(run)
-                if self.stop:
-                    again = f"jepakit pretrain --resume {quote(str(run.path))}"
+                    saved = self.save(run)
+                if self.stop and saved:
                     log.info("stopped at step %d of %d; go on with: %s", self.step, total, again)
+                if self.stop:
                     break
-        save_model(self.jepa, self.config.images, run.path / "model")
+        if not saved:
+            raise UserError(f"step {self.step} could not be saved (run.log says why): make room, then go on with: {again}")
+        try:
+            save_model(self.jepa, self.config.images, run.path / "model")
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{run.path / 'model'} cannot be written ({error}): make room, then: {again}") from None
         if self.step == total:
             log.info("finished: %d steps; %d bad images", total, len(self.loader.bad))
         return run
@@ -200,8 +207,8 @@ class Training:
             f"checkpoint is good. Try a lower optim.lr, optim.clip_grad=1, more optim.warmup_epochs, or run.precision=fp32"
         )
 
-    def save(self, run: Run) -> None:
-        """A checkpoint of this step."""
+    def save(self, run: Run) -> bool:
+        """A checkpoint of this step. False, with a warning, if it cannot be written."""
         names: dict[Tensor, str] = {p: name for name, p in self.jepa.trained_parameters()}
         moments = {f"{names[p]}.{key}": value for p, state in self.adamw.state.items() for key, value in state.items()}
         state = {
@@ -213,7 +220,7 @@ class Training:
             "config": self.config.model_dump(mode="json"),
         }
         tensors = {"model": self.jepa.state_dict(), **({"optimizer": moments} if moments else {})}
-        checkpoint.save(run.checkpoints, self.step, Checkpoint(tensors, state), self.config.run.keep_checkpoints)
+        return checkpoint.save(run.checkpoints, self.step, Checkpoint(tensors, state), self.config.run.keep_checkpoints)
 
     def restore(self, found: Checkpoint) -> None:
         """Take up a checkpoint. Raises UserError if the data are others."""
@@ -257,14 +264,17 @@ def _row(step: int, batch: Batch, out: Output, norm: Tensor, now: Now) -> dict[s
 def _metrics_writer(run: Run, config: Config) -> Iterator[Any]:
     """A function that appends a row to metrics.jsonl, and to tensorboard/ if asked for."""
     board: Any = _summary_writer()(str(run.path / "tensorboard")) if config.run.tensorboard else None
-    with (run.path / "metrics.jsonl").open("a", buffering=1) as file:
 
-        def write(row: dict[str, float]) -> None:
-            file.write(json.dumps(row) + "\n")
-            for name, value in row.items() if board else ():
-                board.add_scalar(name, value, int(row["step"]))
+    def write(row: dict[str, float]) -> None:
+        try:
+            with (run.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:  # a full disk: the run is worth more than a line
+            log.warning("metrics of step %d NOT written: %s", row["step"], error)
+        for name, value in row.items() if board else ():
+            board.add_scalar(name, value, int(row["step"]))
 
-        yield write
+    yield write
     if board:
         board.close()
 

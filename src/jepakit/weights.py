@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -63,22 +64,25 @@ def jepa_from_released(path: Path, heads: int | None = None) -> JEPA:
         raise UserError(f"{path}: width {width} is none of the standard ones ({', '.join(map(str, HEADS))}): give heads=")
     side = round(encoder["pos_embed"].shape[1] ** 0.5)
     blocks = _count(encoder, "blocks")
-    method = Method.model_validate(
-        {
-            "masking": {"kind": "multi_block", "compat": "released"},
-            "encoder": {
-                "patch_size": patch,
-                "width": width,
-                "depth": blocks,
-                "heads": heads or HEADS[width],
-                "mlp_ratio": encoder["blocks.0.mlp.fc1.weight"].shape[0] / width,
-            },
-            "predictor": {
-                "depth": _count(predictor, "predictor_blocks"),
-                "width": predictor["predictor_embed.weight"].shape[0],
-            },
-        }
-    )
+    try:
+        method = Method.model_validate(
+            {
+                "masking": {"kind": "multi_block", "compat": "released"},
+                "encoder": {
+                    "patch_size": patch,
+                    "width": width,
+                    "depth": blocks,
+                    "heads": heads or HEADS[width],
+                    "mlp_ratio": encoder["blocks.0.mlp.fc1.weight"].shape[0] / width,
+                },
+                "predictor": {
+                    "depth": _count(predictor, "predictor_blocks"),
+                    "width": predictor["predictor_embed.weight"].shape[0],
+                },
+            }
+        )
+    except ValidationError as error:
+        raise UserError(f"{path}: {_line(error)}") from None
     jepa = JEPA(method, (side, side), channels)
     for part in PARTS:
         own = {name: value for name, value in parts[part].items() if not name.endswith("pos_embed")}
@@ -127,6 +131,12 @@ def _shapes(data: dict[str, Any]) -> dict[str, State]:
             if not any(isinstance(data[part].get(prefix + name), Tensor) for prefix in ("", "module.")):
                 raise KeyError(f"{part}.{name}")
     return {}
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in one line."""
+    message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+    return message.removeprefix("Value error, ").split("\n")[0]
 
 
 def _count(state: State, prefix: str) -> int:
@@ -275,12 +285,13 @@ def load_hf(folder: Path) -> Encoder:
         )
         conditioning = config.get("jepakit", {}).get("conditioning")
         channels = config.get("num_channels", 3)
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} holds no encoder in transformers' I-JEPA layout: {error}") from None
+        ours = from_hf({name.removeprefix("ijepa."): value for name, value in state.items()})
+        images = Images(size=size, **_processor(folder))
+        told = EncoderPositions.model_validate(conditioning) if conditioning else None
+    except (OSError, KeyError, TypeError, ValueError, StopIteration, SafetensorError) as error:
+        raise UserError(f"{folder} holds no encoder in transformers' I-JEPA layout: {_line(error)}") from None
     vit = ViT(shape, (size[0] // shape.patch_size, size[1] // shape.patch_size), channels)
-    _load(vit, from_hf({name.removeprefix("ijepa."): value for name, value in state.items()}), str(folder))
-    images = Images(size=size, **_processor(folder))
-    told = EncoderPositions.model_validate(conditioning) if conditioning else None
+    _load(vit, ours, str(folder))
     return Encoder(vit, images, told).requires_grad_(False).eval()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 MOST_PIXELS = 100_000_000  # more is taken for a decompression bomb
@@ -40,6 +40,8 @@ def decode(data: bytes) -> Pixels:
             return _rgb(image)
     except BadImageError:
         raise
+    except UnidentifiedImageError:
+        raise BadImageError(f"none of {', '.join(FORMATS)}") from None
     except Exception as error:  # decoders raise whatever a broken file provokes; each means the same here
         raise BadImageError(f"{type(error).__name__}: {error}".split("\n")[0][:200]) from None
 
