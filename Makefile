@@ -20,7 +20,7 @@ demo: $(VENV)/.core
 	$(VENV)/bin/jepakit demo --out runs/demo --overwrite
 
 test: $(VENV)/.dev
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -33,6 +33,8 @@ def one(method: str, seed: int, folder: Path, words: list[str]) -> dict[str, Any
     out = folder / f"{method}-{seed}"
     run = Run.open(out) if (out / "config.yaml").is_file() else None
     run = pretrain(resume=out) if run else pretrain(out=out, recipe="demo", method=method, set=[f"seed={seed}", *words])
+    if not run.finished:
+        raise SystemExit(f"stopped; the same command goes on with {out}")
     trained = time.monotonic()
     results = evaluate(run)
     row: dict[str, Any] = {

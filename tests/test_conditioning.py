@@ -242,7 +242,6 @@ def test_the_order_in_which_masks_list_their_patches_does_not_change_the_loss(op
     torch.testing.assert_close(model(images(), REVERSED).loss, straight, rtol=1e-12, atol=0)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: order=raster pools in the order that Masks.from_indices was given; column sorts")
 @pytest.mark.parametrize("options", [{}, {"pool_scope": "union"}], ids=str)
 def test_raster_order_is_raster_order_however_masks_list_their_patches(options: dict[str, Any]) -> None:
     model = build(options)

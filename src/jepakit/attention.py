@@ -26,7 +26,8 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if valid is not None:
         scores = scores.masked_fill(~valid, float("-inf"))
-    return scores.softmax(-1) @ v
+    out: Tensor = scores.softmax(-1) @ v
+    return out
 
 
 def _varlen(qkv: Tensor, layout: Layout) -> Tensor:

@@ -53,13 +53,12 @@ class EncoderPositions(BaseModel):
 
     def for_encoder(self, masks: Masks, positions: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Indices]:
         """Tokens (E, D) of the targets' positions, and how many each draw gets (R,)."""
-        windows = _target_windows(masks, self.pool_scope)
-        return self._pool(windows, masks, positions, grid)
+        return self._pool(self._target_windows(masks, grid), masks, positions)
 
     def for_target_encoder(self, masks: Masks, positions: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Indices]:
         """Tokens (E, D) of the context's positions, and how many each draw gets (R,)."""
-        draws = len(masks.context_lengths)
-        return self._pool(Windows(masks.context, masks.context_lengths, np.arange(draws)), masks, positions, grid)
+        index = self._ordered(masks.context, masks.context_lengths, grid)
+        return self._pool(Windows(index, masks.context_lengths, np.arange(len(masks.context_lengths))), masks, positions)
 
     def for_inference(self, positions: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens (E, D) of all positions, averaged in squares (section 3, inference)."""
@@ -68,32 +67,35 @@ class EncoderPositions(BaseModel):
         pooled = F.avg_pool2d(field, kernel, self.infer_stride, ceil_mode=self.infer_ceil)
         return self._scaled(pooled[0].flatten(1).T)
 
-    def _pool(self, windows: Windows, masks: Masks, positions: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Indices]:
+    def _target_windows(self, masks: Masks, grid: tuple[int, int]) -> Windows:
+        index = self._ordered(masks.targets, masks.target_lengths, grid)
+        if self.pool_scope == "block":
+            return Windows(index, masks.target_lengths, masks.draw_of_block)
+        draws = np.arange(len(masks.context_lengths))
+        patch_draw = np.repeat(masks.draw_of_block, masks.target_lengths)
+        if self.pool_scope == "concat":
+            return Windows(index, np.bincount(patch_draw, minlength=len(draws)), draws)
+        union = np.unique(np.stack([patch_draw, index]), axis=1)
+        lengths = np.bincount(union[0], minlength=len(draws))
+        return Windows(self._ordered(union[1], lengths, grid), lengths, draws)
+
+    def _ordered(self, index: Indices, lengths: Indices, grid: tuple[int, int]) -> Indices:
+        """The patches of each window in raster order, or column by column, however the masks list them."""
+        window = np.repeat(np.arange(len(lengths)), lengths)
+        rank = index if self.order == "raster" else index % grid[1] * grid[0] + index // grid[1]
+        return index[np.lexsort((rank, window))]
+
+    def _pool(self, windows: Windows, masks: Masks, positions: Tensor) -> tuple[Tensor, Indices]:
         draws = len(masks.context_lengths)
         _, first_block = np.unique(masks.draw_of_block, return_index=True)
         kernel = np.full(draws, self.kernel) if self.kernel else masks.target_lengths[first_block] // 2
-        index = windows.index
-        if self.order == "column":
-            window = np.repeat(np.arange(len(windows.lengths)), windows.lengths)
-            index = index[np.lexsort((index // grid[1], index % grid[1], window))]
-        chunks, count = _chunks(index, windows.lengths, kernel[windows.owner], partial=self.tail == "partial")
+        chunks, count = _chunks(windows.index, windows.lengths, kernel[windows.owner], partial=self.tail == "partial")
         tokens = _means(positions, chunks)
         return self._scaled(tokens), np.bincount(windows.owner, weights=count, minlength=draws).astype(np.int64)
 
     def _scaled(self, tokens: Tensor) -> Tensor:
         # every sin-cos pair of a true position has norm 1
         return F.normalize(tokens, dim=-1) * (tokens.shape[-1] / 2) ** 0.5 if self.renorm else tokens
-
-
-def _target_windows(masks: Masks, scope: str) -> Windows:
-    if scope == "block":
-        return Windows(masks.targets, masks.target_lengths, masks.draw_of_block)
-    draws = np.arange(len(masks.context_lengths))
-    patch_draw = np.repeat(masks.draw_of_block, masks.target_lengths)
-    if scope == "concat":
-        return Windows(masks.targets, np.bincount(patch_draw, minlength=len(draws)), draws)
-    union = np.unique(np.stack([patch_draw, masks.targets]), axis=1)
-    return Windows(union[1], np.bincount(union[0], minlength=len(draws)), draws)
 
 
 def _chunks(index: Indices, lengths: Indices, kernel: Indices, *, partial: bool) -> tuple[Indices, Indices]:

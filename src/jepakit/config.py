@@ -12,6 +12,7 @@ from jepakit.data.crops import Images
 from jepakit.errors import UserError, nearest
 from jepakit.method import METHODS, Method
 from jepakit.optim import Optim
+from jepakit.vit import SHAPE
 
 
 class RunSettings(BaseModel):
@@ -66,6 +67,8 @@ def resolve(*layers: Mapping[str, Any], where: str = "settings") -> Config:
     """Settings from layers, later over earlier. Raises UserError naming the key, and the nearest one if unknown."""
     merged: dict[str, Any] = {"masking": {"kind": "multi_block"}, "target": {"kind": "features"}}
     for layer in layers:
+        if isinstance(merged.get("encoder"), dict) and isinstance(layer.get("encoder"), Mapping) and layer["encoder"].get("size"):
+            merged["encoder"] = {key: value for key, value in merged["encoder"].items() if key not in SHAPE}  # a size is whole
         merged = merge(merged, layer)
     try:
         return Config.model_validate(merged)

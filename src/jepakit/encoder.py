@@ -45,7 +45,8 @@ class Encoder(nn.Module):
             return self.vit(tokens, Layout(lengths, images.device)).unflatten(0, (-1, n))  # type: ignore[no-any-return]
         extra = self.conditioning.for_inference(positions, grid)
         counts = np.full(len(images), len(extra))
-        return conditioned(self.vit, tokens, lengths, extra.repeat(len(images), 1), counts).unflatten(0, (-1, n))
+        told = conditioned(self.vit, tokens, lengths, extra.repeat(len(images), 1), counts)
+        return told.view(len(images), n, self.width)
 
     def embed(self, images: Tensor) -> Tensor:
         """Mean over patch tokens: (B, C, H, W) -> (B, D)."""

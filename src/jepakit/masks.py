@@ -7,7 +7,7 @@ B images, R draws (one sampling of masks), M target blocks of a draw, N patches.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jepakit import rng
 from jepakit.errors import UserError
-from jepakit.masks_released import released_grids
+from jepakit.masks_released import released_grids, require_released
 
 Indices = NDArray[np.int64]
 Grids = NDArray[np.bool_]
@@ -93,6 +93,8 @@ class _Law(BaseModel):
     draws: int = Field(1, ge=1, description="samplings of masks per image that share one pass of the target encoder")
     min_keep: int = Field(1, ge=1, description="least number of context patches")
 
+    makes_room: ClassVar[str] = "a larger grid"
+
     def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
         """One try a key: context (R, C, N), C contexts that share targets (R, M, N). A pure function of the key."""
         raise NotImplementedError
@@ -122,12 +124,13 @@ class _Law(BaseModel):
                 "lower encoder.patch_size or raise images.size"
             )
         context, _ = self.try_grids(grid, rng.keys(0, "check", np.arange(1000)))
-        kept = np.sort(context.sum(-1).min(-1))
+        kept = context.sum(-1).min(-1)
         if (kept >= self.min_keep).mean() < 0.1:
-            possible = max(1, int(kept[len(kept) // 2]))
+            median = int(np.median(kept))
+            way = f"masking.min_keep={median} or " if 0 < median < self.min_keep else ""
             raise UserError(
                 f"masking.min_keep={self.min_keep} is out of reach on a grid of {grid[0]}x{grid[1]} patches: context blocks keep "
-                f"{kept[len(kept) // 2]} of them (median) beside the targets; set masking.min_keep={possible} or smaller targets"
+                f"{median} of them (median) beside the targets; set {way}{self.makes_room}"
             )
 
 
@@ -147,14 +150,11 @@ class MultiBlock(_Law):
         None, description="'released': the released collator, draw for draw, trimming included"
     )
 
+    makes_room: ClassVar[str] = "a smaller masking.target_scale or fewer masking.targets"
+
     @model_validator(mode="after")
     def _ordered(self) -> "MultiBlock":
-        for name in ("target_scale", "target_aspect", "context_scale", "context_aspect"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name}: {low} is above {high}; the smaller one comes first")
-            if name.endswith("scale") and high > 1:
-                raise ValueError(f"{name}: {high} is more than the whole grid; the largest is 1")
+        _require_ranges(self, "target_scale", "target_aspect", "context_scale", "context_aspect")
         if self.compat and self.draws > 1:
             raise ValueError("compat=released draws once per image; set draws=1")
         return self
@@ -186,7 +186,7 @@ class MultiBlock(_Law):
 
     def check(self, grid: tuple[int, int]) -> None:
         if self.compat:  # it has its own ways to find room, and its own ways to fail
-            released_grids(self, grid, 64, 0, 0)
+            require_released(self, grid)
         else:
             super().check(grid)
 
@@ -209,6 +209,12 @@ class SingleBlock(_Law):
     kind: Literal["block"] = "block"
     target_scale: Range = Field((0.6, 0.6), description="area of the target block over the grid's")
     target_aspect: Range = Field((0.75, 1.5), description="height over width of the target block, in patches")
+    makes_room: ClassVar[str] = "a smaller masking.target_scale"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "SingleBlock":
+        _require_ranges(self, "target_scale", "target_aspect")
+        return self
 
     def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
         u = rng.uniform(key, 4)
@@ -223,6 +229,7 @@ class RandomPatches(_Law):
 
     kind: Literal["random"] = "random"
     target_ratio: float = Field(0.6, gt=0, lt=1, description="share of patches that are target")
+    makes_room: ClassVar[str] = "a smaller masking.target_ratio"
 
     def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
         patches = grid[0] * grid[1]
@@ -232,6 +239,16 @@ class RandomPatches(_Law):
 
 
 Masking = Annotated[MultiBlock | Quadrants | SingleBlock | RandomPatches, Field(discriminator="kind")]
+
+
+def _require_ranges(law: _Law, *names: str) -> None:
+    """Ranges have their smaller end first, and no scale is above 1; ValueError otherwise, for pydantic."""
+    for name in names:
+        low, high = getattr(law, name)
+        if low > high:
+            raise ValueError(f"{name}: {low} is above {high}; the smaller one comes first")
+        if name.endswith("scale") and high > 1:
+            raise ValueError(f"{name}: {high} is more than the whole grid; the largest is 1")
 
 
 def _between(u: NDArray[np.float64], span: tuple[float, float]) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Grids = NDArray[np.bool_]
 TRIES_A_REGION = 20
+STEPS_CHECKED = 1000  # block sizes are a function of the step
 MAX_TRIES = 20_000  # the released code has no bound, and hangs
 
 
@@ -34,6 +35,18 @@ def _size(grid: tuple[int, int], scale: tuple[float, float], aspect: tuple[float
     ratio = aspect[0] + u * (aspect[1] - aspect[0])
     rows, columns = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
     return min(rows, grid[0] - 1), min(columns, grid[1] - 1)
+
+
+def require_released(law: "MultiBlock", grid: tuple[int, int]) -> None:
+    """Raises UserError, with a way out, where some step's blocks could not keep more than min_keep patches."""
+    sizes = [block_sizes(law, grid, step) for step in range(STEPS_CHECKED)]
+    smallest = min(min(t[0] * t[1], c[0] * c[1]) for t, c in sizes)
+    if smallest <= law.min_keep:
+        way = f"masking.min_keep={smallest - 1} or " if smallest > 1 else ""
+        raise UserError(
+            f"the released mask law wants more than masking.min_keep={law.min_keep} patches in every block, and on a grid of "
+            f"{grid[0]}x{grid[1]} some have {smallest}; set {way}masking.compat=none"
+        )
 
 
 def released_grids(
@@ -71,7 +84,7 @@ def _draw(
             return mask
     raise UserError(
         f"the released mask law finds no block of more than masking.min_keep={law.min_keep} patches on {grid[0]}x{grid[1]}; "
-        f"set masking.min_keep={max(1, min(size[0] * size[1] - 1, law.min_keep - 1))} or masking.compat=none"
+        f"set masking.compat=none"
     )
 
 

@@ -14,12 +14,14 @@ from jepakit.model import JEPA
 class Optim(BaseModel):
     """Optimiser and schedules. Values at a step are linear in warm-up, then cosine; momentum is linear."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: float = Field(100, gt=0, description="passes over the data")
     steps: int | None = Field(None, ge=1, description="updates; takes the place of epochs")
     batch_size: int = Field(64, ge=2, description="images an update (global)")
-    accumulate: int = Field(1, ge=1, description="parts in which a batch is passed, one after the other")
+    accumulate: int = Field(
+        1, ge=1, description="parts in which a batch is passed one after the other; the loss is the mean of theirs"
+    )
     lr: float = Field(1e-3, gt=0, description="learning rate after warm-up")
     start_lr: float = Field(2e-4, ge=0, description="learning rate at the first step")
     final_lr: float = Field(1e-6, ge=0, description="learning rate at the last step")

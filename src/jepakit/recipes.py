@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from jepakit.config import Config, fields, merge, method_layer, resolve
 from jepakit.errors import UserError, nearest
+from jepakit.vit import SHAPE
 
 Values = dict[str, tuple[Any, str]]
 
@@ -181,7 +182,6 @@ def settings(recipe_name: str | None, method: str | None, *layers: dict[str, Any
     return resolve(recipe_layer(name), method_layer(chosen), *layers)
 
 
-_SHAPE = ("encoder.width", "encoder.depth", "encoder.heads", "encoder.mlp_ratio")
 _CHOICE = {"method": "the recipe's method", "recipe": "this recipe"}
 
 
@@ -197,7 +197,7 @@ def table(name: str) -> list[tuple[str, str, str]]:
         if isinstance(value, BaseModel) or not present:
             continue
         source = chosen.values[key][1] if key in chosen.values else "default"
-        if "encoder.size" in chosen.values and key in _SHAPE:
+        if "encoder.size" in chosen.values and key.removeprefix("encoder.") in SHAPE:
             source = f"the table of sizes: {config.encoder.size}"
         rows.append((key, str(value), _CHOICE.get(key, source)))
     return rows

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from jepakit import checkpoint
 from jepakit.checkpoint import Checkpoint
-from jepakit.config import Config, merge, method_layer, overrides, read_yaml
+from jepakit.config import Config, merge, method_layer, overrides, read_yaml, resolve
 from jepakit.data.crops import normalise
 from jepakit.data.loader import Batch, Loader
 from jepakit.data.sources import Source, open_source
@@ -94,9 +94,11 @@ def _resume(run: Run, changes: Mapping[str, Any]) -> Run:
     fixed = sorted(set(changes) - {"run"})
     if fixed:
         raise UserError(f"--resume goes on with the run's own settings; only run.* may change, not {fixed[0]}")
-    config = Config.model_validate(merge(run.config.model_dump(), changes))
     with run.lock(), run.logged():
         found = checkpoint.load_newest(run.checkpoints)
+        config = resolve(found.state["config"], changes, where=str(run.checkpoints))  # verified, unlike config.yaml
+        if config.model_copy(update={"run": run.config.run}) != run.config:
+            log.warning("%s was edited since the run began: going on with the run's own settings", run.path / "config.yaml")
         training = Training.prepare(config, open_source(config.data))
         training.restore(found)
         run.rewind(training.step)

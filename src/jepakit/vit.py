@@ -18,7 +18,8 @@ from jepakit.layout import Layout
 
 NORM_EPS = 1e-6
 
-# width, depth, heads, mlp_ratio (I-JEPA's released table)
+SHAPE = ("width", "depth", "heads", "mlp_ratio")
+# I-JEPA's released table
 SIZES: dict[str, tuple[int, int, int, float]] = {
     "tiny": (192, 12, 3, 4.0),
     "small": (384, 12, 6, 4.0),
@@ -48,7 +49,8 @@ class ViTConfig(BaseModel):
     @classmethod
     def _fill(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("size") in SIZES:
-            return dict(zip(("width", "depth", "heads", "mlp_ratio"), SIZES[data["size"]], strict=True)) | data
+            shape = dict(zip(SHAPE, SIZES[data["size"]], strict=True))
+            return {**shape, **data, "size": data["size"] if all(data.get(k, v) == v for k, v in shape.items()) else None}
         return data
 
     @model_validator(mode="after")

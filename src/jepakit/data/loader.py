@@ -117,7 +117,7 @@ class Loader:
             self.source.title(index),
             reason,
         )
-        if len(self.bad) > self.images.max_bad * len(self.source):
+        if len(self.bad) > max(1, self.images.max_bad * len(self.source)):  # one is never too many
             raise UserError(
                 f"{len(self.bad)} of {len(self.source)} images cannot be read, more than images.max_bad={self.images.max_bad:g}; "
                 f"run.log names them: mend or remove them, or set images.max_bad higher"

@@ -119,7 +119,7 @@ def _images(folder: Path, seen: set[Path]) -> list[Path]:
             continue
         if entry.is_dir():
             found += _images(entry, seen)
-        elif entry.suffix.lower() in SUFFIXES:
+        elif entry.suffix.lower() in SUFFIXES and entry.is_file():
             found.append(entry)
     return found
 
