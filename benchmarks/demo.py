@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line does, bef
 
 from jepakit.evaluation import evaluate
 from jepakit.method import METHODS
-from jepakit.run import Run, save_json
+from jepakit.run import save_json
 from jepakit.train import pretrain
 
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence" / "demo.json"
@@ -31,8 +32,9 @@ def one(method: str, seed: int, folder: Path, words: list[str]) -> dict[str, Any
     """Pretrain, evaluate; accuracies in percent by name, RankMe, seconds of both."""
     started = time.monotonic()
     out = folder / f"{method}-{seed}"
-    run = Run.open(out) if (out / "config.yaml").is_file() else None
-    run = pretrain(resume=out) if run else pretrain(out=out, recipe="demo", method=method, set=[f"seed={seed}", *words])
+    begun = (out / "checkpoints" / "latest").exists()
+    new = {"out": out, "recipe": "demo", "method": method, "set": [f"seed={seed}", *words], "overwrite": True}
+    run = pretrain(resume=out) if begun else pretrain(**new)
     if not run.finished:
         raise SystemExit(f"stopped; the same command goes on with {out}")
     trained = time.monotonic()
@@ -77,6 +79,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     words = ["optim.steps=3"] if arguments.smoke else []
+    if arguments.smoke:
+        arguments.runs = Path(tempfile.mkdtemp())
     evidence = arguments.runs / "smoke.json" if arguments.smoke else EVIDENCE
     seeds, methods = (1, ["ec_c_jepa"]) if arguments.smoke else (arguments.seeds, arguments.methods.split(","))
     rows = json.loads(evidence.read_text()) if evidence.is_file() else []

@@ -189,3 +189,15 @@ def test_a_full_disk_leaves_the_older_checkpoints_whole(tmp_path: Path, caplog: 
     assert os.readlink(tmp_path / "latest") == name_of(5) and equal(load_newest(tmp_path), example(5))
     assert save(tmp_path, 9, example(9), 1) is True  # there is room again
     assert equal(load_newest(tmp_path), example(9))
+
+
+def test_a_broken_newer_checkpoint_does_not_push_out_the_good_ones(tmp_path: Path) -> None:
+    for step in (20, 30):
+        assert checkpoint.save(tmp_path, step, Checkpoint({"model": {"w": torch.ones(2)}}, {"step": step}), keep=2)
+    (tmp_path / "step-00000030" / "state.json").write_text("{")
+    found = checkpoint.load_newest(tmp_path)
+    checkpoint.set_aside(tmp_path, found.state["step"])
+    checkpoint.save(tmp_path, 23, Checkpoint({"model": {"w": torch.ones(2)}}, {"step": 23}), keep=1)
+    assert checkpoint.steps(tmp_path) == [23]
+    assert checkpoint.load_newest(tmp_path).state["step"] == 23
+    assert list(tmp_path.glob("broken-step-00000030-*"))  # kept, for whoever wants to look

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 import jepakit
 from jepakit import cli
 from jepakit.config import Config, _models, fields, known_keys, read_yaml, resolve
+from jepakit.errors import UserError
 from jepakit.method import METHODS
 from jepakit.recipes import RECIPES, settings
 from jepakit.run import Run
@@ -180,7 +181,7 @@ def test_from_a_shell_it_is_the_same(world: Path) -> None:
 
 
 def test_a_folder_that_a_kill_left_half_made_may_be_overwritten(world: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("optim:")
+    (tmp_path / ".tmp-config").write_text("optim:")  # config.yaml itself is renamed into place
     (tmp_path / ".tmp-metrics").write_text("{")
     assert pretrain(str(world / "photos"), tmp_path, overwrite=True, method="ijepa", set=TINY).finished
     assert not (tmp_path / ".tmp-metrics").exists()
@@ -383,3 +384,23 @@ def test_imports_run_downwards_only() -> None:
     for file in used:
         if file.startswith("data/"):
             assert not top(of(file)) & {"model", "train", "evaluation", "report", "run"}, file
+
+
+def test_another_programs_folder_is_never_overwritten(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("lr: 1")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "weights.pt").write_text("theirs")
+    with pytest.raises(UserError, match="holds"):
+        pretrain(str(world / "photos"), tmp_path, overwrite=True, method="ijepa", set=TINY)
+    assert (tmp_path / "checkpoints" / "weights.pt").read_text() == "theirs"
+
+
+def test_no_images_named_is_an_error_and_not_a_run_on_the_embedded_ones(tmp_path: Path) -> None:
+    for data in ("", None):
+        with pytest.raises(UserError, match="which images"):
+            pretrain(data, tmp_path / "run", method="ijepa", set=TINY)
+
+
+def test_the_method_is_named_after_its_parts(world: Path, tmp_path: Path) -> None:
+    words = [*TINY, "optim.steps=1", "regularizer.weight=0.1", "regularizer.projector=[]"]
+    assert pretrain(world / "photos", tmp_path / "run", method="ijepa", set=words).config.method == "c_jepa"

@@ -292,7 +292,7 @@ def test_without_labels_there_are_rank_and_pictures_and_a_word_why(tmp_path: Pat
 
 
 def test_classes_too_small_to_hold_one_out_are_one_sentence(labelled: Run, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="at least five of a class"):
+    with pytest.raises(UserError, match="at least five of each of two classes"):
         evaluate(labelled, str(photos(tmp_path / "few", 3, 3)))
     with pytest.raises(UserError, match="did you mean 'linear'"):
         evaluate(labelled, tasks=["linaer"])

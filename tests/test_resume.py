@@ -8,6 +8,7 @@ import random
 import re
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,7 +207,7 @@ def test_resuming_a_finished_run_changes_nothing(straight: Run, tmp_path: Path) 
 @pytest.mark.parametrize("word", ["optim.lr=1", "optim.steps=50", "seed=1", "data=emoji", "encoder.depth=2", "method=c_jepa"])
 def test_a_resume_that_would_change_the_result_is_refused(straight: Run, word: str) -> None:
     before = {p: p.stat().st_mtime_ns for p in straight.path.rglob("*")}
-    with pytest.raises(UserError, match=r"only run\.\* may change"):
+    with pytest.raises(UserError, match=r"only run\.\* and images\.max_bad may change"):
         pretrain(resume=straight.path, set=[word])
     with pytest.raises(UserError, match="leave out"):
         pretrain("emoji", resume=straight.path)
@@ -299,3 +300,23 @@ def test_accumulated_parts_make_the_update_of_the_whole_batch(photos: Path, part
     assert whole.keys() == split.keys() and len(whole) > 40
     for name, value in whole.items():
         torch.testing.assert_close(split[name], value, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_run_stopped_by_bad_images_is_saved_and_goes_on_with_a_higher_bound(photos: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(photos, data)
+    for path in sorted(data.rglob("*.*"))[:3]:
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match="max_bad"):
+        pretrain(data, out, method="ijepa", set=[*TINY, "images.max_bad=0.01"])
+    assert pretrain(resume=out, set=["images.max_bad=0.5"]).finished
+
+
+def test_other_images_of_the_same_number_are_refused(photos: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(photos, data)
+    pretrain(data, out, method="ijepa", set=TINY)
+    first = sorted(data.rglob("*.*"))[0]
+    first.rename(first.with_name("zzz" + first.suffix))
+    with pytest.raises(UserError, match="not those"):
+        pretrain(resume=out)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from jepakit.masks import Masks
     from jepakit.method import Method
     from jepakit.model import JEPA
-    from jepakit.report import report
     from jepakit.run import Run
     from jepakit.train import pretrain
     from jepakit.weights import load
@@ -46,7 +45,6 @@ _PLACES = {
     "evaluate": "evaluation.tasks",
     "load": "weights",
     "pretrain": "train",
-    "report": "report",
 }
 
 

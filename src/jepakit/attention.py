@@ -12,7 +12,7 @@ from jepakit.layout import Layout
 
 def attention(qkv: Tensor, layout: Layout) -> Tensor:
     """Softmax attention of each token over the tokens of its own sequence: (S, 3, H, d) -> (S, H * d)."""
-    if qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16):
+    if _has_varlen(qkv):
         return _varlen(qkv, layout)
     q, k, v = layout.pad(qkv).permute(2, 0, 3, 1, 4).unbind(0)  # each (n, H, L, d)
     valid = None if layout.dense else layout.valid
@@ -20,6 +20,13 @@ def attention(qkv: Tensor, layout: Layout) -> Tensor:
     plain = qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16
     out: Tensor = _explicit(q, k, v, valid) if plain else F.scaled_dot_product_attention(q, k, v, attn_mask=valid)
     return layout.unpad(out.transpose(1, 2).flatten(2))
+
+
+def _has_varlen(qkv: Tensor) -> bool:
+    """Whether the flash kernel for sequences of any length takes these: half precision, Ampere or later, its head widths."""
+    if not qkv.is_cuda or qkv.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(qkv.device)[0] >= 8 and qkv.shape[-1] % 8 == 0 and qkv.shape[-1] <= 256
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from jepakit.errors import UserError
 
@@ -57,7 +57,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> bool:
         shutil.rmtree(draft, ignore_errors=True)
         log.warning("checkpoint of step %d NOT saved: %s; earlier ones are kept, the run goes on", step, error)
         return False
-    for old in steps(folder)[keep:]:
+    for old in [s for s in steps(folder) if s <= step][keep:]:
         shutil.rmtree(folder / name_of(old), ignore_errors=True)
     return True
 
@@ -96,6 +96,21 @@ def load_newest(folder: Path) -> Checkpoint:
             f"no checkpoint in {folder} is whole ({len(found)} tried, run.log says why); start a new run with another --out"
         )
     raise UserError(f"no checkpoint in {folder}: there is nothing to resume; start the run again with --overwrite")
+
+
+def set_aside(folder: Path, after: int) -> None:
+    """Rename the broken checkpoints that are newer than the one a run goes on from: they are no longer its future."""
+    for step in steps(folder):
+        if step > after:
+            (folder / name_of(step)).replace(folder / f"broken-{name_of(step)}-{os.getpid()}")
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load weights strictly. Raises UserError naming the first that does not fit."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{where}: weights do not fit: {str(error).splitlines()[1].strip()}") from None
 
 
 def steps(folder: Path) -> list[int]:

@@ -15,8 +15,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help=__doc__
-    and ("Pretrain image encoders without labels by predicting in latent space, see how good they are, and hand them on."),
+    help="Pretrain image encoders without labels by predicting in latent space, see how good they are, and hand them on.",
 )
 Settings = Annotated[
     list[str] | None,
@@ -57,8 +56,6 @@ def pretrain(
     """Pretrain an encoder on images without labels."""
     from jepakit.train import pretrain as train
 
-    if data is None and resume is None and config is None:
-        raise UserError("which images? give --data FOLDER, or --data emoji for the embedded ones")
     run = train(data, out, recipe, method, config=config, resume=resume, overwrite=overwrite, set=settings)
     if run.finished:
         print(f"encoder: {run.path / 'model'}\nnext: jepakit evaluate {run.path} --data SRC; jepakit report {run.path}")
@@ -88,7 +85,7 @@ def report(
 
     try:
         print(write_report(runs, out))
-    except RunFolderError as error:
+    except (RunFolderError, OSError) as error:
         raise UserError(str(error)) from None
 
 
@@ -123,6 +120,14 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a disk that is full or read-only, a name that is too long
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's own; torch is not imported here
+            raise
+        print("error: the device's memory is too small: raise optim.accumulate, or lower optim.batch_size", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         print("stopped", file=sys.stderr)

@@ -12,11 +12,12 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from jepakit.layout import Indices, ranges, starts
 from jepakit.masks import Masks
+from jepakit.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,8 @@ class Windows:
     owner: Indices
 
 
-class EncoderPositions(BaseModel):
+class EncoderPositions(Settings):
     """Settings of the conditioning; the defaults are the reading that the project takes of the paper."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoder: bool = Field(True, description="tell the encoder the targets' positions")
     target_encoder: bool = Field(True, description="tell the target encoder the context's positions")

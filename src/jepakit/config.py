@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from jepakit.data.crops import Images
 from jepakit.errors import UserError, nearest
 from jepakit.method import METHODS, Method
 from jepakit.optim import Optim
+from jepakit.settings import Settings
 from jepakit.vit import SHAPE
 
 
-class RunSettings(BaseModel):
+class RunSettings(Settings):
     """How a run is run: nothing here is meant to change what is learnt."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes in it")
@@ -36,10 +35,10 @@ class Config(Method):
 
     recipe: str | None = Field(None, description="the preset this began from")
     method: str | None = Field(None, description="the method's name in the family")
-    data: str = Field("emoji", description="where the images are")
+    data: str | None = Field(None, description="where the images are: a folder, or emoji")
     images: Images = Field(default_factory=Images)
     optim: Optim = Field(default_factory=Optim)
-    seed: int = Field(0, ge=0, description="order, crops, masks and first weights are functions of it")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="order, crops, masks and first weights are functions of it")
     run: RunSettings = Field(default_factory=RunSettings)
 
     @model_validator(mode="after")
@@ -49,6 +48,8 @@ class Config(Method):
             if side % patch:
                 near = max(patch, round(side / patch) * patch)
                 raise ValueError(f"images.size {side} is not a multiple of encoder.patch_size {patch}; the nearest is {near}")
+        if self.regularizer and self.optim.batch_size // self.optim.accumulate < 2:
+            raise ValueError("the regulariser needs two images at a time: lower optim.accumulate")
         heads = self.predictor.heads or self.encoder.heads
         if self.predictor.width % heads:
             raise ValueError(
@@ -109,7 +110,7 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
             raise UserError(f"'{pair}': settings are written group.key=value, as in optim.lr=1e-3{nearest(key, known_keys())}")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # a date that is none is a ValueError
             raise UserError(f"'{pair}': the value is not valid YAML; quote it") from None
         if key not in known_keys():
             raise UserError(f"'{pair}': {key}: unknown key{nearest(key, known_keys())}")
@@ -127,7 +128,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         layer = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     layer = {} if layer is None else layer
     if not isinstance(layer, dict):

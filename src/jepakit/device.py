@@ -17,7 +17,7 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"run.device={name}: choose auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"run.device={name}: there is no such device here; run.device=auto takes what there is")
     return device
 
@@ -25,14 +25,19 @@ def device_of(name: str) -> torch.device:
 def precision_of(name: str, device: torch.device) -> torch.dtype:
     """'auto' is bfloat16 where the hardware multiplies in it."""
     if name == "auto":
-        fast = device.type == "cuda" or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
         return torch.bfloat16 if fast else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
 
 def use_threads(threads: int | None) -> None:
-    """CPU threads of the model; none: all cores that this process may use."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    """CPU threads of the model; none: OMP_NUM_THREADS, else all cores that this process may use."""
+    if threads or "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(threads or cores)
     _keep_memory()
 
 

@@ -12,3 +12,10 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the choice nearest to `word`, or `""` where none is near."""
     found = get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def line_of(error: Exception) -> str:
+    """What an error says, in one line; of pydantic's many, the first."""
+    found = getattr(error, "errors", None)
+    message = found()[0]["msg"] if callable(found) else str(error)
+    return str(message).removeprefix("Value error, ").split("\n")[0]

@@ -11,11 +11,12 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from jepakit import rng
 from jepakit.errors import UserError
 from jepakit.masks_released import released_grids, require_released
+from jepakit.settings import Settings
 
 Indices = NDArray[np.int64]
 Grids = NDArray[np.bool_]
@@ -46,6 +47,8 @@ class Masks:
         """
         if len(context) != len(targets):
             raise UserError(f"context has {len(context)} images, targets {len(targets)}: give one entry an image in both")
+        if not len(context):
+            raise UserError("masks of no image: give at least one")
         for i, (own, blocks) in enumerate(zip(context, targets, strict=True)):
             if not len(own) or not len(blocks) or not all(len(block) for block in blocks):
                 raise UserError(f"image {i}: each image needs a context, and at least one target block, that are not empty")
@@ -87,9 +90,7 @@ class Masks:
             raise UserError(f"patch index {largest} lies outside the grid of {patches} patches (they count from 0)")
 
 
-class _Law(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _Law(Settings):
     draws: int = Field(1, ge=1, description="samplings of masks per image that share one pass of the target encoder")
     min_keep: int = Field(1, ge=1, description="least number of context patches")
 

@@ -2,21 +2,20 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from jepakit.conditioning import EncoderPositions
 from jepakit.losses import Loss
 from jepakit.masks import Masking, MultiBlock
 from jepakit.predictor import PredictorConfig
 from jepakit.regularizers import VICReg
+from jepakit.settings import Settings
 from jepakit.targets import Features, Target
 from jepakit.vit import ViTConfig
 
 
-class Method(BaseModel):
+class Method(Settings):
     """What is predicted from what, by what, and what keeps it from collapsing. An option is its own settings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     masking: Masking = Field(default_factory=MultiBlock)
     conditioning: EncoderPositions | None = None
@@ -45,5 +44,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "ec_c_jepa": {"conditioning": {}, "regularizer": {}, "target": {"kind": "features"}},
     "mae_pixels": {"conditioning": None, "regularizer": None, "target": {"kind": "pixels"}},
 }
+
+
+def name_of(method: Method) -> str | None:
+    """The name of the method that has these parts, if it is one of the family."""
+    parts = method.conditioning is not None, method.regularizer is not None, method.target.kind
+    for name, p in METHODS.items():
+        if parts == (p["conditioning"] is not None, p["regularizer"] is not None, p["target"]["kind"]):
+            return name
+    return None
+
 
 IJEPA, EC_IJEPA, C_JEPA, EC_C_JEPA, MAE_PIXELS = (Method.model_validate(parts) for parts in METHODS.values())

@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
 from jepakit.model import JEPA
+from jepakit.settings import Settings
 
 
-class Optim(BaseModel):
+class Optim(Settings):
     """Optimiser and schedules. Values at a step are linear in warm-up, then cosine; momentum is linear."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: float = Field(100, gt=0, description="passes over the data")
     steps: int | None = Field(None, ge=1, description="updates; takes the place of epochs")
@@ -66,11 +65,17 @@ class Schedule:
         """Updates of the whole run."""
         return self.optim.steps or max(1, round(self.optim.epochs * self.steps_per_epoch))
 
+    @property
+    def warmup(self) -> int:
+        """Updates over which the learning rate rises."""
+        given = self.optim.warmup_steps
+        return int(self.optim.warmup_epochs * self.steps_per_epoch) if given is None else given
+
     def at(self, step: int) -> Now:
         """Values for the update number `step`, counted from 0."""
         o, stretched = self.optim, self.optim.schedule_scale * self.steps
         total = int(stretched)  # the released code rounds for lr and weight decay, not for the momentum
-        warmup = int(o.warmup_epochs * self.steps_per_epoch) if o.warmup_steps is None else o.warmup_steps
+        warmup = self.warmup
         s = step + 1  # the released lr and weight decay count from 1, the momentum from 0
         if s < warmup:
             lr = o.start_lr + s / warmup * (o.lr - o.start_lr)

@@ -4,18 +4,17 @@ Parameter names are those of the released code. P predictor width, D encoder wid
 """
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from jepakit.layout import joint, take
 from jepakit.masks import Masks
+from jepakit.settings import Settings
 from jepakit.vit import NORM_EPS, Block, ViTConfig, initialise, sincos
 
 
-class PredictorConfig(BaseModel):
+class PredictorConfig(Settings):
     """Shape of the predictor; heads none: the encoder's, as released."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     depth: int = Field(6, ge=1, description="blocks")
     width: int = Field(384, ge=4, multiple_of=4, description="features of a token")

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from jepakit.config import Config, fields, merge, method_layer, resolve
 from jepakit.errors import UserError, nearest
+from jepakit.method import name_of
 from jepakit.vit import SHAPE
 
 Values = dict[str, tuple[Any, str]]
@@ -66,8 +67,11 @@ _C_JEPA: Values = {
     "regularizer.std": (25.0, "C-JEPA paper, equation 22"),
     "regularizer.cov": (1.0, "C-JEPA paper, equation 22"),
     "regularizer.tensor": ("pred_blocks", "C-JEPA paper, appendix algorithm 1"),
+    "predictor.depth": (6, "as I-JEPA's; the C-JEPA paper names none"),
     "regularizer.projector": ((3072, 3072, 3072), "DSeq-JEPA's public C-JEPA (the paper names no widths)"),
 }
+
+_C_JEPA_L: Values = {"predictor.depth": (12, "as I-JEPA's; the C-JEPA paper names none")}
 
 # What the four methods share on a small set. The papers' weight .001 of VICReg lets them collapse there.
 _SMALL_DATA: Values = {
@@ -79,7 +83,7 @@ _SMALL_DATA: Values = {
     "regularizer.projector": ((), "trial on the emoji: statistics on the features themselves"),
     "optim.momentum": (0.996, PAPER),
     "optim.weight_decay": (0.04, PAPER),
-    "optim.final_weight_decay": (0.04, "I-JEPA paper, table 13: constant does as well in short runs"),
+    "optim.final_weight_decay": (0.04, "trial on the emoji: constant"),
     "optim.batch_size": (64, "trial on the emoji"),
     "optim.lr": (1e-3, "trial on the emoji"),
 }
@@ -153,7 +157,7 @@ RECIPES: dict[str, Recipe] = {
         "C-JEPA ViT-B/16", "c_jepa", {**_PAPERS, **_vit("base", 16, 6, 600, "C-JEPA paper, appendix"), **_C_JEPA}
     ),
     "c_jepa_vitl16": Recipe(
-        "C-JEPA ViT-L/16", "c_jepa", {**_PAPERS, **_vit("large", 16, 12, 600, "C-JEPA paper, appendix"), **_C_JEPA}
+        "C-JEPA ViT-L/16", "c_jepa", {**_PAPERS, **_vit("large", 16, 12, 600, "C-JEPA paper, appendix"), **_C_JEPA, **_C_JEPA_L}
     ),
 }
 
@@ -179,7 +183,8 @@ def settings(recipe_name: str | None, method: str | None, *layers: dict[str, Any
     """A recipe (default: small), a method (default: the recipe's) and further layers, resolved. Raises UserError."""
     name = recipe_name or "small"
     chosen = method or recipe(name).method
-    return resolve(recipe_layer(name), method_layer(chosen), *layers)
+    config = resolve(recipe_layer(name), method_layer(chosen), *layers)
+    return config.model_copy(update={"method": name_of(config)})  # a layer may have added or taken a part
 
 
 _CHOICE = {"method": "the recipe's method", "recipe": "this recipe"}

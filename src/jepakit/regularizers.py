@@ -10,21 +10,20 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from jepakit.errors import UserError
 from jepakit.layout import segment_mean
 from jepakit.losses import full_precision
 from jepakit.masks import Masks
+from jepakit.settings import Settings
 
 Reading = Literal["pred_blocks", "context_pooled", "pred_pairs"]
 
 
-class VICReg(BaseModel):
+class VICReg(Settings):
     """Coefficients are the paper's; the projector is that of the only public implementation (the paper names none)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     tensor: Reading = Field(
         "pred_blocks", description="what is regularised: appendix algorithm 1, main text, or a public code's reading"

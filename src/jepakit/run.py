@@ -51,23 +51,32 @@ class Run:
         run = cls(Path(path).expanduser())
         if run.path.exists() and not run.path.is_dir():
             raise UserError(f"--out {run.path} is a file; give a new folder")
-        there = {p.name for p in run.path.iterdir()} if run.path.exists() else set()
+        there = sorted(p.name for p in run.path.iterdir()) if run.path.exists() else []
         if "config.yaml" in there and not overwrite:
             raise UserError(f"{run.path} holds a run: go on with --resume {run.path}, or replace it with --overwrite")
-        ours = set(CONTENTS) if "config.yaml" in there else {".lock"}  # without it nothing here is known to be a run's
-        others = sorted(name for name in there - ours if not name.startswith(".tmp-"))  # those a kill may leave
+        known = CONTENTS if run.is_ours() else (".lock",)  # without its settings nothing here is known to be a run's
+        others = [name for name in there if name not in known and not name.startswith(".tmp-")]  # those a kill may leave
         if others:
             raise UserError(f"{run.path} holds other files ({others[0]}); give a folder of its own")
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             with run.lock():
-                for name in there - {".lock"}:
+                for name in [n for n in there if n not in (".lock", "config.yaml")]:  # the settings mark the folder to the end
                     place = run.path / name
                     shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
-                (run.path / "config.yaml").write_text(to_yaml(config))
+                draft = run.path / ".tmp-config"
+                draft.write_text(to_yaml(config))
+                draft.replace(run.path / "config.yaml")
         except OSError as error:
             raise UserError(f"cannot write {run.path}: {error.strerror}") from None
         return run
+
+    def is_ours(self) -> bool:
+        """Whether the folder's config.yaml is a run's, not some other program's."""
+        try:
+            return {"encoder", "optim", "run"} <= read_yaml(self.path / "config.yaml").keys()
+        except UserError:
+            return False
 
     @property
     def config(self) -> Config:
@@ -82,10 +91,13 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the newest checkpoint is that of the last step."""
-        from jepakit.checkpoint import load, name_of, steps
+        from jepakit.checkpoint import name_of, steps
 
         found = steps(self.checkpoints)
-        return bool(found) and bool(load(self.checkpoints / name_of(found[0])).state["finished"])
+        try:
+            return bool(found) and bool(json.loads((self.checkpoints / name_of(found[0]) / "state.json").read_text())["finished"])
+        except (OSError, ValueError, KeyError):
+            return False
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged steps, one mapping each; a line that a kill cut short is left out."""

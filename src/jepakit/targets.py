@@ -6,14 +6,14 @@ S target tokens, D encoder width, C channels.
 from typing import Annotated, Literal
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from jepakit.settings import Settings
 
-class Features(BaseModel):
+
+class Features(Settings):
     """The target encoder's output, normalised over features (layer), over the batch (batch), or as it is (none)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["features"] = "features"
     norm: Literal["layer", "batch", "none"] = Field(
@@ -32,10 +32,8 @@ class Features(BaseModel):
         return features
 
 
-class Pixels(BaseModel):
+class Pixels(Settings):
     """The target patches' own pixels, each patch normalised as in MAE (arXiv 2111.06377, section 3)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["pixels"] = "pixels"
     norm: bool = Field(True, description="zero mean and unit variance in each patch")

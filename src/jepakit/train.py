@@ -3,14 +3,13 @@
 All that varies is a function of the step, so a checkpoint is weights, optimiser and step.
 """
 
-import json
 import logging
 import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from types import FrameType
@@ -24,23 +23,24 @@ from jepakit import checkpoint
 from jepakit.checkpoint import Checkpoint
 from jepakit.config import Config, merge, method_layer, overrides, read_yaml, resolve
 from jepakit.data.crops import normalise
-from jepakit.data.loader import Batch, Loader
+from jepakit.data.loader import Batch, Loader, TooManyBadImagesError
 from jepakit.data.sources import Source, open_source
 from jepakit.device import device_of, precision_of, use_threads
 from jepakit.errors import UserError
-from jepakit.metrics import position_share, rankme
+from jepakit.hf import save_model
+from jepakit.logs import metrics_writer, step_row, summary_writer
 from jepakit.model import JEPA, Output
 from jepakit.optim import Now, Schedule, gradient_norm, optimizer, set_now
 from jepakit.progress import progress
 from jepakit.recipes import settings
 from jepakit.run import Run
-from jepakit.weights import jepa_of, save_model
+from jepakit.weights import jepa_of
 
 log = logging.getLogger("jepakit")
 
 
 def pretrain(
-    data: str | None = None,
+    data: str | Path | None = None,
     out: str | Path | None = None,
     recipe: str | None = None,
     method: str | None = None,
@@ -67,40 +67,47 @@ def pretrain(
         return _resume(Run.open(resume), given)
     if out is None:
         raise UserError("where shall the run go? give --out RUN (a new folder), or --resume RUN")
-    named = read_yaml(Path(config)) if config else {}
-    asked_recipe, asked_method = given.pop("recipe", None), given.pop("method", None)
-    recipe, method = recipe or asked_recipe, method or asked_method
-    if recipe and named.get("recipe") not in (None, recipe):
-        raise UserError(f"{config} holds recipe {named['recipe']}, not {recipe}: leave out --recipe, or 'recipe' in the file")
-    over = [method_layer(method) if method else {}, given, {"data": data} if data else {}]  # the command line over the file
-    chosen = settings(recipe or named.get("recipe"), named.get("method"), named, *over)
-    training = Training.prepare(chosen, open_source(chosen.data))
+    chosen = _chosen(data, recipe, method, config, given)
+    source = open_source(chosen.data or "")
+    training = Training.prepare(chosen, source)
     run = Run.create(out, chosen, overwrite=overwrite)
     with run.lock(), run.logged():
-        log.info(
-            "%s on %s: %d images, %d steps of %d",
-            chosen.method,
-            chosen.data,
-            len(training.loader.source),
-            training.schedule.steps,
-            chosen.optim.batch_size,
-        )
+        o, name = chosen.optim, chosen.method or "a method of your own"
+        log.info("%s on %s: %d images, %d steps of %d", name, chosen.data, len(source), training.schedule.steps, o.batch_size)
         if not training.save(run):  # so that there is always something to go on from
             raise UserError(f"no checkpoint can be written to {run.path} (run.log says why): make room, start with --overwrite")
         return training.go(run)
 
 
+def _chosen(
+    data: str | Path | None, recipe: str | None, method: str | None, config: str | Path | None, given: dict[str, Any]
+) -> Config:
+    """The settings of a new run: recipe, then method, then the file, then the command line's words."""
+    named = read_yaml(Path(config)) if config else {}
+    asked_recipe, asked_method = given.pop("recipe", None), given.pop("method", None)
+    recipe, method = recipe or asked_recipe, method or asked_method
+    if recipe and named.get("recipe") not in (None, recipe):
+        raise UserError(f"{config} holds recipe {named['recipe']}, not {recipe}: leave out --recipe, or 'recipe' in the file")
+    layers = [method_layer(method) if method else {}, given, {} if data is None else {"data": str(data)}]
+    chosen = settings(recipe or named.get("recipe"), named.get("method"), named, *layers)
+    if not chosen.data:
+        raise UserError("which images? give --data FOLDER, or --data emoji for the embedded ones")
+    # absolute, so that the run can be resumed and evaluated from anywhere
+    return chosen if chosen.data == "emoji" else chosen.model_copy(update={"data": str(Path(chosen.data).expanduser().resolve())})
+
+
 def _resume(run: Run, changes: Mapping[str, Any]) -> Run:
-    fixed = sorted(set(changes) - {"run"})
+    fixed = [key for key, value in changes.items() if key != "run" and not (key == "images" and set(value) == {"max_bad"})]
     if fixed:
-        raise UserError(f"--resume goes on with the run's own settings; only run.* may change, not {fixed[0]}")
+        raise UserError(f"--resume goes on with the run's own settings; only run.* and images.max_bad may change, not {fixed[0]}")
     with run.lock(), run.logged():
         found = checkpoint.load_newest(run.checkpoints)
         config = resolve(found.state["config"], changes, where=str(run.checkpoints))  # verified, unlike config.yaml
-        if config.model_copy(update={"run": run.config.run}) != run.config:
+        if resolve(found.state["config"]).model_copy(update={"run": run.config.run}) != run.config:
             log.warning("%s was edited since the run began: going on with the run's own settings", run.path / "config.yaml")
-        training = Training.prepare(config, open_source(config.data))
+        training = Training.prepare(config, open_source(config.data or ""))
         training.restore(found)
+        checkpoint.set_aside(run.checkpoints, training.step)
         run.rewind(training.step)
         log.info("resumed at step %d of %d", training.step, training.schedule.steps)
         return training.go(run)
@@ -118,7 +125,7 @@ class Training:
     loader: Loader
     schedule: Schedule
     step: int = 0
-    stop: bool = field(default=False)
+    stop: bool = False
 
     @classmethod
     def prepare(cls, config: Config, source: Source) -> "Training":
@@ -127,24 +134,18 @@ class Training:
         device = device_of(config.run.device)
         use_threads(config.run.threads)
         o = config.optim
-        loader = Loader(
-            source,
-            config.images,
-            config.masking,
-            config.grid,
-            o.batch_size,
-            config.seed,
-            o.accumulate,
-            config.run.loader_threads,
-        )
+        shape = config.images, config.masking, config.grid
+        loader = Loader(source, *shape, o.batch_size, config.seed, o.accumulate, config.run.loader_threads)
         jepa = jepa_of(config).to(device)
         if config.run.compile:
             for block in (*jepa.encoder.blocks, *jepa.target_encoder.blocks, *jepa.predictor.predictor_blocks):
                 block.compile(dynamic=True)
         if config.run.tensorboard:
-            _summary_writer()
-        dtype = precision_of(config.run.precision, device)
-        return cls(config, device, dtype, jepa, optimizer(jepa, o), loader, Schedule(o, loader.steps_per_epoch))
+            summary_writer()
+        dtype, schedule = precision_of(config.run.precision, device), Schedule(o, loader.steps_per_epoch)
+        if schedule.warmup >= schedule.steps:
+            log.warning("warm-up takes %d of %d steps: the learning rate never reaches optim.lr", schedule.warmup, schedule.steps)
+        return cls(config, device, dtype, jepa, optimizer(jepa, o), loader, schedule)
 
     def go(self, run: Run) -> Run:
         """Train to the end, or to a signal; leaves a checkpoint and the model either way."""
@@ -153,24 +154,26 @@ class Training:
         logged, saved, again = self.step, True, f"jepakit pretrain --resume {quote(str(run.path))}"
         with (
             _signals(self),
-            _metrics_writer(run, self.config) as write,
+            metrics_writer(run, self.config) as write,
             progress("pretrain", total, self.step) as report,
         ):
-            for batch in self.loader(self.step, total):
+            for batch in self._batches(run):
                 done = self.step + 1
                 log_now = done % settings_.log_every_steps == 0 or done == total
                 save_now = done % settings_.save_every_steps == 0 or done == total
                 now = self.schedule.at(self.step)
-                out, norm = self.train_step(batch, now, check=log_now or save_now or self.device.type == "cpu")
+                check = log_now or save_now or self.device.type == "cpu"  # a look at the loss makes CUDA wait
+                out, norm = self.train_step(batch, now, check=check)
                 self.step = done
                 if log_now:
                     moment = time.monotonic()
                     rate = (done - logged) * self.config.optim.batch_size / (moment - last)
                     last, logged = moment, done
-                    row = _row(self.step, batch, out, norm, now)
+                    row = step_row(self.step, batch, out, norm, now)
                     write(row | {"images_per_second": rate, "seconds": moment - started})
                     report(done, f"loss {row['loss']:.4f}  {rate:.0f} images/s")
                 if save_now or self.stop:
+                    self._require_finite(out, norm)
                     saved = self.save(run)
                 if self.stop and saved:
                     log.info("stopped at step %d of %d; go on with: %s", self.step, total, again)
@@ -197,16 +200,28 @@ class Training:
                 out = self.jepa(pixels, masks)
             (out.loss / parts).backward()
         norm = gradient_norm(self.jepa, self.config.optim.clip_grad)
-        if check and not math.isfinite(float(out.loss.detach() + norm)):
-            self._not_finite(float(out.loss.detach()), float(norm))
+        if check:
+            self._require_finite(out, norm)
         self.adamw.step()
         self.jepa.update_target_encoder(now.momentum)
         return out, norm
 
-    def _not_finite(self, loss: float, norm: float) -> None:
+    def _batches(self, run: Run) -> Iterator[Batch]:
+        """The batches still to come. Where too many images are bad, what was learnt so far is saved first."""
+        try:
+            yield from self.loader(self.step, self.schedule.steps)
+        except TooManyBadImagesError:
+            self.save(run)
+            raise
+
+    def _require_finite(self, out: Output, norm: Tensor) -> None:
+        loss = float(out.loss.detach())
+        if math.isfinite(loss + float(norm)):
+            return
         raise UserError(
-            f"at step {self.step} the loss is {loss:g} and the gradient's norm {norm:g}; nothing of this step was kept, the last "
-            f"checkpoint is good. Try a lower optim.lr, optim.clip_grad=1, more optim.warmup_epochs, or run.precision=fp32"
+            f"at step {self.step} the loss is {loss:g} and the gradient's norm {float(norm):g}; nothing of this step was "
+            f"kept, the last checkpoint is good. Resume with run.precision=fp32, or start a new run with a lower optim.lr, "
+            f"optim.clip_grad=1 or more optim.warmup_epochs"
         )
 
     def save(self, run: Run) -> bool:
@@ -217,6 +232,7 @@ class Training:
             "step": self.step,
             "finished": self.step == self.schedule.steps,
             "images": len(self.loader.source),
+            "names": self.loader.source.fingerprint(),
             "bad": {str(k): v for k, v in self.loader.bad.items()},
             "torch": torch.__version__,
             "config": self.config.model_dump(mode="json"),
@@ -231,6 +247,8 @@ class Training:
                 f"the run saw {found.state['images']} images in {self.config.data}, now there are {len(self.loader.source)}: "
                 f"bring back the same images, or start a new run"
             )
+        if found.state["names"] != self.loader.source.fingerprint():
+            raise UserError(f"the images in {self.config.data} are not those that the run began with: bring them back")
         self.jepa.load_state_dict(found.tensors["model"])
         moments = found.tensors.get("optimizer", {})
         for name, p in self.jepa.trained_parameters():
@@ -239,54 +257,6 @@ class Training:
                 self.adamw.state[p] = {key: moments[f"{name}.{key}"].to(p.device) for key in keys}
         self.loader.bad = {int(k): v for k, v in found.state["bad"].items()}
         self.step = int(found.state["step"])
-
-
-def _row(step: int, batch: Batch, out: Output, norm: Tensor, now: Now) -> dict[str, float]:
-    """What a logged step says. Standard deviations are over the batch's tokens, the mean over features."""
-    masks = batch.masks[-1]
-    return {
-        "step": step,
-        "epoch": batch.epoch,
-        "loss": float(out.loss.detach()),
-        **{f"loss/{name}": float(term.detach()) for name, term in out.terms.items()},
-        "lr": now.lr,
-        "weight_decay": now.weight_decay,
-        "momentum": now.momentum,
-        "grad_norm": float(norm),
-        "target_std": float(out.targets.float().std(0).mean()),
-        "prediction_std": float(out.predictions.detach().float().std(0).mean()),
-        "effective_rank": rankme(out.features),
-        "position_share": position_share(out.targets, masks.targets),
-        "context_tokens": float(masks.context_lengths.mean()),
-        "target_tokens": float(masks.target_lengths.mean()),
-    }
-
-
-@contextmanager
-def _metrics_writer(run: Run, config: Config) -> Iterator[Any]:
-    """A function that appends a row to metrics.jsonl, and to tensorboard/ if asked for."""
-    board: Any = _summary_writer()(str(run.path / "tensorboard")) if config.run.tensorboard else None
-
-    def write(row: dict[str, float]) -> None:
-        try:
-            with (run.path / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:  # a full disk: the run is worth more than a line
-            log.warning("metrics of step %d NOT written: %s", row["step"], error)
-        for name, value in row.items() if board else ():
-            board.add_scalar(name, value, int(row["step"]))
-
-    yield write
-    if board:
-        board.close()
-
-
-def _summary_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("run.tensorboard needs an extra: pip install 'jepakit[tensorboard]'") from None
-    return SummaryWriter
 
 
 @contextmanager

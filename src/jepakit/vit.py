@@ -10,11 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from jepakit.attention import attention
+from jepakit.errors import UserError
 from jepakit.layout import Layout
+from jepakit.settings import Settings
 
 NORM_EPS = 1e-6
 
@@ -30,10 +32,8 @@ SIZES: dict[str, tuple[int, int, int, float]] = {
 }
 
 
-class ViTConfig(BaseModel):
+class ViTConfig(Settings):
     """Shape of the encoder. `size` fills in what is not given."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: Literal["tiny", "small", "base", "large", "huge", "giant"] | None = Field(
         None, description="a row of the table of sizes"
@@ -48,7 +48,7 @@ class ViTConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("size") in SIZES:
+        if isinstance(data, dict) and isinstance(data.get("size"), str) and data["size"] in SIZES:
             shape = dict(zip(SHAPE, SIZES[data["size"]], strict=True))
             return {**shape, **data, "size": data["size"] if all(data.get(k, v) == v for k, v in shape.items()) else None}
         return data
@@ -71,6 +71,12 @@ def sincos(width: int, grid: tuple[int, int], extent: tuple[int, int] | None = N
     row, column = np.meshgrid(rows, columns, indexing="ij")
     angles = [axis.reshape(-1, 1) * omega for axis in (column, row)]
     return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
+
+
+def require_positions(ours: Tensor, theirs: Tensor | None, where: str) -> None:
+    """Positions are fixed, so stored ones are only compared. Raises UserError if they are others, as learnt ones would be."""
+    if theirs is not None and (theirs.numel() != ours.numel() or (theirs.reshape(ours.shape) - ours).abs().max() > 1e-3):
+        raise UserError(f"{where}: its positions are not the fixed sin-cos ones of I-JEPA")
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

@@ -4,19 +4,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from jepakit import rng
 from jepakit.data.decode import Pixels
+from jepakit.settings import Settings
 
 TRIES = 10  # torchvision's bound before it falls back to a centre crop
 
 
-class Images(BaseModel):
+class Images(Settings):
     """What the encoder is shown."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int | tuple[int, int] = Field(224, description="pixels: a side, or (height, width)")
     channels: int = Field(3, ge=3, le=3, description="colour channels")
@@ -24,7 +23,9 @@ class Images(BaseModel):
     crop_aspect: tuple[float, float] = Field((0.75, 4 / 3), description="width over height of a crop")
     flip: bool = Field(False, description="mirror half of the images (released code: off)")
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="subtracted from channels in [0, 1]")
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="channels are divided by it")
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
+        (0.229, 0.224, 0.225), description="channels are divided by it"
+    )
     max_bad: float = Field(0.01, ge=0, le=1, description="share of unreadable images at which the run stops")
 
     @model_validator(mode="after")

@@ -26,6 +26,10 @@ log = logging.getLogger("jepakit")
 AHEAD = 3
 
 
+class TooManyBadImagesError(UserError):
+    """More images are unreadable than images.max_bad allows."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """images (B, 3, H, W) uint8; masks of each part of the batch (one unless gradients are accumulated)."""
@@ -118,9 +122,9 @@ class Loader:
             reason,
         )
         if len(self.bad) > max(1, self.images.max_bad * len(self.source)):  # one is never too many
-            raise UserError(
+            raise TooManyBadImagesError(
                 f"{len(self.bad)} of {len(self.source)} images cannot be read, more than images.max_bad={self.images.max_bad:g}; "
-                f"run.log names them: mend or remove them, or set images.max_bad higher"
+                f"run.log names them: mend them, or set images.max_bad higher, and --resume"
             )
 
     def __call__(self, first: int, steps: int) -> Iterator[Batch]:

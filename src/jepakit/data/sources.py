@@ -1,5 +1,7 @@
 """Where images come from: the embedded set, or a folder. A source has a length, labels if any, and reads by index."""
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -38,6 +40,10 @@ class Source(Protocol):
         """What to call a sample in a message."""
         ...
 
+    def fingerprint(self) -> str:
+        """What changes when samples come, go or change places."""
+        ...
+
 
 class EmojiSource:
     """The embedded set, labelled by emoji group; test identities are on no other side."""
@@ -57,6 +63,9 @@ class EmojiSource:
 
     def title(self, index: int) -> str:
         return self._set.identities[int(self._set.identity[index])]
+
+    def fingerprint(self) -> str:
+        return _digest(self.title(index) for index in range(len(self)))
 
 
 class FolderSource:
@@ -83,6 +92,9 @@ class FolderSource:
     def title(self, index: int) -> str:
         return str(self.paths[index].relative_to(self.root))
 
+    def fingerprint(self) -> str:
+        return _digest(self.title(index) for index in range(len(self)))
+
     def require_readable(self) -> None:
         """Raises UserError if none of a sample of up to 64 files can be read."""
         reason = ""
@@ -99,9 +111,13 @@ def open_source(data: str) -> Source:
     """The source that `data` names: 'emoji' or a folder. Raises UserError."""
     if data == "emoji":
         return EmojiSource()
-    source = FolderSource(Path(data).expanduser())
+    source = FolderSource(Path(data))
     source.require_readable()
     return source
+
+
+def _digest(names: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
 
 
 def _images(folder: Path, seen: set[Path]) -> list[Path]:

@@ -3,6 +3,7 @@
 n samples, D features.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,8 +17,10 @@ from jepakit.data.crops import centre_crop
 from jepakit.data.decode import BadImageError
 from jepakit.data.sources import Source
 from jepakit.encoder import Encoder
+from jepakit.errors import UserError
 from jepakit.progress import progress
 
+log = logging.getLogger("jepakit")
 RAW_SIDE = 16  # pixels on a side of the raw-pixel baseline
 BATCH = 128
 
@@ -47,6 +50,8 @@ def extract(source: Source, encoders: Mapping[str, Encoder], precision: torch.dt
                 rows[name].append(function(images))
             ids += part
             report(ids[-1] + 1)
+    if len(ids) < 2:
+        raise UserError(f"{source.name} has {len(ids)} readable image(s): there is nothing to compare")
     return Features({name: torch.cat(parts) for name, parts in rows.items()}, np.array(ids))
 
 
@@ -69,7 +74,8 @@ def _batches(source: Source, size: tuple[int, int]) -> Iterator[tuple[list[int],
         try:
             images.append(centre_crop(source.read(index), *size))
             ids.append(index)
-        except BadImageError:
+        except BadImageError as error:
+            log.warning("left out of the evaluation: %s: %s", source.title(index), error)
             continue
         if len(ids) == BATCH:
             yield ids, torch.stack(images)

@@ -1,5 +1,6 @@
 """The verb `evaluate`: tasks on a run's frozen features, results as JSON and as a table."""
 
+import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from scipy.stats import binom
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from jepakit.config import Config
 from jepakit.data.sources import Labels, Source, open_source
 from jepakit.device import device_of, precision_of, use_threads
 from jepakit.encoder import Encoder
@@ -54,7 +56,7 @@ TASKS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str
 
 
 def evaluate(
-    run: Run | str | Path, data: str | None = None, tasks: list[str] | tuple[str, ...] = tuple(TASKS)
+    run: Run | str | Path, data: str | Path | None = None, tasks: list[str] | tuple[str, ...] = tuple(TASKS)
 ) -> dict[str, list[Row]]:
     """Probe a run on labelled images (default: the run's own), beside baselines; writes RUN/evaluation/.
 
@@ -65,27 +67,42 @@ def evaluate(
         if task not in TASKS:
             raise UserError(f"unknown task '{task}': choose from {', '.join(TASKS)}{nearest(task, TASKS)}")
     run = run if isinstance(run, Run) else Run.open(run)
-    source = open_source(data or run.config.data)
-    settings = run.config.run
-    features = extract(source, _encoders(run), precision_of(settings.precision, device_of(settings.device)))
-    folder = run.path / "evaluation"
-    folder.mkdir(exist_ok=True)
+    config = run.config
+    source = open_source(str(data or config.data or ""))
+    features = extract(source, _encoders(run), precision_of(config.run.precision, device_of(config.run.device)))
+    folder = _folder(run, source.name)
     ranks = [{"name": name, "rankme": rankme(x[:25_600])} for name, x in features.by_name.items()]
-    save_json(folder / "rankme.json", {"task": "rankme", "rows": ranks})
-    save_pictures(folder / "pictures.npz", run.config, source, features)
+    save_json(folder / "rankme.json", {"task": "rankme", "data": source.name, "rows": ranks})
+    save_pictures(folder / "pictures.npz", config, source, features)
     if source.labels is None:
         log.warning(
             "%s has no labels: put images into sub-folders, one a class, to probe; RankMe and pictures were made",
             source.name,
         )
         return {"rankme": ranks}
-    return {"rankme": ranks} | _probe(source, source.labels, features, tasks, folder, run.config.encoder.width)
+    return {"rankme": ranks} | _probe(source, source.labels, features, tasks, folder, config.encoder.width)
+
+
+def _folder(run: Run, data: str) -> Path:
+    """RUN/evaluation, without results on other data: one report tells of one set."""
+    folder = run.path / "evaluation"
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.json"):
+        try:
+            same = json.loads(old.read_text()).get("data") == data
+        except ValueError:
+            same = False
+        if not same:
+            old.unlink()
+    return folder
 
 
 def _encoders(run: Run) -> dict[str, Encoder]:
-    config, device = run.config, device_of(run.config.run.device)
+    jepa = jepa_from_checkpoint(run.path)
+    config = jepa.method
+    assert isinstance(config, Config)  # that of a run always is
     use_threads(config.run.threads)
-    jepa, fresh = jepa_from_checkpoint(run.path), jepa_of(config)
+    device, fresh = device_of(config.run.device), jepa_of(config)
     told = config.conditioning if config.conditioning and config.conditioning.encoder else None
     vits = {"target encoder": jepa.target_encoder, "encoder": jepa.encoder, "untrained encoder": fresh.encoder}
     return {name: Encoder(vit, config.images, told).to(device).eval() for name, vit in vits.items()}
@@ -122,8 +139,8 @@ def _probe(
 def _split(features: Features, labels: Labels, width: int) -> Split:
     test = torch.from_numpy(labels.test[features.ids])
     values = torch.from_numpy(labels.values[features.ids])
-    if not test.any() or test.all():
-        raise UserError("too few images to hold some out: give at least five of a class")
+    if not test.any() or len(values[~test].unique()) < 2:
+        raise UserError("too few images to hold some out: give at least five of each of two classes")
     train_x = {name: x[~test] for name, x in features.by_name.items()}
     test_x = {name: x[test] for name, x in features.by_name.items()}
     raw = train_x["raw pixels"]
