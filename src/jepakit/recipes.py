@@ -103,8 +103,8 @@ RECIPES: dict[str, Recipe] = {
             "predictor.depth": (2, "trial on the emoji"),
             "masking.min_keep": (6, "about a tenth of the patches"),
             **_SMALL_DATA,
-            "optim.epochs": (6, "fits five minutes with evaluation, on busy cores too"),
-            "optim.warmup_epochs": (1, "a sixth of the run"),
+            "optim.epochs": (4, "fits five minutes with evaluation, on busy cores too"),
+            "optim.warmup_epochs": (1, "a quarter of the run"),
         },
     ),
     "small": Recipe(

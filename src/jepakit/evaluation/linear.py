@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # sklearn's C, chosen on a fifth of the training samples
+STRENGTHS = (0.001, 0.01, 0.1)  # sklearn's C, chosen on a fifth of the training samples
 
 
 def linear(train: Tensor, labels: Tensor, test: Tensor) -> tuple[Tensor, float]:
@@ -18,4 +18,4 @@ def linear(train: Tensor, labels: Tensor, test: Tensor) -> tuple[Tensor, float]:
 
 
 def _fit(x: np.ndarray, y: np.ndarray, c: float) -> LogisticRegression:
-    return LogisticRegression(C=c, max_iter=200, tol=1e-3).fit(x, y)
+    return LogisticRegression(C=c, max_iter=100, tol=1e-3).fit(x, y)
