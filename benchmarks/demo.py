@@ -42,6 +42,7 @@ def one(method: str, seed: int, folder: Path, words: list[str]) -> dict[str, Any
     row: dict[str, Any] = {
         "method": method,
         "seed": seed,
+        "steps": run.metrics()[-1]["step"],
         "pretrain_s": round(trained - started),
         "evaluate_s": round(time.monotonic() - trained),
     }
