@@ -20,8 +20,8 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line does, before torch is imported
 
 from jepakit.evaluation import evaluate
+from jepakit.files import save_json
 from jepakit.method import METHODS
-from jepakit.run import save_json
 from jepakit.train import pretrain
 
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence" / "demo.json"

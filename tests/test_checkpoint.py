@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bomb import Bomb
 from jepakit import checkpoint
 from jepakit.checkpoint import MANIFEST, Checkpoint, load, load_newest, name_of, save, steps
 from jepakit.errors import UserError
@@ -131,14 +132,6 @@ def test_a_file_that_no_manifest_vouches_for_is_not_read(tmp_path: Path) -> None
     manifest.write_text(json.dumps(sums))
     with pytest.raises(UserError, match=r"state\.json"):
         load(tmp_path / name_of(9))
-
-
-class Bomb:
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.trace),)
 
 
 def test_a_pickle_in_the_place_of_weights_is_refused_and_does_not_run(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 import jepakit
+from bomb import Bomb
 from jepakit import cli
 from jepakit.config import Config, _models, fields, known_keys, read_yaml, resolve
 from jepakit.errors import UserError
@@ -27,14 +27,6 @@ SOURCE = Path(jepakit.__file__).parent
 SHAPE = "encoder.width=16 encoder.depth=1 encoder.heads=2 encoder.patch_size=4 predictor.width=8 predictor.depth=1"
 TINY = f"{SHAPE} images.size=16 masking.min_keep=2 optim.batch_size=8 optim.steps=2 run.threads=1".split()
 G = "images.size=16 encoder.patch_size=4"
-
-
-class Bomb:
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.trace),)
 
 
 @pytest.fixture(scope="module")

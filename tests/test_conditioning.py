@@ -1,6 +1,5 @@
 """EC-IJEPA's conditioning tokens: how many, of what, that they matter, and that nothing of theirs gets out."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,6 @@ PLAIN = EncoderPositions()
 GRID = (4, 5)
 CONTEXT = [[0, 1, 2, 6, 7], [4, 9, 19], [3, 8, 9, 13, 14, 18]]
 TARGETS = [[[10, 11, 15, 16], [5, 6]], [[0, 1, 2, 5, 6, 7], [12, 13], [17, 18]], [[0, 1, 5, 6]]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(conditioning: dict[str, Any] | None, seed: int = 0) -> JEPA:

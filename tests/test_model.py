@@ -1,7 +1,6 @@
 """The model: packing changes nothing, transformers' I-JEPA agrees, and every combination of parts trains."""
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,15 +30,6 @@ SMALL: dict[str, Any] = {
 CONTEXT = [[0, 1, 2, 6], [19, 4], [3, 8, 9, 13, 14, 18, 7]]
 TARGETS = [[[10, 11, 15, 16], [5]], [[0, 1, 2, 5, 6, 7], [12, 13], [17, 18, 19]], [[0, 5]]]
 DRAW_PARTS = [{"conditioning": None}, {"conditioning": {}}]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors gain nothing from threads, and lose much where others use the cores too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def lively(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -7,7 +7,6 @@ start of amplitude a0 = eps^(1/L) a layer and mode, gradient flow of the loss 1/
 """
 
 import math
-from collections.abc import Iterator
 from copy import deepcopy
 
 import pytest
@@ -21,14 +20,6 @@ from jepakit.model import JEPA
 
 EPS_OF_DEPTH = {1: 0.05, 2: 0.02, 3: 0.01, 4: 0.005}  # far below the fixed points, rho^L
 SHARE = 0.8  # of its own fixed point, at which a mode counts as learned
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Linear(nn.Module):

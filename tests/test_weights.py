@@ -1,7 +1,6 @@
 """Weights go out and come back in every format as the same function, and no file of weights runs."""
 
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import jepakit
+from bomb import Bomb
 from jepakit import checkpoint
 from jepakit.data.crops import Images, centre_crop, normalise
 from jepakit.encoder import Encoder
@@ -33,14 +33,6 @@ RUNS = {
     "ec_ijepa": ["images.size=16"],
     "wide": ["images.size=[16,24]", "images.mean=[0.1,0.2,0.3]", "images.std=[0.4,0.5,0.6]"],
 }
-
-
-class Bomb:
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.trace),)
 
 
 @pytest.fixture(scope="module")

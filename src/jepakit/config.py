@@ -116,10 +116,15 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
             raise UserError(f"'{pair}': {key}: unknown key{nearest(key, known_keys())}")
         value = text if key in ("recipe", "method") else value
         value = None if text.strip().lower() == "none" else value
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        layer = merge(layer, value)
+        layer = merge(layer, nested(key, value))
     return layer
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """'a.b', value -> {'a': {'b': value}}."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value  # type: ignore[no-any-return]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

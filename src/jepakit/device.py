@@ -33,8 +33,8 @@ def precision_of(name: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
 
-def use_threads(threads: int | None) -> None:
-    """CPU threads of the model; none: OMP_NUM_THREADS, else all cores that this process may use."""
+def use_cpu(threads: int | None) -> None:
+    """Threads of the model (none: OMP_NUM_THREADS, else all cores that this process may use), and how memory is kept."""
     if threads or "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(threads or cores)

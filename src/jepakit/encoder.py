@@ -20,7 +20,8 @@ class Encoder(nn.Module):
     def __init__(self, vit: ViT, images: Images, conditioning: EncoderPositions | None = None) -> None:
         super().__init__()
         self.vit, self.images = vit, images
-        self.conditioning = conditioning if conditioning is not None and conditioning.inference else None
+        told = conditioning is not None and conditioning.encoder and conditioning.inference
+        self.conditioning = conditioning if told else None
 
     @property
     def width(self) -> int:

@@ -1,7 +1,6 @@
 """The layout of transformers' I-JEPA models on disk, written and read without transformers."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from jepakit.conditioning import EncoderPositions
 from jepakit.data.crops import Images
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError, line_of
+from jepakit.files import save_json, whole
 from jepakit.model import JEPA
 from jepakit.vit import NORM_EPS, ViT, ViTConfig, require_positions
 
@@ -111,15 +111,10 @@ def save_model(jepa: JEPA, images: Images, folder: Path, which: Which = "target_
         "image_std": list(images.std),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "model.safetensors", lambda path: save_file(to_hf(vit), path, {"format": "pt"}))
-    _replace(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=2)))
-    _replace(folder / "preprocessor_config.json", lambda path: path.write_text(json.dumps(processor, indent=2)))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    draft = path.with_name(".tmp-" + path.name)
-    write(draft)
-    draft.replace(path)
+    with whole(folder / "model.safetensors") as draft:
+        save_file(to_hf(vit), draft, {"format": "pt"})
+    save_json(folder / "config.json", config)
+    save_json(folder / "preprocessor_config.json", processor)
 
 
 def load_hf(folder: Path, which: Which | None) -> Encoder:

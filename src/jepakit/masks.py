@@ -83,6 +83,11 @@ class Masks:
         """B."""
         return int(self.image_of_draw[-1]) + 1
 
+    @property
+    def first_draws(self) -> Indices:
+        """The place of each image's first draw: (B,)."""
+        return np.unique(self.image_of_draw, return_index=True)[1]
+
     def within(self, patches: int) -> None:
         """Raises UserError unless every index lies on a grid of that many patches."""
         largest = int(max(self.context.max(), self.targets.max()))
@@ -165,8 +170,7 @@ class MultiBlock(_Law):
         rows, columns = grid
         # One size an image for its targets and one for its contexts, scale and aspect drawn apart; targets in patches,
         # the context in units of the grid, so that on a long grid too it can cover nearly everything.
-        area, aspect = _between(u[:, 0], self.target_scale) * rows * columns, _between(u[:, 1], self.target_aspect)
-        target_size = _whole(np.sqrt(area * aspect), rows), _whole(np.sqrt(area / aspect), columns)
+        target_size = _target_size(self, grid, u)
         scale, aspect = _between(u[:, 2], self.context_scale), _between(u[:, 3], self.context_aspect)
         context_size = _whole(rows * np.sqrt(scale * aspect), rows), _whole(columns * np.sqrt(scale / aspect), columns)
         places = u[:, 4:].reshape(len(key), -1, 2)
@@ -219,9 +223,7 @@ class SingleBlock(_Law):
 
     def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
         u = rng.uniform(key, 4)
-        area, aspect = _between(u[:, 0], self.target_scale) * grid[0] * grid[1], _between(u[:, 1], self.target_aspect)
-        size = _whole(np.sqrt(area * aspect), grid[0]), _whole(np.sqrt(area / aspect), grid[1])
-        targets = _blocks(grid, size, u[:, None, 2:])
+        targets = _blocks(grid, _target_size(self, grid, u), u[:, None, 2:])
         return ~targets, targets
 
 
@@ -250,6 +252,13 @@ def _require_ranges(law: _Law, *names: str) -> None:
             raise ValueError(f"{name}: {low} is above {high}; the smaller one comes first")
         if name.endswith("scale") and high > 1:
             raise ValueError(f"{name}: {high} is more than the whole grid; the largest is 1")
+
+
+def _target_size(law: "MultiBlock | SingleBlock", grid: tuple[int, int], u: NDArray[np.float64]) -> tuple[Indices, Indices]:
+    """Rows and columns (R,), (R,) of target blocks, scale and aspect from the first two of u (R, 2 or more)."""
+    area = _between(u[:, 0], law.target_scale) * grid[0] * grid[1]
+    aspect = _between(u[:, 1], law.target_aspect)
+    return _whole(np.sqrt(area * aspect), grid[0]), _whole(np.sqrt(area / aspect), grid[1])
 
 
 def _between(u: NDArray[np.float64], span: tuple[float, float]) -> NDArray[np.float64]:

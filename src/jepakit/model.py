@@ -75,7 +75,7 @@ class JEPA(nn.Module):
         if self.method.regularizer:  # C-JEPA, equations 21-22
             terms |= self.method.regularizer.terms(context, predictions, targets, masks, self.projector)
         if features is None:
-            features = segment_mean(full_precision(context.detach()), masks.context_lengths)[_first_draws(masks)]
+            features = segment_mean(full_precision(context.detach()), masks.context_lengths)[masks.first_draws]
         return Output(sum(terms.values(), prediction.new_zeros(())), terms, predictions, targets, context, features)
 
     def encode_context(self, patches: Tensor, masks: Masks) -> Tensor:
@@ -111,7 +111,7 @@ class JEPA(nn.Module):
             rows = _patch_rows(masks.draw_of_block, masks.target_lengths, masks.targets, self.grid).to(device)
         targets = self.method.target.normalise(full_precision(full)).index_select(0, rows)
         features = full_precision(full).unflatten(0, (-1, n)).mean(1)
-        return targets, features if len(features) == masks.images else features[_first_draws(masks)]
+        return targets, features if len(features) == masks.images else features[masks.first_draws]
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters that the optimiser moves: all but the target encoder's."""
@@ -127,11 +127,6 @@ def conditioned(encoder: ViT, tokens: Tensor, lengths: Indices, extra: Tensor, c
     """The encoder on sequences with conditioning tokens behind them, whose outputs are dropped: (S, D) -> (S, D)."""
     sequences = joint(lengths, counts, tokens.device)
     return take(encoder(sequences.join(tokens, extra.to(tokens.dtype)), sequences.layout), sequences.a_rows)
-
-
-def _first_draws(masks: Masks) -> Indices:
-    """The place of each image's first draw: (B,)."""
-    return np.unique(masks.image_of_draw, return_index=True)[1]
 
 
 def _patch_rows(image: Indices, lengths: Indices, index: Indices, grid: tuple[int, int]) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from jepakit.config import Config, fields, merge, method_layer, resolve
+from jepakit.config import Config, fields, merge, method_layer, nested, resolve
 from jepakit.errors import UserError, nearest
 from jepakit.method import name_of
 from jepakit.vit import SHAPE
@@ -51,27 +51,25 @@ _PAPERS: Values = {
 }
 
 
-def _vit(size: str, patch: int, predictor_depth: int, epochs: int, source: str) -> Values:
+def _vit(size: str, patch: int, predictor_depth: int, epochs: int, source: str, of_predictor: str | None = None) -> Values:
     return {
         "encoder.size": (size, source),
         "encoder.patch_size": (patch, source),
-        "predictor.depth": (predictor_depth, source),
+        "predictor.depth": (predictor_depth, of_predictor or source),
         "optim.epochs": (epochs, source),
     }
 
 
 _WARMUP_40: Values = {"optim.warmup_epochs": (40, CONFIG), "optim.start_lr": (2e-4, CONFIG)}
+_AS_IJEPA = "as I-JEPA's; the C-JEPA paper names none"
 _C_JEPA: Values = {
     "regularizer.weight": (0.001, "C-JEPA paper, equation 21"),
     "regularizer.sim": (25.0, "C-JEPA paper, equation 22"),
     "regularizer.std": (25.0, "C-JEPA paper, equation 22"),
     "regularizer.cov": (1.0, "C-JEPA paper, equation 22"),
     "regularizer.tensor": ("pred_blocks", "C-JEPA paper, appendix algorithm 1"),
-    "predictor.depth": (6, "as I-JEPA's; the C-JEPA paper names none"),
     "regularizer.projector": ((3072, 3072, 3072), "DSeq-JEPA's public C-JEPA (the paper names no widths)"),
 }
-
-_C_JEPA_L: Values = {"predictor.depth": (12, "as I-JEPA's; the C-JEPA paper names none")}
 
 # What the four methods share on a small set. The papers' weight .001 of VICReg lets them collapse there.
 _SMALL_DATA: Values = {
@@ -156,10 +154,10 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
     "c_jepa_vitb16": Recipe(
-        "C-JEPA ViT-B/16", "c_jepa", {**_PAPERS, **_vit("base", 16, 6, 600, "C-JEPA paper, appendix"), **_C_JEPA}
+        "C-JEPA ViT-B/16", "c_jepa", {**_PAPERS, **_vit("base", 16, 6, 600, "C-JEPA paper, appendix", _AS_IJEPA), **_C_JEPA}
     ),
     "c_jepa_vitl16": Recipe(
-        "C-JEPA ViT-L/16", "c_jepa", {**_PAPERS, **_vit("large", 16, 12, 600, "C-JEPA paper, appendix"), **_C_JEPA, **_C_JEPA_L}
+        "C-JEPA ViT-L/16", "c_jepa", {**_PAPERS, **_vit("large", 16, 12, 600, "C-JEPA paper, appendix", _AS_IJEPA), **_C_JEPA}
     ),
 }
 
@@ -175,9 +173,7 @@ def recipe_layer(name: str) -> dict[str, Any]:
     """A recipe as nested settings, before a method is laid over it."""
     layer: dict[str, Any] = {"recipe": name}
     for key, (value, _) in recipe(name).values.items():
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        layer = merge(layer, value)
+        layer = merge(layer, nested(key, value))
     return layer
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from jepakit.checkpoint import load_state
 from jepakit.errors import UserError, line_of
+from jepakit.files import whole
 from jepakit.method import Method
 from jepakit.model import JEPA
 from jepakit.vit import SIZES, require_positions
@@ -79,9 +80,8 @@ def save_released(jepa: JEPA, path: Path) -> None:
         position = "predictor_pos_embed" if part == "predictor" else "pos_embed"
         state = {position: module.positions[None], **module.state_dict()}
         parts[part] = {f"module.{name}": value.detach().cpu().clone() for name, value in state.items()}
-    draft = path.with_name(path.name + ".tmp")
-    torch.save(parts, draft)
-    draft.replace(path)
+    with whole(path) as draft:
+        torch.save(parts, draft)
 
 
 def _read_torch(path: Path) -> dict[str, State]:

@@ -3,7 +3,6 @@
 import fcntl
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jepakit.checkpoint import name_of, steps
 from jepakit.config import Config, read_yaml, resolve, to_yaml
 from jepakit.errors import UserError
+from jepakit.files import whole
 
 if TYPE_CHECKING:
     from jepakit.encoder import Encoder
@@ -64,9 +65,8 @@ class Run:
                 for name in [n for n in there if n not in (".lock", "config.yaml")]:  # the settings mark the folder to the end
                     place = run.path / name
                     shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
-                draft = run.path / ".tmp-config"
-                draft.write_text(to_yaml(config))
-                draft.replace(run.path / "config.yaml")
+                with whole(run.path / "config.yaml") as draft:
+                    draft.write_text(to_yaml(config))
         except OSError as error:
             raise UserError(f"cannot write {run.path}: {error.strerror}") from None
         return run
@@ -91,8 +91,6 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the newest checkpoint is that of the last step."""
-        from jepakit.checkpoint import name_of, steps
-
         found = steps(self.checkpoints)
         try:
             return bool(found) and bool(json.loads((self.checkpoints / name_of(found[0]) / "state.json").read_text())["finished"])
@@ -113,10 +111,9 @@ class Run:
     def rewind(self, step: int) -> None:
         """Drop the metrics of steps after a checkpoint: they will be logged again."""
         rows = [row for row in self.metrics() if row["step"] <= step]
-        draft = self.path / ".tmp-metrics"
         try:
-            draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            os.replace(draft, self.path / "metrics.jsonl")
+            with whole(self.path / "metrics.jsonl") as draft:
+                draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from None
 
@@ -148,10 +145,3 @@ class Run:
         finally:
             log.removeHandler(handler)
             handler.close()
-
-
-def save_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    draft = path.with_name(".tmp-" + path.name)
-    draft.write_text(json.dumps(value, indent=1))
-    draft.replace(path)

@@ -24,8 +24,8 @@ from jepakit.checkpoint import Checkpoint
 from jepakit.config import Config, merge, method_layer, overrides, read_yaml, resolve
 from jepakit.data.crops import normalise
 from jepakit.data.loader import Batch, Loader, TooManyBadImagesError
-from jepakit.data.sources import Source, open_source
-from jepakit.device import device_of, precision_of, use_threads
+from jepakit.data.sources import Source, fingerprint, open_source
+from jepakit.device import device_of, precision_of, use_cpu
 from jepakit.errors import UserError
 from jepakit.hf import save_model
 from jepakit.logs import metrics_writer, step_row, summary_writer
@@ -124,6 +124,7 @@ class Training:
     adamw: torch.optim.AdamW
     loader: Loader
     schedule: Schedule
+    names: str
     step: int = 0
     stop: bool = False
 
@@ -132,7 +133,7 @@ class Training:
         """Everything that can be wrong is found here, before anything is written."""
         config.masking.check(config.grid)
         device = device_of(config.run.device)
-        use_threads(config.run.threads)
+        use_cpu(config.run.threads)
         o = config.optim
         shape = config.images, config.masking, config.grid
         loader = Loader(source, *shape, o.batch_size, config.seed, o.accumulate, config.run.loader_threads)
@@ -145,7 +146,7 @@ class Training:
         dtype, schedule = precision_of(config.run.precision, device), Schedule(o, loader.steps_per_epoch)
         if schedule.warmup >= schedule.steps:
             log.warning("warm-up takes %d of %d steps: the learning rate never reaches optim.lr", schedule.warmup, schedule.steps)
-        return cls(config, device, dtype, jepa, optimizer(jepa, o), loader, schedule)
+        return cls(config, device, dtype, jepa, optimizer(jepa, o), loader, schedule, fingerprint(source))
 
     def go(self, run: Run) -> Run:
         """Train to the end, or to a signal; leaves a checkpoint and the model either way."""
@@ -232,7 +233,7 @@ class Training:
             "step": self.step,
             "finished": self.step == self.schedule.steps,
             "images": len(self.loader.source),
-            "names": self.loader.source.fingerprint(),
+            "names": self.names,
             "bad": {str(k): v for k, v in self.loader.bad.items()},
             "torch": torch.__version__,
             "config": self.config.model_dump(mode="json"),
@@ -247,7 +248,7 @@ class Training:
                 f"the run saw {found.state['images']} images in {self.config.data}, now there are {len(self.loader.source)}: "
                 f"bring back the same images, or start a new run"
             )
-        if found.state["names"] != self.loader.source.fingerprint():
+        if found.state["names"] != self.names:
             raise UserError(f"the images in {self.config.data} are not those that the run began with: bring them back")
         self.jepa.load_state_dict(found.tensors["model"])
         moments = found.tensors.get("optimizer", {})

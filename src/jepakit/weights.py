@@ -50,8 +50,7 @@ def load(path: str | Path, which: Which | None = None, heads: int | None = None)
     config = jepa.method
     patch = config.encoder.patch_size
     images = config.images if isinstance(config, Config) else Images(size=(jepa.grid[0] * patch, jepa.grid[1] * patch))
-    conditioning = config.conditioning if config.conditioning and config.conditioning.encoder else None
-    return Encoder(getattr(jepa, which or "target_encoder"), images, conditioning).requires_grad_(False).eval()
+    return Encoder(getattr(jepa, which or "target_encoder"), images, config.conditioning).requires_grad_(False).eval()
 
 
 def _from_hub(name: str) -> Path:

@@ -1,7 +1,6 @@
 """Where images come from: the embedded set, or a folder. A source has a length, labels if any, and reads by index."""
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -40,10 +39,6 @@ class Source(Protocol):
         """What to call a sample in a message."""
         ...
 
-    def fingerprint(self) -> str:
-        """What changes when samples come, go or change places."""
-        ...
-
 
 class EmojiSource:
     """The embedded set, labelled by emoji group; test identities are on no other side."""
@@ -63,9 +58,6 @@ class EmojiSource:
 
     def title(self, index: int) -> str:
         return self._set.identities[int(self._set.identity[index])]
-
-    def fingerprint(self) -> str:
-        return _digest(self.title(index) for index in range(len(self)))
 
 
 class FolderSource:
@@ -92,9 +84,6 @@ class FolderSource:
     def title(self, index: int) -> str:
         return str(self.paths[index].relative_to(self.root))
 
-    def fingerprint(self) -> str:
-        return _digest(self.title(index) for index in range(len(self)))
-
     def require_readable(self) -> None:
         """Raises UserError if none of a sample of up to 64 files can be read."""
         reason = ""
@@ -107,6 +96,12 @@ class FolderSource:
         raise UserError(f"no readable image in {self.root}; the last one tried: {reason}")
 
 
+def fingerprint(source: Source) -> str:
+    """What changes when samples come, go or change places: sha256 of their names in order."""
+    names = "\n".join(source.title(index) for index in range(len(source)))
+    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+
+
 def open_source(data: str) -> Source:
     """The source that `data` names: 'emoji' or a folder. Raises UserError."""
     if data == "emoji":
@@ -114,10 +109,6 @@ def open_source(data: str) -> Source:
     source = FolderSource(Path(data))
     source.require_readable()
     return source
-
-
-def _digest(names: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
 
 
 def _images(folder: Path, seen: set[Path]) -> list[Path]:

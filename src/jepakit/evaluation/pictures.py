@@ -10,6 +10,7 @@ from jepakit.data.crops import centre_crop
 from jepakit.data.sources import Source
 from jepakit.evaluation.features import Features
 from jepakit.evaluation.knn import neighbours
+from jepakit.files import whole
 
 EXAMPLES, QUERIES, NEIGHBOURS = 6, 8, 6
 
@@ -20,24 +21,23 @@ def save_pictures(path: Path, config: Config, source: Source, features: Features
     spread = np.unique(np.linspace(0, len(features.ids) - 1, EXAMPLES).astype(int))
     ids = features.ids[spread]
     masks = config.masking.sample(config.grid, ids, seed=config.seed)
-    first = np.searchsorted(masks.image_of_draw, np.arange(len(ids)))  # each image's first draw
+    first = masks.first_draws
     context = np.zeros((len(masks.context_lengths), rows * columns), bool)
     context[np.repeat(np.arange(len(context)), masks.context_lengths), masks.context] = True
     targets = np.zeros((len(masks.target_lengths), rows * columns), bool)
     targets[np.repeat(np.arange(len(targets)), masks.target_lengths), masks.targets] = True
     queries, found = _neighbours(source, features)
-    draft = path.with_name(".tmp-" + path.name)
-    np.savez_compressed(
-        draft,
-        images=_images(source, ids, config),
-        context=context[first].reshape(-1, rows, columns),
-        targets=targets.reshape(len(context), -1, rows * columns)[first].reshape(len(ids), -1, rows, columns),
-        query_images=_images(source, queries, config),
-        neighbour_images=_images(source, found.ravel(), config).reshape(*found.shape, *config.images.height_width, 3),
-        query_labels=_labels(source, queries),
-        neighbour_labels=_labels(source, found.ravel()).reshape(found.shape),
-    )
-    draft.replace(path)
+    with whole(path) as draft:
+        np.savez_compressed(
+            draft,
+            images=_images(source, ids, config),
+            context=context[first].reshape(-1, rows, columns),
+            targets=targets.reshape(len(context), -1, rows * columns)[first].reshape(len(ids), -1, rows, columns),
+            query_images=_images(source, queries, config),
+            neighbour_images=_images(source, found.ravel(), config).reshape(*found.shape, *config.images.height_width, 3),
+            query_labels=_labels(source, queries),
+            neighbour_labels=_labels(source, found.ravel()).reshape(found.shape),
+        )
 
 
 def _neighbours(source: Source, features: Features) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

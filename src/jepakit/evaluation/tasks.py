@@ -15,15 +15,16 @@ from torch import Tensor
 
 from jepakit.config import Config
 from jepakit.data.sources import Labels, Source, open_source
-from jepakit.device import device_of, precision_of, use_threads
+from jepakit.device import device_of, precision_of, use_cpu
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError, nearest
 from jepakit.evaluation.features import Features, extract, pca
 from jepakit.evaluation.knn import knn
 from jepakit.evaluation.linear import linear
 from jepakit.evaluation.pictures import save_pictures
+from jepakit.files import save_json
 from jepakit.metrics import rankme
-from jepakit.run import Run, save_json
+from jepakit.run import Run
 from jepakit.weights import jepa_from_checkpoint, jepa_of
 
 log = logging.getLogger("jepakit")
@@ -101,11 +102,10 @@ def _encoders(run: Run) -> dict[str, Encoder]:
     jepa = jepa_from_checkpoint(run.path)
     config = jepa.method
     assert isinstance(config, Config)  # that of a run always is
-    use_threads(config.run.threads)
+    use_cpu(config.run.threads)
     device, fresh = device_of(config.run.device), jepa_of(config)
-    told = config.conditioning if config.conditioning and config.conditioning.encoder else None
     vits = {"target encoder": jepa.target_encoder, "encoder": jepa.encoder, "untrained encoder": fresh.encoder}
-    return {name: Encoder(vit, config.images, told).to(device).eval() for name, vit in vits.items()}
+    return {name: Encoder(vit, config.images, config.conditioning).to(device).eval() for name, vit in vits.items()}
 
 
 def _probe(
