@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from jepakit.conditioning import EncoderPositions
 from jepakit.data.crops import Images, normalise
-from jepakit.layout import Layout
-from jepakit.model import conditioned
+from jepakit.layout import Layout, joint, take
 from jepakit.vit import ViT, patchify, sincos
 
 
@@ -33,21 +32,26 @@ class Encoder(nn.Module):
 
         An image larger or smaller than in training gets positions within the range that the encoder knows.
         """
+        return self.layers(images, last=1)[0]
+
+    def layers(self, images: Tensor, last: int = 4) -> list[Tensor]:
+        """Patch tokens (B, T, D) of the `last` blocks, first to last, each through the encoder's last norm."""
         p = self.vit.config.patch_size
         if images.ndim != 4 or images.shape[1] != self.vit.channels or images.shape[2] % p or images.shape[3] % p:
             raise ValueError(
                 f"images must be (B, {self.vit.channels}, H, W) with H and W multiples of {p}, got {tuple(images.shape)}"
             )
         grid = (images.shape[2] // p, images.shape[3] // p)
-        positions, n = self._positions(grid), grid[0] * grid[1]
-        tokens = self.vit.patch_embed(patchify(images, p)) + positions.repeat(len(images), 1)
-        lengths = np.full(len(images), n)
+        b, n, positions = len(images), grid[0] * grid[1], self._positions(grid)
+        tokens = self.vit.patch_embed(patchify(images, p)) + positions.repeat(b, 1)
+        lengths = np.full(b, n)
         if self.conditioning is None:
-            return self.vit(tokens, Layout(lengths, images.device)).unflatten(0, (-1, n))  # type: ignore[no-any-return]
+            return [x.view(b, n, -1) for x in self.vit.layers(tokens, Layout(lengths, images.device), last)]
         extra = self.conditioning.for_inference(positions, grid)
-        counts = np.full(len(images), len(extra))
-        told = conditioned(self.vit, tokens, lengths, extra.repeat(len(images), 1), counts)
-        return told.view(len(images), n, self.width)
+        sequences = joint(lengths, np.full(b, len(extra)), images.device)
+        both = sequences.join(tokens, extra.repeat(b, 1).to(tokens.dtype))
+        layers = self.vit.layers(both, sequences.layout, last)
+        return [take(x, sequences.a_rows).view(b, n, -1) for x in layers]
 
     def embed(self, images: Tensor) -> Tensor:
         """Mean over patch tokens: (B, C, H, W) -> (B, D)."""

@@ -151,9 +151,16 @@ class ViT(nn.Module):
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
         """(S, D) -> (S, D), attention within each sequence of `layout`."""
-        for block in self.blocks:
+        return self.layers(tokens, layout, last=1)[0]
+
+    def layers(self, tokens: Tensor, layout: Layout, last: int) -> list[Tensor]:
+        """What leaves the `last` blocks, (S, D) each, through the last norm, as VISSL takes layers for probes."""
+        kept = []
+        for depth, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, layout)
-        return self.norm(tokens)  # type: ignore[no-any-return]
+            if depth > len(self.blocks) - last:
+                kept.append(self.norm(tokens))
+        return kept
 
 
 def initialise(module: nn.Module, blocks: nn.ModuleList, depth_rescale: bool) -> None:

@@ -15,12 +15,19 @@ from jepakit.errors import UserError
 
 @dataclass(frozen=True)
 class Labels:
-    """What a probe can learn: values (n,) int64 in `classes`, and which samples are held out for testing (n,) bool."""
+    """What a probe can learn.
+
+    values (n,): int64 in `classes`, or -1 for a sample that has no label or no part in the split; test (n,): held out.
+    clusters (n,): samples of one number are not independent (one identity, one scene), so intervals resample them
+    together. whole: the label speaks of the whole image, so that evaluation resizes it and crops nothing.
+    """
 
     name: str
     classes: tuple[str, ...]
     values: NDArray[np.int64]
     test: NDArray[np.bool_]
+    clusters: NDArray[np.int64] | None = None
+    whole: bool = False
 
 
 class Source(Protocol):
@@ -47,7 +54,8 @@ class EmojiSource:
 
     def __init__(self) -> None:
         self._set: Emoji = emoji()
-        self.labels: Labels | None = Labels("group", self._set.groups, self._set.group, held_out(self._set.identity))
+        identity = self._set.identity
+        self.labels: Labels | None = Labels("group", self._set.groups, self._set.group, held_out(identity), identity)
 
     def __len__(self) -> int:
         return len(self._set.images)
@@ -102,12 +110,17 @@ def fingerprint(source: Source) -> str:
     return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
 
-def open_source(data: str) -> Source:
-    """The source that `data` names: 'emoji' or a folder. Raises UserError."""
+def open_source(data: str, labels: str | None = None) -> Source:
+    """The source that `data` names: 'emoji' or a folder; `labels` picks one of several that a set has. Raises UserError."""
+    source: Source
     if data == "emoji":
-        return EmojiSource()
-    source = FolderSource(Path(data))
-    source.require_readable()
+        source = EmojiSource()
+    else:
+        source = FolderSource(Path(data))
+        source.require_readable()
+    if labels and (source.labels is None or source.labels.name != labels):
+        have = f"'{source.labels.name}'" if source.labels else "no labels"
+        raise UserError(f"{source.name} has {have}, not '{labels}'")
     return source
 
 
