@@ -134,7 +134,7 @@ MISTAKES = {
     "resume of a pickle bomb": ("pretrain --resume {w}/swapped", ["no checkpoint", "whole"]),
     "evaluation of no run": ("evaluate {w}/photos", ["is not a run"]),
     "evaluation of a cut checkpoint": ("evaluate {w}/cut", ["no checkpoint", "whole"]),
-    "evaluation of a pickle bomb": ("evaluate {w}/bomb.pth.tar", ["is not a run"]),
+    "evaluation of a pickle bomb": ("evaluate {w}/bomb.pth.tar", ["bomb.pth.tar is refused"]),
     "evaluation on nothing": ("evaluate {w}/run --data {w}/gone", ["no such folder"]),
     "report of no run": ("report {w}/photos", ["photos"]),
     "report of nothing": ("report {w}/gone", ["gone"]),
@@ -254,7 +254,7 @@ def test_the_command_line_needs_no_package_that_it_does_not_declare() -> None:
     declared = (SOURCE.parents[1] / "pyproject.toml").read_text().split("[project.optional-dependencies]")[0].lower()
     # the last two come with the package named
     names = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "scipy": "scikit-learn", "markupsafe": "jinja2"}
-    optional = {"transformers", "huggingface_hub", "rich", "tensorboard"}  # typer brings rich; the others are asked for
+    optional = {"transformers", "huggingface_hub", "rich", "tensorboard", "pyarrow", "tifffile", "torchvision"}  # typer brings rich; the others are asked for
     for file, tree in trees().items():
         for node in ast.walk(tree):
             used = [a.name for a in node.names] if isinstance(node, ast.Import) else []

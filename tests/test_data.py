@@ -128,10 +128,12 @@ def test_transparency_lies_on_white() -> None:
     np.testing.assert_array_equal(gray[0], [[9] * 3, [255] * 3])
 
 
-def test_sixteen_bit_gray_keeps_its_upper_byte() -> None:
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_gray_keeps_all_its_bits(kind: str) -> None:
     values = np.array([[0, 255, 256], [32768, 40000, 65535]], np.uint16)
-    pixels = decode(encoded(Image.fromarray(values), "PNG"))
-    np.testing.assert_array_equal(pixels, np.repeat((values >> 8).astype(np.uint8)[..., None], 3, -1))
+    pixels = decode(encoded(Image.fromarray(values), kind))
+    assert pixels.dtype == np.uint16
+    np.testing.assert_array_equal(pixels, values[..., None])
 
 
 @pytest.mark.parametrize("transform", [0, 2])

@@ -37,7 +37,7 @@ TINY = (
     f"run.save_every_steps=4 optim.steps={STEPS}"
 ).split()
 PROJECTOR = ["regularizer.projector=[8,8]", "regularizer.tensor=pred_blocks"]  # batch norm: buffers in the checkpoint
-TIMED = ("images_per_second", "seconds")
+TIMED = ("images_per_second", "seconds", "probe/seconds")
 
 
 @pytest.fixture(scope="module")

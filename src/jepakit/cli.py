@@ -31,7 +31,8 @@ def demo(
     settings: Settings = None,
 ) -> None:
     """Embedded images: pretrain, evaluate, report. CPU, minutes."""
-    from jepakit.evaluation.tasks import as_table, evaluate
+    from jepakit.evaluation.results import as_table
+    from jepakit.evaluation.tasks import evaluate
     from jepakit.report import report as write_report
     from jepakit.train import pretrain as train
 
@@ -44,7 +45,7 @@ def demo(
 
 @app.command()
 def pretrain(
-    data: Annotated[str | None, typer.Option(help="A folder of images, or 'emoji'.")] = None,
+    data: Annotated[str | None, typer.Option(help="Images: a folder, Parquet, CIFAR or idx files; 'emoji' or 'scenes'.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder, a new one.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A preset; 'jepakit recipes' lists them. Default: small.")] = None,
     method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
@@ -63,15 +64,39 @@ def pretrain(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN [RUN_B] [group.key=value ...]",
+            help="A run, or any encoder that jepakit.load takes; two are compared. Settings of tasks: knn.k=10 ...",
+        ),
+    ],
     data: Annotated[str | None, typer.Option(help="Labelled images; default: the run's own.")] = None,
-    tasks: Annotated[str, typer.Option(help="Comma-separated: knn, linear.")] = "knn,linear",
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: rankme, lidar, knn, linear, transfer, logistic, low_shot, attentive; 'frozen' for all these; "
+            "finetune; segmentation or davis, with --data of that kind."
+        ),
+    ] = "rankme,knn,linear",
+    labels: Annotated[str | None, typer.Option(help="Which labels of a set that has several, such as count or distance.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluation.")] = None,
 ) -> None:
-    """Probe the frozen encoder beside honest baselines; writes RUN/evaluation/."""
-    from jepakit.evaluation.tasks import as_table
-    from jepakit.evaluation.tasks import evaluate as probe
+    """Judge a frozen encoder beside honest baselines; writes RUN/evaluation/."""
+    from jepakit.evaluation.results import as_sentences, as_table, differences
+    from jepakit.evaluation.tasks import evaluate as judge
 
-    print(as_table(probe(run, data, [task.strip() for task in tasks.split(",")])))
+    runs = [word for word in words if "=" not in word or Path(word).exists()]
+    if not 1 <= len(runs) <= 2:
+        raise UserError(f"evaluate takes one run, or two to compare, not {len(runs)}")
+    folders = []
+    for number, run in enumerate(runs):
+        folders.append(Path(run) / "evaluation" if out is None else out / str(number) if len(runs) > 1 else out)
+        wanted = [task.strip() for task in tasks.split(",")]
+        results = judge(run, data, wanted, labels=labels, out=out and folders[-1], set=[w for w in words if w not in runs])
+        print(as_table(results) if len(runs) == 1 else f"{run}\n{as_table(results)}\n")
+    if len(runs) == 2:
+        print(as_sentences(differences(*folders), *runs))
 
 
 @app.command()

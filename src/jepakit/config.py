@@ -27,6 +27,8 @@ class RunSettings(Settings):
     log_every_steps: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     save_every_steps: int = Field(500, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="how many checkpoints are kept")
+    probe_images: int = Field(512, ge=0, description="images of the look at the encoder during the run: kNN or RankMe; 0: none")
+    probe_every_epochs: int | None = Field(None, ge=1, description="passes between looks; none: under 3 % of the run's work")
     tensorboard: bool = Field(False, description="write tensorboard/ too (extra 'tensorboard')")
 
 
@@ -35,7 +37,7 @@ class Config(Method):
 
     recipe: str | None = Field(None, description="the preset this began from")
     method: str | None = Field(None, description="the method's name in the family")
-    data: str | None = Field(None, description="where the images are: a folder, or emoji")
+    data: str | None = Field(None, description="where the images are: a folder, a known layout of files, emoji or scenes")
     images: Images = Field(default_factory=Images)
     optim: Optim = Field(default_factory=Optim)
     seed: int = Field(0, ge=0, le=2**63 - 1, description="order, crops, masks and first weights are functions of it")
@@ -74,7 +76,7 @@ def resolve(*layers: Mapping[str, Any], where: str = "settings") -> Config:
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise UserError(_sentence(error, where)) from None
+        raise UserError(sentence(error, where)) from None
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,19 +103,20 @@ def method_layer(name: str) -> dict[str, Any]:
     return {**METHODS[name], "method": name}
 
 
-def overrides(pairs: list[str]) -> dict[str, Any]:
-    """'group.key=value' words to a layer; values as in YAML, 'none' is none. Raises UserError."""
+def overrides(pairs: list[str], model: type[BaseModel] = Config) -> dict[str, Any]:
+    """'group.key=value' words to a layer of a tree of settings; values as in YAML, 'none' is none. Raises UserError."""
     layer: dict[str, Any] = {}
+    known = known_keys(model)
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise UserError(f"'{pair}': settings are written group.key=value, as in optim.lr=1e-3{nearest(key, known_keys())}")
+            raise UserError(f"'{pair}': settings are written group.key=value, as in optim.lr=1e-3{nearest(key, known)}")
         try:
             value = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError):  # a date that is none is a ValueError
             raise UserError(f"'{pair}': the value is not valid YAML; quote it") from None
-        if key not in known_keys():
-            raise UserError(f"'{pair}': {key}: unknown key{nearest(key, known_keys())}")
+        if key not in known:
+            raise UserError(f"'{pair}': {key}: unknown key{nearest(key, known)}")
         value = text if key in ("recipe", "method") else value
         value = None if text.strip().lower() == "none" else value
         layer = merge(layer, nested(key, value))
@@ -157,9 +160,9 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[
             yield from fields(part, f"{prefix}{name}.")
 
 
-def known_keys() -> list[str]:
-    """Dotted names of all settings."""
-    return list(dict.fromkeys(name for name, _ in fields()))
+def known_keys(model: type[BaseModel] = Config) -> list[str]:
+    """Dotted names of all settings of a tree."""
+    return list(dict.fromkeys(name for name, _ in fields(model)))
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -168,10 +171,10 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
-def _sentence(error: ValidationError, where: str) -> str:
+def sentence(error: ValidationError, where: str, model: type[BaseModel] = Config) -> str:
     """The first thing that pydantic found, as one sentence."""
     first = error.errors()[0]
-    known = known_keys()
+    known = known_keys(model)
     path = [str(p) for p in first["loc"]]
     path = [
         p

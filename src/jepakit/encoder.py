@@ -19,8 +19,9 @@ class Encoder(nn.Module):
     def __init__(self, vit: ViT, images: Images, conditioning: EncoderPositions | None = None) -> None:
         super().__init__()
         self.vit, self.images = vit, images
+        self.training_conditioning = conditioning
         told = conditioning is not None and conditioning.encoder and conditioning.inference
-        self.conditioning = conditioning if told else None
+        self.conditioning = conditioning if told else None  # at inference
 
     @property
     def width(self) -> int:

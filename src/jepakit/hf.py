@@ -96,6 +96,7 @@ def save_model(jepa: JEPA, images: Images, folder: Path, which: Which = "target_
         "qkv_bias": True,
         "jepakit": {
             "which": which,
+            "white": images.white,
             "conditioning": conditioning.model_dump(mode="json") if conditioning and not fits else None,
         },
     }
@@ -105,7 +106,7 @@ def save_model(jepa: JEPA, images: Images, folder: Path, which: Which = "target_
         "size": dict(zip(("height", "width"), side, strict=True)),
         "resample": 2,
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": 1 / 255,  # of 8 bits; deeper ones are divided by images.white
         "do_normalize": True,
         "image_mean": list(images.mean),
         "image_std": list(images.std),
@@ -136,7 +137,7 @@ def load_hf(folder: Path, which: Which | None) -> Encoder:
         channels = config.get("num_channels", 3)
         state = {name.removeprefix("ijepa."): value for name, value in state.items()}
         ours, positions = from_hf(state), state.get("embeddings.position_embeddings")
-        images = Images(size=size, **_processor(folder))
+        images = Images(size=size, channels=channels, white=own.get("white"), **_processor(folder))
         told = EncoderPositions.model_validate(conditioning) if conditioning else None
     except (OSError, KeyError, TypeError, ValueError, StopIteration, SafetensorError) as error:
         raise UserError(f"{folder} holds no encoder in transformers' I-JEPA layout: {line_of(error)}") from None

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jepakit.conditioning import EncoderPositions
 from jepakit.errors import UserError
 from jepakit.layout import Indices, Layout, joint, segment_mean, take
 from jepakit.losses import LOSSES, full_precision
@@ -80,15 +81,7 @@ class JEPA(nn.Module):
 
     def encode_context(self, patches: Tensor, masks: Masks) -> Tensor:
         """Features of the context patches (S, D), each draw a sequence."""
-        encoder, device = self.encoder, patches.device
-        rows = _patch_rows(masks.image_of_draw, masks.context_lengths, masks.context, self.grid).to(device)
-        index = torch.from_numpy(masks.context).to(device, non_blocking=True)
-        tokens = encoder.embed(patches.index_select(0, rows), index)
-        conditioning = self.method.conditioning
-        if conditioning is None or not conditioning.encoder:
-            return encoder(tokens, Layout(masks.context_lengths, device))  # type: ignore[no-any-return]
-        extra, counts = conditioning.for_encoder(masks, encoder.positions, self.grid)
-        return conditioned(encoder, tokens, masks.context_lengths, extra, counts)
+        return encode_windows(self.encoder, self.method.conditioning, patches, masks, self.grid)
 
     @torch.no_grad()
     def encode_target(self, patches: Tensor, masks: Masks) -> tuple[Tensor, Tensor | None]:
@@ -121,6 +114,19 @@ class JEPA(nn.Module):
     def update_target_encoder(self, momentum: float) -> None:
         """theta_bar <- momentum * theta_bar + (1 - momentum) * theta (I-JEPA, section 3)."""
         torch._foreach_lerp_(list(self.target_encoder.parameters()), list(self.encoder.parameters()), 1 - momentum)
+
+
+def encode_windows(
+    encoder: ViT, conditioning: EncoderPositions | None, patches: Tensor, masks: Masks, grid: tuple[int, int]
+) -> Tensor:
+    """Features (S, D) by an encoder of the context windows of `masks`, told of the targets' positions if it is conditioned."""
+    rows = _patch_rows(masks.image_of_draw, masks.context_lengths, masks.context, grid).to(patches.device)
+    index = torch.from_numpy(masks.context).to(patches.device, non_blocking=True)
+    tokens = encoder.embed(patches.index_select(0, rows), index)
+    if conditioning is None or not conditioning.encoder:
+        return encoder(tokens, Layout(masks.context_lengths, patches.device))  # type: ignore[no-any-return]
+    extra, counts = conditioning.for_encoder(masks, encoder.positions, grid)
+    return conditioned(encoder, tokens, masks.context_lengths, extra, counts)
 
 
 def conditioned(encoder: ViT, tokens: Tensor, lengths: Indices, extra: Tensor, counts: Indices) -> Tensor:

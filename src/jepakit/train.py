@@ -6,7 +6,6 @@ All that varies is a function of the step, so a checkpoint is weights, optimiser
 import logging
 import math
 import signal
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,16 +23,17 @@ from jepakit.checkpoint import Checkpoint
 from jepakit.config import Config, merge, method_layer, overrides, read_yaml, resolve
 from jepakit.data.crops import normalise
 from jepakit.data.loader import Batch, Loader, TooManyBadImagesError
-from jepakit.data.sources import Source, fingerprint, open_source
+from jepakit.data.sources import NAMED, Source, fingerprint, open_source
 from jepakit.device import device_of, precision_of, use_cpu
 from jepakit.errors import UserError
+from jepakit.evaluation.online import Online
 from jepakit.hf import save_model
-from jepakit.logs import metrics_writer, step_row, summary_writer
+from jepakit.logs import summary_writer
 from jepakit.model import JEPA, Output
 from jepakit.optim import Now, Schedule, gradient_norm, optimizer, set_now
-from jepakit.progress import progress
 from jepakit.recipes import settings
 from jepakit.run import Run
+from jepakit.watch import watch
 from jepakit.weights import jepa_of
 
 log = logging.getLogger("jepakit")
@@ -93,7 +93,7 @@ def _chosen(
     if not chosen.data:
         raise UserError("which images? give --data FOLDER, or --data emoji for the embedded ones")
     # absolute, so that the run can be resumed and evaluated from anywhere
-    return chosen if chosen.data == "emoji" else chosen.model_copy(update={"data": str(Path(chosen.data).expanduser().resolve())})
+    return chosen if chosen.data in NAMED else chosen.model_copy(update={"data": str(Path(chosen.data).expanduser().resolve())})
 
 
 def _resume(run: Run, changes: Mapping[str, Any]) -> Run:
@@ -150,14 +150,12 @@ class Training:
 
     def go(self, run: Run) -> Run:
         """Train to the end, or to a signal; leaves a checkpoint and the model either way."""
-        total, settings_ = self.schedule.steps, self.config.run
-        started = last = time.monotonic()
-        logged, saved, again = self.step, True, f"jepakit pretrain --resume {quote(str(run.path))}"
-        with (
-            _signals(self),
-            metrics_writer(run, self.config) as write,
-            progress("pretrain", total, self.step) as report,
-        ):
+        total, settings_, warmup = self.schedule.steps, self.config.run, self.schedule.warmup
+        saved, again = True, f"jepakit pretrain --resume {quote(str(run.path))}"
+        online = Online.prepare(self.config, self.loader.source, self.loader.steps_per_epoch)
+        with _signals(self), watch(run, self.config, online, total, warmup, self.step) as watching:
+            if watching.fresh:
+                watching.start(self.jepa if not self.step else jepa_of(self.config).to(self.device), self.dtype)
             for batch in self._batches(run):
                 done = self.step + 1
                 log_now = done % settings_.log_every_steps == 0 or done == total
@@ -167,18 +165,13 @@ class Training:
                 out, norm = self.train_step(batch, now, check=check)
                 self.step = done
                 if log_now:
-                    moment = time.monotonic()
-                    rate = (done - logged) * self.config.optim.batch_size / (moment - last)
-                    last, logged = moment, done
-                    row = step_row(self.step, batch, out, norm, now)
-                    write(row | {"images_per_second": rate, "seconds": moment - started})
-                    report(done, f"loss {row['loss']:.4f}  {rate:.0f} images/s")
+                    watching.log(done, batch, out, norm, now, self.jepa, self.dtype)
                 if save_now or self.stop:
                     self._require_finite(out, norm)
                     saved = self.save(run)
-                if self.stop and saved:
-                    log.info("stopped at step %d of %d; go on with: %s", self.step, total, again)
                 if self.stop:
+                    if saved:
+                        log.info("stopped at step %d of %d; go on with: %s", self.step, total, again)
                     break
         if not saved:
             raise UserError(f"step {self.step} could not be saved (run.log says why): make room, then go on with: {again}")

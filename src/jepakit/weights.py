@@ -49,7 +49,11 @@ def load(path: str | Path, which: Which | None = None, heads: int | None = None)
     jepa = jepa_from_checkpoint(place, heads)
     config = jepa.method
     patch = config.encoder.patch_size
-    images = config.images if isinstance(config, Config) else Images(size=(jepa.grid[0] * patch, jepa.grid[1] * patch))
+    images = (
+        config.images
+        if isinstance(config, Config)
+        else Images(size=(jepa.grid[0] * patch, jepa.grid[1] * patch), channels=jepa.encoder.channels)
+    )
     return Encoder(getattr(jepa, which or "target_encoder"), images, config.conditioning).requires_grad_(False).eval()
 
 

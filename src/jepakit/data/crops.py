@@ -1,5 +1,7 @@
 """Random resized crops (the only augmentation of I-JEPA, section A.1), as functions of (seed, epoch, sample id)."""
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -8,23 +10,44 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from jepakit import rng
-from jepakit.data.decode import Pixels
+from jepakit.data.decode import BadImageError, Pixels
 from jepakit.settings import Settings
 
 TRIES = 10  # torchvision's bound before it falls back to a centre crop
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of its training images
+LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in units of 2^-16, as Pillow rounds it
+
+
+class BandsError(BadImageError):
+    """An image of another number of bands than images.channels."""
+
+
+def _usual(which: int) -> Any:
+    """A default by the channels: ImageNet's statistics for three, else .5 or .25 each."""
+
+    def values(given: dict[str, Any]) -> tuple[float, ...]:
+        channels = given.get("channels", 3)
+        return IMAGENET[which] if channels == 3 else ((0.5, 0.25)[which],) * channels
+
+    return values
 
 
 class Images(Settings):
     """What the encoder is shown."""
 
     size: int | tuple[int, int] = Field(224, description="pixels: a side, or (height, width)")
-    channels: int = Field(3, ge=3, le=3, description="colour channels")
+    channels: int = Field(3, ge=1, le=1024, description="channels, or bands; gray and colour are turned into each other")
+    white: PositiveFloat | None = Field(
+        None, description="value of white in images deeper than 8 bits (10000: Sentinel-2); none: 65535, or 1 for floats"
+    )
     crop_scale: tuple[float, float] = Field((0.3, 1.0), description="area of a crop over the image's")
     crop_aspect: tuple[float, float] = Field((0.75, 4 / 3), description="width over height of a crop")
     flip: bool = Field(False, description="mirror half of the images (released code: off)")
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="subtracted from channels in [0, 1]")
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
-        (0.229, 0.224, 0.225), description="channels are divided by it"
+    mean: tuple[float, ...] = Field(
+        default_factory=_usual(0), description="subtracted from channels in [0, 1]; by default ImageNet's of 3, else .5"
+    )
+    std: tuple[PositiveFloat, ...] = Field(
+        default_factory=_usual(1), description="channels are divided by it; by default ImageNet's of 3, else .25"
     )
     max_bad: float = Field(0.01, ge=0, le=1, description="share of unreadable images at which the run stops")
 
@@ -36,6 +59,10 @@ class Images(Settings):
                 raise ValueError(f"{name}: give two positive numbers, the smaller one first, got {low} and {high}")
         if self.crop_scale[1] > 1:
             raise ValueError(f"crop_scale: {self.crop_scale[1]} is more than the whole image; the largest is 1")
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != self.channels:
+                have = len(getattr(self, name))
+                raise ValueError(f"{name}: {have} numbers for images.channels={self.channels}; give one each, or leave it out")
         if min(self.height_width) < 1:
             raise ValueError("size: must be at least 1 pixel")
         return self
@@ -75,8 +102,44 @@ def flips(seed: int, epoch: int, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
     return rng.uniform(rng.keys(seed, "flip", epoch, ids), 1)[:, 0] < 0.5
 
 
+def channels_of(pixels: Pixels, images: Images) -> Pixels:
+    """Pixels of any depth (H, W, any) -> (H, W, C), C of images.channels: uint8 as it is, deeper ones float32 in units of white.
+
+    Gray is repeated for three channels, colour becomes luma (ITU-R 601-2) for one; values above white stay above 1.
+    Raises BandsError for any other number of bands.
+    """
+    have, want = pixels.shape[2], images.channels
+    if have != want and (have, want) not in ((1, 3), (3, 1)):
+        raise BandsError(f"has {have} band{'s' if have > 1 else ''}, and images.channels is {want}; set images.channels={have}")
+    if pixels.dtype != np.uint8:
+        pixels = pixels.astype(np.float32) / np.float32(images.white or (65535 if pixels.dtype == np.uint16 else 1))
+    if have == want:
+        return pixels
+    if want == 3:
+        return np.repeat(pixels, 3, 2)
+    if pixels.dtype == np.uint8:
+        return ((pixels.astype(np.uint32) @ np.array(LUMA, np.uint32) + 0x8000) >> 16).astype(np.uint8)[..., None]
+    return (pixels @ np.array([weight / 65536 for weight in LUMA], np.float32))[..., None]
+
+
+def stacked(images: list[Tensor]) -> Tensor:
+    """Images (C, H, W) -> (B, C, H, W): uint8 if all are, else float32 with the others' 255 as 1."""
+    if len({image.dtype for image in images}) > 1:
+        images = [image.float() / 255 if image.dtype == torch.uint8 else image for image in images]
+    return torch.stack(images)
+
+
+def to_show(image: Tensor) -> Tensor:
+    """(C, H, W) uint8 or float32 -> (3, H, W) uint8 to look at: other bands' mean as gray, floats up to their largest."""
+    if image.dtype != torch.uint8:
+        image = image / image.max().clamp(min=1e-9) * 255
+    if len(image) != 3:
+        image = image.float().mean(0, keepdim=True).expand(3, -1, -1)
+    return image if image.dtype == torch.uint8 else image.clamp(0, 255).round().to(torch.uint8)
+
+
 def resize(pixels: Pixels, height: int, width: int) -> Tensor:
-    """(H, W, 3) uint8 -> (3, height, width) uint8, bilinear with antialias."""
+    """(H, W, C) uint8 or float32 -> (C, height, width) of the same type, bilinear with antialias."""
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]  # channels last: the fast path
     if image.shape[2:] == (height, width):
         return image[0]
@@ -84,7 +147,7 @@ def resize(pixels: Pixels, height: int, width: int) -> Tensor:
 
 
 def centre_crop(pixels: Pixels, height: int, width: int) -> Tensor:
-    """The largest centre crop of the wanted aspect, resized: what evaluation sees. (3, height, width) uint8."""
+    """The largest centre crop of the wanted aspect, resized: what evaluation sees. (C, height, width) uint8 or float32."""
     have = pixels.shape[0] / pixels.shape[1]
     want = height / width
     h = pixels.shape[0] if have <= want else max(1, round(pixels.shape[1] * want))
@@ -94,6 +157,7 @@ def centre_crop(pixels: Pixels, height: int, width: int) -> Tensor:
 
 
 def normalise(images: Tensor, settings: Images) -> Tensor:
-    """(B, 3, H, W) uint8 on any device -> float32, channels of zero mean and unit deviation by the settings."""
+    """(B, C, H, W) uint8, or floats in units of white, on any device -> float32, less `mean` and over `std`."""
     mean, std = (images.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (settings.mean, settings.std))
-    return (images.float() / 255 - mean) / std
+    unit = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    return (unit - mean) / std

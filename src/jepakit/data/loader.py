@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jepakit import rng
-from jepakit.data.crops import Images, crop_boxes, flips, resize
-from jepakit.data.decode import BadImageError
+from jepakit.data.crops import BandsError, Images, channels_of, crop_boxes, flips, resize
+from jepakit.data.decode import BadImageError, Pixels
 from jepakit.data.sources import Source
 from jepakit.errors import UserError
 from jepakit.masks import Masking, Masks
 
 log = logging.getLogger("jepakit")
 AHEAD = 3
+PROBED = 8  # images looked at for their bands before a run
 
 
 class TooManyBadImagesError(UserError):
@@ -32,7 +33,10 @@ class TooManyBadImagesError(UserError):
 
 @dataclass(frozen=True)
 class Batch:
-    """images (B, 3, H, W) uint8; masks of each part of the batch (one unless gradients are accumulated)."""
+    """images (B, C, H, W): uint8, or float32 in units of white where one is deeper.
+
+    masks of each part of the batch (one unless gradients are accumulated).
+    """
 
     step: int
     epoch: int
@@ -63,6 +67,21 @@ class Loader:
                 f"optim.batch_size={self.batch_size} is more than the {len(self.source)} images of {self.source.name}; "
                 f"set optim.batch_size={2 ** (len(self.source).bit_length() - 1)} or less"
             )
+        self._require_bands()
+
+    def _require_bands(self) -> None:
+        """Raises UserError if none of eight images has the right number of bands: then the setting is wrong, not the images."""
+        found: list[BandsError] = []
+        for index in np.unique(np.linspace(0, len(self.source) - 1, PROBED).astype(int)):
+            try:
+                channels_of(self.source.read(int(index))[:1, :1], self.images)
+                return
+            except BandsError as error:
+                found.append(error)
+            except BadImageError:
+                continue
+        if found:
+            raise UserError(f"{self.source.name}: an image {found[0]}")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -77,35 +96,46 @@ class Loader:
     def batch(self, step: int, pool: ThreadPoolExecutor) -> Batch:
         """The batch at a step. Raises UserError when too many images are bad."""
         ids, epoch = self.ids(step), step // self.steps_per_epoch
-        buffer = torch.empty(len(ids), 3, *self.images.height_width, dtype=torch.uint8)
         mirrored = flips(self.seed, epoch, ids) if self.images.flip else np.zeros(len(ids), bool)
+
+        buffer = torch.empty(len(ids), self.images.channels, *self.images.height_width, dtype=torch.uint8)
+        deep: dict[int, Tensor] = {}
 
         def fill(rows: range) -> None:
             for row in rows:
-                buffer[row] = self._sample(int(ids[row]), epoch, bool(mirrored[row]))
+                image = self._sample(int(ids[row]), epoch, bool(mirrored[row]))
+                if image.dtype == torch.uint8:
+                    buffer[row] = image
+                else:
+                    deep[row] = image
 
         chunk = -(-len(ids) // self.threads)
         list(pool.map(fill, [range(i, min(i + chunk, len(ids))) for i in range(0, len(ids), chunk)]))
+        images = buffer.float() / 255 if deep else buffer
+        for row, image in deep.items():
+            images[row] = image
         masks = tuple(
             self.masking.sample(self.grid, part, seed=self.seed, epoch=epoch, step=step * self.parts + i)
             for i, part in enumerate(np.split(ids, self.parts))
         )
-        return Batch(step, epoch, buffer, masks)
+        return Batch(step, epoch, images, masks)
 
     def _sample(self, index: int, epoch: int, mirrored: bool) -> Tensor:
         height, width = self.images.height_width
         pixels = self._readable(index)
         box = crop_boxes(self.images, np.array([pixels.shape[:2]]), np.array([index]), self.seed, epoch)[0]
         top, left, h, w = (int(v) for v in box)
-        image = resize(pixels[top : top + h, left : left + w], height, width)
+        image = resize(channels_of(pixels[top : top + h, left : left + w], self.images), height, width)
         return image.flip(2) if mirrored else image
 
-    def _readable(self, index: int) -> NDArray[np.uint8]:
+    def _readable(self, index: int) -> Pixels:
         """The image, or for a bad one the next that can be read: the same replacement in every run."""
         for other in range(len(self.source)):
             place = (index + other) % len(self.source)
             try:
-                return self.source.read(place)
+                pixels = self.source.read(place)
+                channels_of(pixels[:1, :1], self.images)  # another number of bands is found here
+                return pixels
             except BadImageError as error:
                 self._note(place, str(error))
         raise UserError(f"no readable image in {self.source.name}")

@@ -1,4 +1,7 @@
-"""Where images come from: the embedded set, or a folder. A source has a length, labels if any, and reads by index."""
+"""Where images come from: the embedded set, a labelled set on disk, or a folder.
+
+A source has a length, labels if any, and reads by index.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,7 +13,7 @@ from numpy.typing import NDArray
 
 from jepakit.data.decode import SUFFIXES, BadImageError, Pixels, read_image
 from jepakit.data.emoji import Emoji, emoji, held_out
-from jepakit.errors import UserError
+from jepakit.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Pixels:
-        """(H, W, 3) uint8; raises BadImageError."""
+        """What is on disk, (H, W, C) uint8, uint16 or float32; raises BadImageError."""
         ...
 
     def title(self, index: int) -> str:
@@ -68,6 +71,51 @@ class EmojiSource:
         return self._set.identities[int(self._set.identity[index])]
 
 
+@dataclass
+class ArraySource:
+    """Images that lie in memory: (n, H, W, C) uint8."""
+
+    name: str
+    images: NDArray[np.uint8]
+    labels: Labels | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> Pixels:
+        pixels: Pixels = self.images[index]
+        return pixels
+
+    def title(self, index: int) -> str:
+        return str(index)
+
+
+@dataclass
+class FilesSource:
+    """Image files named by a list, as paths below a folder."""
+
+    root: Path
+    files: list[str]
+    labels: Labels | None
+
+    def __post_init__(self) -> None:
+        self.name = str(self.root)
+        if not self.files:
+            raise UserError(f"no images in {self.root}")
+        for index in np.unique(np.linspace(0, len(self) - 1, 64).astype(int)):  # a look at some: lists can name a million
+            if not (self.root / self.files[index]).is_file():
+                raise UserError(f"{self.root} lacks {self.files[index]}, which its lists name: unpack all of the set's archives")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> Pixels:
+        return read_image(self.root / self.files[index])
+
+    def title(self, index: int) -> str:
+        return self.files[index]
+
+
 class FolderSource:
     """All images below a folder, in the order of their paths; sub-folders are labels where each image lies in one."""
 
@@ -92,16 +140,17 @@ class FolderSource:
     def title(self, index: int) -> str:
         return str(self.paths[index].relative_to(self.root))
 
-    def require_readable(self) -> None:
-        """Raises UserError if none of a sample of up to 64 files can be read."""
-        reason = ""
-        for index in np.linspace(0, len(self) - 1, min(64, len(self))).astype(int):
-            try:
-                self.read(int(index))
-                return
-            except BadImageError as error:
-                reason = f"{self.title(int(index))}: {error}"
-        raise UserError(f"no readable image in {self.root}; the last one tried: {reason}")
+
+def require_readable(source: Source) -> None:
+    """Raises UserError if none of a sample of up to 64 images can be read."""
+    reason = ""
+    for index in np.linspace(0, len(source) - 1, min(64, len(source))).astype(int):
+        try:
+            source.read(int(index))
+            return
+        except BadImageError as error:
+            reason = f"{source.title(int(index))}: {error}"
+    raise UserError(f"no readable image in {source.name}; the last one tried: {reason}")
 
 
 def fingerprint(source: Source) -> str:
@@ -110,18 +159,48 @@ def fingerprint(source: Source) -> str:
     return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
 
+NAMED = ("emoji", "scenes")  # sets that need no path
+
+
 def open_source(data: str, labels: str | None = None) -> Source:
-    """The source that `data` names: 'emoji' or a folder; `labels` picks one of several that a set has. Raises UserError."""
+    """The source that `data` names: 'emoji', 'scenes', a labelled set in its usual layout (`sets`), or a folder of images.
+
+    `labels` picks one of several that a set has. Raises UserError.
+    """
+    if data == "scenes":
+        from jepakit.data.scenes import SceneSource
+
+        return SceneSource(labels=labels)
     source: Source
     if data == "emoji":
         source = EmojiSource()
     else:
-        source = FolderSource(Path(data))
-        source.require_readable()
-    if labels and (source.labels is None or source.labels.name != labels):
-        have = f"'{source.labels.name}'" if source.labels else "no labels"
-        raise UserError(f"{source.name} has {have}, not '{labels}'")
+        from jepakit.data.sets import labelled_set  # it builds on this module
+
+        found = labelled_set(Path(data), labels)
+        source = found or FolderSource(Path(data))
+        require_readable(source)
+        if found is not None:
+            return found  # it has picked its labels
+    pick(labels, (source.labels.name,) if source.labels else (), source.name)
     return source
+
+
+def pick(labels: str | None, choices: tuple[str, ...], name: str) -> str:
+    """`labels` if it is one of a set's kinds of labels, their first for None ('' if there is none). Raises UserError."""
+    if labels and labels not in choices:
+        have = " and ".join(f"'{choice}'" for choice in choices) or "no labels"
+        raise UserError(f"{name} has {have}, not '{labels}'{nearest(labels, choices)}")
+    return labels or next(iter(choices), "")
+
+
+def fifths(values: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Held out where a set has no split of its own: every fifth of a class, in the order of the set; (n,) -> (n,)."""
+    rank = np.zeros(len(values), np.int64)
+    for value in np.unique(values):
+        rank[values == value] = np.arange((values == value).sum())
+    held: NDArray[np.bool_] = (rank % 5 == 4) & (values >= 0)
+    return held
 
 
 def _images(folder: Path, seen: set[Path]) -> list[Path]:
@@ -158,7 +237,4 @@ def _folder_labels(paths: list[Path]) -> Labels | None:
     values = np.array([classes.index(n) for n in names], np.int64)
     if split:
         return Labels("folder", classes, values, np.array([p[0] != "train" for p in parts]))
-    rank = np.zeros(len(values), np.int64)  # place within the class, in the order of paths
-    for c in range(len(classes)):
-        rank[values == c] = np.arange((values == c).sum())
-    return Labels("folder", classes, values, rank % 5 == 4)
+    return Labels("folder", classes, values, fifths(values))

@@ -1,10 +1,12 @@
-"""Frozen features of a labelled set, of the encoder and of the baselines it has to beat, extracted once.
+"""Frozen features of a set, of the encoder and of the baselines it has to beat, extracted once and shared by all tasks.
 
-n samples, D features.
+n samples, T patch tokens, D features.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,72 +15,154 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jepakit.data.crops import centre_crop
+from jepakit.data.crops import BandsError, Images, centre_crop, channels_of, resize, stacked
 from jepakit.data.decode import BadImageError
 from jepakit.data.sources import Source
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
 from jepakit.progress import progress
+from jepakit.vit import patchify
 
 log = logging.getLogger("jepakit")
+RAW, PCA = "raw pixels", "pixel PCA"
 RAW_SIDE = 16  # pixels on a side of the raw-pixel baseline
 BATCH = 128
+MOST_TOKENS = 8 << 30  # bytes of patch tokens that are kept in memory
 
 
 @dataclass(frozen=True)
-class Features:
-    """Matrices (n, D) by name, and the samples' places in the source (n,): unreadable ones are left out."""
+class Frozen:
+    """What one encoder or baseline makes of n samples: last (n, D), the mean over patch tokens of the last block;
+    last4 (n, 4 D), of the last four, side by side; tokens (n, T, D) float16. None where it has none, or none was asked for."""
 
-    by_name: dict[str, Tensor]
-    ids: NDArray[np.int64]
+    last: Tensor
+    last4: Tensor | None = None
+    tokens: Tensor | None = None
+
+    def rows(self, index: NDArray[np.int64]) -> "Frozen":
+        """Those of some samples."""
+        return Frozen(*(None if x is None else x[index] for x in (self.last, self.last4, self.tokens)))  # type: ignore[arg-type]
+
+    @property
+    def layers(self) -> dict[str, Tensor]:
+        """Matrices (n, D) by name, for probes of several layers."""
+        return {"last": self.last, **({} if self.last4 is None or not self.last4.shape[1] else {"last4": self.last4})}
 
 
-def extract(source: Source, encoders: Mapping[str, Encoder], precision: torch.dtype = torch.float32) -> Features:
-    """Embeddings by each encoder, and 'raw pixels', of all readable images; largest centre crop, resized."""
+def extract(
+    source: Source,
+    encoders: Mapping[str, Encoder],
+    ids: Sequence[int] | NDArray[np.int64] | None = None,
+    *,
+    whole: bool = False,
+    last4: bool = False,
+    tokens: bool = False,
+    precision: torch.dtype = torch.float32,
+) -> tuple[dict[str, Frozen], NDArray[np.int64]]:
+    """Features by name of each encoder and of raw pixels, and the places in the source (n,) that could be read.
+
+    The encoder sees the largest centre crop, resized; the whole image, resized, where the label speaks of the `whole`.
+    Raises UserError for fewer than two readable images, and for features that are not finite.
+    """
+    ids = np.arange(len(source)) if ids is None else np.asarray(ids)
     first = next(iter(encoders.values()))
     device = next(first.parameters()).device
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        **{name: lambda x, e=e: e.embed(e.normalise(x.to(device))).float().cpu() for name, e in encoders.items()},  # type: ignore[misc]
-        "raw pixels": _raw,
-    }
-    rows: dict[str, list[Tensor]] = {name: [] for name in functions}
-    ids: list[int] = []
+    if tokens:
+        _require_room(first, len(ids), len(encoders))
+    rows: dict[str, list[list[Tensor]]] = {name: [] for name in (*encoders, RAW)}
+    kept: list[int] = []
     lower = torch.autocast(device.type, precision, enabled=precision != torch.float32)
-    with progress("features", len(source)) as report, torch.inference_mode(), lower:
-        for part, images in _batches(source, first.images.height_width):
-            for name, function in functions.items():
-                rows[name].append(function(images))
-            ids += part
-            report(ids[-1] + 1)
-    if len(ids) < 2:
-        raise UserError(f"{source.name} has {len(ids)} readable image(s): there is nothing to compare")
-    return Features({name: torch.cat(parts) for name, parts in rows.items()}, np.array(ids))
+    with progress("features", len(ids)) as report, torch.inference_mode(), lower:
+        for part, images in _batches(source, ids, first.images, whole):
+            for name, encoder in encoders.items():
+                layers = encoder.layers(encoder.normalise(images.to(device)), last=4 if last4 else 1)
+                rows[name].append(_pooled(layers, last4, tokens))
+            rows[RAW].append(_raw(images, first.vit.config.patch_size, last4, tokens))
+            kept += part
+            report(len(kept))
+    if len(kept) < 2:
+        raise UserError(f"{source.name} has {len(kept)} readable image(s): there is nothing to compare")
+    joined = {name: [torch.cat(column) for column in zip(*parts, strict=True)] for name, parts in rows.items()}
+    for name, columns in joined.items():
+        _require_finite(columns[0], name, source, kept)
+    names = ["last", *(["last4"] if last4 else []), *(["tokens"] if tokens else [])]
+    return {name: Frozen(**dict(zip(names, columns, strict=False))) for name, columns in joined.items()}, np.array(kept)
 
 
-def pca(train: Tensor, *others: Tensor, components: int) -> list[Tensor]:
-    """Projections of each matrix on the leading principal components of `train` (n, D)."""
-    mean = train.mean(0)
-    _, _, v = torch.linalg.svd(train - mean, full_matrices=False)
-    return [(x - mean) @ v[:components].T for x in (train, *others)]
+def as_seen(source: Source, index: int, images: Images, whole: bool = False) -> Tensor:
+    """What evaluation sees of a sample: its largest centre crop, or the `whole` of it, resized: (C, H, W).
+
+    Raises BadImageError for a file that cannot be read, and UserError for other bands than images.channels.
+    """
+    pixels = source.read(index)
+    try:
+        pixels = channels_of(pixels, images)
+    except BandsError as error:
+        raise UserError(f"{source.title(index)} {error}") from None
+    return resize(pixels, *images.height_width) if whole else centre_crop(pixels, *images.height_width)
 
 
-def _raw(images: Tensor) -> Tensor:
-    small = F.interpolate(images, (RAW_SIDE, RAW_SIDE), mode="bilinear", antialias=True)
-    return small.flatten(1).float() / 255
+def pca(x: Tensor, train: NDArray[np.int64], components: int) -> Tensor:
+    """Projections of x (n, D) on the leading principal components of its rows `train`."""
+    mean = x[train].mean(0)
+    _, _, v = torch.linalg.svd(x[train] - mean, full_matrices=False)
+    return (x - mean) @ v[:components].T  # type: ignore[no-any-return]
 
 
-def _batches(source: Source, size: tuple[int, int]) -> Iterator[tuple[list[int], Tensor]]:
-    ids: list[int] = []
-    images: list[Tensor] = []
-    for index in range(len(source)):
-        try:
-            images.append(centre_crop(source.read(index), *size))
-            ids.append(index)
-        except BadImageError as error:
-            log.warning("left out of the evaluation: %s: %s", source.title(index), error)
-            continue
-        if len(ids) == BATCH:
-            yield ids, torch.stack(images)
-            ids, images = [], []
-    if ids:
-        yield ids, torch.stack(images)
+def _pooled(layers: list[Tensor], last4: bool, tokens: bool) -> list[Tensor]:
+    means = [layer.float().mean(1).cpu() for layer in layers]
+    return [means[-1], *([torch.cat(means, 1)] if last4 else []), *([layers[-1].half().cpu()] if tokens else [])]
+
+
+def _raw(images: Tensor, patch_size: int, last4: bool, tokens: bool) -> list[Tensor]:
+    """Pixels of a small copy; a stand-in of no width for layers, which pixels have not; pixels of each patch as tokens."""
+    white = 255 if images.dtype == torch.uint8 else 1
+    small = F.interpolate(images, (RAW_SIDE, RAW_SIDE), mode="bilinear", antialias=True).flatten(1).float() / white
+    patches = (patchify(images, patch_size).unflatten(0, (len(images), -1)) / white).half()
+    return [small, *([small[:, :0]] if last4 else []), *([patches] if tokens else [])]
+
+
+def _require_room(encoder: Encoder, n: int, encoders: int) -> None:
+    height, width = encoder.images.height_width
+    need = 2 * n * encoders * encoder.width * height * width // encoder.vit.config.patch_size**2
+    if need > MOST_TOKENS:
+        raise UserError(
+            f"the patch tokens of {n:,} images take {need / 2**30:.0f} GiB; evaluate fewer: set images_limit, "
+            f"or leave out the tasks that need tokens (attentive)"
+        )
+
+
+def _require_finite(x: Tensor, name: str, source: Source, ids: list[int]) -> None:
+    bad = (~torch.isfinite(x).all(1)).nonzero().flatten()
+    if len(bad):
+        raise UserError(
+            f"{name}: the features of {len(bad)} of {len(x)} images are not finite, first of "
+            f"{source.title(ids[int(bad[0])])}: the weights or the images are broken; with bf16 try run.precision=fp32"
+        )
+
+
+def _batches(source: Source, ids: NDArray[np.int64], settings: Images, whole: bool) -> Iterator[tuple[list[int], Tensor]]:
+    """Places and images (B, C, H, W), read by threads while the encoder works on the ones before."""
+
+    def read(part: NDArray[np.int64]) -> list[Tensor | BadImageError]:
+        images: list[Tensor | BadImageError] = []
+        for index in part:
+            try:
+                images.append(as_seen(source, int(index), settings, whole))
+            except BadImageError as error:
+                images.append(error)
+        return images
+
+    parts = [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)]
+    with ThreadPoolExecutor(2, "jepakit-image") as pool:
+        waiting = deque(pool.submit(read, part) for part in parts[:2])
+        for n, part in enumerate(parts):
+            good: list[tuple[int, Tensor]] = []
+            for i, image in zip(part.tolist(), waiting.popleft().result(), strict=True):
+                if isinstance(image, BadImageError):
+                    log.warning("left out of the evaluation: %s: %s", source.title(i), image)
+                else:
+                    good.append((i, image))
+            waiting.extend(pool.submit(read, later) for later in parts[n + 2 : n + 3])
+            if good:
+                yield [i for i, _ in good], stacked([image for _, image in good])

@@ -4,29 +4,33 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from jepakit.config import Config
-from jepakit.data.crops import centre_crop
+from jepakit.data.crops import to_show
 from jepakit.data.sources import Source
-from jepakit.evaluation.features import Features
+from jepakit.evaluation.features import as_seen
 from jepakit.evaluation.knn import neighbours
 from jepakit.files import whole
 
 EXAMPLES, QUERIES, NEIGHBOURS = 6, 8, 6
 
 
-def save_pictures(path: Path, config: Config, source: Source, features: Features) -> None:
-    """Write images (n, H, W, 3) with a draw of masks each, and queries with their nearest neighbours, to `path`."""
+def save_pictures(path: Path, config: Config, source: Source, features: Tensor, places: NDArray[np.int64]) -> None:
+    """Write images (n, H, W, 3) with a draw of masks each, and queries with their nearest neighbours, to `path`.
+
+    features (n, D) are those of the samples at `places` (n,) of the source.
+    """
     rows, columns = config.grid
-    spread = np.unique(np.linspace(0, len(features.ids) - 1, EXAMPLES).astype(int))
-    ids = features.ids[spread]
+    spread = np.unique(np.linspace(0, len(places) - 1, EXAMPLES).astype(int))
+    ids = places[spread]
     masks = config.masking.sample(config.grid, ids, seed=config.seed)
     first = masks.first_draws
     context = np.zeros((len(masks.context_lengths), rows * columns), bool)
     context[np.repeat(np.arange(len(context)), masks.context_lengths), masks.context] = True
     targets = np.zeros((len(masks.target_lengths), rows * columns), bool)
     targets[np.repeat(np.arange(len(targets)), masks.target_lengths), masks.targets] = True
-    queries, found = _neighbours(source, features)
+    queries, found = _neighbours(source, features, places)
     with whole(path) as draft:
         np.savez_compressed(
             draft,
@@ -40,21 +44,20 @@ def save_pictures(path: Path, config: Config, source: Source, features: Features
         )
 
 
-def _neighbours(source: Source, features: Features) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _neighbours(source: Source, x: Tensor, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Places in the source of queries (held-out samples where there are labels) and of their neighbours."""
-    x = features.by_name["target encoder"]
-    held = source.labels.test[features.ids] if source.labels else np.arange(len(x)) % 5 == 4
+    held = source.labels.test[places] if source.labels else np.arange(len(x)) % 5 == 4
     if not held.any() or held.all():
         held = np.arange(len(x)) < max(1, len(x) // 5)
     asked = np.nonzero(held)[0]
     asked = asked[np.unique(np.linspace(0, len(asked) - 1, QUERIES).astype(int))]
     others = np.nonzero(~held)[0]
     _, index = neighbours(x[others], x[asked], NEIGHBOURS)
-    return features.ids[asked], features.ids[others[index.numpy()]]
+    return places[asked], places[others[index.numpy()]]
 
 
 def _images(source: Source, ids: NDArray[np.int64], config: Config) -> NDArray[np.uint8]:
-    return np.stack([centre_crop(source.read(int(i)), *config.images.height_width).permute(1, 2, 0).numpy() for i in ids])
+    return np.stack([to_show(as_seen(source, int(i), config.images)).permute(1, 2, 0).numpy() for i in ids])
 
 
 def _labels(source: Source, ids: NDArray[np.int64]) -> NDArray[np.str_]:

@@ -1,174 +1,151 @@
-"""The verb `evaluate`: tasks on a run's frozen features, results as JSON and as a table."""
+"""The verb `evaluate`: tasks on frozen encoders beside honest baselines, results as JSON, arrays and a table."""
 
-import json
 import logging
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from scipy.stats import binom
-from sklearn.exceptions import ConvergenceWarning
-from torch import Tensor
+import numpy as np
+from pydantic import ValidationError
 
-from jepakit.config import Config
-from jepakit.data.sources import Labels, Source, open_source
-from jepakit.device import device_of, precision_of, use_cpu
-from jepakit.encoder import Encoder
+from jepakit.config import overrides, sentence
+from jepakit.data.sources import Source, open_source
 from jepakit.errors import UserError, nearest
-from jepakit.evaluation.features import Features, extract, pca
-from jepakit.evaluation.knn import knn
-from jepakit.evaluation.linear import linear
+from jepakit.evaluation.davis import davis
+from jepakit.evaluation.features import PCA, RAW, Frozen, extract, pca
+from jepakit.evaluation.finetune import MAE, finetune
 from jepakit.evaluation.pictures import save_pictures
-from jepakit.files import save_json
-from jepakit.metrics import rankme
+from jepakit.evaluation.probes import LAST4, PROBES, TOKENS, Problem, Protocol
+from jepakit.evaluation.results import Row, Sheet, forget_others, save_rows
+from jepakit.evaluation.segmentation import segmentation
+from jepakit.evaluation.spectrum import lidar_rows, rankme_rows
+from jepakit.evaluation.split import labelled, split
+from jepakit.evaluation.subject import TRAINED, UNTRAINED, Subject, subject
 from jepakit.run import Run
-from jepakit.weights import jepa_from_checkpoint, jepa_of
 
 log = logging.getLogger("jepakit")
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Features by name, in two halves, with labels (n,), (m,)."""
-
-    train: dict[str, Tensor]
-    test: dict[str, Tensor]
-    train_labels: Tensor
-    test_labels: Tensor
-
-
-def _knn(train: Tensor, labels: Tensor, test: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    return knn(train, labels, test), {}
-
-
-def _linear(train: Tensor, labels: Tensor, test: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    predicted, c = linear(train, labels, test)
-    return predicted, {"C": c}
-
-
-TASKS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Any]]], dict[str, Any]]] = {
-    "knn": (_knn, {"k": 20, "temperature": 0.07, "similarity": "cosine"}),
-    "linear": (_linear, {"probe": "logistic regression on standardised features", "C": "chosen on a fifth of train"}),
-}
+FROZEN = ("rankme", "lidar", *PROBES)
+DENSE = ("segmentation", "davis")  # these have data of their own kind
+TASKS = (*FROZEN, "finetune", *DENSE)
+DEFAULT = ("rankme", "knn", "linear")
 
 
 def evaluate(
-    run: Run | str | Path, data: str | Path | None = None, tasks: list[str] | tuple[str, ...] = tuple(TASKS)
+    run: Run | str | Path,
+    data: str | Path | None = None,
+    tasks: Sequence[str] = DEFAULT,
+    *,
+    labels: str | None = None,
+    out: str | Path | None = None,
+    set: Sequence[str] = (),
+    protocol: Protocol | None = None,
 ) -> dict[str, list[Row]]:
-    """Probe a run on labelled images (default: the run's own), beside baselines; writes RUN/evaluation/.
+    """Judge a run, or anything that `jepakit.load` takes, on images (default: the run's own), beside baselines.
 
-    Rows of each task: name, accuracy, and low and high of its 95 % bootstrap interval over test images.
-    Raises UserError for an unknown task. Without labels only RankMe and pictures are made, and that is said.
+    tasks: some of TASKS, or 'frozen' for all on frozen features; labels: which of a set's labels; out: where results go
+    (default RUN/evaluation); set: 'group.key=value' words of the protocol. Rows of a probe: name, accuracy, low and high of
+    its 95 % interval, and an account of how it was trained. Raises UserError for all that the user can mend.
     """
-    for task in tasks:
+    tasks = chosen_tasks(tasks)
+    protocol = protocol or settings_of(set)
+    judged = subject(run, out)
+    place = str(data or judged.data or "")
+    if not place:
+        raise UserError("which images? give --data SRC")
+    dense = [task for task in tasks if task in DENSE]
+    if dense:
+        return {task: save_rows(judged.folder, task, place, _dense(judged, task, Path(place), protocol)) for task in dense}
+    return _on_images(judged, open_source(place, labels), tasks, protocol)
+
+
+def chosen_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
+    """The tasks of these names, RankMe among them wherever features are made. Raises UserError for an unknown one."""
+    wanted = [each for task in tasks for each in (FROZEN if task == "frozen" else (task,))]
+    for task in wanted:
         if task not in TASKS:
-            raise UserError(f"unknown task '{task}': choose from {', '.join(TASKS)}{nearest(task, TASKS)}")
-    run = run if isinstance(run, Run) else Run.open(run)
-    config = run.config
-    source = open_source(str(data or config.data or ""))
-    features = extract(source, _encoders(run), precision_of(config.run.precision, device_of(config.run.device)))
-    folder = _folder(run, source.name)
-    ranks = [{"name": name, "rankme": rankme(x[:25_600])} for name, x in features.by_name.items()]
-    save_json(folder / "rankme.json", {"task": "rankme", "data": source.name, "rows": ranks})
-    save_pictures(folder / "pictures.npz", config, source, features)
-    if source.labels is None:
-        log.warning(
-            "%s has no labels: put images into sub-folders, one a class, to probe; RankMe and pictures were made",
-            source.name,
+            raise UserError(f"unknown task '{task}': choose from frozen, {', '.join(TASKS)}{nearest(task, TASKS)}")
+    if {*wanted} & {*DENSE} and not {*wanted} <= {*DENSE}:
+        raise UserError(f"{' and '.join(DENSE)} have data of their own kind: evaluate them apart from other tasks")
+    return tuple(task for task in TASKS if task in wanted or (task == "rankme" and {*wanted} & {*FROZEN}))
+
+
+def settings_of(words: Sequence[str]) -> Protocol:
+    """The protocol with 'group.key=value' words. Raises UserError, with the nearest name."""
+    try:
+        return Protocol.model_validate(overrides(list(words), Protocol))
+    except ValidationError as error:
+        raise UserError(sentence(error, "evaluate", Protocol)) from None
+
+
+def _on_images(judged: Subject, source: Source, tasks: Sequence[str], protocol: Protocol) -> dict[str, list[Row]]:
+    labels, results = source.labels, {}
+    ids = np.arange(len(source)) if labels is None else labelled(source, labels, protocol.images_limit)
+    if labels is not None:
+        split(source, labels, ids)  # says now, not after the work, that there is nothing to probe
+    frozen = {task for task in tasks if task in FROZEN}
+    if frozen - {"lidar"}:
+        features, ids = extract(
+            source,
+            judged.encoders,
+            ids,
+            whole=labels is not None and labels.whole,
+            last4=bool(frozen & LAST4),
+            tokens=bool(frozen & TOKENS),
+            precision=judged.precision,
         )
-        return {"rankme": ranks}
-    return {"rankme": ranks} | _probe(source, source.labels, features, tasks, folder, config.encoder.width)
-
-
-def _folder(run: Run, data: str) -> Path:
-    """RUN/evaluation, without results on other data: one report tells of one set."""
-    folder = run.path / "evaluation"
-    folder.mkdir(exist_ok=True)
-    for old in folder.glob("*.json"):
-        try:
-            same = json.loads(old.read_text()).get("data") == data
-        except ValueError:
-            same = False
-        if not same:
-            old.unlink()
-    return folder
-
-
-def _encoders(run: Run) -> dict[str, Encoder]:
-    jepa = jepa_from_checkpoint(run.path)
-    config = jepa.method
-    assert isinstance(config, Config)  # that of a run always is
-    use_cpu(config.run.threads)
-    device, fresh = device_of(config.run.device), jepa_of(config)
-    vits = {"target encoder": jepa.target_encoder, "encoder": jepa.encoder, "untrained encoder": fresh.encoder}
-    return {name: Encoder(vit, config.images, config.conditioning).to(device).eval() for name, vit in vits.items()}
-
-
-def _probe(
-    source: Source, labels: Labels, features: Features, tasks: list[str] | tuple[str, ...], folder: Path, width: int
-) -> dict[str, list[Row]]:
-    split = _split(features, labels, width)
-    results = {}
-    for task in tasks:
-        function, settings = TASKS[task]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a probe stopped early is a fair probe
-            rows = [
-                _row(name, *function(split.train[name], split.train_labels, split.test[name]), split.test_labels)
-                for name in split.train
-            ]
-        most = torch.full_like(split.test_labels, int(split.train_labels.bincount().argmax()))
-        rows.append(_row("majority class", most, {}, split.test_labels))
-        results[task] = rows
-        about = {
-            "task": task,
-            "data": source.name,
-            "labels": labels.name,
-            "classes": len(labels.classes),
-            "settings": settings,
-        }
-        counts = {"n_train": len(split.train_labels), "n_test": len(split.test_labels)}
-        save_json(folder / f"{task}.json", {**about, **counts, "rows": rows})
+        forget_others(judged.folder, source.name)
+        results["rankme"] = save_rows(judged.folder, "rankme", source.name, rankme_rows(features, protocol.rankme))
+        if judged.config:
+            save_pictures(judged.folder / "pictures.npz", judged.config, source, features[TRAINED].last, ids)
+        if labels is not None:
+            halves, raw = split(source, labels, ids), features[RAW].last
+            components = min(judged.width, len(halves.train), raw.shape[1])
+            features[PCA] = Frozen(pca(raw, halves.train, components))
+            for task in (t for t in tasks if t in PROBES):
+                results[task] = _probed(judged.folder, task, Sheet(source, labels, halves, ids), features, protocol)
+    if "lidar" in tasks:
+        rows = lidar_rows(source, judged.encoders, judged.masking, protocol.lidar, protocol.seed)
+        results["lidar"] = save_rows(judged.folder, "lidar", source.name, rows)
+    if "finetune" in tasks and labels is not None:
+        results["finetune"] = _finetuned(judged, Sheet(source, labels, split(source, labels, ids), ids), protocol)
+    if labels is None and {*tasks} - {"rankme", "lidar"}:
+        log.warning("%s has no labels: put images into sub-folders, one a class, to probe; RankMe was measured", source.name)
     return results
 
 
-def _split(features: Features, labels: Labels, width: int) -> Split:
-    test = torch.from_numpy(labels.test[features.ids])
-    values = torch.from_numpy(labels.values[features.ids])
-    if not test.any() or len(values[~test].unique()) < 2:
-        raise UserError("too few images to hold some out: give at least five of each of two classes")
-    train_x = {name: x[~test] for name, x in features.by_name.items()}
-    test_x = {name: x[test] for name, x in features.by_name.items()}
-    raw = train_x["raw pixels"]
-    train_x["pixel PCA"], test_x["pixel PCA"] = pca(raw, test_x["raw pixels"], components=min(width, *raw.shape))
-    return Split(train_x, test_x, values[~test], values[test])
+def _probed(folder: Path, task: str, sheet: Sheet, features: Mapping[str, Frozen], protocol: Protocol) -> list[Row]:
+    """One probe for each encoder and baseline that has what it looks at."""
+    halves = sheet.halves
+    problem = Problem(halves.train_labels, halves.test_labels, len(sheet.labels.classes), sheet.titles, sheet.labels.whole)
+    for name, x in features.items():
+        if task not in TOKENS or x.tokens is not None:
+            sheet.enter(name, *PROBES[task](x.rows(halves.train), x.rows(halves.test), problem, protocol))
+    return sheet.save(folder, task, protocol)
 
 
-def _row(name: str, predicted: Tensor, extra: dict[str, Any], truth: Tensor) -> Row:
-    accuracy = float((predicted == truth).float().mean())
-    low, high = bootstrap(accuracy, len(truth))
-    return {"name": name, "accuracy": accuracy, "low": low, "high": high, **extra}
+def _finetuned(judged: Subject, sheet: Sheet, protocol: Protocol) -> list[Row]:
+    """Fine-tuning end to end, of the target encoder and of the untrained one, which is then trained from scratch."""
+    halves, size = sheet.halves, judged.encoders[TRAINED].vit.config.size
+    settings = protocol.finetune or MAE.get(size or "base", MAE["base"])
+    values, rows = sheet.labels.values, (sheet.ids[halves.train], sheet.ids[halves.test])
+    for name in (TRAINED, UNTRAINED):
+        log.info("fine-tuning the %s", name)
+        predicted, about = finetune(
+            judged.encoders[name],
+            sheet.source,
+            *rows,
+            values,
+            len(sheet.labels.classes),
+            settings,
+            protocol.seed,
+            judged.precision,
+        )
+        sheet.enter(name, (predicted == halves.test_labels).double().numpy(), about)
+    return sheet.save(judged.folder, "finetune", protocol)
 
 
-def bootstrap(accuracy: float, n: int) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a mean of n right-or-wrongs: their resampled mean is binomial, exactly."""
-    low, high = (float(binom.ppf(q, n, accuracy)) / n for q in (0.025, 0.975))
-    return low, high
-
-
-def as_table(results: dict[str, list[Row]]) -> str:
-    """The results as lines of text, a row for each encoder or baseline."""
-    tasks = [task for task in results if task != "rankme"]
-    ranks = {row["name"]: row["rankme"] for row in results["rankme"]}
-    names = [row["name"] for row in results[tasks[0]]] if tasks else list(ranks)
-    lines = [f"{'':20}" + "".join(f"{task:>24}" for task in tasks) + f"{'RankMe':>10}"]
-    for name in names:
-        cells = [next(row for row in results[task] if row["name"] == name) for task in tasks]
-        texts = [f"{100 * c['accuracy']:.1f} % [{100 * c['low']:.1f}-{100 * c['high']:.1f}]" for c in cells]
-        rank = f"{ranks[name]:10.1f}" if name in ranks else ""
-        lines.append(f"{name:20}" + "".join(f"{text:>24}" for text in texts) + rank)
-    return "\n".join(lines)
+def _dense(judged: Subject, task: str, root: Path, protocol: Protocol) -> list[Row]:
+    shared: dict[str, Any] = {"precision": judged.precision, "seed": protocol.seed}
+    if task == "segmentation":
+        return segmentation(judged.encoders, root, **dict(protocol.segmentation), **shared)
+    return davis(judged.encoders, root, **dict(protocol.davis), **shared)

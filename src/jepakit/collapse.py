@@ -1,0 +1,81 @@
+"""The collapse doctor: does a run still learn, or do its targets say nothing any more? From the logged rows alone.
+
+Three ways to lose (docs/collapse.md has the experiments behind the thresholds):
+full: all targets become one vector; dimensional: they differ, along ever fewer directions; positional: they tell where a
+patch lies, not what is on it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+Row = Mapping[str, Any]
+LOOKS = 5  # logged rows of which the median counts, so that one batch is no alarm
+FULL = 0.1  # deviation of targets over a batch; layer-normed ones have 1 in all
+RANK = 0.8  # effective rank over that of the first row, when the encoder was as good as untrained
+POSITION = 0.85  # share of the targets' variance that the patch's place explains
+GAP = 0.02  # cosine of a prediction with its own target, less that with another image's at the same place
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A kind of collapse ('full', 'dimensional' or 'positional'), and what to tell the user."""
+
+    kind: str
+    words: str
+
+
+def diagnose(rows: Sequence[Row], settled: int = 0) -> list[Alarm]:
+    """The collapses that the last of the logged rows show; none while there are fewer than `LOOKS` of them.
+
+    rows: the run's first row, then its latest ones, oldest first, of a method whose targets are features. settled: the step
+    from which a predictor that cannot tell images apart is an alarm, as at first none can.
+    """
+    if len(rows) < LOOKS:
+        return []
+    last = {key: median(row[key] for row in rows[-LOOKS:]) for key in SIGNS}
+    rank, share = last["effective_rank"] / rows[0]["effective_rank"], last["position_share"]
+    own, other = last["own_cosine"], last["other_cosine"]
+    alarms = []
+    if last["target_std"] < FULL:
+        alarms.append(Alarm("full", f"targets are nearly one vector: their deviation is {last['target_std']:.3f} of 1; {MEND}"))
+    elif rank < RANK:
+        words = f"features lose directions: effective rank {last['effective_rank']:.1f}, {rank:.0%} of the untrained encoder's"
+        alarms.append(Alarm("dimensional", f"{words}; {MEND}"))
+    if share > POSITION:
+        words = f"targets are {share:.0%} position: where a patch lies tells nearly all of them"
+        alarms.append(Alarm("positional", f"{words}; {MEND_POSITION}"))
+    elif rows[-1]["step"] >= settled and own - other < GAP:
+        words = f"predictions fit other images as well as their own (cosine {other:.2f} against {own:.2f}): they tell places"
+        alarms.append(Alarm("positional", f"{words}; {MEND_POSITION}"))
+    return alarms
+
+
+class Doctor:
+    """Looks at each logged row of a run and tells each kind of collapse once."""
+
+    def __init__(self, target: str, settled: int, rows: Sequence[Row]) -> None:
+        """target: the kind of the method's targets (pixels cannot collapse); rows: what was logged before a resume."""
+        self.target, self.settled = target, settled
+        self.rows: list[Row] = []
+        self.told: set[str] = set()
+        for row in rows:
+            self.look(row)
+
+    def look(self, row: Row) -> list[Alarm]:
+        """Alarms that were not told before."""
+        if self.target != "features":
+            return []
+        self.rows = [*self.rows[:1], *self.rows[1:][1 - LOOKS :], row]
+        new = [alarm for alarm in diagnose(self.rows, self.settled) if alarm.kind not in self.told]
+        self.told |= {alarm.kind for alarm in new}
+        return new
+
+
+SIGNS = ("target_std", "effective_rank", "position_share", "own_cosine", "other_cosine")
+MEND = "try --method c_jepa (VICReg) or a higher regularizer.weight, a higher optim.momentum, or a lower optim.lr"
+MEND_POSITION = (
+    "try a higher masking.min_keep or smaller masking.target_scale, a wider images.crop_scale, or --method c_jepa; "
+    "look whether the images differ at all"
+)

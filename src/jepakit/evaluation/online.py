@@ -1,0 +1,83 @@
+"""A look at the encoder while it trains: kNN accuracy where there are labels, RankMe where there are none."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jepakit import rng
+from jepakit.config import Config
+from jepakit.data.crops import stacked
+from jepakit.data.decode import BadImageError
+from jepakit.data.sources import Source
+from jepakit.encoder import Encoder
+from jepakit.evaluation.features import BATCH, as_seen
+from jepakit.evaluation.knn import knn
+from jepakit.metrics import rankme
+from jepakit.model import JEPA
+
+log = logging.getLogger("jepakit")
+STEP = 2.5  # what a step costs an image, in passes of the target encoder over whole images (low: most steps cost more)
+SHARE = 0.03  # of a run's work, the most that looks may take
+
+
+@dataclass(frozen=True)
+class Online:
+    """The same few images at each look, as evaluation sees them (n, C, H, W); labels and halves where there are any."""
+
+    images: Tensor
+    labels: Tensor | None
+    test: Tensor
+    every_steps: int
+
+    @classmethod
+    def prepare(cls, config: Config, source: Source, steps_per_epoch: int) -> "Online | None":
+        """Images drawn by the seed, as many of held-out samples as of others a third; None where looks are turned off."""
+        count = config.run.probe_images
+        if not count:
+            return None
+        order = rng.permutation(config.seed, "online", 0, len(source))
+        labels = source.labels
+        whole = labels is not None and labels.whole
+        if labels is not None:
+            order = order[labels.values[order] >= 0]
+            held = labels.test[order]
+            order = np.concatenate([order[~held][: count - count // 3], order[held][: count // 3]])
+        ids: list[int] = []
+        images: list[Tensor] = []
+        for index in order[:count].tolist():
+            try:
+                images.append(as_seen(source, index, config.images, whole))
+                ids.append(index)
+            except BadImageError:  # the loader will name it
+                continue
+        if len(ids) < 2:
+            return None
+        values = None if labels is None else torch.from_numpy(labels.values[ids])
+        test = torch.zeros(len(ids), dtype=torch.bool) if labels is None else torch.from_numpy(labels.test[ids])
+        if values is None or not test.any() or len(values[~test].unique()) < 2:
+            values = None
+        least = len(ids) / (SHARE * STEP * config.optim.batch_size)
+        epochs = config.run.probe_every_epochs or max(1, -(-least // steps_per_epoch))
+        every = config.run.log_every_steps  # looks are told in rows of metrics, so they fall on logged steps
+        return cls(stacked(images), values, test, int(-(-epochs * steps_per_epoch // every) * every))
+
+    def due(self, step: int) -> bool:
+        """Whether a look is to be taken after so many steps."""
+        return step % self.every_steps == 0
+
+    @torch.no_grad()
+    def look(self, jepa: JEPA, config: Config, dtype: torch.dtype) -> dict[str, float]:
+        """'probe/knn' (share of test images named rightly) or 'probe/rankme' of the encoder that users will get."""
+        vit = jepa.encoder if config.target.kind == "pixels" else jepa.target_encoder
+        encoder = Encoder(vit, config.images, config.conditioning)
+        device = next(vit.parameters()).device
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            parts = [encoder.embed(encoder.normalise(part.to(device))).float().cpu() for part in self.images.split(BATCH)]
+        x = torch.cat(parts)
+        if self.labels is None:
+            return {"probe/rankme": rankme(x)}
+        predicted = knn(x[~self.test], self.labels[~self.test], x[self.test])
+        return {"probe/knn": float((predicted == self.labels[self.test]).float().mean())}

@@ -1,0 +1,148 @@
+"""What an evaluation leaves: a JSON file for each task, its right-or-wrongs beside it, and tables to read."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jepakit.data.sources import Labels, Source
+from jepakit.errors import UserError
+from jepakit.evaluation.compare import Difference, interval, paired
+from jepakit.evaluation.probes import Protocol, Right
+from jepakit.evaluation.split import Rows, Split
+from jepakit.files import save_json, whole
+
+Row = dict[str, Any]
+MAJORITY = "majority class"
+VALUES = {"rankme": "rankme", "lidar": "lidar", "segmentation": "miou", "davis": "j_and_f"}  # a row's figure; else accuracy
+
+
+@dataclass
+class Sheet:
+    """The results of one probe as they come in: a row and the right-or-wrongs (m,) of each encoder and baseline."""
+
+    source: Source
+    labels: Labels
+    halves: Split
+    ids: Rows
+    rows: list[Row] = field(default_factory=list)
+    right: dict[str, Right] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    def titles(self) -> list[str]:
+        """Names of the training images (n,)."""
+        return [self.source.title(int(i)) for i in self.ids[self.halves.train]]
+
+    def enter(self, name: str, right: Right, about: Mapping[str, Any]) -> None:
+        """Note one result; the interval is a bootstrap over test images, unless the probe has one of its own."""
+        low, high = interval(right, self.halves.clusters)
+        self.rows.append({"name": name, "accuracy": float(right.mean()), "low": low, "high": high, **about})
+        self.right[name] = right
+
+    def save(self, folder: Path, task: str, protocol: Protocol) -> list[Row]:
+        """Write all, the majority class too; returns the rows."""
+        halves = self.halves
+        most = int(halves.train_labels.bincount().argmax())
+        self.enter(MAJORITY, (halves.test_labels == most).double().numpy(), {})
+        about = {
+            "task": task,
+            "data": self.source.name,
+            "labels": self.labels.name,
+            "classes": len(self.labels.classes),
+            "n_train": len(halves.train),
+            "n_test": len(halves.test),
+            "independent": len(halves.test) if halves.clusters is None else len(np.unique(halves.clusters)),
+            "settings": protocol.model_dump(mode="json").get(task),
+            "seed": protocol.seed,
+            "seconds": round(time.monotonic() - self.started, 1),
+        }
+        clusters: dict[str, Any] = {} if halves.clusters is None else {"clusters": halves.clusters}
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole(folder / f"{task}.npz") as draft:
+            np.savez_compressed(
+                draft,
+                ids=self.ids[halves.test],
+                names=np.array(list(self.right)),
+                right=np.stack(list(self.right.values())),
+                **clusters,
+            )
+        save_json(folder / f"{task}.json", {**about, "rows": self.rows})
+        return self.rows
+
+
+def save_rows(folder: Path, task: str, data: str, rows: list[Row]) -> list[Row]:
+    """Write the rows of a task that has no right-or-wrongs; returns them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_json(folder / f"{task}.json", {"task": task, "data": data, "rows": rows})
+    return rows
+
+
+def forget_others(folder: Path, data: str) -> None:
+    """Remove results on other data: one report tells of one set."""
+    for old in folder.glob("*.json"):
+        try:
+            same = json.loads(old.read_text()).get("data") == data
+        except ValueError:
+            same = False
+        if not same:
+            old.unlink()
+            old.with_suffix(".npz").unlink(missing_ok=True)
+
+
+def differences(a: Path, b: Path) -> dict[str, dict[str, Difference]]:
+    """Paired tests of two evaluation folders: by task, by name of what both judged, a minus b.
+
+    Raises UserError where no task was done on the same images in both.
+    """
+    found: dict[str, dict[str, Difference]] = {}
+    for file in sorted(a.glob("*.npz")):
+        if file.stem != "pictures" and (b / file.name).is_file():
+            with np.load(file) as ours, np.load(b / file.name) as theirs:
+                if not np.array_equal(ours["ids"], theirs["ids"]):
+                    raise UserError(f"{file.stem}: {a} and {b} were tested on other images: evaluate both on the same data")
+                of_b = dict(zip(theirs["names"].tolist(), theirs["right"], strict=True))
+                clusters = ours.get("clusters")
+                found[file.stem] = {
+                    name: paired(right, of_b[name], clusters)
+                    for name, right in zip(ours["names"].tolist(), ours["right"], strict=True)
+                    if name in of_b and name in ("target encoder", "encoder")
+                }
+    if not found:
+        raise UserError(f"{a} and {b} share no probe: give --tasks with knn, linear or another that has labels")
+    return found
+
+
+def as_table(results: Mapping[str, Sequence[Row]]) -> str:
+    """The results as lines of text, a row for each encoder or baseline, a column for each task."""
+    tasks = sorted(results, key=lambda task: task in VALUES)
+    names = list(dict.fromkeys(row["name"] for task in tasks for row in results[task]))
+    lines = [f"{'':20}" + "".join(f"{task:>22}" for task in tasks)]
+    for name in names:
+        cells = [next((row for row in results[task] if row["name"] == name), {}) for task in tasks]
+        lines.append(f"{name:20}" + "".join(f"{_cell(task, row):>22}" for task, row in zip(tasks, cells, strict=True)))
+    warnings = {f"{task}: {row['warning']}" for task in tasks for row in results[task] if "warning" in row}
+    return "\n".join([*lines, *sorted(warnings)])
+
+
+def as_sentences(found: Mapping[str, Mapping[str, Difference]], a: str, b: str) -> str:
+    """Paired tests in words."""
+    lines = [f"{a} against {b}, on the same test images:"]
+    for task, by_name in found.items():
+        for name, d in by_name.items():
+            verdict = "may be chance" if d.p > 0.05 else "more than chance"
+            span = f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
+            lines.append(f"  {task}, {name}: {100 * d.difference:+.1f} points ({span}), p = {d.p:.2g}: {verdict}")
+    return "\n".join(lines)
+
+
+def _cell(task: str, row: Row) -> str:
+    value = row.get(VALUES.get(task, "accuracy"))
+    if value is None:
+        return ""
+    if task in ("rankme", "lidar"):
+        return f"{value:.1f}"
+    return f"{100 * value:.1f} % [{100 * row['low']:.1f}-{100 * row['high']:.1f}]"

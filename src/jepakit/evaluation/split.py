@@ -1,0 +1,57 @@
+"""The halves of a labelled set: what a probe learns from, and what it is tested on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jepakit.data.sources import Labels, Source
+from jepakit.errors import UserError
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of the features for training (n,) and testing (m,), their labels, and clusters of the test samples if any."""
+
+    train: Rows
+    test: Rows
+    train_labels: Tensor
+    test_labels: Tensor
+    clusters: Rows | None
+
+
+def labelled(source: Source, labels: Labels, limit: int | None = None) -> Rows:
+    """Places in the source of the samples that have a label and a part in the split, at most `limit`, evenly spread."""
+    ids = np.nonzero(labels.values >= 0)[0]
+    if not len(ids):
+        raise UserError(f"{source.name}: no image has a label")
+    return ids if limit is None or limit >= len(ids) else ids[np.linspace(0, len(ids) - 1, limit).astype(np.int64)]
+
+
+def split(source: Source, labels: Labels, ids: Rows) -> Split:
+    """The two halves of the samples `ids`. Raises UserError where a probe could not learn or not be tested."""
+    values, test = labels.values[ids], labels.test[ids]
+    named = f"{source.name} ({labels.name})"
+    for half, there, mend in (("training", ~test, "train/"), ("test", test, "test/ or val/")):
+        if not there.any():
+            raise UserError(
+                f"{named}: no {half} image is left of {len(ids)}: give at least five images of each class, or folders "
+                f"train/ and test/ with images in {mend}"
+            )
+    known = np.unique(values[~test])
+    if len(known) < 2:
+        raise UserError(f"{named}: all training images are of one class, '{labels.classes[known[0]]}': a probe needs two")
+    strange = np.setdiff1d(values[test], known)
+    if len(strange):
+        raise UserError(
+            f"{named}: test images of class '{labels.classes[strange[0]]}' ({len(strange)} such classes), of which no "
+            f"training image is left: give some, or take the class out"
+        )
+    y = torch.from_numpy(values)
+    train_rows, test_rows = np.nonzero(~test)[0], np.nonzero(test)[0]
+    clusters = None if labels.clusters is None else labels.clusters[ids][test_rows]
+    return Split(train_rows, test_rows, y[train_rows], y[test_rows], clusters)

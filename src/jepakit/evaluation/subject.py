@@ -1,0 +1,75 @@
+"""What is judged: a run, or any encoder that `jepakit.load` takes, with its untrained twin."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from jepakit.config import Config, RunSettings
+from jepakit.data.crops import Images
+from jepakit.device import device_of, precision_of, use_cpu
+from jepakit.encoder import Encoder
+from jepakit.errors import UserError
+from jepakit.masks import Masking, MultiBlock
+from jepakit.run import Run
+from jepakit.vit import ViT
+from jepakit.weights import jepa_from_checkpoint, jepa_of, load
+
+TRAINED, UNTRAINED = "target encoder", "untrained encoder"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Encoders by name, the trained one first; the folder for results; how to run; config where it is a run."""
+
+    encoders: dict[str, Encoder]
+    folder: Path
+    masking: Masking
+    precision: torch.dtype
+    data: str | None
+    config: Config | None
+
+    @property
+    def images(self) -> Images:
+        """How the encoders are shown images."""
+        return self.encoders[TRAINED].images
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.encoders[TRAINED].width
+
+
+def subject(path: Run | str | Path, out: str | Path | None = None) -> Subject:
+    """The encoders at `path`. Raises UserError for a run without a checkpoint, or an encoder of no run without `out`."""
+    path = path.path if isinstance(path, Run) else Path(path).expanduser()
+    if (path / "config.yaml").is_file():
+        return _of_run(Run.open(path), Path(out) if out else path / "evaluation")
+    if path.is_dir() and not any((path / name).exists() for name in ("config.json", "state.json")):
+        Run.open(path)  # says that it is none
+    encoder = load(path)
+    if out is None:
+        raise UserError(f"{path} is an encoder without a run's folder: say where results go with --out DIR")
+    vit = encoder.vit
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        fresh = Encoder(ViT(vit.config, vit.grid, vit.channels), encoder.images, encoder.training_conditioning)
+    return _subject({TRAINED: encoder, UNTRAINED: fresh}, Path(out), MultiBlock(min_keep=1), RunSettings(), None, None)
+
+
+def _of_run(run: Run, folder: Path) -> Subject:
+    jepa = jepa_from_checkpoint(run.path)
+    config = jepa.method
+    assert isinstance(config, Config)  # that of a run always is
+    vits = {TRAINED: jepa.target_encoder, "encoder": jepa.encoder, UNTRAINED: jepa_of(config).encoder}
+    encoders = {name: Encoder(vit, config.images, config.conditioning) for name, vit in vits.items()}
+    return _subject(encoders, folder, config.masking, config.run, config.data, config)
+
+
+def _subject(
+    encoders: dict[str, Encoder], folder: Path, masking: Masking, run: RunSettings, data: str | None, config: Config | None
+) -> Subject:
+    use_cpu(run.threads)
+    device = device_of(run.device)
+    ready = {name: encoder.to(device).requires_grad_(False).eval() for name, encoder in encoders.items()}
+    return Subject(ready, folder, masking, precision_of(run.precision, device), data, config)
