@@ -1,32 +1,18 @@
 """The numbers that judge an encoder, against closed forms and independent implementations."""
 
-import json
-import logging
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from jepakit.errors import UserError
 from jepakit.evaluation.features import pca
 from jepakit.evaluation.knn import knn, neighbours
-from jepakit.evaluation.linear import linear
-from jepakit.evaluation.tasks import as_table, bootstrap, evaluate
-from jepakit.metrics import lidar, position_share, rankme
-from jepakit.report import report
-from jepakit.run import Run
-from jepakit.train import pretrain
-
-TINY = (
-    "encoder.width=16 encoder.depth=1 encoder.heads=2 encoder.patch_size=4 predictor.width=8 predictor.depth=1 images.size=16 "
-    "images.max_bad=0.2 masking.min_keep=2 optim.batch_size=8 run.threads=1 run.precision=fp32"
-)
+from jepakit.metrics import Discriminant, Gram, content_cosines, lidar, position_share, rankme
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -77,6 +63,32 @@ def test_rankme_is_the_entropy_of_singular_values() -> None:
     z = orthogonal(9)[:, :4] @ torch.diag(values) @ orthogonal(4, 1)
     assert rankme(z) == pytest.approx(float(np.exp(-(p * np.log(p)).sum())), rel=1e-5)
     assert rankme(z.float()) == pytest.approx(rankme(z), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(300, 20), (5000, 12), (20, 20), (15, 200)])
+def test_rankme_from_sums_over_chunks_is_rankme_by_svd(shape: tuple[int, int]) -> None:
+    z = (gaussian(*shape) * torch.logspace(0, -2, shape[1]) + 0.3).float()
+    gram, index = Gram(), 0
+    for size in (1, 2, 7, 4097, shape[0]):
+        gram.add(z[index : index + size])
+        index += size
+    assert gram.n == shape[0]
+    assert gram.rankme() == pytest.approx(rankme(z), rel=1e-4)
+    assert gram.rankme(1e-5) == pytest.approx(rankme(z, 1e-5), rel=1e-4)
+
+
+@pytest.mark.parametrize("n, value", [(256, 118.5), (512, 123.6), (2560, 127.2), (25600, 127.9)])
+def test_rankme_from_sums_of_gaussian_noise_is_the_measured_value(n: int, value: float) -> None:
+    gram = Gram()
+    for part in gaussian(n, 128).float().split(200):
+        gram.add(part)
+    assert gram.rankme() == pytest.approx(value, abs=0.3)
+
+
+def test_rankme_from_sums_is_uncentred_and_finite_for_nothing() -> None:
+    assert Gram().add(gaussian(2560, 128) + 5).rankme() == pytest.approx(52.5, abs=0.5)
+    assert Gram().add(torch.ones(50, 8)).rankme() == pytest.approx(1, abs=2e-4)
+    assert np.isfinite(Gram().add(torch.zeros(50, 8)).rankme())
 
 
 # ---- LiDAR (arXiv 2312.04000)
@@ -132,6 +144,39 @@ def test_lidar_hardly_feels_scale_at_the_default_delta() -> None:
     assert max(values) - min(values) < 0.3
 
 
+@pytest.mark.parametrize("group", [1, 7, 500])
+def test_lidar_of_images_that_come_in_groups_is_lidar_of_all(group: int) -> None:
+    e = views(60, 5, dims=4, width=12) + 3
+    scatter = Discriminant()
+    for part in e.float().split(group):
+        scatter.add(part)
+    assert scatter.lidar() == pytest.approx(reference_lidar(e.float().double().numpy(), 1e-4), rel=1e-6)
+    assert scatter.lidar(1e-2, 1e-5) == pytest.approx(lidar(e.float(), 1e-2, 1e-5), rel=1e-9)
+
+
+@pytest.mark.parametrize("q, value", [(5, 29.1), (10, 22.9), (50, 17.5)])
+def test_streamed_lidar_of_sixteen_signal_dimensions_is_the_measured_value(q: int, value: float) -> None:
+    scatter = Discriminant()
+    for part in views(500, q).split(64):
+        scatter.add(part)
+    assert scatter.lidar() == pytest.approx(value, rel=0.04)
+
+
+@pytest.mark.parametrize("n, value", [(64, 46.5), (100, 64.4), (200, 90.1), (1000, 119.2)])
+def test_lidar_of_a_signal_in_all_dimensions_grows_with_the_images(n: int, value: float) -> None:
+    assert lidar(views(n, 10, dims=128)) == pytest.approx(value, rel=0.04)
+
+
+def test_another_number_of_views_is_refused() -> None:
+    with pytest.raises(ValueError, match="views"):
+        Discriminant().add(gaussian(3, 4, 5)).add(gaussian(3, 5, 5))
+
+
+def test_lidar_of_images_that_do_not_differ_is_one() -> None:
+    assert lidar(torch.ones(30, 4, 16)) == pytest.approx(1, abs=1e-4)
+    assert lidar(gaussian(1, 4, 16).expand(30, 4, 16)) == pytest.approx(1, abs=1e-4)
+
+
 # ---- the share that position explains
 
 
@@ -159,6 +204,65 @@ def test_a_share_that_cannot_be_told_is_not_a_number() -> None:
     assert np.isnan(position_share(torch.ones(10, 3), np.arange(10) % 2))
 
 
+# ---- do predictions tell images apart
+
+
+def unit(*degrees: float) -> Tensor:
+    angle = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
+    return torch.stack([angle.cos(), angle.sin()], 1)
+
+
+def cos(degrees: float) -> float:
+    return float(np.cos(np.radians(degrees)))
+
+
+def test_two_images_at_two_patches_worked_by_hand() -> None:
+    index, image = np.array([3, 9, 9, 3]), np.array([0, 0, 1, 1])  # patches in any order
+    predictions = unit(10, 20, 70, 80) * torch.tensor([[1.0], [2.0], [3.0], [0.5]])  # lengths do not count
+    targets = unit(0, 30, 60, 90) * torch.tensor([[5.0], [1.0], [0.1], [1.0]])
+    own, other = content_cosines(predictions, targets, index, image)
+    assert own == pytest.approx(np.mean([cos(10)] * 4))
+    assert other == pytest.approx(np.mean([cos(10 - 90), cos(20 - 60), cos(70 - 30), cos(80 - 0)]))
+
+
+def test_predictions_that_are_their_targets_have_cosine_one_with_those_alone() -> None:
+    targets, index, image = gaussian(600, 64), np.tile(np.arange(30), 20), np.repeat(np.arange(20), 30)
+    own, other = content_cosines(7 * targets, targets, index, image)
+    assert own == pytest.approx(1) and abs(other) < 0.02
+
+
+def test_predictions_that_are_a_places_mean_fit_all_images_alike() -> None:
+    place, index, image = gaussian(30, 64), np.tile(np.arange(30), 20), np.repeat(np.arange(20), 30)
+    targets = place[index] + 0.5 * gaussian(600, 64, seed=1)
+    own, other = content_cosines(place[index], targets, index, image)
+    assert own == pytest.approx(other, abs=0.005) and own > 0.8
+    mean = torch.stack([F.normalize(targets, dim=1)[index == i].mean(0) for i in range(30)])
+    own, other = content_cosines(mean[index], targets, index, image)
+    assert own == pytest.approx(other, abs=1e-9)  # each target is a partner once
+
+
+def test_patches_that_no_other_image_shares_are_left_out() -> None:
+    targets = unit(0, 90, 0, 45)
+    own, other = content_cosines(unit(0, 90, 60, 45), targets, np.array([1, 2, 7, 7]), np.array([0, 1, 2, 3]))
+    assert own == pytest.approx((cos(60) + 1) / 2) and other == pytest.approx((cos(15) + cos(45)) / 2)
+    for rows in (slice(0, 2), slice(0, 0)):
+        both = content_cosines(targets[rows], targets[rows], np.array([1, 2])[rows], np.array([0, 1])[rows])
+        assert np.isnan(both).all()
+    alone = content_cosines(targets, targets, np.zeros(4, np.int64), np.zeros(4, np.int64))  # one image, one patch, four draws
+    assert np.isnan(alone).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=12), st.integers(0, 50))
+def test_an_image_is_never_compared_with_itself_however_many_of_a_patchs_rows_are_its(image: list[int], seed: int) -> None:
+    """Targets one-hot by image: a row compared with its own image would have cosine 1."""
+    owner = np.random.RandomState(seed).permutation(np.array(image + [0] * seed))
+    targets = torch.eye(5, dtype=torch.float64)[owner]
+    own, other = content_cosines(targets, targets, np.zeros(len(owner), np.int64), owner)
+    assert other == 0 or (np.isnan(other) and len(set(owner.tolist())) == 1)
+    assert own == 1 or np.isnan(own)
+
+
 # ---- probes
 
 
@@ -180,119 +284,13 @@ def test_neighbours_are_the_nearest_by_angle_in_order() -> None:
     np.testing.assert_allclose(similarity, cosine.sort(1, descending=True).values[:, :4], atol=1e-12)
 
 
-def test_a_linear_probe_finds_a_line_that_neighbours_do_not() -> None:
-    labels = torch.arange(400) % 2
-    x = gaussian(400, 40) * 5
-    x[:, 0] = (labels * 2 - 1) * 2.0  # one feature of 40 tells, on a scale below the noise
-    predicted, strength = linear(x[:300], labels[:300], x[300:])
-    assert float((predicted == labels[300:]).double().mean()) > 0.97 and strength in (0.001, 0.01, 0.1, 1.0)
-    scaled, _ = linear(x[:300] * 1e4 + 7, labels[:300], x[300:] * 1e4 + 7)
-    assert float((scaled == predicted).double().mean()) > 0.98
-
-
-def test_a_linear_probe_of_noise_is_chance_and_a_constant_feature_does_no_harm() -> None:
-    x = gaussian(600, 10)
-    x[:, 3] = 1
-    labels = torch.from_numpy(np.random.RandomState(5).randint(0, 4, 600))
-    predicted, _ = linear(x[:400], labels[:400], x[400:])
-    assert 0.12 < float((predicted == labels[400:]).double().mean()) < 0.38
-
-
-def test_pixel_pca_is_fitted_on_the_training_half_alone() -> None:
-    train, test = gaussian(50, 8) * torch.logspace(0, -1, 8), gaussian(20, 8, seed=1)
-    a, b = pca(train, test, components=3)
-    again, _ = pca(train, 100 * test, components=3)
-    assert a.shape == (50, 3) and b.shape == (20, 3) and torch.equal(a, again)
-    covariance = a.T @ a / 49
-    values = torch.linalg.eigvalsh(torch.cov(train.T)).flip(0)[:3]
-    np.testing.assert_allclose(covariance, torch.diag(values), atol=1e-9)
-
-
-@pytest.mark.parametrize("accuracy, n", [(0.5, 100), (0.9, 40), (0.0, 30), (1.0, 30), (0.713, 1000)])
-def test_the_interval_is_that_of_resampling(accuracy: float, n: int) -> None:
-    right = np.arange(n) < round(accuracy * n)
-    resampled = right[np.random.RandomState(0).randint(0, n, (20_000, n))].mean(1)
-    low, high = bootstrap(float(right.mean()), n)
-    assert low == pytest.approx(np.quantile(resampled, 0.025), abs=1.01 / n)
-    assert high == pytest.approx(np.quantile(resampled, 0.975), abs=1.01 / n)
-    assert low <= right.mean() <= high
-
-
-# ---- the verb
-
-
-def photos(root: Path, classes: int, each: int) -> Path:
-    """Images whose class is their colour."""
-    draw = np.random.default_rng(0)
-    for c in range(classes):
-        folder = root / f"class{c}" if classes > 1 else root
-        folder.mkdir(parents=True)
-        for i in range(each):
-            pixels = draw.integers(0, 60, (20, 20, 3))
-            pixels[..., c % 3] += 60 * (1 + c % 3)
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:02}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    root = tmp_path_factory.mktemp("labelled")
-    data = photos(root / "photos", 3, 15)
-    (data / "class1" / "03.png").write_bytes(b"broken")  # left out, of features and labels alike
-    return pretrain(str(data), root / "run", method="ec_ijepa", set=[*TINY.split(), "optim.steps=4"])
-
-
-ENCODERS = {"target encoder", "encoder", "untrained encoder", "raw pixels"}
-
-
-def test_evaluation_writes_every_probe_beside_every_baseline(labelled: Run) -> None:
-    results = evaluate(labelled)
-    for task in ("knn", "linear"):
-        written = json.loads((labelled.path / f"evaluation/{task}.json").read_text())
-        assert written["task"] == task and written["rows"] == results[task]
-        assert written["n_train"] == 35 and written["n_test"] == 9 and written["classes"] == 3 and written["settings"]
-        rows = {row["name"]: row for row in written["rows"]}
-        assert set(rows) == ENCODERS | {"pixel PCA", "majority class"}
-        assert all(0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1 for row in rows.values())
-        assert rows["raw pixels"]["accuracy"] == 1 and rows["majority class"]["accuracy"] == pytest.approx(1 / 3)
-    ranks = json.loads((labelled.path / "evaluation/rankme.json").read_text())["rows"]
-    assert {row["name"] for row in ranks} == ENCODERS and all(1 <= row["rankme"] <= 44 for row in ranks)
-    table = as_table(results)
-    assert len(table.splitlines()) == 7 and "target encoder" in table
-
-
-def test_the_pictures_are_masks_and_neighbours_of_real_images(labelled: Run) -> None:
-    evaluate(labelled, tasks=["knn"])
-    with np.load(labelled.path / "evaluation/pictures.npz", allow_pickle=False) as file:
-        p = {name: file[name] for name in file.files}
-    n, q = len(p["images"]), len(p["query_images"])
-    assert n == 6 and p["images"].shape == (n, 16, 16, 3) and p["images"].dtype == np.uint8
-    assert p["context"].shape == (n, 4, 4) and p["targets"].shape == (n, 4, 4, 4)
-    assert p["context"].any((1, 2)).all() and not (p["context"] & p["targets"].any(1)).any()
-    assert p["neighbour_images"].shape == (q, 6, 16, 16, 3) and p["neighbour_labels"].shape == (q, 6)
-    assert set(p["query_labels"]) <= {"class0", "class1", "class2"}
-    assert not list(labelled.path.rglob(".tmp-*"))
-    assert "class0" in report([labelled.path]).read_text()
-
-
-def test_evaluation_is_the_same_each_time(labelled: Run) -> None:
-    assert evaluate(labelled) == evaluate(labelled.path)
-
-
-def test_without_labels_there_are_rank_and_pictures_and_a_word_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = pretrain(str(photos(tmp_path / "flat", 1, 12)), tmp_path / "run", method="ijepa", set=[*TINY.split(), "optim.steps=2"])
-    with caplog.at_level(logging.WARNING, "jepakit"):
-        results = evaluate(run)
-    assert set(results) == {"rankme"} and {row["name"] for row in results["rankme"]} == ENCODERS
-    assert sorted(p.name for p in (run.path / "evaluation").iterdir()) == ["pictures.npz", "rankme.json"]
-    assert any("no labels" in record.getMessage() for record in caplog.records)
-    assert "RankMe" in as_table(results)
-    elsewhere = evaluate(run, str(photos(tmp_path / "other", 3, 10)))  # labels from another folder
-    assert set(elsewhere) == {"rankme", "knn", "linear"}
-
-
-def test_classes_too_small_to_hold_one_out_are_one_sentence(labelled: Run, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="at least five of each of two classes"):
-        evaluate(labelled, str(photos(tmp_path / "few", 3, 3)))
-    with pytest.raises(UserError, match="did you mean 'linear'"):
-        evaluate(labelled, tasks=["linaer"])
+def test_pixel_pca_is_scikit_learns_fitted_on_the_training_half_alone() -> None:
+    x, train = gaussian(70, 8) * torch.logspace(0, -1, 8) + 2, np.arange(50) + 10
+    test = np.setdiff1d(np.arange(70), train)
+    found = pca(x, train, components=3)
+    judge = PCA(3).fit(x[train].numpy())
+    for part in (train, test):  # an axis may point either way
+        np.testing.assert_allclose(found[part].abs(), np.abs(judge.transform(x[part].numpy())), atol=1e-9)
+    changed = x.clone()
+    changed[test] *= 100
+    assert found.shape == (70, 3) and torch.equal(pca(changed, train, components=3)[train], found[train])

@@ -75,7 +75,7 @@ def evaluate(
     tasks: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: rankme, lidar, knn, linear, transfer, logistic, low_shot, attentive; 'frozen' for all these; "
+            help="Comma-separated: rankme, lidar, knn, linear, transfer, low_shot, attentive; 'frozen' for all these; "
             "finetune; segmentation or davis, with --data of that kind."
         ),
     ] = "rankme,knn,linear",

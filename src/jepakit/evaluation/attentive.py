@@ -20,7 +20,7 @@ from jepakit import rng
 from jepakit.errors import UserError
 from jepakit.evaluation.logistic import held_fifth
 
-LRS = (3e-4, 1e-3, 3e-3, 1e-2)  # few samples, and so few steps, need the larger ones
+LRS = (1e-3, 3e-3, 1e-2)
 
 
 class Probe(nn.Module):

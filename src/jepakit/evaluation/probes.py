@@ -131,8 +131,8 @@ PROBES: dict[str, Callable[[Frozen, Frozen, Problem, Protocol], Outcome]] = {
     "knn": _knn,
     "linear": _linear,
     "transfer": _transfer,
-    "logistic": _logistic,
     "low_shot": _low_shot,
+    "logistic": _logistic,
     "attentive": _attentive,
 }
 LAST4 = {"linear", "transfer"}  # probes that look at the last four blocks

@@ -1,7 +1,6 @@
 """What an evaluation leaves: a JSON file for each task, its right-or-wrongs beside it, and tables to read."""
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,6 @@ class Sheet:
     ids: Rows
     rows: list[Row] = field(default_factory=list)
     right: dict[str, Right] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
 
     def titles(self) -> list[str]:
         """Names of the training images (n,)."""
@@ -58,7 +56,6 @@ class Sheet:
             "independent": len(halves.test) if halves.clusters is None else len(np.unique(halves.clusters)),
             "settings": protocol.model_dump(mode="json").get(task),
             "seed": protocol.seed,
-            "seconds": round(time.monotonic() - self.started, 1),
         }
         clusters: dict[str, Any] = {} if halves.clusters is None else {"clusters": halves.clusters}
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,14 @@
 """The verb `evaluate`: tasks on frozen encoders beside honest baselines, results as JSON, arrays and a table."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import ValidationError
 
 from jepakit.config import overrides, sentence
@@ -15,16 +18,17 @@ from jepakit.evaluation.davis import davis
 from jepakit.evaluation.features import PCA, RAW, Frozen, extract, pca
 from jepakit.evaluation.finetune import MAE, finetune
 from jepakit.evaluation.pictures import save_pictures
-from jepakit.evaluation.probes import LAST4, PROBES, TOKENS, Problem, Protocol
+from jepakit.evaluation.probes import LAST4, PROBES, TOKENS, Problem, Protocol, Right
 from jepakit.evaluation.results import Row, Sheet, forget_others, save_rows
 from jepakit.evaluation.segmentation import segmentation
 from jepakit.evaluation.spectrum import lidar_rows, rankme_rows
 from jepakit.evaluation.split import labelled, split
 from jepakit.evaluation.subject import TRAINED, UNTRAINED, Subject, subject
+from jepakit.progress import progress
 from jepakit.run import Run
 
 log = logging.getLogger("jepakit")
-FROZEN = ("rankme", "lidar", *PROBES)
+FROZEN = ("rankme", "lidar", *PROBES)  # on features that are made once
 DENSE = ("segmentation", "davis")  # these have data of their own kind
 TASKS = (*FROZEN, "finetune", *DENSE)
 DEFAULT = ("rankme", "knn", "linear")
@@ -42,9 +46,10 @@ def evaluate(
 ) -> dict[str, list[Row]]:
     """Judge a run, or anything that `jepakit.load` takes, on images (default: the run's own), beside baselines.
 
-    tasks: some of TASKS, or 'frozen' for all on frozen features; labels: which of a set's labels; out: where results go
-    (default RUN/evaluation); set: 'group.key=value' words of the protocol. Rows of a probe: name, accuracy, low and high of
-    its 95 % interval, and an account of how it was trained. Raises UserError for all that the user can mend.
+    tasks: some of TASKS, or 'frozen' for the papers' on frozen features, all but logistic; labels: which of a set's labels;
+    out: where results go (default RUN/evaluation); set: 'group.key=value' words of the protocol. Rows of a probe: name,
+    accuracy, low and high of its 95 % interval, and an account of how it was trained. Raises UserError for all that the
+    user can mend.
     """
     tasks = chosen_tasks(tasks)
     protocol = protocol or settings_of(set)
@@ -60,7 +65,8 @@ def evaluate(
 
 def chosen_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
     """The tasks of these names, RankMe among them wherever features are made. Raises UserError for an unknown one."""
-    wanted = [each for task in tasks for each in (FROZEN if task == "frozen" else (task,))]
+    set_of_papers = [task for task in FROZEN if task != "logistic"]  # exact, and too slow for many features
+    wanted = [each for task in tasks for each in (set_of_papers if task == "frozen" else (task,))]
     for task in wanted:
         if task not in TASKS:
             raise UserError(f"unknown task '{task}': choose from frozen, {', '.join(TASKS)}{nearest(task, TASKS)}")
@@ -101,10 +107,11 @@ def _on_images(judged: Subject, source: Source, tasks: Sequence[str], protocol: 
             halves, raw = split(source, labels, ids), features[RAW].last
             components = min(judged.width, len(halves.train), raw.shape[1])
             features[PCA] = Frozen(pca(raw, halves.train, components))
-            for task in (t for t in tasks if t in PROBES):
-                results[task] = _probed(judged.folder, task, Sheet(source, labels, halves, ids), features, protocol)
+            probes = [task for task in tasks if task in PROBES]
+            sheets = {task: Sheet(source, labels, halves, ids) for task in probes}
+            results |= _probed(judged.folder, sheets, features, protocol)
     if "lidar" in tasks:
-        rows = lidar_rows(source, judged.encoders, judged.masking, protocol.lidar, protocol.seed)
+        rows = lidar_rows(source, judged.encoders, judged.masking, protocol.lidar, protocol.seed, judged.precision)
         results["lidar"] = save_rows(judged.folder, "lidar", source.name, rows)
     if "finetune" in tasks and labels is not None:
         results["finetune"] = _finetuned(judged, Sheet(source, labels, split(source, labels, ids), ids), protocol)
@@ -113,14 +120,28 @@ def _on_images(judged: Subject, source: Source, tasks: Sequence[str], protocol: 
     return results
 
 
-def _probed(folder: Path, task: str, sheet: Sheet, features: Mapping[str, Frozen], protocol: Protocol) -> list[Row]:
-    """One probe for each encoder and baseline that has what it looks at."""
-    halves = sheet.halves
-    problem = Problem(halves.train_labels, halves.test_labels, len(sheet.labels.classes), sheet.titles, sheet.labels.whole)
-    for name, x in features.items():
-        if task not in TOKENS or x.tokens is not None:
-            sheet.enter(name, *PROBES[task](x.rows(halves.train), x.rows(halves.test), problem, protocol))
-    return sheet.save(folder, task, protocol)
+def _probed(
+    folder: Path, sheets: Mapping[str, Sheet], features: Mapping[str, Frozen], protocol: Protocol
+) -> dict[str, list[Row]]:
+    """Every probe for each encoder and baseline that has what it looks at, side by side on the cores."""
+    jobs = [(task, name) for task in sheets for name, x in features.items() if task not in TOKENS or x.tokens is not None]
+    workers = min(len(jobs), torch.get_num_threads()) or 1
+    each = max(1, torch.get_num_threads() // workers)
+
+    def work(job: tuple[str, str]) -> tuple[Right, dict[str, Any]]:
+        torch.set_num_threads(each)  # of this thread: small products gain more from side by side than from sharing
+        task, name = job
+        sheet, x, started = sheets[task], features[name], time.monotonic()
+        h, labels = sheet.halves, sheet.labels
+        problem = Problem(h.train_labels, h.test_labels, len(labels.classes), sheet.titles, labels.whole)
+        right, about = PROBES[task](x.rows(h.train), x.rows(h.test), problem, protocol)
+        return right, {**about, "seconds": round(time.monotonic() - started, 1)}
+
+    with ThreadPoolExecutor(workers, "jepakit-probe") as pool, progress("probes", len(jobs)) as report:
+        for done, ((task, name), outcome) in enumerate(zip(jobs, pool.map(work, jobs), strict=True), start=1):
+            sheets[task].enter(name, *outcome)
+            report(done, f"{task}, {name}")
+    return {task: sheet.save(folder, task, protocol) for task, sheet in sheets.items()}
 
 
 def _finetuned(judged: Subject, sheet: Sheet, protocol: Protocol) -> list[Row]:

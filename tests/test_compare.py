@@ -1,0 +1,184 @@
+"""Intervals and paired tests, against exact laws and simulations of what they claim."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jepakit.evaluation.compare import interval, paired
+
+
+def wrongs(share: float, n: int) -> np.ndarray:
+    return (np.arange(n) < round(share * n)).astype(float)
+
+
+# ---- intervals
+
+
+@pytest.mark.parametrize("accuracy, n", [(0.5, 100), (0.9, 40), (0.0, 30), (1.0, 30), (0.713, 1000)])
+def test_the_interval_is_that_of_resampling(accuracy: float, n: int) -> None:
+    right = wrongs(accuracy, n)
+    resampled = right[np.random.RandomState(0).randint(0, n, (20_000, n))].mean(1)
+    low, high = interval(right)
+    assert low == pytest.approx(np.quantile(resampled, 0.025), abs=1.01 / n)
+    assert high == pytest.approx(np.quantile(resampled, 0.975), abs=1.01 / n)
+    assert low <= right.mean() <= high
+
+
+@pytest.mark.parametrize("successes, n", [(1, 5), (7, 20), (50, 100), (999, 1000)])
+def test_of_independent_rights_and_wrongs_it_holds_the_exact_binomial_quantiles(successes: int, n: int) -> None:
+    low, high = interval(wrongs(successes / n, n))
+    mass = np.array([stats.binom.pmf(k, n, successes / n) for k in range(n + 1)]).cumsum()
+    assert round(low * n) == int(np.argmax(mass >= 0.025)) and round(high * n) == int(np.argmax(mass >= 0.975))
+
+
+def test_samples_that_are_each_a_cluster_are_independent_samples() -> None:
+    right = wrongs(0.7, 400)
+    alone = np.random.RandomState(0).permutation(400)
+    np.testing.assert_allclose(interval(right, alone), interval(right), atol=0.006)
+    with_share = right.copy()
+    with_share[0] = 0.999999  # no right-or-wrong, so drawn
+    np.testing.assert_allclose(interval(with_share), interval(right), atol=0.006)
+
+
+@pytest.mark.parametrize("copies", [2, 5])
+def test_copies_of_a_sample_count_once(copies: int) -> None:
+    right = wrongs(0.7, 300)
+    order = np.random.RandomState(0).permutation(300 * copies)
+    many, clusters = np.repeat(right, copies)[order], np.repeat(np.arange(300), copies)[order]
+    once, kept, naive = interval(right), interval(many, clusters), interval(many)
+    np.testing.assert_allclose(kept, once, atol=0.007)
+    assert kept[1] - kept[0] == pytest.approx(copies**0.5 * (naive[1] - naive[0]), rel=0.1)
+
+
+def test_clusters_of_unequal_size_are_weighed_by_their_samples() -> None:
+    right, clusters = np.array([1.0, 1, 1, 0]), np.array([5, 5, 5, -2])  # any numbers name clusters
+    assert interval(right, clusters) == (0.0, 1.0)  # one of two twice: a quarter each; else 3/4
+    assert interval(np.array([1.0, 1, 0, 0]), np.zeros(4, np.int64)) == (0.5, 0.5)  # one cluster knows no spread
+
+
+def dependent(draw: np.random.Generator, clusters: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rights of clusters that each have a chance of their own, uniform in [.4, 1]: 0.7 in the mean."""
+    sizes = draw.integers(1, 9, clusters)
+    chance = np.repeat(draw.uniform(0.4, 1, clusters), sizes)
+    return (draw.uniform(size=len(chance)) < chance).astype(float), np.repeat(np.arange(clusters), sizes)
+
+
+def test_the_clustered_interval_holds_the_truth_nineteen_times_of_twenty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jepakit.evaluation.compare.RESAMPLES", 500)
+    draw, held = np.random.default_rng(0), []
+    for _ in range(300):
+        low, high = interval(*dependent(draw, 80))
+        held.append(low <= 0.7 <= high)
+    assert 0.91 <= np.mean(held) <= 0.985  # 95 % within three deviations, a percentile interval being a little short
+
+
+def test_samples_that_hang_together_fool_an_interval_that_takes_them_for_independent() -> None:
+    draw, naive, kept = np.random.default_rng(1), [], []
+    for _ in range(60):
+        chance = draw.choice([0.0, 1.0], 40, p=[0.3, 0.7]).repeat(20)  # a cluster is all right or all wrong
+        naive.append(np.subtract(*interval(chance)[::-1]))
+        kept.append(np.subtract(*interval(chance, np.arange(40).repeat(20))[::-1])) if len(kept) < 5 else None
+    assert np.mean(kept) == pytest.approx(20**0.5 * np.mean(naive), rel=0.15)
+
+
+# ---- paired differences
+
+
+def pair(wins: int, losses: int, both: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    a = np.repeat([1.0, 0, 1, 0], [wins, losses, both, neither])
+    b = np.repeat([0.0, 1, 1, 0], [wins, losses, both, neither])
+    order = np.random.RandomState(0).permutation(len(a))
+    return a[order], b[order]
+
+
+@pytest.mark.parametrize("wins, losses", [(0, 1), (5, 0), (9, 3), (20, 20), (60, 31), (0, 40)])
+def test_p_is_mcnemars_exact_one_on_the_samples_where_the_two_differ(wins: int, losses: int) -> None:
+    for both, neither in ((10, 5), (500, 0)):
+        found = paired(*pair(wins, losses, both, neither))
+        tail = stats.binom.cdf(min(wins, losses), wins + losses, 0.5)
+        assert found.p == pytest.approx(min(1, 2 * tail), rel=1e-9) == stats.binomtest(wins, wins + losses, 0.5).pvalue
+        n = wins + losses + both + neither
+        assert found.difference == pytest.approx((wins - losses) / n)
+        assert found.low <= found.difference <= found.high
+
+
+def test_the_same_twice_differs_by_nothing_with_p_one() -> None:
+    right = wrongs(0.6, 50)
+    for clusters in (None, np.arange(50) // 5, np.zeros(50, np.int64)):
+        same = paired(right, right, clusters)
+        assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+def test_the_interval_of_a_difference_is_narrower_than_two_intervals_as_both_saw_the_same_samples() -> None:
+    a, b = pair(12, 4, 600, 384)
+    found = paired(a, b)
+    assert found.low > 0 and interval(b)[1] > interval(a)[0]
+    deviation = ((a - b).var() / len(a)) ** 0.5
+    assert found.high - found.low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
+
+
+def test_swapping_the_two_turns_the_signs() -> None:
+    a, b = pair(12, 4, 60, 40)
+    clusters = np.arange(len(a)) // 4
+    for c in (None, clusters):
+        one, two = paired(a, b, c), paired(b, a, c)
+        assert one.p == two.p and one.difference == -two.difference
+        assert (one.low, one.high) == pytest.approx((-two.high, -two.low))
+
+
+def test_copies_of_a_sample_add_no_evidence() -> None:
+    a, b = pair(9, 2, 40, 49)
+    once = paired(a, b)
+    many = paired(np.repeat(a, 6), np.repeat(b, 6), np.repeat(np.arange(100), 6))
+    assert many.difference == pytest.approx(once.difference)
+    assert many.p == pytest.approx(once.p, abs=4 * (once.p / 4000) ** 0.5)
+    assert paired(np.repeat(a, 6), np.repeat(b, 6)).p < 1e-6 < once.p  # what leaving clusters out would claim
+    np.testing.assert_allclose((many.low, many.high), (once.low, once.high), atol=0.01)
+
+
+def test_with_few_clusters_p_is_that_of_all_signs() -> None:
+    a = np.array([1.0, 1, 1, 1, 0, 1, 1, 0])
+    clusters = np.array([0, 0, 1, 1, 2, 2, 3, 3])  # sums 2, 2, 1, 1
+    signs = np.array(np.meshgrid(*[(-1, 1)] * 4)).reshape(4, -1)
+    exact = np.mean(np.abs(np.array([2, 2, 1, 1]) @ signs) >= 6)
+    assert paired(a, np.zeros(8), clusters).p == pytest.approx(exact, abs=0.015) and exact == 2 / 16
+
+
+def test_under_the_null_the_clustered_p_is_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jepakit.evaluation.compare.RESAMPLES", 1000)
+    draw, p = np.random.default_rng(2), []
+    for _ in range(250):
+        sizes = draw.integers(1, 6, 60)
+        clusters = np.repeat(np.arange(60), sizes)
+        chance = draw.uniform(0.3, 0.9, (2, 60))  # each of the two is good at some clusters, neither at more
+        a, b = (draw.uniform(size=len(clusters)) < row[clusters] for row in chance)
+        p.append(paired(a.astype(float), b.astype(float), clusters).p)
+    for level in (0.05, 0.1, 0.25, 0.5):  # whole numbers of samples tie, so that p is a little too large, never too small
+        share, noise = np.mean(np.array(p) <= level), (level * (1 - level) / 250) ** 0.5
+        assert 0.88 * level - 3 * noise < share < level + 3 * noise
+
+
+def test_a_big_effect_has_a_tiny_p() -> None:
+    draw = np.random.default_rng(3)
+    clusters = np.arange(300) // 3
+    a, b = (draw.uniform(size=300) < chance for chance in (0.9, 0.6))
+    assert paired(a.astype(float), b.astype(float), clusters).p <= 1 / 2000
+    assert paired(a.astype(float), b.astype(float)).p < 1e-8
+    low = paired(a.astype(float), b.astype(float), clusters).low
+    assert 0.15 < low < 0.3
+
+
+def test_shares_of_draws_are_compared_too() -> None:
+    draw = np.random.default_rng(4)
+    a, b = draw.integers(0, 6, (2, 200)) / 5  # how many of five draws were right
+    found = paired(a, b)
+    judge = stats.permutation_test((a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=4000, rng=1)
+    assert found.p == pytest.approx(judge.pvalue, abs=0.04)
+    assert paired(np.minimum(a + 0.4, 1), a).p < 0.001
+
+
+def test_all_is_the_same_each_time() -> None:
+    draw = np.random.default_rng(5)
+    a, clusters = dependent(draw, 30)
+    b = np.roll(a, 1)
+    assert interval(a, clusters) == interval(a, clusters) and paired(a, b, clusters) == paired(a, b, clusters)
