@@ -81,7 +81,8 @@ def files(data: list[Path]) -> Iterator[tuple[str, bytes]]:
         if path.is_dir():
             yield from ((str(p), p.read_bytes()) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
             continue
-        stream = io.BytesIO(subprocess.check_output(["dpkg-deb", "--fsys-tarfile", path])) if path.suffix == ".deb" else path.open("rb")
+        opened = io.BytesIO(subprocess.check_output(["dpkg-deb", "--fsys-tarfile", path])) if path.suffix == ".deb" else None
+        stream = opened or path.open("rb")
         with stream, tarfile.open(fileobj=stream) as tar:
             for member in filter(tarfile.TarInfo.isfile, tar):
                 suffix = Path(member.name).suffix.lower()

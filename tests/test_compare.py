@@ -56,6 +56,16 @@ def test_clusters_of_unequal_size_are_weighed_by_their_samples() -> None:
     assert interval(np.array([1.0, 1, 0, 0]), np.zeros(4, np.int64)) == (0.5, 0.5)  # one cluster knows no spread
 
 
+def test_a_large_cluster_counts_for_more_than_a_small_one() -> None:
+    sizes = np.tile([1, 9], 50)
+    right = np.repeat(np.tile([0.0, 1], 50), sizes)  # the large ones are right: nine samples of ten
+    low, high = interval(right, np.repeat(np.arange(100), sizes))
+    assert low < 0.9 < high and high - low < 0.11  # and not a half, the mean over clusters
+    sizes = np.array([12, 1, 1, 1, 1])
+    a = np.repeat([1.0, 0, 0, 0, 0], sizes)
+    assert paired(a, 1 - a, np.repeat(np.arange(5), sizes)).p == 1  # 12 against 4 ones: no signs give less than 12 - 4
+
+
 def dependent(draw: np.random.Generator, clusters: int) -> tuple[np.ndarray, np.ndarray]:
     """Rights of clusters that each have a chance of their own, uniform in [.4, 1]: 0.7 in the mean."""
     sizes = draw.integers(1, 9, clusters)

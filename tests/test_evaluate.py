@@ -17,7 +17,9 @@ from jepakit.checkpoint import Checkpoint
 from jepakit.config import Config, overrides, resolve
 from jepakit.data.crops import centre_crop, normalise
 from jepakit.data.sources import ArraySource, FolderSource, Labels, Source, fifths
+from jepakit.encoder import Encoder
 from jepakit.errors import UserError
+from jepakit.evaluation.features import pca
 from jepakit.evaluation.knn import knn
 from jepakit.evaluation.online import SHARE, STEP, Online
 from jepakit.evaluation.probes import Protocol
@@ -25,6 +27,7 @@ from jepakit.evaluation.results import as_table, differences
 from jepakit.evaluation.split import labelled, split
 from jepakit.evaluation.tasks import FROZEN, chosen_tasks, evaluate, settings_of
 from jepakit.metrics import rankme
+from jepakit.model import JEPA
 from jepakit.report import report
 from jepakit.run import Run
 from jepakit.train import pretrain
@@ -34,6 +37,7 @@ TINY = [
     *("encoder.width=16", "encoder.depth=1", "encoder.heads=2", "encoder.patch_size=4", "predictor.width=8", "predictor.depth=1"),
     *("images.size=16", "images.max_bad=0.2", "masking.min_keep=2", "optim.batch_size=8", "run.threads=1", "run.precision=fp32"),
 ]
+MOVING = ["optim.lr=0.03", "optim.warmup_epochs=0", "optim.momentum=0.5"]  # so that few steps change much
 QUICK = ["linear.epochs=2", "transfer.epochs=2", "lidar.views=3", "attentive.epochs=1"]
 ENCODERS = {"target encoder", "encoder", "untrained encoder"}
 PAPERS = ("rankme", "lidar", "knn", "linear", "transfer", "low_shot", "attentive")
@@ -65,7 +69,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     photos(root / "one_to_learn", {"train/a": 6, "test/a": 2, "test/b": 2})
     photos(root / "stranger", {"train/a": 6, "train/b": 6, "test/a": 2, "test/c": 2})
     for name, method, place in (("run", "ec_ijepa", "photos"), ("second", "ijepa", "photos"), ("elsewhere", "ijepa", "others")):
-        pretrain(str(root / place), root / name, method=method, set=[*TINY, "optim.steps=4"])
+        pretrain(str(root / place), root / name, method=method, set=[*TINY, "optim.steps=4", *MOVING])
     for name in ("unsaved", "nan"):
         shutil.copytree(root / "run", root / name, symlinks=True)
     shutil.rmtree(root / "unsaved/checkpoints")
@@ -301,9 +305,38 @@ def test_the_numbers_are_those_of_probes_by_hand(run: Run) -> None:
     accuracy = (knn(x[~held], y[~held], x[held], k=5) == y[held]).double().mean()
     assert by_name(results["knn"])["target encoder"]["accuracy"] == pytest.approx(float(accuracy))
     assert by_name(results["rankme"])["target encoder"]["rankme"] == pytest.approx(rankme(x), rel=1e-3)
-    assert by_name(results["knn"])["untrained encoder"]["accuracy"] >= 0
-    fresh = jepa_of(run.config).encoder.patch_embed.proj.weight
-    assert not torch.equal(fresh, load(run.path).vit.patch_embed.proj.weight)
+    fresh, trained = (Encoder(j.encoder, run.config.images, run.config.conditioning) for j in (jepa_of(run.config), saved(run)))
+    for name, encoder in (("untrained encoder", fresh), ("encoder", trained)):
+        with torch.no_grad():
+            other = encoder.embed(normalise(pixels, run.config.images))
+        assert by_name(results["rankme"])[name]["rankme"] == pytest.approx(rankme(other), rel=1e-3)
+        assert rankme(other) != pytest.approx(rankme(x), rel=1e-2)
+
+
+def saved(run: Run) -> JEPA:
+    jepa = jepa_of(run.config)
+    jepa.load_state_dict(checkpoint.load_newest(run.checkpoints).tensors["model"])
+    return jepa
+
+
+def test_the_majority_is_that_of_the_training_half(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.repeat([0, 1, 0, 1], [15, 25, 30, 10])  # ones in training, noughts in the test
+    given(monkeypatch, ArraySource("turned", grey(80), labels_of(values, np.arange(80) >= 40)))
+    assert by_name(evaluate(run, tasks=["knn"])["knn"])["majority class"]["accuracy"] == 0.25
+
+
+def test_pixel_pca_never_sees_the_test_half(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def spying(x: torch.Tensor, train: np.ndarray, components: int) -> torch.Tensor:
+        seen.append((train.tolist(), components))
+        return pca(x, train, components)
+
+    monkeypatch.setattr("jepakit.evaluation.tasks.pca", spying)
+    values = np.arange(60) % 2
+    given(monkeypatch, ArraySource("greys", grey(60), labels_of(values, np.arange(60) % 4 == 3)))
+    evaluate(run, tasks=["knn"])
+    assert seen == [([i for i in range(60) if i % 4 != 3], 16)]  # as many as the encoder has features
 
 
 def test_the_exported_encoder_is_judged_as_the_run_is(world: Path, run: Run, tmp_path: Path) -> None:
@@ -516,17 +549,25 @@ def test_a_look_is_the_neighbours_accuracy_on_its_own_images(monkeypatch: pytest
     np.testing.assert_array_equal(online.test, source.labels.test[ids])
     assert int(online.test.sum()) == 10
     with torch.no_grad():
-        for p in jepa.target_encoder.parameters():
-            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))  # the one that users get
+        moved(jepa)
         tokens = load_like(jepa, config)(normalise(online.images, config.images))
     x, held = tokens.mean(1), online.test
     expected = (knn(x[~held], online.labels[~held], x[held]) == online.labels[held]).double().mean()
     assert online.look(jepa, config, torch.float32) == {"probe/knn": pytest.approx(float(expected))}
+    sizes = []
+    monkeypatch.setattr("jepakit.evaluation.online.knn", lambda *xs: sizes.extend(map(len, xs)) or xs[1][:10])
+    online.look(jepa, config, torch.float32)
+    assert sizes == [20, 20, 10]  # what is tested is not among the neighbours
 
 
-def load_like(jepa: Any, config: Config) -> Any:
-    from jepakit.encoder import Encoder
+def moved(jepa: JEPA) -> None:
+    """Has the target encoder, the one that users get, differ from the encoder."""
+    with torch.no_grad():
+        for p in jepa.target_encoder.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
 
+
+def load_like(jepa: JEPA, config: Config) -> Encoder:
     return Encoder(jepa.target_encoder, config.images, config.conditioning)
 
 
@@ -538,6 +579,7 @@ def test_without_labels_to_probe_a_look_is_rankme(labels: str) -> None:
     source.labels = None if labels == "none" else Labels("kind", ("a", "b"), values, test)
     online, jepa = Online.prepare(config, source, 10), jepa_of(config)
     assert online is not None
+    moved(jepa)
     seen = online.look(jepa, config, torch.float32)
     with torch.no_grad():
         x = load_like(jepa, config).embed(normalise(online.images, config.images))

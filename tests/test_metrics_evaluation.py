@@ -252,6 +252,13 @@ def test_patches_that_no_other_image_shares_are_left_out() -> None:
     assert np.isnan(alone).all()
 
 
+def test_several_targets_of_an_image_at_a_patch_count_each_against_another_images() -> None:
+    image = np.array([0, 0, 0, 1, 1, 1])  # three draws of masks that took the same patch
+    own, other = content_cosines(unit(0, 20, 40, 80, 80, 80), unit(0, 0, 0, 90, 90, 90), np.zeros(6, np.int64), image)
+    assert own == pytest.approx((1 + cos(20) + cos(40) + 3 * cos(10)) / 6)
+    assert other == pytest.approx((cos(90) + cos(70) + cos(50) + 3 * cos(80)) / 6)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=12), st.integers(0, 50))
 def test_an_image_is_never_compared_with_itself_however_many_of_a_patchs_rows_are_its(image: list[int], seed: int) -> None:

@@ -35,10 +35,10 @@ def config_of(method: str, **more: Any) -> Config:
     return resolve(method_layer(method), SMALL, more)
 
 
-def source_of(n: int = N, side: int = 40) -> ArraySource:
-    """Images of coarse squares, so that places differ."""
-    coarse = np.random.default_rng(0).integers(0, 256, (n, 5, 5, 3), dtype=np.uint8)
-    return ArraySource("squares", coarse.repeat(side // 5, 1).repeat(side // 5, 2), None)
+def source_of(n: int = N) -> ArraySource:
+    """Wide images (40 by 56) of coarse squares, so that places differ."""
+    coarse = np.random.default_rng(0).integers(0, 256, (n, 5, 7, 3), dtype=np.uint8)
+    return ArraySource("squares", coarse.repeat(8, 1).repeat(8, 2), None)
 
 
 def model(method: str = "ijepa", seed: int = 0, **more: Any) -> tuple[JEPA, Encoder, Config]:
@@ -83,7 +83,7 @@ def by_hand(jepa: JEPA, encoder: Encoder, config: Config, source: ArraySource, q
             who = np.array([i + n * v])
             image = centre_crop(source.read(i), SIZE, SIZE)
             if by != "masks":
-                t, l, h, w = crop_boxes(config.images, np.array([[40, 40]]), who, seed, 0)[0]
+                t, l, h, w = crop_boxes(config.images, np.array([[40, 56]]), who, seed, 0)[0]
                 image = resize(source.read(i)[t : t + h, l : l + w], SIZE, SIZE)
             pixels = normalise(image[None], config.images)
             if by == "crops":

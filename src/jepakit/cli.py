@@ -83,20 +83,22 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluation.")] = None,
 ) -> None:
     """Judge a frozen encoder beside honest baselines; writes RUN/evaluation/."""
-    from jepakit.evaluation.results import as_sentences, as_table, differences
+    from jepakit.evaluation.results import as_sentences, as_table
     from jepakit.evaluation.tasks import evaluate as judge
+    from jepakit.evaluation.tasks import evaluate_both
 
     runs = [word for word in words if "=" not in word or Path(word).exists()]
-    if not 1 <= len(runs) <= 2:
+    wanted = [task.strip() for task in tasks.split(",")]
+    settings = [word for word in words if word not in runs]
+    if len(runs) == 1:
+        print(as_table(judge(runs[0], data, wanted, labels=labels, out=out, set=settings)))
+    elif len(runs) == 2:
+        results, found = evaluate_both(runs, data, wanted, labels=labels, out=out, set=settings)
+        for run, each in zip(runs, results, strict=True):
+            print(f"{run}\n{as_table(each)}\n")
+        print(as_sentences(found, *runs))
+    else:
         raise UserError(f"evaluate takes one run, or two to compare, not {len(runs)}")
-    folders = []
-    for number, run in enumerate(runs):
-        folders.append(Path(run) / "evaluation" if out is None else out / str(number) if len(runs) > 1 else out)
-        wanted = [task.strip() for task in tasks.split(",")]
-        results = judge(run, data, wanted, labels=labels, out=out and folders[-1], set=[w for w in words if w not in runs])
-        print(as_table(results) if len(runs) == 1 else f"{run}\n{as_table(results)}\n")
-    if len(runs) == 2:
-        print(as_sentences(differences(*folders), *runs))
 
 
 @app.command()

@@ -30,7 +30,8 @@ def diagnose(rows: Sequence[Row], settled: int = 0) -> list[Alarm]:
     """The collapses that the last of the logged rows show; none while there are fewer than `LOOKS` of them.
 
     rows: the run's first row, then its latest ones, oldest first, of a method whose targets are features. settled: the step
-    from which a predictor that cannot tell images apart is an alarm, as at first none can.
+    from which position is an alarm: an untrained encoder's features are mostly position, and no predictor can tell images
+    apart at first.
     """
     if len(rows) < LOOKS:
         return []
@@ -43,10 +44,12 @@ def diagnose(rows: Sequence[Row], settled: int = 0) -> list[Alarm]:
     elif rank < RANK:
         words = f"features lose directions: effective rank {last['effective_rank']:.1f}, {rank:.0%} of the untrained encoder's"
         alarms.append(Alarm("dimensional", f"{words}; {MEND}"))
+    if rows[-1]["step"] < settled:
+        return alarms
     if share > POSITION:
         words = f"targets are {share:.0%} position: where a patch lies tells nearly all of them"
         alarms.append(Alarm("positional", f"{words}; {MEND_POSITION}"))
-    elif rows[-1]["step"] >= settled and own - other < GAP:
+    elif own - other < GAP:
         words = f"predictions fit other images as well as their own (cosine {other:.2f} against {own:.2f}): they tell places"
         alarms.append(Alarm("positional", f"{words}; {MEND_POSITION}"))
     return alarms

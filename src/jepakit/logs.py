@@ -34,7 +34,7 @@ def step_row(step: int, batch: Batch, out: Output, norm: Tensor, now: Now) -> di
         "weight_decay": now.weight_decay,
         "momentum": now.momentum,
         "grad_norm": float(norm),
-        "target_std": float(out.targets.float().std(0).mean()),
+        "target_std": float(out.targets.detach().float().std(0).mean()),
         "prediction_std": float(out.predictions.detach().float().std(0).mean()),
         "effective_rank": rankme(out.features),
         "position_share": position_share(out.targets, masks.targets),

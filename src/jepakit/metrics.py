@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 EPS = 1e-7  # RankMe's, for float32 features
+ROUNDING = 1e-6  # of means over tokens in float32
 
 
 class Gram:
@@ -24,8 +25,10 @@ class Gram:
         return self
 
     def rankme(self, eps: float = EPS) -> float:
-        """RankMe of all that was added. Singular values below 1e-8 of the largest are lost to rounding, under epsilon."""
-        return _effective_rank(torch.linalg.eigvalsh(self.matrix).clamp(min=0).sqrt(), eps)
+        """RankMe of all that was added. Singular values below 1e-7 or so of the largest are lost to rounding and count as 0."""
+        squares = torch.linalg.eigvalsh(self.matrix)[-min(self.n, len(self.matrix)) :]  # the sum has min(n, D) terms
+        squares[squares < len(squares) * torch.finfo(squares.dtype).eps * squares[-1]] = 0
+        return _effective_rank(squares.sqrt(), eps)
 
 
 def rankme(features: Tensor, eps: float = EPS) -> float:
@@ -60,6 +63,8 @@ class Discriminant:
         centre = torch.cat(self.centres)
         n, width = centre.shape
         between = centre - centre.mean(0)
+        if between.abs().max() <= ROUNDING * centre.abs().max():
+            return 1.0  # one point, but for the rounding of float32, whose directions mean nothing
         sigma_b = between.T @ between / (n - 1)
         sigma_w = self.within / (n * (self.q - 1)) + delta * torch.eye(width, dtype=centre.dtype)
         # the eigenvalues of Sw^-1/2 Sb Sw^-1/2 are those of L^-1 Sb L^-T for Sw = L L^T

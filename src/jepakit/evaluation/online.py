@@ -39,7 +39,7 @@ class Online:
         if not count:
             return None
         order = rng.permutation(config.seed, "online", 0, len(source))
-        labels = source.labels
+        labels = source.labels if source.labels is not None and (source.labels.values >= 0).any() else None
         whole = labels is not None and labels.whole
         if labels is not None:
             order = order[labels.values[order] >= 0]

@@ -1,6 +1,5 @@
 """What an evaluation leaves: a JSON file for each task, its right-or-wrongs beside it, and tables to read."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,38 +77,24 @@ def save_rows(folder: Path, task: str, data: str, rows: list[Row]) -> list[Row]:
     return rows
 
 
-def forget_others(folder: Path, data: str) -> None:
-    """Remove results on other data: one report tells of one set."""
-    for old in folder.glob("*.json"):
-        try:
-            same = json.loads(old.read_text()).get("data") == data
-        except ValueError:
-            same = False
-        if not same:
-            old.unlink()
-            old.with_suffix(".npz").unlink(missing_ok=True)
+def differences(a: Path, b: Path, tasks: Sequence[str]) -> dict[str, dict[str, Difference]]:
+    """Paired tests of two evaluation folders: by task, by name of the encoder, a minus b.
 
-
-def differences(a: Path, b: Path) -> dict[str, dict[str, Difference]]:
-    """Paired tests of two evaluation folders: by task, by name of what both judged, a minus b.
-
-    Raises UserError where no task was done on the same images in both.
+    Raises UserError where a task was not done on the same images in both.
     """
     found: dict[str, dict[str, Difference]] = {}
-    for file in sorted(a.glob("*.npz")):
-        if file.stem != "pictures" and (b / file.name).is_file():
-            with np.load(file) as ours, np.load(b / file.name) as theirs:
-                if not np.array_equal(ours["ids"], theirs["ids"]):
-                    raise UserError(f"{file.stem}: {a} and {b} were tested on other images: evaluate both on the same data")
-                of_b = dict(zip(theirs["names"].tolist(), theirs["right"], strict=True))
-                clusters = ours.get("clusters")
-                found[file.stem] = {
-                    name: paired(right, of_b[name], clusters)
-                    for name, right in zip(ours["names"].tolist(), ours["right"], strict=True)
+    for task in tasks:
+        ours, theirs = a / f"{task}.npz", b / f"{task}.npz"
+        if ours.is_file() and theirs.is_file():
+            with np.load(ours) as x, np.load(theirs) as y:
+                if not np.array_equal(x["ids"], y["ids"]):
+                    raise UserError(f"{task}: {a} and {b} were tested on other images: evaluate both on the same data")
+                of_b = dict(zip(y["names"].tolist(), y["right"], strict=True))
+                found[task] = {
+                    name: paired(right, of_b[name], x.get("clusters"))
+                    for name, right in zip(x["names"].tolist(), x["right"], strict=True)
                     if name in of_b and name in ("target encoder", "encoder")
                 }
-    if not found:
-        raise UserError(f"{a} and {b} share no probe: give --tasks with knn, linear or another that has labels")
     return found
 
 

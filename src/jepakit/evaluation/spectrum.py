@@ -94,7 +94,7 @@ def lidar_rows(
         raise UserError(f"{source.name} has {used} readable image(s): LiDAR compares at least two")
     about = {"n": used, "q": settings.views, "by": settings.by, "delta": settings.delta, "eps": settings.eps}
     return [
-        {"name": name, "lidar": s.lidar(settings.delta, settings.eps), **about, **_bounded(used - 1, encoders[name].width)}
+        {"name": name, "lidar": s.lidar(settings.delta, settings.eps), **about, **_bounded(used, encoders[name].width)}
         for name, s in scatter.items()
     ]
 
@@ -137,4 +137,4 @@ def _spread(n: int, most: int) -> NDArray[np.int64]:
 
 def _bounded(n: int, width: int) -> Row:
     """A warning where the number of images, not the encoder, bounds the rank."""
-    return {"warning": f"{n} directions at most from these images, fewer than {width} features"} if n <= width else {}
+    return {"warning": f"{n} images are too few to tell {width} directions"} if n <= width else {}

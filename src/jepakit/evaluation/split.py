@@ -25,11 +25,15 @@ class Split:
 
 
 def labelled(source: Source, labels: Labels, limit: int | None = None) -> Rows:
-    """Places in the source of the samples that have a label and a part in the split, at most `limit`, evenly spread."""
+    """Places in the source of the samples that have a label and a part in the split; at most `limit`, evenly over halves and
+    classes. Raises UserError if there is none."""
     ids = np.nonzero(labels.values >= 0)[0]
     if not len(ids):
         raise UserError(f"{source.name}: no image has a label")
-    return ids if limit is None or limit >= len(ids) else ids[np.linspace(0, len(ids) - 1, limit).astype(np.int64)]
+    if limit is None or limit >= len(ids):
+        return ids
+    by_half_and_class = ids[np.lexsort((labels.values[ids], labels.test[ids]))]
+    return np.sort(by_half_and_class[np.linspace(0, len(ids) - 1, limit).round().astype(np.int64)])
 
 
 def split(source: Source, labels: Labels, ids: Rows) -> Split:

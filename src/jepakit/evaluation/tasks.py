@@ -12,17 +12,19 @@ import torch
 from pydantic import ValidationError
 
 from jepakit.config import overrides, sentence
+from jepakit.data.decode import BadImageError
 from jepakit.data.sources import Source, open_source
 from jepakit.errors import UserError, nearest
+from jepakit.evaluation.compare import Difference
 from jepakit.evaluation.davis import davis
 from jepakit.evaluation.features import PCA, RAW, Frozen, extract, pca
 from jepakit.evaluation.finetune import MAE, finetune
 from jepakit.evaluation.pictures import save_pictures
 from jepakit.evaluation.probes import LAST4, PROBES, TOKENS, Problem, Protocol, Right
-from jepakit.evaluation.results import Row, Sheet, forget_others, save_rows
+from jepakit.evaluation.results import Row, Sheet, differences, save_rows
 from jepakit.evaluation.segmentation import segmentation
 from jepakit.evaluation.spectrum import lidar_rows, rankme_rows
-from jepakit.evaluation.split import labelled, split
+from jepakit.evaluation.split import Rows, labelled, split
 from jepakit.evaluation.subject import TRAINED, UNTRAINED, Subject, subject
 from jepakit.progress import progress
 from jepakit.run import Run
@@ -51,9 +53,35 @@ def evaluate(
     accuracy, low and high of its 95 % interval, and an account of how it was trained. Raises UserError for all that the
     user can mend.
     """
-    tasks = chosen_tasks(tasks)
-    protocol = protocol or settings_of(set)
-    judged = subject(run, out)
+    return _evaluated(subject(run, out), data, chosen_tasks(tasks), labels, protocol or settings_of(set))
+
+
+def evaluate_both(
+    runs: Sequence[Run | str | Path],
+    data: str | Path | None = None,
+    tasks: Sequence[str] = DEFAULT,
+    *,
+    labels: str | None = None,
+    out: str | Path | None = None,
+    set: Sequence[str] = (),
+) -> tuple[list[dict[str, list[Row]]], dict[str, dict[str, Difference]]]:
+    """`evaluate` of two, and paired tests, the first minus the second: by task, by name of encoder.
+
+    Results go to each run's folder, or to OUT/0 and OUT/1. Raises UserError before any work where the two cannot be compared.
+    """
+    tasks, protocol = chosen_tasks(tasks), settings_of(set)
+    judged = [subject(run, None if out is None else Path(out) / str(n)) for n, run in enumerate(runs)]
+    if data is None and judged[0].data != judged[1].data:
+        raise UserError(f"the runs saw other images, {judged[0].data} and {judged[1].data}: say with --data which to compare on")
+    if not {*tasks} & {*PROBES, "finetune"}:
+        raise UserError(f"only {', '.join(PROBES)} and finetune can be paired: name one of them in --tasks")
+    results = [_evaluated(each, data, tasks, labels, protocol) for each in judged]
+    return results, differences(judged[0].folder, judged[1].folder, tasks)
+
+
+def _evaluated(
+    judged: Subject, data: str | Path | None, tasks: Sequence[str], labels: str | None, protocol: Protocol
+) -> dict[str, list[Row]]:
     place = str(data or judged.data or "")
     if not place:
         raise UserError("which images? give --data SRC")
@@ -99,7 +127,6 @@ def _on_images(judged: Subject, source: Source, tasks: Sequence[str], protocol: 
             tokens=bool(frozen & TOKENS),
             precision=judged.precision,
         )
-        forget_others(judged.folder, source.name)
         results["rankme"] = save_rows(judged.folder, "rankme", source.name, rankme_rows(features, protocol.rankme))
         if judged.config:
             save_pictures(judged.folder / "pictures.npz", judged.config, source, features[TRAINED].last, ids)
@@ -114,10 +141,23 @@ def _on_images(judged: Subject, source: Source, tasks: Sequence[str], protocol: 
         rows = lidar_rows(source, judged.encoders, judged.masking, protocol.lidar, protocol.seed, judged.precision)
         results["lidar"] = save_rows(judged.folder, "lidar", source.name, rows)
     if "finetune" in tasks and labels is not None:
+        ids = ids if frozen - {"lidar"} else _readable(source, ids)
         results["finetune"] = _finetuned(judged, Sheet(source, labels, split(source, labels, ids), ids), protocol)
     if labels is None and {*tasks} - {"rankme", "lidar"}:
         log.warning("%s has no labels: put images into sub-folders, one a class, to probe; RankMe was measured", source.name)
     return results
+
+
+def _readable(source: Source, ids: Rows) -> Rows:
+    """Places of the samples that can be read; the others are named."""
+    kept = []
+    for index in ids.tolist():
+        try:
+            source.read(index)
+            kept.append(index)
+        except BadImageError as error:
+            log.warning("left out of the evaluation: %s: %s", source.title(index), error)
+    return np.array(kept, np.int64)
 
 
 def _probed(

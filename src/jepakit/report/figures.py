@@ -30,8 +30,15 @@ Pictures = Mapping[str, NDArray[Any]]  # the arrays of evaluation/pictures.npz
 TERMS = {"prediction": "Prediction loss", "sim": "Similarity term", "std": "Variance term", "cov": "Covariance term"}
 # Title, what the reader should know, and the logged names: the first drawn solid, the second dashed.
 PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("kNN accuracy", "Looks at the encoder on a few images; dashed, before training.", ("probe/knn",)),
+    ("RankMe", "Looks at the encoder on a few images; dashed, before training.", ("probe/rankme",)),
     ("Effective rank", "Directions the encoder’s output uses. A fall towards 1 is collapse.", ("effective_rank",)),
     ("Position share", "How much of a target its position alone explains.", ("position_share",)),
+    (
+        "Cosine",
+        "A prediction with its own target; dashed, with another image’s at the same place.",
+        ("own_cosine", "other_cosine"),
+    ),
     ("Standard deviation", "Target solid, prediction dashed. Near 0 is collapse.", ("target_std", "prediction_std")),
     ("Gradient norm", "Spikes are steps to look at.", ("grad_norm",)),
     ("Tokens", "Context solid, target dashed.", ("context_tokens", "target_tokens")),
@@ -69,6 +76,8 @@ def _panel(title: str, note: str, keys: tuple[str, ...], runs: Sequence[Series])
                 continue
             steps, values = series[key]
             lines.append(Line(steps, values, index % PALETTE, dashed=key != keys[0]))
+            if key.startswith("probe/") and steps[0] == 0 and len(steps) > 1:
+                lines.append(Line(steps[[0, -1]], values[[0, 0]], index % PALETTE, dashed=True))
             bad += len(values) - len(finite)
             if key == keys[0] or len(runs) == 1:
                 last.append({"colour": index % PALETTE, "text": short(finite[-1])})

@@ -1,22 +1,31 @@
-"""Reads the files of run folders and assembles the page; nothing else of jepakit is needed."""
+"""Assembles the page from what the files of run folders hold."""
 
-import json
 import math
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from numpy.typing import NDArray
 
-from .figures import PALETTE, Series, finite_values, masks, neighbours, panels, short
+from .figures import finite_values, masks, neighbours, panels, short
+from .reading import PROBES, RANKS, Result, Row, Run, RunFolderError, lookup, number, read
 
-TASKS = {"knn": "kNN", "linear": "Linear probe"}
+__all__ = ["RunFolderError", "report"]
+
+TRAINED, UNTRAINED = "target encoder", "untrained encoder"
+PIXELS = ("raw pixels", "pixel PCA", "first mask kept")  # the best of them is what an encoder must beat
+NOTES = {
+    "knn": "The nearest training images vote.",
+    "linear": "One linear layer on frozen features; its settings are chosen on a part of the training images.",
+    "transfer": "One linear layer on frozen features, by the recipe for transfer to other data.",
+    "low_shot": "A classifier on frozen features of few training images.",
+    "attentive": "One layer of attention pools the frozen patch tokens.",
+    "logistic": "Logistic regression on frozen features, solved exactly.",
+    "finetune": "The encoder is trained too; the untrained one learns from scratch.",
+    "segmentation": "A linear layer names each pixel from frozen patch tokens: mean intersection over union of the classes.",
+    "davis": "The first frame’s masks, carried through a video by likeness of patch tokens: mean of region (J) and boundary (F).",
+}
 FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Method", ("method",)),
     ("Recipe", ("recipe",)),
@@ -32,40 +41,17 @@ FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
 NAMES = ("name", "kind", "preset", "size", "source", "path")  # keys whose value speaks for itself
 
 
-class RunFolderError(ValueError):
-    """The folder holds no run, or a file of it cannot be read."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one folder holds; `index` picks the run's colour."""
-
-    index: int
-    name: str
-    config: Mapping[str, Any]
-    yaml: str
-    series: Series
-    skipped: int
-    probes: Mapping[str, Mapping[str, Any]]
-    pictures: Mapping[str, NDArray[Any]]
-
-    @property
-    def colour(self) -> int:
-        """The run's colour in the page's palette."""
-        return self.index % PALETTE
-
-
 def report(runs: Sequence[Path | str] | Path | str, out: Path | str | None = None) -> Path:
     """Write the page of one run, or of several side by side; by default `report.html` in the first folder."""
     folders = [Path(run) for run in ([runs] if isinstance(runs, Path | str) else runs)]
     if not folders:
         raise RunFolderError("A report needs at least one run folder.")
-    read = [_read(folder, index, folders) for index, folder in enumerate(folders)]
+    found = [read(folder, index, folders) for index, folder in enumerate(folders)]
     path = folders[0] / "report.html" if out is None else Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        scratch.write_text(_render(read), encoding="utf-8")
+        scratch.write_text(_render(found), encoding="utf-8")
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
@@ -79,121 +65,73 @@ def _render(runs: Sequence[Run]) -> str:
         runs=runs,
         summaries={run.name: _summary(run) for run in runs},
         facts=_facts(runs),
-        panels=panels([run.series for run in runs]),
-        probes=[_probe_table(task, title, runs) for task, title in TASKS.items()],
+        panels=panels([run.metrics.series for run in runs]),
+        probes=[_probe_table(task, runs) for task in PROBES if any(task in run.results for run in runs)],
+        ranks=_rank_table(runs),
         masks={run.name: masks(run.pictures, 8 if len(runs) == 1 else 4) for run in runs},
         neighbours={run.name: neighbours(run.pictures) for run in runs},
     )
-
-
-# ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _read(folder: Path, index: int, folders: Sequence[Path]) -> Run:
-    for needed in ("config.yaml", "metrics.jsonl"):
-        if not (folder / needed).is_file():
-            raise RunFolderError(f"{folder} holds no run: it has no {needed}.")
-    text = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError:
-        config = None
-    if not isinstance(config, Mapping):
-        raise RunFolderError(f"{folder / 'config.yaml'} is not a YAML mapping.")
-    series, skipped = _series(folder / "metrics.jsonl")
-    files = {task: folder / "evaluation" / f"{task}.json" for task in TASKS}
-    probes = {task: _probe(file) for task, file in files.items() if file.is_file()}
-    pictures = _pictures(folder / "evaluation" / "pictures.npz")
-    return Run(index, _name(index, folders), config, text, series, skipped, probes, pictures)
-
-
-def _name(index: int, folders: Sequence[Path]) -> str:
-    """As little of the folder's path as tells the runs apart."""
-    paths = [folder.resolve().parts for folder in folders]
-    for length in range(1, 4):
-        tails = ["/".join(parts[-length:]) for parts in paths]
-        if tails.count(tails[index]) == 1:
-            return tails[index]
-    return f"{paths[index][-1]} ({index + 1})"
-
-
-def _series(path: Path) -> tuple[Series, int]:
-    """The logged series, and how many lines could not be read; where a resumed run repeats a step, the later wins."""
-    steps: dict[float, dict[str, Any]] = {}
-    skipped = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-            steps.setdefault(float(record["step"]), {}).update(record)
-        except (ValueError, TypeError, KeyError):  # the line a killed run was writing
-            skipped += bool(line.strip())
-    points: dict[str, list[tuple[float, float]]] = {}
-    for step in sorted(steps):
-        for key, value in steps[step].items():  # some names are logged on fewer steps than others
-            if value is not None:
-                points.setdefault(key, []).append((step, _number(value)))
-    return {key: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for key, pairs in points.items()}, skipped
-
-
-def _probe(path: Path) -> Mapping[str, Any]:
-    try:
-        probe = json.loads(path.read_text(encoding="utf-8"))
-        rows = {str(row["name"]): {key: _number(row.get(key)) for key in ("accuracy", "low", "high")}
-                for row in probe["rows"]}  # fmt: skip
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunFolderError(f"{path} is not the result of a probe.") from error
-    return {**probe, "rows": rows}
-
-
-def _pictures(path: Path) -> dict[str, NDArray[Any]]:
-    if not path.is_file():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise RunFolderError(f"{path} cannot be read as an array file.") from error
-
-
-def _number(value: object) -> float:
-    """The value as a float; NaN for anything that is none."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 # ── sections ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _summary(run: Run) -> list[str]:
-    """The run in words: one sentence per probe, one on training."""
-    return [*(_verdict(TASKS[task], probe["rows"]) for task, probe in run.probes.items()), _progress(run)]
+    """The run in words: one sentence per probe, one on ranks, on the doctor and on training."""
+    ranks = [words for task, title in RANKS.items() if (words := _rank(title, run.results.get(task)))]
+    said = [_verdict(title, run.results[task]["rows"]) for task, title in PROBES.items() if task in run.results]
+    said += ["; ".join(ranks) + "."] if ranks else []
+    said += [_no_alarm(run)] if run.watched and not run.metrics.alarms else []
+    return [*said, _progress(run)]
 
 
-def _verdict(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
-    name = "target encoder" if "target encoder" in rows else next(iter(rows), "")
-    best = rows.get(name, {"accuracy": math.nan, "low": math.nan, "high": math.nan})
-    if math.isnan(best["accuracy"]):
-        return f"{title}: no accuracy."
-    parts = [f"{title} {percent(best['accuracy'])} %{interval(best)}"]
-    for other, words in (("untrained encoder", "the untrained encoder"), ("raw pixels", "raw pixels")):
-        row = rows.get(other)
-        if row is None or other == name or math.isnan(row["accuracy"]):
-            continue
-        gain = 100 * (best["accuracy"] - row["accuracy"])
-        close = best["low"] <= row["high"] and row["low"] <= best["high"]  # false where an interval is missing
-        sign = "+" if gain >= 0 else "−"
-        parts.append(f"{sign}{abs(gain):.1f} {'over' if gain >= 0 else 'against'} {words}"
-                     + (" (intervals overlap)" if close else ""))  # fmt: skip
-    return ", ".join(parts) + "."
+def _no_alarm(run: Run) -> str:
+    """That the doctor is content; whether targets are mere positions it does not ask in the first quarter of a run."""
+    warmup = lookup(run.config, "optim.warmup_steps")
+    settled = max(200, (_steps(run.config) or 0) // 4, 2 * warmup if isinstance(warmup, int) else 0)
+    early = run.metrics.series["own_cosine"][0][-1] < settled
+    return "Collapse doctor: no alarm" + (" (too early to judge position)." if early else ".")
+
+
+def _verdict(title: str, rows: Mapping[str, Row]) -> str:
+    """The encoder's figure, beside that of the untrained one and of the best that pixels give."""
+    name = TRAINED if TRAINED in rows else next(iter(rows), "")
+    measured = {key: row for key, row in rows.items() if not math.isnan(row["value"])}
+    best = measured.pop(name, None)
+    if best is None:
+        return f"{title}: no figure."
+    parts, close = [f"{title} {percent(best['value'])} %{interval(best)}"], []
+    pixels = max((key for key in PIXELS if key in measured), key=lambda key: measured[key]["value"], default="")
+    for row, words in ((measured.get(UNTRAINED), f"the {UNTRAINED}"), (measured.get(pixels), pixels)):
+        if row is not None:
+            gain = 100 * (best["value"] - row["value"])
+            sign, than = ("+", "over") if gain >= 0 else ("−", "against")
+            parts.append(f"{sign}{abs(gain):.1f} {than} {words}")
+            if best["low"] <= row["high"] and row["low"] <= best["high"]:  # false where an interval is missing
+                close.append(len(parts) - 1)
+    if len(close) == 1:
+        parts[close[0]] += " (intervals overlap)"
+    return ", ".join(parts) + (" (both intervals overlap)." if len(close) > 1 else ".")
+
+
+def _rank(title: str, result: Result | None) -> str:
+    """RankMe 18.0 (untrained 4.0), or nothing."""
+    values = {name: row["value"] for name, row in result["rows"].items()} if result else {}
+    trained, untrained = values.get(TRAINED, math.nan), values.get(UNTRAINED, math.nan)
+    if math.isnan(trained):
+        return ""
+    return f"{title} {trained:.1f}" + ("" if math.isnan(untrained) else f" (untrained {untrained:.1f})")
 
 
 def _progress(run: Run) -> str:
-    if "step" not in run.series:
+    series = run.metrics.series
+    if "step" not in series:
         return "No training step logged yet."
-    step, planned = int(run.series["step"][0][-1]), _steps(run.config)
+    step, planned = int(series["step"][0][-1]), _steps(run.config)
     parts = [f"{step:,} of {planned:,} steps" if planned and planned > step else f"{step:,} steps"]
     told = {"loss": "loss {}", "effective_rank": "effective rank {}", "images_per_second": "{} images/s"}
     for key, words in told.items():
-        if (finite := finite_values(run.series, key)).size:
+        if (finite := finite_values(series, key)).size:
             parts.append(words.format(short(finite[-1])))
     return "Trained " + ", ".join(parts) + "."
 
@@ -203,21 +141,14 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}" if math.isfinite(fraction) else "–"
 
 
-def interval(row: Mapping[str, float]) -> str:
+def interval(row: Row) -> str:
     """The 95 % interval in brackets, or nothing."""
     known = math.isfinite(row["low"]) and math.isfinite(row["high"])
     return f" [{100 * row['low']:.0f}–{100 * row['high']:.0f}]" if known else ""
 
 
-def _lookup(config: Mapping[str, Any], dotted: str) -> Any:
-    value: Any = config
-    for key in dotted.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
 def _steps(config: Mapping[str, Any]) -> int | None:
-    found = (_lookup(config, path) for path in dict(FACTS)["Steps"])
+    found = (lookup(config, path) for path in dict(FACTS)["Steps"])
     return next((value for value in found if isinstance(value, int)), None)
 
 
@@ -236,36 +167,105 @@ def _facts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Rows of the facts table: a title, a value per run, and whether the runs differ."""
     rows = []
     for title, paths in FACTS:
-        found = [next((v for path in paths if (v := _lookup(run.config, path)) is not None), None) for run in runs]
+        found = [next((v for path in paths if (v := lookup(run.config, path)) is not None), None) for run in runs]
         values = ["–" if value is None else _words(value) or "–" for value in found]
         if set(values) != {"–"}:
             rows.append({"title": title, "cells": values, "differs": len(set(values)) > 1})
     return rows
 
 
-def _probe_table(task: str, title: str, runs: Sequence[Run]) -> dict[str, Any]:
-    """A row per encoder, a column per run; `scale` is the accuracy at the bars' right end."""
-    probes = [run.probes.get(task) for run in runs]
+def _probe_table(task: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """A row per encoder, a column per run; `scale` is the figure at the bars' right end."""
+    probes = [run.results.get(task) for run in runs]
     names = list(dict.fromkeys(name for probe in probes if probe for name in probe["rows"]))
     cells = {name: [_cell(probe["rows"].get(name)) if probe else None for probe in probes] for name in names}
-    ends = [end for row in cells.values() for cell in row if cell for end in (cell["accuracy"], cell["high"])]
+    ends = [end for row in cells.values() for cell in row if cell for end in (cell["value"], cell["high"])]
     scale = min(1.0, math.ceil(10 * max(ends, default=1.0) + 0.2) / 10)
     heads = [{"run": run, **_head(probe)} for run, probe in zip(runs, probes, strict=True)]
     alike = len({head["of"] for head in heads if head["of"]}) <= 1
-    return {"title": title, "heads": heads, "cells": cells, "scale": scale, "alike": alike}
+    told = {(head["of"], head["how"]) for head in heads if head["of"]}
+    about = {"title": PROBES[task], "note": NOTES[task], "caption": told.pop() if len(told) == 1 else None}
+    return {**about, "heads": heads, "cells": cells, "scale": scale, "alike": alike}
 
 
-def _head(probe: Mapping[str, Any] | None) -> dict[str, str]:
-    """What was probed, and how."""
+def _head(probe: Result | None) -> dict[str, str]:
+    """What was probed, how, and what the probe of the encoder came to choose."""
     if probe is None:
-        return {"of": "", "how": ""}
-    count = {key: _words(probe.get(key, "?")) for key in ("labels", "classes", "n_train", "n_test")}
-    of = f"{count['labels']}, {count['classes']} classes, {count['n_train']} train, {count['n_test']} test images"
-    return {"of": of, "how": _words(probe.get("settings") or {})}
+        return {"of": "", "how": "", "chosen": ""}
+    row: Row = probe["rows"].get(TRAINED, {})
+    of = [Path(_words(probe["data"])).name] if "data" in probe else []
+    of += [_words(probe["labels"])] if "labels" in probe else []
+    if isinstance(row.get("per_class"), list):
+        of.append(f"{len(row['per_class'])} classes")
+    counts = {"classes": "{} classes", "n_train": "{} train", "n_test": "{} test images"}
+    of += [words.format(_words(probe.get(key, "?"))) for key, words in counts.items() if "labels" in probe]
+    if number(probe.get("independent")) < number(probe.get("n_test")):
+        of[-1] += f" ({_words(probe['independent'])} independent)"
+    of += [f"{_words(row['objects'])} objects"] if "objects" in row else []
+    return {"of": ", ".join(of) or "?", "how": _words(probe.get("settings") or {}), "chosen": _chosen(row)}
 
 
-def _cell(row: Mapping[str, float] | None) -> dict[str, Any] | None:
-    if row is None or math.isnan(row["accuracy"]):
+def _chosen(row: Row) -> str:
+    """The account of a probe in words: the head that held-out images chose, or the draws."""
+    head, grid, draws = (row.get(key) for key in ("head", "heads", "accuracies"))
+    if isinstance(head, Mapping):
+        most = f"; the best on the test images has {percent(number(row.get('best_on_test')))} %"
+        count = f" among {len(grid)}" if isinstance(grid, list) else ""
+        return f"Head chosen{count} on held-out training images: {_words(head)}{most}."
+    if isinstance(draws, list):
+        over = "; intervals are over draws" if "interval" in row else ""
+        return f"{len(draws)} draw{'s' * (len(draws) != 1)} of {_words(row.get('n_train', '?'))} training images{over}."
+    return ""
+
+
+def _cell(row: Row | None) -> dict[str, Any] | None:
+    if row is None or math.isnan(row["value"]):
         return None
-    low, high = (row[end] if math.isfinite(row[end]) else row["accuracy"] for end in ("low", "high"))
-    return {**row, "low": low, "high": high, "text": percent(row["accuracy"]), "interval": interval(row)}
+    low, high = (row[end] if math.isfinite(row[end]) else row["value"] for end in ("low", "high"))
+    parts = {"pixel_accuracy": "pixel accuracy", "j": "J", "f": "F"}
+    also = ", ".join(f"{words} {percent(number(row[key]))}" for key, words in parts.items() if key in row)
+    about = {"text": percent(row["value"]), "interval": interval(row), "also": also}
+    return {"value": row["value"], "low": low, "high": high, **about}
+
+
+def _rank_table(runs: Sequence[Run]) -> dict[str, Any]:
+    """A row per encoder, a column per run and rank; warnings each with whom they concern."""
+    columns = [(run, task, run.results[task]) for task in RANKS for run in runs if task in run.results]
+    names = list(dict.fromkeys(name for *_, result in columns for name in result["rows"]))
+    warned: dict[tuple[str, str, str], list[str]] = {}
+    for run, task, result in columns:
+        for name, row in result["rows"].items():
+            if row.get("warning"):
+                warned.setdefault((run.name if len(runs) > 1 else "", RANKS[task], str(row["warning"])), []).append(name)
+    warnings = [
+        " – ".join(filter(None, [who, f"{title} of {', '.join(of)}: {words}"])) for (who, title, words), of in warned.items()
+    ]
+    told: dict[str, dict[str, list[str]]] = {}
+    for run, task, result in columns:
+        told.setdefault(RANKS[task], {}).setdefault(_views(result), []).append(run.name)
+    alike = all(len(ways) == 1 for ways in told.values())
+    return {
+        "heads": [{"run": run, "title": RANKS[task]} for run, task, _ in columns],
+        "cells": {name: [_rank_cell(result["rows"].get(name)) for *_, result in columns] for name in names},
+        "hows": [
+            f"{title}{'' if alike else ' of ' + ', '.join(who)}: {how}."
+            for title, ways in told.items()
+            for how, who in ways.items()
+        ],
+        "warnings": warnings,
+        "alike": alike,
+    }
+
+
+def _views(result: Result) -> str:
+    """What a rank was taken of: LiDAR compares at equal numbers only."""
+    row: Row = next(iter(result["rows"].values()), {})
+    views = [f"{_words(row[key])} {words}" for key, words in {"n": "images", "q": "views"}.items() if key in row]
+    settings = [f"{key} {_words(row[key])}" for key in ("by", "delta", "eps") if key in row]
+    return ", ".join([Path(_words(result.get("data", "?"))).name, *views, *settings])
+
+
+def _rank_cell(row: Row | None) -> dict[str, Any] | None:
+    return (
+        None if row is None or math.isnan(row["value"]) else {"text": f"{row['value']:.1f}", "warned": bool(row.get("warning"))}
+    )

@@ -1,0 +1,126 @@
+"""Every method beside every baseline, three seeds: kNN, linear, RankMe and LiDAR on the emoji and on textures.
+
+    python benchmarks/quality.py                     # both sets: two hours on two cores
+    python benchmarks/quality.py --sets emoji --methods c_jepa --seeds 1
+    python benchmarks/quality.py --smoke             # seconds: that it runs
+
+Textures come from benchmarks/textures.py; give --textures FOLDER where they lie already, or --data FILES to make them from.
+Writes a row for each run to docs/evidence/quality.json as soon as it is done, and goes on where it was stopped.
+"""
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line does, before torch is imported
+sys.path.insert(0, str(Path(__file__).parent))
+
+from textures import prepare
+
+from jepakit.evaluation import evaluate
+from jepakit.files import save_json
+from jepakit.method import METHODS
+from jepakit.run import Run
+from jepakit.train import pretrain
+
+EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence" / "quality.json"
+TASKS = ("rankme", "knn", "linear", "lidar")
+BASELINES = ("untrained encoder", "raw pixels", "pixel PCA", "majority class")
+# Four hundred classes make linear heads dear: one kind of head on the last block
+PROTOCOL = {"emoji": [], "textures": ["linear.layers=[last]", "linear.heads=[bn]", "linear.weight_decay=[0]"]}
+SHAPE = {"emoji": [], "textures": ["images.size=64", "encoder.patch_size=8"]}
+
+
+def one(kind: str, method: str, seed: int, folder: Path, textures: Path, words: list[str]) -> dict[str, Any]:
+    """Pretrain, evaluate; accuracies in percent by name, RankMe, LiDAR."""
+    out = folder / f"{kind}-{method}-{seed}"
+    data = "emoji" if kind == "emoji" else str(textures / "left")
+    begun = (out / "checkpoints" / "latest").exists()
+    settings = [f"seed={seed}", *SHAPE[kind], *words]
+    run = Run.open(out) if begun else None
+    if run is None or not run.finished:
+        new = {"data": data, "out": out, "recipe": "demo", "method": method, "set": settings, "overwrite": True}
+        run = pretrain(resume=out) if begun else pretrain(**new)
+    if not run.finished:
+        raise SystemExit(f"stopped; the same command goes on with {out}")
+    labelled = "emoji" if kind == "emoji" else str(textures / "probe")
+    results = evaluate(run, labelled, TASKS, set=PROTOCOL[kind])
+    row: dict[str, Any] = {"set": kind, "method": method, "seed": seed, "steps": run.metrics()[-1]["step"]}
+    for task in ("knn", "linear"):
+        row[task] = {r["name"]: round(100 * r["accuracy"], 1) for r in results[task]}
+    for task in ("rankme", "lidar"):
+        row[task] = {r["name"]: round(r[task], 1) for r in results[task]}
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Medians over seeds with least and most, a table for each set, as Markdown."""
+
+    def cell(chosen: list[dict[str, Any]], task: str, name: str) -> str:
+        values = [r[task][name] for r in chosen if name in r[task]]
+        spread = f" ({min(values)}–{max(values)})" if len({*values}) > 1 else ""
+        return f"{statistics.median(values):.1f}{spread}" if values else ""
+
+    lines = []
+    for kind in dict.fromkeys(r["set"] for r in rows):
+        here = [r for r in rows if r["set"] == kind]
+        steps = sorted({r["steps"] for r in here})
+        lines += [
+            f"{kind}, {' or '.join(map(str, steps))} steps",
+            "",
+            "| | kNN | linear | RankMe | LiDAR | seeds |",
+            "|" + "---|" * 6,
+        ]
+        for method in dict.fromkeys(r["method"] for r in here):
+            own = [r for r in here if r["method"] == method]
+            name = "encoder" if method == "mae_pixels" else "target encoder"
+            cells = " | ".join(cell(own, task, name) for task in ("knn", "linear", "rankme", "lidar"))
+            lines.append(f"| `{method}` | {cells} | {len(own)} |")
+        for name in BASELINES:
+            lines.append(
+                f"| {name} | " + " | ".join(cell(here, task, name) for task in ("knn", "linear", "rankme", "lidar")) + " | |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", default="emoji,textures")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--textures", type=Path)
+    parser.add_argument("--data", type=Path, nargs="*", default=[])
+    parser.add_argument("--smoke", action="store_true")
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    if arguments.smoke:
+        arguments.runs, arguments.sets, arguments.methods = Path(tempfile.mkdtemp()), "emoji", "ijepa"
+        arguments.seeds, arguments.steps = 1, 3
+    evidence = arguments.runs / "smoke.json" if arguments.smoke else EVIDENCE
+    textures = arguments.textures or arguments.runs / "textures"
+    if "textures" in arguments.sets:
+        textures.parent.mkdir(parents=True, exist_ok=True)
+        prepare(textures, arguments.data)
+    rows = json.loads(evidence.read_text()) if evidence.is_file() else []
+    evidence.parent.mkdir(parents=True, exist_ok=True)
+    for kind in arguments.sets.split(","):
+        for seed in range(arguments.seeds):
+            for method in arguments.methods.split(","):
+                key = (kind, method, seed, arguments.steps)
+                if not any((r["set"], r["method"], r["seed"], r["steps"]) == key for r in rows):
+                    rows.append(one(kind, method, seed, arguments.runs, textures, [f"optim.steps={arguments.steps}"]))
+                    save_json(evidence, rows)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

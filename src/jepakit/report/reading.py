@@ -1,0 +1,162 @@
+"""Reads the files of a run's folder, whatever of them is there; nothing else of jepakit is needed."""
+
+import json
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from .figures import PALETTE, Series
+
+PROBES = {
+    "knn": "kNN",
+    "linear": "Linear probe",
+    "transfer": "Transfer probe",
+    "low_shot": "Low-shot",
+    "attentive": "Attentive probe",
+    "logistic": "Logistic",
+    "finetune": "Fine-tuning",
+    "segmentation": "Segmentation mIoU",
+    "davis": "DAVIS J&F",
+}
+RANKS = {"rankme": "RankMe", "lidar": "LiDAR"}
+FIGURES = {"rankme": "rankme", "lidar": "lidar", "segmentation": "miou", "davis": "j_and_f"}  # else accuracy
+SIGNS = ("target_std", "effective_rank", "position_share", "own_cosine", "other_cosine")  # what the collapse doctor looks at
+LOOKS = 5  # rows it wants to have seen
+AT_START = "_at_start"
+
+Row = Mapping[str, Any]  # of a result: what the file has, and the numbers value, low and high, NaN where there is none
+Result = Mapping[str, Any]  # what the file has, and rows: a Row for each name
+
+
+class RunFolderError(ValueError):
+    """The folder holds no run, or a file of it cannot be read."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The logged series, the doctor's alarms with their steps, and how many lines could not be read."""
+
+    series: Series
+    alarms: Sequence[tuple[int, str]]
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one folder holds; `index` picks the run's colour."""
+
+    index: int
+    name: str
+    config: Mapping[str, Any]
+    yaml: str
+    metrics: Metrics
+    results: Mapping[str, Result]
+    pictures: Mapping[str, NDArray[Any]]
+
+    @property
+    def colour(self) -> int:
+        """The run's colour in the page's palette."""
+        return self.index % PALETTE
+
+    @property
+    def watched(self) -> bool:
+        """Whether the doctor has had what it looks at, to the end; targets of pixels cannot collapse, it leaves them alone."""
+        signs = [self.metrics.series[sign][1][-LOOKS:] for sign in SIGNS if sign in self.metrics.series]
+        seen = len(signs) == len(SIGNS) and all(len(sign) == LOOKS and np.isfinite(sign).all() for sign in signs)
+        return seen and lookup(self.config, "target.kind") != "pixels"
+
+
+def read(folder: Path, index: int, folders: Sequence[Path]) -> Run:
+    """One of the folders. Raises RunFolderError."""
+    for needed in ("config.yaml", "metrics.jsonl"):
+        if not (folder / needed).is_file():
+            raise RunFolderError(f"{folder} holds no run: it has no {needed}.")
+    text = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError:
+        config = None
+    if not isinstance(config, Mapping):
+        raise RunFolderError(f"{folder / 'config.yaml'} is not a YAML mapping.")
+    files = {task: folder / "evaluation" / f"{task}.json" for task in (*PROBES, *RANKS)}
+    results = {task: _result(file, FIGURES.get(task, "accuracy")) for task, file in files.items() if file.is_file()}
+    pictures = _pictures(folder / "evaluation" / "pictures.npz")
+    return Run(index, _name(index, folders), config, text, _metrics(folder / "metrics.jsonl"), results, pictures)
+
+
+def lookup(config: Mapping[str, Any], dotted: str) -> Any:
+    """The setting of a dotted name; None where there is none."""
+    value: Any = config
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def number(value: object) -> float:
+    """The value as a float; NaN for anything that is none."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _name(index: int, folders: Sequence[Path]) -> str:
+    """As little of the folder's path as tells the runs apart."""
+    paths = [folder.resolve().parts for folder in folders]
+    for length in range(1, 4):
+        tails = ["/".join(parts[-length:]) for parts in paths]
+        if tails.count(tails[index]) == 1:
+            return tails[index]
+    return f"{paths[index][-1]} ({index + 1})"
+
+
+def _metrics(path: Path) -> Metrics:
+    """Where a resumed run repeats a step, the later row wins."""
+    steps: dict[int, dict[str, Any]] = {}
+    skipped = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            steps.setdefault(int(record["step"]), {}).update(record)
+        except (ValueError, TypeError, KeyError, OverflowError):  # the line a killed run was writing
+            skipped += bool(line.strip())
+    points: dict[str, list[tuple[float, float]]] = {}
+    alarms: list[tuple[int, str]] = []
+    for step in sorted(steps):
+        told = steps[step].pop("alarms", None)
+        alarms += [(step, str(words)) for words in told] if isinstance(told, list) else []
+        for key, value in steps[step].items():  # some names are logged on fewer steps than others
+            if value is not None:
+                points.setdefault(key, []).append((step, number(value)))
+    for key in [key for key in points if key.endswith(AT_START)]:  # a look at step 0, told in the first row
+        start, looks = points.pop(key)[0][1], points.setdefault(key.removesuffix(AT_START), [])
+        if not looks or looks[0][0] > 0:
+            looks.insert(0, (0, start))
+    series = {key: (np.array(pairs, float)[:, 0], np.array(pairs, float)[:, 1]) for key, pairs in points.items()}
+    return Metrics(series, alarms, skipped)
+
+
+def _result(path: Path, figure: str) -> Result:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        rows = {
+            str(row["name"]): {**row, "value": number(row.get(figure)), **{end: number(row.get(end)) for end in ("low", "high")}}
+            for row in result["rows"]
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunFolderError(f"{path} is not the result of a task.") from error
+    return {**result, "rows": rows}
+
+
+def _pictures(path: Path) -> dict[str, NDArray[Any]]:
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise RunFolderError(f"{path} cannot be read as an array file.") from error
