@@ -254,7 +254,15 @@ def test_the_command_line_needs_no_package_that_it_does_not_declare() -> None:
     declared = (SOURCE.parents[1] / "pyproject.toml").read_text().split("[project.optional-dependencies]")[0].lower()
     # the last two come with the package named
     names = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "scipy": "scikit-learn", "markupsafe": "jinja2"}
-    optional = {"transformers", "huggingface_hub", "rich", "tensorboard", "pyarrow", "tifffile", "torchvision"}  # typer brings rich; the others are asked for
+    optional = {
+        "transformers",
+        "huggingface_hub",
+        "rich",
+        "tensorboard",
+        "pyarrow",
+        "tifffile",
+        "torchvision",
+    }  # typer brings rich; the others are asked for
     for file, tree in trees().items():
         for node in ast.walk(tree):
             used = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -126,6 +126,7 @@ MISTAKES = {
     "encoder without a place": ("evaluate {w}/run/model --data {w}/photos", ["--out"]),
     "encoder without images": ("evaluate {w}/run/model --out {w}/new", ["--data"]),
     "folder that is no run": ("evaluate {w}/photos", ["is not a run"]),
+    "nothing to pair": (E + " {w}/second --tasks rankme", ["--tasks", "knn"]),
     "second is no run": (E + " {w}/photos --tasks knn", ["photos is not a run"]),
     "second has no checkpoint": (E + " {w}/unsaved --tasks knn", ["no checkpoint"]),
     "two runs on different data": (E + " {w}/elsewhere --tasks knn", ["data"]),
@@ -383,23 +384,20 @@ def test_the_pictures_are_masks_and_neighbours_of_real_images(run: Run) -> None:
 def test_without_labels_there_are_rank_and_pictures_and_a_word_why(
     world: Path, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    evaluate(run, tasks=["knn"])
     with caplog.at_level(logging.WARNING, "jepakit"):
         results = evaluate(run, world / "flat")
     assert set(results) == {"rankme"} and {row["name"] for row in results["rankme"]} == ENCODERS | {"raw pixels"}
-    # what was measured on other images is gone: one report tells of one set
     assert sorted(p.name for p in (run.path / "evaluation").iterdir()) == ["pictures.npz", "rankme.json"]
     assert any("no labels" in record.getMessage() for record in caplog.records)
     assert "rankme" in as_table(results)
 
 
-def test_results_on_other_images_do_not_stay_beside_new_ones(world: Path, run: Run) -> None:
+def test_results_stay_until_their_task_is_done_again_and_each_says_on_which_images(world: Path, run: Run) -> None:
     evaluate(run, tasks=["knn", "logistic"])
-    evaluate(run, tasks=["linear"], set=QUICK)
-    assert {p.stem for p in (run.path / "evaluation").glob("*.json")} == {"rankme", "knn", "logistic", "linear"}
     evaluate(run, world / "others", ["knn"])
-    assert {p.stem for p in (run.path / "evaluation").glob("*.json")} == {"rankme", "knn"}
-    assert {p.stem for p in (run.path / "evaluation").glob("*.npz")} == {"pictures", "knn"}
+    data = {p.stem: json.loads(p.read_text())["data"] for p in (run.path / "evaluation").glob("*.json")}
+    photos_, others = str(world / "photos"), str(world / "others")
+    assert data == {"rankme": others, "knn": others, "logistic": photos_}
 
 
 FINETUNE = ["finetune.epochs=1", "finetune.warmup_epochs=0", "finetune.batch_size=16"]
@@ -415,12 +413,6 @@ def test_fine_tuning_is_of_the_encoder_and_of_the_untrained_one(world: Path, run
 def test_fine_tuning_alone_leaves_out_images_that_cannot_be_read(run: Run) -> None:
     evaluate(run, tasks=["finetune"], set=FINETUNE)
     assert (read(run, "finetune")["n_train"], read(run, "finetune")["n_test"]) == (35, 9)
-
-
-def test_fine_tuning_on_other_images_leaves_no_older_results_beside_it(world: Path, run: Run) -> None:
-    evaluate(run, tasks=["knn"])
-    evaluate(run, world / "others", ["finetune"], set=FINETUNE)
-    assert {p.stem for p in (run.path / "evaluation").glob("*.json")} == {"finetune"}
 
 
 # ---- labels of every sort
@@ -487,7 +479,7 @@ def test_two_runs_are_compared_on_the_same_test_images(world: Path, run: Run, ca
     cli.main(["evaluate", a, b, "--tasks", "knn,linear", *QUICK])
     said = capsys.readouterr().out
     assert said.index(a) < said.index(b) and "on the same test images" in said
-    found = differences(run.path / "evaluation", world / "second/evaluation")
+    found = differences(run.path / "evaluation", world / "second/evaluation", ["knn", "linear"])
     assert set(found) == {"knn", "linear"}
     for task, names in found.items():
         ours, theirs = (by_name(read(Path(p) / "evaluation", task)["rows"]) for p in (a, b))
@@ -521,7 +513,17 @@ def test_runs_that_were_tested_on_other_images_are_not_compared(world: Path, run
     evaluate(run, tasks=["knn"])
     evaluate(world / "elsewhere", tasks=["knn"], set=["images_limit=30"])
     with pytest.raises(UserError, match="other images"):
-        differences(run.path / "evaluation", world / "elsewhere/evaluation")
+        differences(run.path / "evaluation", world / "elsewhere/evaluation", ["knn"])
+
+
+def test_an_older_result_on_labelled_images_is_not_compared_as_one_on_images_without(
+    world: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(run.path), str(world / "second"), "--tasks", "knn"]
+    cli.main(words)
+    assert "points" in capsys.readouterr().out
+    cli.main([*words, "--data", str(world / "flat")])
+    assert "points" not in capsys.readouterr().out
 
 
 # ---- looks during a run

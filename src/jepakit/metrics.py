@@ -110,8 +110,8 @@ def content_cosines(
 ) -> tuple[float, float]:
     """Mean cosine of predictions (S, D) with their own targets (S, D), and with another image's target at the same patch.
 
-    index, image (S,): each row's patch and image. If the two are alike, the predictor tells positions, not images. Rows
-    whose patch is a target of no other image are left out; NaN if all are.
+    index, image (S,): each row's patch and image. If the two are alike, the predictor tells positions, not images. Rows for
+    whose patch no other image's row is at hand are left out; NaN if all are.
     """
     p, t = (F.normalize(x.detach().double().cpu(), dim=1) for x in (predictions, targets))
     order = np.lexsort((image, index))  # by patch, then by image

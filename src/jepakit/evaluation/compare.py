@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom, binomtest
 
-RESAMPLES = 4000
+RESAMPLES, AT_ONCE = 4000, 100
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _resampled(x: NDArray[np.float64], clusters: NDArray[np.int64] | None) -> ND
     sums, counts = _sums(x, clusters)
     draw = np.random.default_rng(0)
     means = np.empty(RESAMPLES)
-    for first in range(0, RESAMPLES, 100):  # a hundred at a time: n x RESAMPLES indices would be gigabytes
-        times = draw.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=100)
-        means[first : first + 100] = (times @ sums) / (times @ counts)
+    for first in range(0, RESAMPLES, AT_ONCE):  # n x RESAMPLES counts would be gigabytes
+        times = draw.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=AT_ONCE)
+        means[first : first + AT_ONCE] = (times @ sums) / (times @ counts)
     return means

@@ -20,7 +20,7 @@ from jepakit.model import JEPA
 
 log = logging.getLogger("jepakit")
 STEP = 2.5  # what a step costs an image, in passes of the target encoder over whole images (low: most steps cost more)
-SHARE = 0.03  # of a run's work, the most that looks may take
+SHARE = 0.03  # of the work between looks, the most that one may take
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ def evaluate_both(
     if not {*tasks} & {*PROBES, "finetune"}:
         raise UserError(f"only {', '.join(PROBES)} and finetune can be paired: name one of them in --tasks")
     results = [_evaluated(each, data, tasks, labels, protocol) for each in judged]
-    return results, differences(judged[0].folder, judged[1].folder, tasks)
+    done = [task for task in tasks if all(task in each for each in results)]
+    return results, differences(judged[0].folder, judged[1].folder, done)
 
 
 def _evaluated(
