@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jepakit.collapse import POSITION, RANK, Doctor
+from jepakit.collapse import FULL, GAP, POSITION, RANK, Doctor, settled
 from jepakit.config import Config, method_layer, overrides
 from jepakit.data.sources import ArraySource, EmojiSource, Source
 from jepakit.device import use_cpu
@@ -61,7 +61,7 @@ def one(name: str, steps: int) -> dict[str, Any]:
     training = Training.prepare(chosen, source)
     if name == "no average, no stop-gradient":
         training.jepa.__class__, training.jepa.target_encoder = NoStop, training.jepa.encoder
-    doctor = Doctor("features", max(200, 2 * training.schedule.warmup), [])
+    doctor = Doctor("features", settled(steps, training.schedule.warmup), [])
     rows, alarms = [], []
     with progress(name, steps) as report:
         for batch in training.loader(0, steps):
@@ -128,7 +128,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
             axis.plot(steps, values, label=r["case"], linewidth=1.5)
             axis.set_title(title, fontsize=10)
             axis.set_xlabel("step")
-    for axis, threshold in zip(axes, (0.1, RANK, POSITION, 0.02), strict=True):
+    for axis, threshold in zip(axes, (FULL, RANK, POSITION, GAP), strict=True):
         axis.axhline(threshold, color="black", linestyle=":", linewidth=1)
     axes[1].set_yscale("log")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)

@@ -37,12 +37,12 @@ PROTOCOL = {"emoji": [], "textures": ["linear.layers=[last]", "linear.heads=[bn]
 SHAPE = {"emoji": [], "textures": ["images.size=64", "encoder.patch_size=8"]}
 
 
-def one(kind: str, method: str, seed: int, folder: Path, textures: Path, words: list[str]) -> dict[str, Any]:
+def one(kind: str, method: str, seed: int, steps: int, folder: Path, textures: Path) -> dict[str, Any]:
     """Pretrain, evaluate; accuracies in percent by name, RankMe, LiDAR."""
-    out = folder / f"{kind}-{method}-{seed}"
+    out = folder / f"{kind}-{method}-{seed}-{steps}"
     data = "emoji" if kind == "emoji" else str(textures / "left")
     begun = (out / "checkpoints" / "latest").exists()
-    settings = [f"seed={seed}", *SHAPE[kind], *words]
+    settings = [f"seed={seed}", f"optim.steps={steps}", *SHAPE[kind]]
     run = Run.open(out) if begun else None
     if run is None or not run.finished:
         new = {"data": data, "out": out, "recipe": "demo", "method": method, "set": settings, "overwrite": True}
@@ -51,7 +51,7 @@ def one(kind: str, method: str, seed: int, folder: Path, textures: Path, words: 
         raise SystemExit(f"stopped; the same command goes on with {out}")
     labelled = "emoji" if kind == "emoji" else str(textures / "probe")
     results = evaluate(run, labelled, TASKS, set=PROTOCOL[kind])
-    row: dict[str, Any] = {"set": kind, "method": method, "seed": seed, "steps": run.metrics()[-1]["step"]}
+    row: dict[str, Any] = {"set": kind, "method": method, "seed": seed, "steps": steps}
     for task in ("knn", "linear"):
         row[task] = {r["name"]: round(100 * r["accuracy"], 1) for r in results[task]}
     for task in ("rankme", "lidar"):
@@ -68,11 +68,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         return f"{statistics.median(values):.1f}{spread}" if values else ""
 
     lines = []
-    for kind in dict.fromkeys(r["set"] for r in rows):
-        here = [r for r in rows if r["set"] == kind]
-        steps = sorted({r["steps"] for r in here})
+    for kind, steps in dict.fromkeys((r["set"], r["steps"]) for r in rows):
+        here = [r for r in rows if (r["set"], r["steps"]) == (kind, steps)]
         lines += [
-            f"{kind}, {' or '.join(map(str, steps))} steps",
+            f"{kind}, {steps} steps",
             "",
             "| | kNN | linear | RankMe | LiDAR | seeds |",
             "|" + "---|" * 6,
@@ -117,7 +116,7 @@ def main() -> None:
             for method in arguments.methods.split(","):
                 key = (kind, method, seed, arguments.steps)
                 if not any((r["set"], r["method"], r["seed"], r["steps"]) == key for r in rows):
-                    rows.append(one(kind, method, seed, arguments.runs, textures, [f"optim.steps={arguments.steps}"]))
+                    rows.append(one(kind, method, seed, arguments.steps, arguments.runs, textures))
                     save_json(evidence, rows)
     print(table(rows))
 

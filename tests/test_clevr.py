@@ -13,25 +13,8 @@ from PIL import Image
 from scipy.stats import chi2_contingency, chisquare, spearmanr
 
 from jepakit.data.clevr import CLASSES, ClevrSource, count_label, distance_label
-from jepakit.data.scenes import (
-    AXES,
-    CAMERA,
-    GAP,
-    HEIGHT,
-    SEEN,
-    SIZES,
-    TILT,
-    WIDTH,
-    SceneSource,
-    _cast,
-    _rays,
-    plan,
-    project,
-    render,
-    scene,
-    shares,
-    write,
-)
+from jepakit.data.raycast import AXES, CAMERA, HEIGHT, SIZES, TILT, WIDTH, _rays, cast, project, render, shares
+from jepakit.data.scenes import GAP, SEEN, SceneSource, plan, scene, write
 from jepakit.errors import UserError
 
 EDGES = (8.0, 8.5, 9.0, 9.5, 10.0)
@@ -320,7 +303,7 @@ def test_lower_in_the_image_is_nearer_so_that_the_label_can_be_seen() -> None:
 
 def picture(each: dict[str, Any], side: int) -> NDArray[np.bool_]:
     """Where one object alone is seen."""
-    hit = _cast(each, side)
+    hit = cast(each, side)
     seen = np.zeros((side, side), bool)
     seen[hit.box] = np.isfinite(hit.depth)
     return seen
@@ -350,7 +333,7 @@ def inside(each: dict[str, Any], points: NDArray[np.float64]) -> NDArray[np.bool
 @pytest.mark.parametrize(("shape", "turn"), [("sphere", 0.0), ("cube", 0.0), ("cube", 25.0), ("cube", 200.0), ("cylinder", 70.0)])
 def test_rays_meet_the_solids_where_small_steps_along_them_first_get_inside(shape: str, turn: float) -> None:
     each, side, step = thing(shape, 6.5, aside=0.9, turn=turn), 28, 0.005
-    hit = _cast(each, side)
+    hit = cast(each, side)
     found = np.full((side, side), np.inf)
     found[hit.box] = hit.depth
     normals = np.zeros((3, side, side))
@@ -449,3 +432,8 @@ def test_too_few_scenes_or_pixels_and_unknown_labels_are_refused(tmp_path: Path)
             SceneSource(n, size)
     with pytest.raises(UserError, match="did you mean 'count'"):
         SceneSource(labels="counts")
+
+
+def test_labels_that_scenes_have_not_are_said_of_scenes() -> None:
+    with pytest.raises(UserError, match=r"^scenes has no labels 'colour': choose from count, distance"):
+        SceneSource(labels="colour")

@@ -134,7 +134,7 @@ def test_each_sign_has_its_threshold(changes: dict[str, float], kinds: list[str]
 
 def test_position_is_no_alarm_before_the_run_has_settled() -> None:
     rows = rows_of(position_share=0.99)
-    assert not diagnose(rows, settled=int(rows[-1]["step"]) + 1) and diagnose(rows, settled=int(rows[-1]["step"]))
+    assert not diagnose(rows, from_step=int(rows[-1]["step"]) + 1) and diagnose(rows, from_step=int(rows[-1]["step"]))
 
 
 def test_one_strange_batch_is_no_alarm_and_a_kind_is_told_once_also_after_a_resume() -> None:
@@ -145,6 +145,11 @@ def test_one_strange_batch_is_no_alarm_and_a_kind_is_told_once_also_after_a_resu
     assert [len(alarms) for alarms in told].count(1) == 1 and sum(map(len, told)) == 1
     again = Doctor("features", 0, [{"step": k, **(WELL if k < 20 else odd)} for k in range(1, 40)])
     assert not again.look({"step": 40, **odd})  # told before the stop
+
+
+def test_rows_of_an_older_run_that_lack_a_sign_are_no_error() -> None:
+    old = [{k: v for k, v in row.items() if "cosine" not in k} for row in rows_of(target_std=0.01)]
+    assert [alarm.kind for alarm in diagnose(old)] == ["full"]
 
 
 def test_pixel_targets_cannot_collapse_so_there_is_nothing_to_say() -> None:

@@ -18,6 +18,7 @@ from jepakit.conditioning import EncoderPositions
 from jepakit.data.crops import Images
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
+from jepakit.evaluation.annotated import label_image, open_annotated, read_labels
 from jepakit.evaluation.davis import (
     Propagation,
     boundary,
@@ -36,11 +37,8 @@ from jepakit.evaluation.segmentation import (
     _cached,
     confusion,
     iou,
-    label_image,
     miou,
-    open_annotated,
     pixel_accuracy,
-    read_labels,
     resamples,
     segmentation,
 )

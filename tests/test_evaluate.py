@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from jepakit import checkpoint, cli
@@ -20,7 +21,9 @@ from jepakit.data.sources import ArraySource, FolderSource, Labels, Source, fift
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
 from jepakit.evaluation.features import pca
+from jepakit.evaluation.finetune import recipe_for
 from jepakit.evaluation.knn import knn
+from jepakit.evaluation.linear import TRANSFER
 from jepakit.evaluation.online import SHARE, STEP, Online
 from jepakit.evaluation.probes import Protocol
 from jepakit.evaluation.results import as_table, differences
@@ -651,3 +654,62 @@ def test_the_last_look_is_the_neighbours_accuracy_of_the_saved_encoder(world: Pa
     assert online.look(jepa, run.config, torch.float32)["probe/knn"] == run.metrics()[-1]["probe/knn"]
     fresh = online.look(jepa_of(run.config), run.config, torch.float32)["probe/knn"]
     assert run.metrics()[0]["probe/knn_at_start"] == fresh
+
+
+# ---- what a review found
+
+
+def test_a_word_of_a_recipe_changes_that_alone(world: Path, run: Run) -> None:
+    given = settings_of(["transfer.epochs=3", "finetune.base_lr=1e-5"])
+    transfer, fine = given.transfer.over(TRANSFER), given.finetune.over(recipe_for(1280, 32))
+    assert transfer == TRANSFER.model_copy(update={"epochs": 3})
+    assert fine == recipe_for(1280, 32).model_copy(update={"base_lr": 1e-5}) and fine.layer_decay == 0.75
+    evaluate(run, tasks=["transfer"], set=["transfer.epochs=3"])
+    assert (read(run, "transfer")["settings"]["optimizer"], read(run, "transfer")["settings"]["epochs"]) == ("sgd", 3)
+
+
+def test_a_probe_of_the_last_four_blocks_alone_takes_the_baselines_as_they_are(run: Run) -> None:
+    rows = by_name(evaluate(run, tasks=["linear"], set=["linear.epochs=2", "linear.layers=[last4]"])["linear"])
+    assert rows["raw pixels"]["head"]["layers"] == "last" and rows["encoder"]["head"]["layers"] == "last4"
+
+
+def test_what_was_done_before_a_mistake_is_kept_and_threads_are_as_before(run: Run) -> None:
+    threads = torch.get_num_threads()
+    with pytest.raises(UserError, match="50"):
+        evaluate(run, tasks=["knn", "low_shot"], set=["low_shot.shots=50"])
+    assert read(run, "knn")["rows"] and torch.get_num_threads() == threads
+
+
+def test_rankme_asks_for_no_split(world: Path, run: Run) -> None:
+    for name in ("few", "stranger", "one_to_learn"):
+        assert by_name(evaluate(run, world / name, ["rankme"])["rankme"])["encoder"]["n"] > 4
+    assert read(run, "rankme")["settings"] == {"images": 25_600, "eps": 1e-7}
+    assert {row["name"]: row["conditioning"] for row in read(run, "rankme")["rows"]} == {
+        **dict.fromkeys(ENCODERS, "inference"),
+        "raw pixels": "none",
+    }
+
+
+def test_neighbours_vote_at_any_temperature() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 8, generator=draw)
+    labels = torch.arange(60) % 3 + 1
+    nearest = labels[(F.normalize(x[:20] + 0.01, dim=1) @ F.normalize(x, dim=1).T).argmax(1)]
+    assert torch.equal(knn(x, labels, x[:20] + 0.01, k=20, temperature=1e-4), nearest)
+
+
+def test_one_image_of_other_bands_does_not_end_a_run_by_its_look(world: Path, tmp_path: Path) -> None:
+    images = coloured(60).images
+
+    class Odd(ArraySource):
+        def read(self, index: int) -> Any:
+            return np.zeros((20, 20, 13), np.uint8) if index == 7 else images[index]
+
+    online = Online.prepare(config_of(probe_images=60), Odd("odd", images, None), 10)
+    assert online is not None and len(online.images) == 59
+
+
+def test_low_shot_has_the_interval_of_test_images_and_that_of_draws_apart(run: Run) -> None:
+    (row, *_) = evaluate(run, tasks=["low_shot"], set=["low_shot.shots=2", "low_shot.draws=3"])["low_shot"]
+    assert row["low"] <= row["accuracy"] <= row["high"] and len(row["accuracies"]) == 3
+    assert row["draws_low"] <= np.mean(row["accuracies"]) <= row["draws_high"]

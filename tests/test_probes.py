@@ -22,12 +22,12 @@ from jepakit.encoder import Encoder
 from jepakit.errors import UserError
 from jepakit.evaluation import finetune as ft
 from jepakit.evaluation.attentive import Probe, attentive, scores
-from jepakit.evaluation.finetune import MAE, Classifier, FineTuning, finetune, layer_scales, parameter_groups
+from jepakit.evaluation.finetune import MAE, Classifier, FineTuning, finetune, layer_scales, parameter_groups, recipe_for
 from jepakit.evaluation.knn import knn
 from jepakit.evaluation.logistic import STRENGTHS, held_fifth, logistic, standardised
 from jepakit.evaluation.low_shot import drawn, interval, low_shot, names_in
 from jepakit.layout import Layout
-from jepakit.vit import ViT, ViTConfig
+from jepakit.vit import SIZES, ViT, ViTConfig
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -324,8 +324,33 @@ def test_layers_learn_at_maes_rates() -> None:
 
 def test_the_rate_rises_from_nothing_and_falls_as_a_cosine() -> None:
     s = MAE["base"]
-    values = [ft.rate(e, s) for e in (0, 2.5, 5, 52.5, 100)]
+    values = [ft.rate(e, 2e-3, s) for e in (0, 2.5, 5, 52.5, 100)]
     np.testing.assert_allclose(values, [0, 1e-3, 2e-3, (2e-3 + 1e-6) / 2, 1e-6], rtol=1e-9)
+
+
+def test_the_rate_is_that_of_the_images_a_step_truly_has() -> None:
+    s = FineTuning(batch_size=1024, base_lr=5e-4)
+    assert ft.peak_rate(1024, s) == ft.peak_rate(4096, s) == pytest.approx(2e-3)
+    assert ft.peak_rate(256, s) == pytest.approx(5e-4)  # one step of 256 images, not of 1024
+    assert ft.peak_rate(1400, s) == pytest.approx(5e-4 * 1400 / 256)  # one step of all
+    assert ft.peak_rate(2500, s) == pytest.approx(5e-4 * 1250 / 256)  # two steps of 1250
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),  # table 9 of MAE: epochs, base rate, layer decay, drop path; its code's drop path of ViT-H
+    [
+        ("tiny", (100, 5e-4, 0.65, 0.1)),
+        ("small", (100, 5e-4, 0.65, 0.1)),
+        ("base", (100, 5e-4, 0.65, 0.1)),
+        ("large", (50, 1e-3, 0.75, 0.2)),
+        ("huge", (50, 1e-3, 0.75, 0.3)),
+        ("giant", (50, 1e-3, 0.75, 0.3)),
+    ],
+)
+def test_the_recipe_follows_the_shape_of_the_encoder(size: str, expected: tuple[float, ...]) -> None:
+    width, depth, *_ = SIZES[size]
+    recipe = recipe_for(width, depth)
+    assert (recipe.epochs, recipe.base_lr, recipe.layer_decay, recipe.drop_path) == expected
 
 
 def tiny(conditioning: EncoderPositions | None = None, depth: int = 3, size: int = 16) -> Encoder:
@@ -496,16 +521,17 @@ QUICK = FineTuning(
 
 
 def test_fine_tuning_learns_what_the_frozen_encoder_does_not_show_and_leaves_it_as_it_was() -> None:
-    source, encoder = Stripes(320), tiny(depth=2)
+    source, encoder = Stripes(336), tiny(depth=2)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    train, test = np.arange(240), np.arange(240, 320)
+    train, test = np.arange(256), np.arange(256, 336)
+    settings = QUICK.model_copy(update={"base_lr": 0.24, "epochs": 16})
     truth = torch.from_numpy(source.values[test])
     frozen = encoder.embed(encoder.normalise(torch.from_numpy(source.images).permute(0, 3, 1, 2)))
     start, _ = logistic(frozen[train], torch.from_numpy(source.values[train]), frozen[test])
-    predicted, about = finetune(encoder, source, train, test, source.values, 2, QUICK, seed=1)
+    predicted, about = finetune(encoder, source, train, test, source.values, 2, settings, seed=1)
     assert predicted.shape == (80,) and predicted.dtype == torch.int64
     assert share(start, truth) < 0.8 and share(predicted, truth) > 0.9
-    assert about["lr"] == pytest.approx(0.16 * 32 / 256) and about["epochs"] == 12 and about["loss"] < 0.69
+    assert about["lr"] == pytest.approx(0.24 * 32 / 256) and about["epochs"] == 16 and about["loss"] < 0.69
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert not any(p.requires_grad for p in encoder.parameters()) and type(encoder.vit.norm) is nn.LayerNorm
 
@@ -542,6 +568,27 @@ def test_training_images_are_cropped_unless_the_label_speaks_of_the_whole(whole:
 def test_settings_that_make_no_sense_are_one_sentence(change: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match=next(iter(change))):
         FineTuning(**change)  # type: ignore[arg-type]
+
+
+def test_few_images_learn_at_the_rate_of_their_number_and_the_account_says_so() -> None:
+    source, encoder, n = Stripes(48), tiny(depth=1), 40
+    few = QUICK.model_copy(update={"epochs": 3, "warmup_epochs": 1, "min_lr": 0.0, "batch_size": 1024})
+    same = few.model_copy(update={"batch_size": n})  # the same steps, and so the same training
+    one, other = (finetune(encoder, source, np.arange(n), np.arange(n, 48), source.values, 2, s)[1] for s in (few, same))
+    assert one["lr"] == other["lr"] == pytest.approx(0.16 * 40 / 256) and one["loss"] == other["loss"]
+
+
+def test_a_training_image_of_other_bands_is_named_in_one_sentence() -> None:
+    class Odd(Stripes):
+        def read(self, index: int) -> np.ndarray:
+            return np.zeros((16, 16, 13), np.uint16) if index == 3 else super().read(index)
+
+        def title(self, index: int) -> str:
+            return f"image{index}.tif"
+
+    source = Odd(10)
+    with pytest.raises(UserError, match=r"^image3\.tif .*13"):
+        finetune(tiny(depth=1), source, np.arange(8), np.arange(8, 10), source.values, 2, QUICK)
 
 
 def test_a_loss_that_is_not_finite_stops_with_one_sentence() -> None:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import pickle
 import struct
 import sys
@@ -22,8 +23,9 @@ from PIL import Image
 
 from bomb import Bomb
 from jepakit.config import resolve
+from jepakit.data import parquet as parquet_files
 from jepakit.data.crops import BandsError, Images, centre_crop, channels_of, normalise, resize, stacked, to_show
-from jepakit.data.decode import BadImageError, decode
+from jepakit.data.decode import BadImageError, decode, read_image
 from jepakit.data.listed import EUROSAT
 from jepakit.data.loader import Loader, TooManyBadImagesError
 from jepakit.data.sets import labelled_set
@@ -385,6 +387,50 @@ def test_inaturalist_joins_images_and_annotations_by_their_ids(tmp_path: Path) -
         assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize("way", ["absolute", "up", "up and back"])
+@pytest.mark.parametrize("layout", ["food", "places", "inaturalist"])
+def test_lists_that_lead_out_of_their_folder_are_refused(tmp_path: Path, layout: str, way: str) -> None:
+    root = tmp_path / "set"
+    image(tmp_path / "secret.jpg")
+    image(root / "images" / "a" / "1.jpg")
+    image(root / "images256" / "a" / "1.jpg")
+    climb = "../../secret" if layout != "inaturalist" else "../secret"
+    entry = {"absolute": str(tmp_path / "secret"), "up": climb, "up and back": "a/../a/1"}[way]
+    lists = root / {"food": "meta", "places": "trainvalsplit_places205"}.get(layout, "")
+    lists.mkdir(exist_ok=True)
+    if layout == "food":
+        (lists / "train.txt").write_text("a/1\n")
+        (lists / "test.txt").write_text(f"{entry}\n")
+    elif layout == "places":
+        (lists / "train_places205.csv").write_text("a/1.jpg 0\n")
+        (lists / "val_places205.csv").write_text(f"{entry}.jpg 0\n")
+    else:
+        for name, file in (("train2018.json", "images/a/1.jpg"), ("val2018.json", f"{entry}.jpg")):
+            (root / name).write_text(json.dumps(coco([(1, file, 4)])))
+    with pytest.raises(UserError) as caught:
+        open_source(str(root))
+    assert f"{entry}.jpg" in str(caught.value) and "outside" in str(caught.value)
+
+
+def test_dots_in_a_name_are_no_way_out(tmp_path: Path) -> None:
+    names = [(1, "a..b/1..2.jpg", 4), (2, "..c/...jpg", 30)]
+    for _, name, _ in names:
+        image(tmp_path / name)
+    for name in ("train2018.json", "val2018.json"):
+        (tmp_path / name).write_text(json.dumps(coco(names)))
+    assert len(open_source(str(tmp_path))) == 4
+
+
+def test_what_is_no_plain_file_is_a_bad_image_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    for path in (tmp_path / "pipe.jpg", tmp_path / "folder.jpg", Path("/dev/null")):
+        with pytest.raises(BadImageError, match="not a file"):
+            read_image(path)
+    with pytest.raises(BadImageError):
+        read_image(tmp_path / "a\0b.jpg")
+
+
 WNIDS = ("n01440764", "n02102040")
 
 
@@ -484,6 +530,48 @@ def test_with_test_and_validation_only_one_is_held_out_the_one_that_has_labels(t
     pq.write_table(table([0, 1], label=[-1, -1]), tmp_path / "test-00000-of-00001.parquet")  # as ImageNet's is handed out
     labels = labels_of(open_source(str(tmp_path)))
     assert labels.test.tolist() == [False] * 4 + [True] * 2 and labels.values.tolist() == [-1, -1, 0, 1, 0, 0]
+
+
+def test_where_all_labels_of_the_test_files_are_hidden_a_fifth_of_train_is_held_out(tmp_path: Path) -> None:
+    train = [0, 1, 0, 0, 0, 1, 0, -1, 1, 1, 1]
+    pq.write_table(table(list(range(11)), ["a", "b"], label=train), tmp_path / "train-00000-of-00001.parquet")
+    pq.write_table(table([11, 12], ["a", "b"], label=[-1, None]), tmp_path / "test-00000-of-00001.parquet")
+    labels = labels_of(open_source(str(tmp_path)))  # test comes first
+    assert labels.values.tolist() == [-1, -1, *train]
+    assert (labels.test.nonzero()[0] - 2).tolist() == [6, 10]  # the fifth of each class
+
+
+def test_a_path_in_parquet_stays_below_its_folder(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    image(tmp_path / "secret.png", seed=1)
+    image(root / "below" / "1.png", seed=2)
+    paths = ["below/1.png", "../secret.png", str(tmp_path / "secret.png"), "below/../../secret.png"]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    column = pa.array([{"bytes": None, "path": path} for path in paths], kind)
+    pq.write_table(pa.table({"image": column}), root / "x.parquet")
+    source = open_source(str(root / "x.parquet"))
+    np.testing.assert_array_equal(source.read(0), draw(8, 8, 3, seed=2))
+    for index in (1, 2, 3):
+        with pytest.raises(BadImageError, match="outside") as caught:
+            source.read(index)
+        assert paths[index] in str(caught.value)
+
+
+@pytest.mark.parametrize("room", [0, 1000, 1 << 20])
+def test_parquet_keeps_no_more_bytes_than_it_may_and_reads_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr(parquet_files, "KEPT", room)
+    pq.write_table(table(list(range(20))), tmp_path / "x.parquet", row_group_size=2)
+    source = open_source(str(tmp_path / "x.parquet"))
+    assert isinstance(source, parquet_files.ParquetSource)
+    order = np.random.default_rng(0).integers(0, 20, 200).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        for index, pixels in zip(order, pool.map(source.read, order), strict=True):
+            np.testing.assert_array_equal(pixels, draw(6, 6, 3, seed=index))
+    kept = [group.nbytes for group in source._kept.values()]
+    assert sum(kept) <= room or len(kept) == 1  # the one in use is always there
+    assert len(kept) == {0: 1, 1 << 20: 10}.get(room, len(kept)) and len(kept) >= 1
 
 
 def test_parquet_that_cannot_be_read_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,10 +151,37 @@ def test_views_are_a_function_of_the_seed_and_not_of_how_many_go_through_togethe
     one, torch_state = row(encoder, config, by="both"), torch.get_rng_state()
     assert row(encoder, config, by="both") == one and torch.equal(torch.get_rng_state(), torch_state)
     assert row(encoder, config, by="both", seed=1)["lidar"] != one["lidar"]
-    monkeypatch.setattr(spectrum, "WINDOWS", 13)
+    monkeypatch.setattr(spectrum, "GROUP", 13)
     assert row(encoder, config, by="both")["lidar"] == pytest.approx(one["lidar"], rel=1e-4)
-    monkeypatch.setattr(spectrum, "WINDOWS", 1)
+    monkeypatch.setattr(spectrum, "GROUP", 1)
     assert row(encoder, config, by="both")["lidar"] == pytest.approx(one["lidar"], rel=1e-4)
+
+
+def test_a_law_that_draws_for_a_whole_batch_tells_views_apart_and_not_images() -> None:
+    """The released collator has one block size a call: all views of an image in one call would share it."""
+    _, encoder, config = model(masking={"kind": "multi_block", "compat": "released", "min_keep": 1})
+    lengths: list[np.ndarray] = []
+    sample = type(config.masking).sample
+
+    def noted(law: Any, grid: Any, ids: Any, **rest: Any) -> Any:
+        masks = sample(law, grid, ids, **rest)
+        lengths.append(masks.context_lengths)
+        return masks
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(config.masking), "sample", noted)
+        row(encoder, config)
+    per_call = [set(call.tolist()) for call in lengths]
+    assert all(len(call) == 1 for call in per_call)  # one size for all images of a call, as released
+    assert len(set.union(*per_call)) > 1  # and another for other views of the same images
+
+
+def test_lidar_without_a_ridge_where_a_direction_does_not_vary_is_one_sentence() -> None:
+    _, encoder, config = model()
+    with torch.no_grad():
+        encoder.vit.norm.weight[3] = 0
+    with pytest.raises(UserError, match=r"lidar\.delta"):
+        row(encoder, config, delta=0.0)
 
 
 @pytest.mark.parametrize("masking", [{"kind": "multi_block", "draws": 2}, {"kind": "random"}, {"kind": "quadrants"}])

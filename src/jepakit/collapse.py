@@ -7,13 +7,14 @@ patch lies, not what is on it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
+
+import numpy as np
 
 Row = Mapping[str, Any]
 LOOKS = 5  # logged rows of which the median counts, so that one batch is no alarm
 FULL = 0.1  # deviation of targets over a batch; layer-normed ones have 1 in all
-RANK = 0.8  # effective rank over that of the first row, when the encoder was as good as untrained
+RANK = 0.8  # effective rank over that of the first row, when the encoder is still as good as untrained
 POSITION = 0.85  # share of the targets' variance that the patch's place explains
 GAP = 0.02  # cosine of a prediction with its own target, less that with another image's at the same place
 
@@ -26,25 +27,31 @@ class Alarm:
     words: str
 
 
-def diagnose(rows: Sequence[Row], settled: int = 0) -> list[Alarm]:
+def settled(steps: int, warmup: int) -> int:
+    """The step from which position is an alarm, in a run of so many steps and steps of warm-up."""
+    return max(200, 2 * warmup, steps // 4)
+
+
+def diagnose(rows: Sequence[Row], from_step: int = 0) -> list[Alarm]:
     """The collapses that the last of the logged rows show; none while there are fewer than `LOOKS` of them.
 
-    rows: the run's first row, then its latest ones, oldest first, of a method whose targets are features. settled: the step
+    rows: the run's first row, then its latest ones, oldest first, of a method whose targets are features. from_step: that
     from which position is an alarm: an untrained encoder's features are mostly position, and no predictor can tell images
     apart at first.
     """
     if len(rows) < LOOKS:
         return []
-    last = {key: median(row[key] for row in rows[-LOOKS:]) for key in SIGNS}
+    # not a number where a sign was not logged or cannot be told, which is no alarm
+    last = {key: float(np.median([row.get(key, np.nan) for row in rows[-LOOKS:]])) for key in SIGNS}
     rank, share = last["effective_rank"] / rows[0]["effective_rank"], last["position_share"]
     own, other = last["own_cosine"], last["other_cosine"]
     alarms = []
     if last["target_std"] < FULL:
         alarms.append(Alarm("full", f"targets are nearly one vector: their deviation is {last['target_std']:.3f} of 1; {MEND}"))
     elif rank < RANK:
-        words = f"features lose directions: effective rank {last['effective_rank']:.1f}, {rank:.0%} of the untrained encoder's"
+        words = f"features lose directions: effective rank {last['effective_rank']:.1f}, {rank:.0%} of what it was at first"
         alarms.append(Alarm("dimensional", f"{words}; {MEND}"))
-    if rows[-1]["step"] < settled:
+    if rows[-1]["step"] < from_step:
         return alarms
     if share > POSITION:
         words = f"targets are {share:.0%} position: where a patch lies tells nearly all of them"
@@ -58,9 +65,9 @@ def diagnose(rows: Sequence[Row], settled: int = 0) -> list[Alarm]:
 class Doctor:
     """Looks at each logged row of a run and tells each kind of collapse once."""
 
-    def __init__(self, target: str, settled: int, rows: Sequence[Row]) -> None:
+    def __init__(self, target: str, from_step: int, rows: Sequence[Row]) -> None:
         """target: the kind of the method's targets (pixels cannot collapse); rows: what was logged before a resume."""
-        self.target, self.settled = target, settled
+        self.target, self.from_step = target, from_step
         self.rows: list[Row] = []
         self.told: set[str] = set()
         for row in rows:
@@ -71,7 +78,7 @@ class Doctor:
         if self.target != "features":
             return []
         self.rows = [*self.rows[:1], *self.rows[1:][1 - LOOKS :], row]
-        new = [alarm for alarm in diagnose(self.rows, self.settled) if alarm.kind not in self.told]
+        new = [alarm for alarm in diagnose(self.rows, self.from_step) if alarm.kind not in self.told]
         self.told |= {alarm.kind for alarm in new}
         return new
 

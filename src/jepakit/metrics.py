@@ -59,7 +59,7 @@ class Discriminant:
         return self
 
     def lidar(self, delta: float = 1e-4, eps: float = 1e-8) -> float:
-        """LiDAR of all that was added."""
+        """LiDAR of all that was added. Raises ValueError where delta is 0 and a direction does not vary within images."""
         centre = torch.cat(self.centres)
         n, width = centre.shape
         between = centre - centre.mean(0)
@@ -68,7 +68,10 @@ class Discriminant:
         sigma_b = between.T @ between / (n - 1)
         sigma_w = self.within / (n * (self.q - 1)) + delta * torch.eye(width, dtype=centre.dtype)
         # the eigenvalues of Sw^-1/2 Sb Sw^-1/2 are those of L^-1 Sb L^-T for Sw = L L^T
-        factor = torch.linalg.cholesky(sigma_w)
+        try:
+            factor = torch.linalg.cholesky(sigma_w)
+        except RuntimeError:
+            raise ValueError(f"the views of {n} images do not vary in every direction: LiDAR needs delta above 0") from None
         half = torch.linalg.solve_triangular(factor, sigma_b, upper=False)
         matrix = torch.linalg.solve_triangular(factor, half.T, upper=False)
         return _effective_rank(torch.linalg.eigvalsh((matrix + matrix.T) / 2).clamp(min=0), eps)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepakit.collapse import Doctor
+from jepakit.collapse import Doctor, settled
 from jepakit.config import Config
 from jepakit.data.loader import Batch
 from jepakit.evaluation.online import Online
@@ -51,7 +51,7 @@ class Watch:
         rate = (step - self.logged) * self.config.optim.batch_size / max(1e-9, moment - self.last)
         row: dict[str, Any] = step_row(step, batch, out, norm, now)
         alarms = self.doctor.look(row)
-        row |= {"images_per_second": rate, "seconds": moment - self.started, **self.at_start}
+        row |= {"images_per_second": rate, "seconds": moment - self.started, **self.at_start, "settled": self.doctor.from_step}
         if self.online and (self.online.due(step) or step == self.steps):
             row |= self.online.look(jepa, self.config, dtype)
             row["probe/seconds"] = time.monotonic() - moment
@@ -67,6 +67,6 @@ class Watch:
 def watch(run: Run, config: Config, online: Online | None, steps: int, warmup: int, step: int) -> Iterator[Watch]:
     """Watch a run from a step on; the doctor knows what was logged before."""
     rows = run.metrics()
-    doctor = Doctor(config.target.kind, max(200, 2 * warmup, steps // 4), rows)
+    doctor = Doctor(config.target.kind, settled(steps, warmup), rows)
     with metrics_writer(run, config) as write, progress("pretrain", steps, step) as report:
         yield Watch(config, doctor, online, write, report, step, steps, not rows)

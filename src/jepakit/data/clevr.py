@@ -51,11 +51,11 @@ def distance_label(scene: Scene) -> int:
 LABELS: dict[str, Callable[[Scene], int]] = {"count": count_label, "distance": distance_label}
 
 
-def label_name(labels: str | None) -> str:
+def label_name(labels: str | None, name_of_set: str) -> str:
     """The label set that is asked for, "count" if none. Raises UserError for one that is not in LABELS."""
     name = labels or "count"
     if name not in LABELS:
-        raise UserError(f"CLEVR has no labels '{name}': choose from {', '.join(LABELS)}{nearest(name, LABELS)}")
+        raise UserError(f"{name_of_set} has no labels '{name}': choose from {', '.join(LABELS)}{nearest(name, LABELS)}")
     return name
 
 
@@ -66,7 +66,7 @@ class ClevrSource:
     """
 
     def __init__(self, root: Path, labels: str | None = None) -> None:
-        name = label_name(labels)
+        name = label_name(labels, "CLEVR")
         if not root.is_dir():
             raise UserError(f"no such folder: {root}")
         train, val = (_samples(root, split, LABELS[name]) for split in ("train", "val"))

@@ -4,6 +4,7 @@ Nothing in a file can run or take the memory.
 """
 
 import io
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,14 @@ class BadImageError(Exception):
 
 
 def read_image(path: Path) -> Pixels:
-    """Pixels of a file, as of `decode`. Raises BadImageError."""
+    """Pixels of a file, as of `decode`. Raises BadImageError, also for what is no plain file: reading a pipe would wait."""
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise BadImageError("a directory, not a file" if stat.S_ISDIR(mode) else "not a file")
         return decode(path.read_bytes())
-    except OSError as error:
-        raise BadImageError(error.strerror or str(error)) from None
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+        raise BadImageError(getattr(error, "strerror", None) or str(error)) from None
 
 
 def decode(data: bytes) -> Pixels:

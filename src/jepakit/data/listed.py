@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from posixpath import join  # an absolute path stays one, to be refused
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,8 @@ def food101(root: Path, labels: str | None) -> Source | None:
     parts = [_lines(path) for path in lists]
     classes = tuple(sorted({line.partition("/")[0] for part in parts for line in part}))
     place = {name: i for i, name in enumerate(classes)}
-    rows = [(f"images/{line}.jpg", place[line.partition("/")[0]], bool(test)) for test, part in enumerate(parts) for line in part]
+    lines = [(line, bool(test)) for test, part in enumerate(parts) for line in part]
+    rows = [(join("images", f"{line}.jpg"), place[line.partition("/")[0]], test) for line, test in lines]
     return _source(root, labels, classes, rows)
 
 
@@ -103,7 +105,7 @@ def places205(root: Path, labels: str | None) -> Source | None:
             name, _, label = line.rpartition(" ")
             if not name or not label.isascii() or not label.isdigit():
                 raise UserError(f"{path}, line {number}: expected 'path label', got '{line[:80]}'")
-            rows.append((f"{images}/{name}", int(label), bool(test)))
+            rows.append((join(images, name), int(label), bool(test)))
             names.setdefault(int(label), "/".join(name.split("/")[:-1]).removeprefix(f"{name[:1]}/"))
     if sorted(names) != list(range(len(names))):
         raise UserError(f"{folder}: labels are not the numbers from 0 to {len(names) - 1}")

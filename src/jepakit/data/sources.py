@@ -4,8 +4,9 @@ A source has a length, labels if any, and reads by index.
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol
 
 import numpy as np
@@ -92,7 +93,7 @@ class ArraySource:
 
 @dataclass
 class FilesSource:
-    """Image files named by a list, as paths below a folder."""
+    """Image files named by a list, as paths below a folder. Raises UserError for others, and for files that are not there."""
 
     root: Path
     files: list[str]
@@ -102,6 +103,9 @@ class FilesSource:
         self.name = str(self.root)
         if not self.files:
             raise UserError(f"no images in {self.root}")
+        outside = next((file for file in self.files if leaves(file)), None)
+        if outside is not None:
+            raise UserError(f"{self.root}: its lists name '{outside}', which may lie outside of the folder: give paths below it")
         for index in np.unique(np.linspace(0, len(self) - 1, 64).astype(int)):  # a look at some: lists can name a million
             if not (self.root / self.files[index]).is_file():
                 raise UserError(f"{self.root} lacks {self.files[index]}, which its lists name: unpack all of the set's archives")
@@ -114,6 +118,11 @@ class FilesSource:
 
     def title(self, index: int) -> str:
         return self.files[index]
+
+
+def leaves(entry: str) -> bool:
+    """Whether a path of a list may lead out of the folder that it counts from: it is absolute, or has '..' in it."""
+    return os.path.isabs(entry) or (".." in entry and ".." in PurePath(entry).parts)  # the quick question first, of millions
 
 
 class FolderSource:

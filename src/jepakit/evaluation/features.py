@@ -39,9 +39,13 @@ class Frozen:
     last4: Tensor | None = None
     tokens: Tensor | None = None
 
-    def rows(self, index: NDArray[np.int64]) -> "Frozen":
-        """Those of some samples."""
-        return Frozen(*(None if x is None else x[index] for x in (self.last, self.last4, self.tokens)))  # type: ignore[arg-type]
+    def rows(self, index: NDArray[np.int64], *, last4: bool = True, tokens: bool = True) -> "Frozen":
+        """Those of some samples; copies, so without what is not asked for."""
+        return Frozen(
+            self.last[index],
+            self.last4[index] if last4 and self.last4 is not None else None,
+            self.tokens[index] if tokens and self.tokens is not None else None,
+        )
 
     @property
     def layers(self) -> dict[str, Tensor]:
@@ -105,8 +109,11 @@ def as_seen(source: Source, index: int, images: Images, whole: bool = False) -> 
 def pca(x: Tensor, train: NDArray[np.int64], components: int) -> Tensor:
     """Projections of x (n, D) on the leading principal components of its rows `train`."""
     mean = x[train].mean(0)
-    _, _, v = torch.linalg.svd(x[train] - mean, full_matrices=False)
-    return (x - mean) @ v[:components].T  # type: ignore[no-any-return]
+    covariance = torch.zeros((), dtype=torch.float64)
+    for part in x[train].split(4096):  # (D, D) is all that large sets need
+        covariance = covariance + (part - mean).double().T @ (part - mean).double()
+    directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :components]
+    return (x - mean) @ directions.to(x.dtype)  # type: ignore[no-any-return]
 
 
 def _pooled(layers: list[Tensor], last4: bool, tokens: bool) -> list[Tensor]:

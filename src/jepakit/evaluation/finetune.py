@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from jepakit import rng
-from jepakit.data.crops import Images, channels_of, crop_boxes, flips, resize, stacked
+from jepakit.data.crops import BandsError, Images, channels_of, crop_boxes, flips, resize, stacked
 from jepakit.data.sources import Source
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
@@ -39,11 +39,17 @@ TEST_BATCH = 128
 
 
 class FineTuning(Settings):
-    """The recipe; the defaults are MAE's for ViT-B."""
+    """The recipe; the defaults are MAE's for ViT-B.
+
+    I-JEPA's on 1 % of ImageNet (arXiv 2301.08243, appendix A.2, ViT-L/16; ViT-H/14 has weight_decay=0.4), without mixup,
+    cutmix and drop path, is typed as: finetune.epochs=50 finetune.batch_size=512 finetune.base_lr=1.5e-5
+    finetune.layer_decay=0.75 finetune.weight_decay=0.05 finetune.drop_path=0 finetune.mixup=0 finetune.cutmix=0 (its rate 3e-5
+    read as that of 512 images; its warm-up is not told, so MAE's stays).
+    """
 
     epochs: int = Field(100, ge=1, description="passes over the training samples")
-    batch_size: int = Field(1024, ge=1, description="images a step")
-    base_lr: float = Field(5e-4, gt=0, description="learning rate of 256 images: the rate is base_lr * batch_size / 256")
+    batch_size: int = Field(1024, ge=1, description="images a step, about; all of them where there are fewer")
+    base_lr: float = Field(5e-4, gt=0, description="learning rate of 256 images: the rate is base_lr * images a step / 256")
     min_lr: float = Field(1e-6, ge=0, description="learning rate at the end")
     warmup_epochs: float = Field(5, ge=0, description="passes over which the learning rate rises")
     layer_decay: float = Field(0.65, gt=0, le=1, description="each block's rate over the next one's")
@@ -64,17 +70,20 @@ class FineTuning(Settings):
         return self
 
 
-# MAE's by size of the encoder; smaller ones take the base's.
+# MAE's by size of the encoder.
 MAE = {
     "base": FineTuning(),
     "large": FineTuning(epochs=50, base_lr=1e-3, layer_decay=0.75, drop_path=0.2),
     "huge": FineTuning(epochs=50, base_lr=1e-3, layer_decay=0.75, drop_path=0.3),
 }
-# I-JEPA's on 1 % of ImageNet (arXiv 2301.08243, appendix A.2; L/16: H/14 has weight decay .4): no mixup, cutmix or drop path.
-# Its rate is read as that of 512 images. Its warm-up is not told: MAE's.
-I_JEPA_LOW_SHOT = FineTuning(
-    epochs=50, batch_size=512, base_lr=3e-5 / 2, layer_decay=0.75, weight_decay=0.05, drop_path=0.0, mixup=0.0, cutmix=0.0
-)
+
+
+def recipe_for(width: int, depth: int) -> FineTuning:
+    """MAE's recipe for an encoder of a shape: the base's up to ViT-B's width, then the large's, then the huge's.
+
+    By width alone, in which ViT-S, B, L, H and g differ; depth does not tell them apart any better.
+    """
+    return MAE["base" if width <= 768 else "large" if width <= 1024 else "huge"]
 
 
 def layer_scales(depth: int, decay: float) -> list[float]:
@@ -103,9 +112,19 @@ def parameter_groups(model: nn.Module, depth: int, decay: float, weight_decay: f
     ]
 
 
-def rate(epoch: float, settings: FineTuning) -> float:
-    """The learning rate at a (broken) number of epochs: linear from 0, then half a cosine (MAE)."""
-    s, top = settings, settings.base_lr * settings.batch_size / 256
+def steps_an_epoch(n: int, settings: FineTuning) -> int:
+    """Batches of nearly one size that n images make: as many as bring that size nearest to the one that is set."""
+    return max(1, round(n / settings.batch_size))
+
+
+def peak_rate(n: int, settings: FineTuning) -> float:
+    """The highest learning rate on n images: base_lr times images a step over 256 (arXiv 1706.02677), as these truly are."""
+    return settings.base_lr * n / steps_an_epoch(n, settings) / 256
+
+
+def rate(epoch: float, top: float, settings: FineTuning) -> float:
+    """The learning rate at a (broken) number of epochs: linear from 0 to `top`, then half a cosine (MAE)."""
+    s = settings
     if epoch < s.warmup_epochs:
         return top * epoch / s.warmup_epochs
     gone = (epoch - s.warmup_epochs) / (s.epochs - s.warmup_epochs)
@@ -225,7 +244,8 @@ def finetune(
     A copy of the encoder learns, on its device; the one given keeps its weights, and its conditioning is that of inference.
     Test images are seen as in all of evaluation, whole or their largest centre crop. Where the label speaks of the whole
     image, training images are not cropped either (mixup and cutmix are the settings' matter). With the prediction come the
-    settings and the last loss. Raises UserError where the loss is not finite, BadImageError for an image that is not readable.
+    settings, the highest learning rate and the last loss. Raises UserError where the loss is not finite and for an image of
+    other bands than the encoder's, BadImageError for one that is not readable.
     """
     settings = settings or FineTuning()
     device = next(encoder.parameters()).device
@@ -234,17 +254,17 @@ def finetune(
     with torch.autocast(device.type, precision, enabled=precision != torch.float32), ThreadPoolExecutor(THREADS) as pool:
         loss = _fit(model, view, train_rows, torch.as_tensor(labels), settings, seed, pool)
         predicted = _predict(model, view, test_rows, pool)
-    return predicted, {"lr": settings.base_lr * settings.batch_size / 256, "loss": loss, **settings.model_dump(mode="json")}
+    return predicted, {"lr": peak_rate(len(train_rows), settings), "loss": loss, **settings.model_dump(mode="json")}
 
 
 def _fit(
     model: Classifier, view: "_View", rows: Rows, labels: Tensor, settings: FineTuning, seed: int, pool: ThreadPoolExecutor
 ) -> float:
-    """Train; the last loss. As many batches of nearly one size as come nearest to the size that is set."""
+    """Train; the last loss."""
     device = model.head.weight.device
     groups = parameter_groups(model, model.depth, settings.layer_decay, settings.weight_decay)
     adamw = torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
-    parts = max(1, round(len(rows) / settings.batch_size))
+    parts, top = steps_an_epoch(len(rows), settings), peak_rate(len(rows), settings)
     steps = settings.epochs * parts
 
     def batch(step: int) -> Rows:
@@ -255,7 +275,7 @@ def _fit(
     with progress("fine-tuning", steps) as report:
         for step, (ids, images) in enumerate(seen):
             for group in adamw.param_groups:
-                group["lr"] = rate(step / parts, settings) * group["scale"]
+                group["lr"] = rate(step / parts, top, settings) * group["scale"]
             targets = smoothed(labels[torch.from_numpy(ids)].to(device), len(model.head.bias), settings.label_smoothing)
             x, targets = mixed(model.encoder.normalise(images.to(device)), targets, settings, seed, step)
             loss = F.cross_entropy(model(x, _chances(model.depth, ids, seed, step).to(device)), targets)
@@ -292,10 +312,14 @@ class _View:
     seed: int
 
     def __call__(self, row: int, epoch: int | None) -> Tensor:
-        """(C, H, W)."""
+        """(C, H, W). Raises BadImageError, and UserError for other bands than the encoder's."""
         if epoch is None:
             return as_seen(self.source, row, self.images, self.whole)
-        pixels, ids = channels_of(self.source.read(row), self.images), np.array([row])
+        pixels, ids = self.source.read(row), np.array([row])
+        try:
+            pixels = channels_of(pixels, self.images)
+        except BandsError as error:
+            raise UserError(f"{self.source.title(row)} {error}") from None
         if not self.whole:
             law = self.images.model_copy(update={"crop_scale": self.settings.crop_scale})
             box = crop_boxes(law, np.array([pixels.shape[:2]]), ids, self.seed, epoch)[0]

@@ -18,5 +18,5 @@ def knn(train: Tensor, labels: Tensor, test: Tensor, *, k: int = 20, temperature
     """Predicted labels (m,) of test (m, D) from train (n, D) with labels (n,)."""
     similarity, index = neighbours(train, test, k)
     votes = torch.zeros(len(test), int(labels.max()) + 1, dtype=similarity.dtype)
-    votes.scatter_add_(1, labels[index], (similarity / temperature).exp())
+    votes.scatter_add_(1, labels[index], ((similarity - similarity[:, :1]) / temperature).exp())
     return votes.argmax(1)

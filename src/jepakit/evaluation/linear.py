@@ -26,12 +26,14 @@ class Linear(Settings):
     """A linear protocol. The defaults are I-JEPA's and EC-IJEPA's on ImageNet (science: I-JEPA A.2, EC-IJEPA tables 6-7)."""
 
     optimizer: Literal["lars", "sgd"] = Field("lars", description="LARS, or SGD with Nesterov's momentum")
-    lr: tuple[float, ...] = Field((0.01, 0.05, 0.001), description="learning rates tried, for 256 images a step")
-    weight_decay: tuple[float, ...] = Field((0.0, 5e-4), description="weight decays tried")
+    lr: tuple[float, ...] = Field((0.01, 0.05, 0.001), min_length=1, description="learning rates tried, for 256 images a step")
+    weight_decay: tuple[float, ...] = Field((0.0, 5e-4), min_length=1, description="weight decays tried")
     heads: tuple[Literal["linear", "bn", "bn_affine"], ...] = Field(
-        ("linear", "bn"), description="before the linear map: nothing, batch norm without or with affine"
+        ("linear", "bn"), min_length=1, description="before the linear map: nothing, batch norm without or with affine"
     )
-    layers: tuple[Literal["last", "last4"], ...] = Field(("last", "last4"), description="features: last block, last four")
+    layers: tuple[Literal["last", "last4"], ...] = Field(
+        ("last", "last4"), min_length=1, description="features: last block, last four"
+    )
     epochs: int = Field(50, ge=1, description="passes over the training samples")
     drops: tuple[float, ...] | None = Field(
         (0.3, 0.6, 0.9), description="shares of the run at which the rate falls to a tenth; none: cosine to a hundredth"
@@ -95,7 +97,8 @@ def linear(
 
 
 def _kinds(train: dict[str, Tensor], settings: Linear) -> list[tuple[str, str]]:
-    return [(layers, kind) for layers in settings.layers if layers in train for kind in settings.heads]
+    there = [layers for layers in settings.layers if layers in train] or ["last"]  # baselines have no last four
+    return [(layers, kind) for layers in there for kind in settings.heads]
 
 
 class Bank:

@@ -13,6 +13,7 @@ from jepakit.data.crops import stacked
 from jepakit.data.decode import BadImageError
 from jepakit.data.sources import Source
 from jepakit.encoder import Encoder
+from jepakit.errors import UserError
 from jepakit.evaluation.features import BATCH, as_seen
 from jepakit.evaluation.knn import knn
 from jepakit.metrics import rankme
@@ -51,7 +52,7 @@ class Online:
             try:
                 images.append(as_seen(source, index, config.images, whole))
                 ids.append(index)
-            except BadImageError:  # the loader will name it
+            except (BadImageError, UserError):  # the loader will name it
                 continue
         if len(ids) < 2:
             return None

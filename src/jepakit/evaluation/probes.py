@@ -63,10 +63,10 @@ class Protocol(Settings):
     lidar: LiDAR = Field(default_factory=LiDAR)
     knn: KNN = Field(default_factory=KNN)
     linear: Linear = Field(default_factory=Linear)
-    transfer: Linear | None = Field(None, description="none: VISSL's recipe, the longer one where labels are of whole images")
+    transfer: Linear = Field(default_factory=Linear, description="what is not given is VISSL's, the longer one for whole images")
     low_shot: FewShots = Field(default_factory=FewShots)
     attentive: Attentive = Field(default_factory=Attentive)
-    finetune: FineTuning | None = Field(None, description="none: MAE's by size of the encoder")
+    finetune: FineTuning = Field(default_factory=FineTuning, description="what is not given is MAE's for the encoder's size")
     segmentation: Segmentation = Field(default_factory=Segmentation)
     davis: Davis = Field(default_factory=Davis)
 
@@ -96,9 +96,9 @@ def _linear(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
 
 
 def _transfer(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
-    settings = p.transfer or (TRANSFER_CLEVR if y.whole else TRANSFER)
+    settings = p.transfer.over(TRANSFER_CLEVR if y.whole else TRANSFER)
     predicted, about = linear(train.layers, y.train, test.layers, y.test, settings, p.seed)
-    return _right(predicted, y), about
+    return _right(predicted, y), {**about, "settings": settings.model_dump(mode="json")}
 
 
 def _logistic(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
@@ -111,10 +111,8 @@ def _low_shot(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
     rows = names_in(Path(s.list), y.titles()) if s.list else None
     drawn = {"shots": s.shots, "share": None if s.shots else s.share, "draws": s.draws, "rows": rows, "seed": p.seed}
     result = low_shot(train.last, y.train, test.last, y.test, **drawn)  # type: ignore[arg-type]
-    about: dict[str, Any] = {"accuracies": result.accuracies, "n_train": result.n_train}
-    if result.low is not None:
-        about |= {"low": result.low, "high": result.high, "interval": "t over draws"}
-    return result.correct.numpy(), about
+    over_draws = {"draws_low": result.low, "draws_high": result.high}  # t-interval: other training images, the same test images
+    return result.correct.numpy(), {"accuracies": result.accuracies, "n_train": result.n_train, **over_draws}
 
 
 def _attentive(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:

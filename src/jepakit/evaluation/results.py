@@ -53,7 +53,7 @@ class Sheet:
             "n_train": len(halves.train),
             "n_test": len(halves.test),
             "independent": len(halves.test) if halves.clusters is None else len(np.unique(halves.clusters)),
-            "settings": protocol.model_dump(mode="json").get(task),
+            "settings": self.rows[0].get("settings") or protocol.model_dump(mode="json").get(task),
             "seed": protocol.seed,
         }
         clusters: dict[str, Any] = {} if halves.clusters is None else {"clusters": halves.clusters}
@@ -64,16 +64,18 @@ class Sheet:
                 ids=self.ids[halves.test],
                 names=np.array(list(self.right)),
                 right=np.stack(list(self.right.values())),
+                data=np.array([self.source.name, self.labels.name]),
                 **clusters,
             )
         save_json(folder / f"{task}.json", {**about, "rows": self.rows})
         return self.rows
 
 
-def save_rows(folder: Path, task: str, data: str, rows: list[Row]) -> list[Row]:
+def save_rows(folder: Path, task: str, data: str, rows: list[Row], protocol: Protocol) -> list[Row]:
     """Write the rows of a task that has no right-or-wrongs; returns them."""
+    settings = protocol.model_dump(mode="json").get(task)
     folder.mkdir(parents=True, exist_ok=True)
-    save_json(folder / f"{task}.json", {"task": task, "data": data, "rows": rows})
+    save_json(folder / f"{task}.json", {"task": task, "data": data, "settings": settings, "seed": protocol.seed, "rows": rows})
     return rows
 
 
@@ -87,7 +89,7 @@ def differences(a: Path, b: Path, tasks: Sequence[str]) -> dict[str, dict[str, D
         ours, theirs = a / f"{task}.npz", b / f"{task}.npz"
         if ours.is_file() and theirs.is_file():
             with np.load(ours) as x, np.load(theirs) as y:
-                if not np.array_equal(x["ids"], y["ids"]):
+                if not all(np.array_equal(x[key], y[key]) for key in ("data", "ids")):
                     raise UserError(f"{task}: {a} and {b} were tested on other images: evaluate both on the same data")
                 of_b = dict(zip(y["names"].tolist(), y["right"], strict=True))
                 found[task] = {

@@ -8,7 +8,7 @@ B images, h, w rows and columns of patches, D features, K classes, n images of a
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from jepakit import rng
 from jepakit.data.crops import channels_of, resize, stacked
-from jepakit.data.decode import MOST_PIXELS, SUFFIXES, BadImageError, Pixels, read_image
+from jepakit.data.decode import BadImageError, Pixels, read_image
 from jepakit.encoder import Encoder
-from jepakit.errors import UserError, line_of
-from jepakit.progress import progress
+from jepakit.errors import UserError
+from jepakit.evaluation.annotated import IGNORED, Annotated, Pair, counted, open_annotated
+from jepakit.evaluation.annotated import label_image as label_image  # for davis
 from jepakit.vit import patchify
 
-IGNORED = -1
 FINE = 4  # training labels on a side of a patch: 4 pixels of a patch of 16, the resolution at which UPerNet's logits are made
 BATCH = 16
 LRS = (1e-3, 3e-3, 1e-2)
@@ -89,7 +88,7 @@ def segmentation(
         cache = _cached(name, tokens, labelled, shape)
         head, lr = _trained(cache, labelled.classes, tuple(lrs), epochs, seed, tokens.device)
         del cache
-        found = (_one(head, tokens, pair, labelled, shape) for pair in _counted(f"{name}: test", labelled.test))
+        found = (_one(head, tokens, pair, labelled, shape) for pair in counted(f"{name}: test", labelled.test))
         rows.append({**_row(name, found, seed), "lr": lr})
     most = int(labelled.pixels.argmax())
     found = (confusion(np.full_like(t, most), t, labelled.classes) for t in map(labelled.labels, labelled.test))
@@ -126,78 +125,6 @@ class Tokens:
             tokens = patchify(pixels, self.patch) if self.raw else self.encoder(pixels)
         rows, columns = (side // self.patch for side in images.shape[2:])
         return tokens.reshape(len(images), rows, columns, -1)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An image and the image of its labels."""
-
-    image: Path
-    labels: Path
-
-
-@dataclass(frozen=True)
-class Annotated:
-    """Images with a label for each pixel. pixels (K,): how many of each class the training set has."""
-
-    train: tuple[Pair, ...]
-    test: tuple[Pair, ...]
-    classes: int
-    pixels: Counts
-    zero_is_other: bool
-
-    def labels(self, pair: Pair) -> NDArray[np.int32]:
-        """(H, W), classes from 0, IGNORED elsewhere."""
-        return read_labels(pair.labels, self.zero_is_other)
-
-
-def open_annotated(root: Path, zero_is_other: bool = True, limit: int | None = None) -> Annotated:
-    """root/images/{training,validation}/NAME.jpg and root/annotations/{training,validation}/NAME.png, as ADE20K.
-
-    There are as many classes as the largest label found says. zero_is_other: label 0 is 'other' and left out, 1 is the first
-    class (ADE20K's 150); else 0 is the first. Raises UserError where the layout, the pairs or the labels are wrong.
-    """
-    train, test = _pairs(root, "training"), _pairs(root, "validation")
-    if limit is not None:
-        train = [train[i] for i in np.unique(np.linspace(0, len(train) - 1, max(limit, 0)).astype(int))]
-    if len(train) < 5:
-        raise UserError(f"{root}: {len(train)} training images; give at least five, as a fifth chooses the learning rate")
-    counts = {}
-    for part, pairs in (("training", train), ("validation", test)):
-        found = np.zeros(0, np.int64)
-        for pair in _counted(f"{part} labels", pairs):
-            labels = read_labels(pair.labels, zero_is_other)
-            new = np.bincount(labels[labels != IGNORED])
-            found = np.pad(found, (0, max(0, len(new) - len(found))))
-            found[: len(new)] += new
-        if not found.any():
-            raise UserError(f"{root}/annotations/{part}: no pixel has a class; 255 is never one, 0 is one if you say so")
-        counts[part] = found
-    classes = max(len(c) for c in counts.values())
-    pixels = np.pad(counts["training"], (0, classes - len(counts["training"])))
-    return Annotated(tuple(train), tuple(test), classes, pixels, zero_is_other)
-
-
-def read_labels(path: Path, zero_is_other: bool) -> NDArray[np.int32]:
-    """(H, W) classes from 0; IGNORED where the file has its largest value (255), or 0 if that is 'other'."""
-    labels = label_image(path)
-    shifted = labels.astype(np.int32) - int(zero_is_other)
-    shifted[labels == np.iinfo(labels.dtype).max] = IGNORED
-    return shifted
-
-
-def label_image(path: Path) -> NDArray[np.uint8 | np.uint16]:
-    """A PNG of labels, gray or palette, of 8 or 16 bits, as it is: (H, W). Raises UserError for any other."""
-    try:
-        with Image.open(path, formats=("PNG",)) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise UserError(f"{path}: more than {MOST_PIXELS:,} pixels: taken for a decompression bomb")
-            if image.mode not in ("1", "L", "P", "I;16"):
-                raise UserError(f"{path}: labels must be a PNG with one channel, this one is {image.mode}")
-            labels = np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a PNG of labels: {line_of(error)}") from None
-    return labels.astype(np.uint16 if labels.dtype.itemsize > 1 else np.uint8)
 
 
 def resamples(n: int, seed: int) -> NDArray[np.float64]:
@@ -244,30 +171,6 @@ class _Cache:
     labels: Tensor  # (n, FINE h, FINE w) int32
 
 
-def _pairs(root: Path, part: str) -> list[Pair]:
-    folders = [root / kind / part for kind in ("images", "annotations")]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"no folder {folder}: give a root with images/ and annotations/, each with training/ and validation/")
-    images = {p.stem: p for p in sorted(folders[0].iterdir()) if p.suffix.lower() in SUFFIXES and p.name[0] != "."}
-    labels = {p.stem: p for p in sorted(folders[1].glob("*.png")) if p.name[0] != "."}
-    if not images:
-        raise UserError(f"no images in {folders[0]}")
-    alone = sorted(images.keys() ^ labels.keys())
-    if alone:
-        where, other = folders if alone[0] in images else folders[::-1]
-        counts = f"{len(images)} images, {len(labels)} label images"
-        raise UserError(f"{where} has '{alone[0]}' and {other} has not ({counts}): each image needs a PNG of its name")
-    return [Pair(images[stem], labels[stem]) for stem in sorted(images)]
-
-
-def _counted(title: str, pairs: Sequence[Pair]) -> Iterator[Pair]:
-    with progress(title, len(pairs)) as report:
-        for done, pair in enumerate(pairs, start=1):
-            yield pair
-            report(done)
-
-
 def _shape(tokens: Tokens, size: int | None) -> tuple[int, int]:
     height, width = tokens.encoder.images.height_width if size is None else (size, size)
     if min(height, width) < tokens.patch or height % tokens.patch or width % tokens.patch:
@@ -289,7 +192,7 @@ def _cached(name: str, function: Tokens, labelled: Annotated, shape: tuple[int, 
     labels = torch.empty(n, FINE * h, FINE * w, dtype=torch.int32)
     tokens = torch.empty(0)
     batch: list[Tensor] = []
-    for i, pair in enumerate(_counted(f"{name}: tokens", labelled.train)):
+    for i, pair in enumerate(counted(f"{name}: tokens", labelled.train)):
         image, truth = _read(pair, labelled, function, shape)
         batch.append(image)
         labels[i] = F.interpolate(torch.from_numpy(truth)[None, None].float(), labels.shape[1:], mode="nearest-exact")[0, 0].int()

@@ -3,7 +3,7 @@
 n images, q views, D features.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from jepakit.data.crops import Images, centre_crop, channels_of, crop_boxes, resize, stacked
-from jepakit.data.decode import BadImageError
+from jepakit.data.decode import BadImageError, Pixels
 from jepakit.data.sources import Source
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
@@ -26,7 +26,7 @@ from jepakit.progress import progress
 from jepakit.settings import Settings
 from jepakit.vit import patchify
 
-WINDOWS = 500  # views that go through the encoder together
+GROUP = 128  # images of which a view goes through the encoder together
 
 
 class RankMe(Settings):
@@ -54,12 +54,13 @@ class LiDAR(Settings):
 Row = dict[str, Any]
 
 
-def rankme_rows(features: Mapping[str, Frozen], settings: RankMe) -> list[Row]:
-    """RankMe of each encoder and baseline. An EC-IJEPA encoder is conditioned as at inference."""
+def rankme_rows(features: Mapping[str, Frozen], settings: RankMe, conditioned: Collection[str] = ()) -> list[Row]:
+    """RankMe of each encoder and baseline; `conditioned` are the names of those that are told positions, as at inference."""
     rows = []
     for name, frozen in features.items():
-        x = frozen.last[_spread(len(frozen.last), settings.images)]
-        rows.append({"name": name, "rankme": Gram().add(x).rankme(settings.eps), **_bounded(*x.shape)})
+        x = frozen.last[spread(len(frozen.last), settings.images)]
+        about = {"n": len(x), "eps": settings.eps, "conditioning": "inference" if name in conditioned else "none"}
+        rows.append({"name": name, "rankme": Gram().add(x).rankme(settings.eps), **about, **_bounded(*x.shape)})
     return rows
 
 
@@ -77,51 +78,64 @@ def lidar_rows(
     it is conditioned as at inference. Raises UserError for fewer than two readable images.
     """
     scatter = {name: Discriminant() for name in encoders}
-    first, used = next(iter(encoders.values())), 0
+    first, used, q = next(iter(encoders.values())), 0, settings.views
     device = next(first.parameters()).device
-    ids = np.arange(len(source))[_spread(len(source), settings.images)]
+    ids = np.arange(len(source))[spread(len(source), settings.images)]
     lower = torch.autocast(device.type, precision, enabled=precision != torch.float32)
     with progress("lidar", len(ids)) as report, torch.inference_mode(), lower:
-        for who, images in _views(source, ids, first.images, settings, seed):
-            masks = masking.sample(first.vit.grid, who, seed=seed, step=used)
-            for name, encoder in encoders.items():
-                pixels = encoder.normalise(images.to(device))
-                e = encoder.embed(pixels) if settings.by == "crops" else _windows(encoder, pixels, masks)
-                scatter[name].add(e.float().unflatten(0, (-1, settings.views)))
-            used += len(who) // settings.views
+        for who, images in _groups(source, ids, first.images):
+            views: dict[str, list[Tensor]] = {name: [] for name in encoders}
+            for v in range(q):  # view by view: a law that draws for a whole batch then tells views apart, not images
+                draws = who + len(source) * v
+                pixels = _view(images, first.images, settings.by, draws, seed)
+                masks = masking.sample(first.vit.grid, draws, seed=seed, step=used * q + v)
+                for name, encoder in encoders.items():
+                    x = encoder.normalise(pixels.to(device))
+                    e = encoder.embed(x) if settings.by == "crops" else _windows(encoder, x, masks)
+                    views[name].append(e.float().cpu())
+            for name, of_each in views.items():
+                scatter[name].add(torch.stack(of_each, 1))
+            used += len(who)
             report(used)
     if used < 2:
         raise UserError(f"{source.name} has {used} readable image(s): LiDAR compares at least two")
-    about = {"n": used, "q": settings.views, "by": settings.by, "delta": settings.delta, "eps": settings.eps}
-    return [
-        {"name": name, "lidar": s.lidar(settings.delta, settings.eps), **about, **_bounded(used, encoders[name].width)}
-        for name, s in scatter.items()
-    ]
+    return [_lidar_row(name, s, encoders[name], settings, used) for name, s in scatter.items()]
 
 
-def _views(
-    source: Source, ids: NDArray[np.int64], images: Images, settings: LiDAR, seed: int
-) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-    """A few images at a time, q views each: what each view's draws depend on (G q,), and its pixels (G q, C, H, W)."""
-    size, q, group = images.height_width, settings.views, max(1, WINDOWS // settings.views)
-    who: list[NDArray[np.int64]] = []
-    pixels: list[Tensor] = []
+def _lidar_row(name: str, scatter: Discriminant, encoder: Encoder, settings: LiDAR, n: int) -> Row:
+    try:
+        value = scatter.lidar(settings.delta, settings.eps)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}; set lidar.delta=1e-4") from None
+    about = {"n": n, "q": settings.views, "by": settings.by, "delta": settings.delta, "eps": settings.eps}
+    told = "none" if encoder.training_conditioning is None else "inference" if settings.by == "crops" else "each view's own"
+    return {"name": name, "lidar": value, **about, "conditioning": told, **_bounded(n, encoder.width)}
+
+
+def _groups(source: Source, ids: NDArray[np.int64], images: Images) -> Iterator[tuple[NDArray[np.int64], list[Pixels]]]:
+    """Places and pixels of a few readable images at a time."""
+    who: list[int] = []
+    pixels: list[Pixels] = []
     for id_ in ids.tolist():
         try:
-            whole = channels_of(source.read(id_), images)
+            pixels.append(channels_of(source.read(id_), images))
+            who.append(id_)
         except BadImageError:
             continue
-        who.append(id_ + len(source) * np.arange(q))
-        if settings.by == "masks":
-            pixels += [centre_crop(whole, *size)] * q
-        else:
-            boxes = crop_boxes(images, np.array([whole.shape[:2]] * q), who[-1], seed, 0)
-            pixels += [resize(whole[t : t + h, l : l + w], *size) for t, l, h, w in boxes.tolist()]
-        if len(who) == group:
-            yield np.concatenate(who), stacked(pixels)
+        if len(who) == GROUP:
+            yield np.array(who), pixels
             who, pixels = [], []
     if who:
-        yield np.concatenate(who), stacked(pixels)
+        yield np.array(who), pixels
+
+
+def _view(whole: list[Pixels], images: Images, by: str, draws: NDArray[np.int64], seed: int) -> Tensor:
+    """One view of each image: (B, C, H, W); draws (B,) is what its crop depends on."""
+    if by == "masks":
+        return stacked([centre_crop(pixels, *images.height_width) for pixels in whole])
+    boxes = crop_boxes(images, np.array([pixels.shape[:2] for pixels in whole]), draws, seed, 0).tolist()
+    cut = [pixels[t : t + h, l : l + w] for pixels, (t, l, h, w) in zip(whole, boxes, strict=True)]
+    return stacked([resize(pixels, *images.height_width) for pixels in cut])
 
 
 def _windows(encoder: Encoder, pixels: Tensor, masks: Masks) -> Tensor:
@@ -131,7 +145,8 @@ def _windows(encoder: Encoder, pixels: Tensor, masks: Masks) -> Tensor:
     return segment_mean(features.float(), masks.context_lengths)[masks.first_draws]
 
 
-def _spread(n: int, most: int) -> NDArray[np.int64]:
+def spread(n: int, most: int) -> NDArray[np.int64]:
+    """At most so many of n places, evenly."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
 
 

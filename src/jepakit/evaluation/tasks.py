@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
+from sklearn.exceptions import ConvergenceWarning
 
 from jepakit.config import overrides, sentence
 from jepakit.data.decode import BadImageError
@@ -18,12 +20,12 @@ from jepakit.errors import UserError, nearest
 from jepakit.evaluation.compare import Difference
 from jepakit.evaluation.davis import davis
 from jepakit.evaluation.features import PCA, RAW, Frozen, extract, pca
-from jepakit.evaluation.finetune import MAE, finetune
+from jepakit.evaluation.finetune import finetune, recipe_for
 from jepakit.evaluation.pictures import save_pictures
 from jepakit.evaluation.probes import LAST4, PROBES, TOKENS, Problem, Protocol, Right
 from jepakit.evaluation.results import Row, Sheet, differences, save_rows
 from jepakit.evaluation.segmentation import segmentation
-from jepakit.evaluation.spectrum import lidar_rows, rankme_rows
+from jepakit.evaluation.spectrum import lidar_rows, rankme_rows, spread
 from jepakit.evaluation.split import Rows, labelled, split
 from jepakit.evaluation.subject import TRAINED, UNTRAINED, Subject, subject
 from jepakit.progress import progress
@@ -88,7 +90,9 @@ def _evaluated(
         raise UserError("which images? give --data SRC")
     dense = [task for task in tasks if task in DENSE]
     if dense:
-        return {task: save_rows(judged.folder, task, place, _dense(judged, task, Path(place), protocol)) for task in dense}
+        return {
+            task: save_rows(judged.folder, task, place, _dense(judged, task, Path(place), protocol), protocol) for task in dense
+        }
     return _on_images(judged, open_source(place, labels), tasks, protocol)
 
 
@@ -114,35 +118,33 @@ def settings_of(words: Sequence[str]) -> Protocol:
 
 def _on_images(judged: Subject, source: Source, tasks: Sequence[str], protocol: Protocol) -> dict[str, list[Row]]:
     labels, results = source.labels, {}
-    ids = np.arange(len(source)) if labels is None else labelled(source, labels, protocol.images_limit)
-    if labels is not None:
+    probes = [task for task in tasks if task in PROBES and labels is not None]
+    learning = probes or ("finetune" in tasks and labels is not None)
+    if labels is not None and learning:
+        ids = labelled(source, labels, protocol.images_limit)
         split(source, labels, ids)  # says now, not after the work, that there is nothing to probe
-    frozen = {task for task in tasks if task in FROZEN}
-    if frozen - {"lidar"}:
-        features, ids = extract(
-            source,
-            judged.encoders,
-            ids,
-            whole=labels is not None and labels.whole,
-            last4=bool(frozen & LAST4),
-            tokens=bool(frozen & TOKENS),
-            precision=judged.precision,
-        )
-        results["rankme"] = save_rows(judged.folder, "rankme", source.name, rankme_rows(features, protocol.rankme))
+    else:  # RankMe alone needs no more than it counts
+        ids = spread(len(source), min(protocol.images_limit or len(source), protocol.rankme.images))
+    made = "rankme" in tasks
+    if made:
+        layers = {"last4": bool({*probes} & LAST4), "tokens": bool({*probes} & TOKENS), "precision": judged.precision}
+        whole = labels is not None and labels.whole
+        features, ids = extract(source, judged.encoders, ids, whole=whole, **layers)  # type: ignore[arg-type]
+        told = [name for name, encoder in judged.encoders.items() if encoder.conditioning is not None]
+        rows = rankme_rows(features, protocol.rankme, told)
+        results["rankme"] = save_rows(judged.folder, "rankme", source.name, rows, protocol)
         if judged.config:
             save_pictures(judged.folder / "pictures.npz", judged.config, source, features[TRAINED].last, ids)
-        if labels is not None:
-            halves, raw = split(source, labels, ids), features[RAW].last
-            components = min(judged.width, len(halves.train), raw.shape[1])
-            features[PCA] = Frozen(pca(raw, halves.train, components))
-            probes = [task for task in tasks if task in PROBES]
-            sheets = {task: Sheet(source, labels, halves, ids) for task in probes}
-            results |= _probed(judged.folder, sheets, features, protocol)
+    if made and labels is not None and probes:
+        halves, raw = split(source, labels, ids), features[RAW].last
+        features[PCA] = Frozen(pca(raw, halves.train, min(judged.width, len(halves.train), raw.shape[1])))
+        sheets = {task: Sheet(source, labels, halves, ids) for task in probes}
+        results |= _probed(judged.folder, sheets, features, protocol)
     if "lidar" in tasks:
         rows = lidar_rows(source, judged.encoders, judged.masking, protocol.lidar, protocol.seed, judged.precision)
-        results["lidar"] = save_rows(judged.folder, "lidar", source.name, rows)
+        results["lidar"] = save_rows(judged.folder, "lidar", source.name, rows, protocol)
     if "finetune" in tasks and labels is not None:
-        ids = ids if frozen - {"lidar"} else _readable(source, ids)
+        ids = ids if made else _readable(source, ids)
         results["finetune"] = _finetuned(judged, Sheet(source, labels, split(source, labels, ids), ids), protocol)
     if labels is None and {*tasks} - {"rankme", "lidar"}:
         log.warning("%s has no labels: put images into sub-folders, one a class, to probe; RankMe was measured", source.name)
@@ -166,29 +168,38 @@ def _probed(
 ) -> dict[str, list[Row]]:
     """Every probe for each encoder and baseline that has what it looks at, side by side on the cores."""
     jobs = [(task, name) for task in sheets for name, x in features.items() if task not in TOKENS or x.tokens is not None]
-    workers = min(len(jobs), torch.get_num_threads()) or 1
-    each = max(1, torch.get_num_threads() // workers)
+    threads = torch.get_num_threads()
+    workers = min(len(jobs), threads)
+    results: dict[str, list[Row]] = {}
 
     def work(job: tuple[str, str]) -> tuple[Right, dict[str, Any]]:
-        torch.set_num_threads(each)  # of this thread: small products gain more from side by side than from sharing
+        torch.set_num_threads(max(1, threads // workers))  # small products gain more from side by side than from sharing
         task, name = job
         sheet, x, started = sheets[task], features[name], time.monotonic()
-        h, labels = sheet.halves, sheet.labels
+        h, labels, reads = sheet.halves, sheet.labels, {"last4": task in LAST4, "tokens": task in TOKENS}
         problem = Problem(h.train_labels, h.test_labels, len(labels.classes), sheet.titles, labels.whole)
-        right, about = PROBES[task](x.rows(h.train), x.rows(h.test), problem, protocol)
+        right, about = PROBES[task](x.rows(h.train, **reads), x.rows(h.test, **reads), problem, protocol)
         return right, {**about, "seconds": round(time.monotonic() - started, 1)}
 
-    with ThreadPoolExecutor(workers, "jepakit-probe") as pool, progress("probes", len(jobs)) as report:
-        for done, ((task, name), outcome) in enumerate(zip(jobs, pool.map(work, jobs), strict=True), start=1):
-            sheets[task].enter(name, *outcome)
-            report(done, f"{task}, {name}")
-    return {task: sheet.save(folder, task, protocol) for task, sheet in sheets.items()}
+    pool = ThreadPoolExecutor(workers, "jepakit-probe")
+    try:
+        with progress("probes", len(jobs)) as report, warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # once for all threads, since filters are the process's
+            for done, ((task, name), outcome) in enumerate(zip(jobs, pool.map(work, jobs), strict=True), start=1):
+                sheets[task].enter(name, *outcome)
+                report(done, f"{task}, {name}")
+                if done == len(jobs) or jobs[done][0] != task:  # its last: saved, whatever becomes of the next
+                    results[task] = sheets[task].save(folder, task, protocol)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+    return results
 
 
 def _finetuned(judged: Subject, sheet: Sheet, protocol: Protocol) -> list[Row]:
     """Fine-tuning end to end, of the target encoder and of the untrained one, which is then trained from scratch."""
-    halves, size = sheet.halves, judged.encoders[TRAINED].vit.config.size
-    settings = protocol.finetune or MAE.get(size or "base", MAE["base"])
+    halves, shape = sheet.halves, judged.encoders[TRAINED].vit.config
+    settings = protocol.finetune.over(recipe_for(shape.width, shape.depth))
     values, rows = sheet.labels.values, (sheet.ids[halves.train], sheet.ids[halves.test])
     for name in (TRAINED, UNTRAINED):
         log.info("fine-tuning the %s", name)
