@@ -28,7 +28,8 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.core
-	$(PY) benchmarks/demo.py --smoke
+	$(PY) benchmarks/quality.py --smoke
+	$(PY) benchmarks/collapse.py --smoke
 
 clean:
 	rm -rf $(VENV)

@@ -126,11 +126,11 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         )
         for axis, values, title in zip(axes, lines, titles, strict=True):
             axis.plot(steps, values, label=r["case"], linewidth=1.5)
+            axis.set_ylim(bottom=0)
             axis.set_title(title, fontsize=10)
             axis.set_xlabel("step")
     for axis, threshold in zip(axes, (FULL, RANK, POSITION, GAP), strict=True):
         axis.axhline(threshold, color="black", linestyle=":", linewidth=1)
-    axes[1].set_yscale("log")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     figure.savefig(path, dpi=110)
 

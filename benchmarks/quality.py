@@ -1,6 +1,6 @@
 """Every method beside every baseline, three seeds: kNN, linear, RankMe and LiDAR on the emoji and on textures.
 
-    python benchmarks/quality.py                     # both sets: two hours on two cores
+    python benchmarks/quality.py                     # both sets, 30 runs: two hours or so on two cores
     python benchmarks/quality.py --sets emoji --methods c_jepa --seeds 1
     python benchmarks/quality.py --smoke             # seconds: that it runs
 
@@ -33,7 +33,10 @@ EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence" / "quality.json"
 TASKS = ("rankme", "knn", "linear", "lidar")
 BASELINES = ("untrained encoder", "raw pixels", "pixel PCA", "majority class")
 # Four hundred classes make linear heads dear: one kind of head on the last block
-PROTOCOL = {"emoji": [], "textures": ["linear.layers=[last]", "linear.heads=[bn]", "linear.weight_decay=[0]"]}
+PROTOCOL: dict[str, list[str]] = {
+    "emoji": [],
+    "textures": ["linear.layers=[last]", "linear.heads=[bn]", "linear.weight_decay=[0]"],
+}
 SHAPE = {"emoji": [], "textures": ["images.size=64", "encoder.patch_size=8"]}
 
 
@@ -104,6 +107,7 @@ def main() -> None:
     if arguments.smoke:
         arguments.runs, arguments.sets, arguments.methods = Path(tempfile.mkdtemp()), "emoji", "ijepa"
         arguments.seeds, arguments.steps = 1, 3
+        PROTOCOL["emoji"] += ["images_limit=600", "lidar.images=60"]
     evidence = arguments.runs / "smoke.json" if arguments.smoke else EVIDENCE
     textures = arguments.textures or arguments.runs / "textures"
     if "textures" in arguments.sets:
