@@ -103,7 +103,7 @@ def log_rows(run: Path, rows: list[dict[str, Any]]) -> Path:
 def healthy(step: int, **others: Any) -> dict[str, Any]:
     """A row with what the collapse doctor looks at."""
     signs = {"target_std": 0.9, "effective_rank": 20.0, "position_share": 0.3, "own_cosine": 0.8, "other_cosine": 0.5}
-    return {"step": step, "loss": 0.5, **signs, **others}
+    return {"step": step, "loss": 0.5, "settled": 200, **signs, **others}
 
 
 def scored(name: str, figure: float, half: float = 0.02, key: str = "accuracy", **about: Any) -> dict[str, Any]:

@@ -86,10 +86,9 @@ def _summary(run: Run) -> list[str]:
 
 
 def _no_alarm(run: Run) -> str:
-    """That the doctor is content; whether targets are mere positions it does not ask in the first quarter of a run."""
-    warmup = lookup(run.config, "optim.warmup_steps")
-    settled = max(200, (_steps(run.config) or 0) // 4, 2 * warmup if isinstance(warmup, int) else 0)
-    early = run.metrics.series["own_cosine"][0][-1] < settled
+    """That the doctor is content; whether targets are mere positions it does not ask before the run has settled."""
+    steps, settled = run.metrics.series.get("settled", ((0.0,), (0.0,)))
+    early = steps[-1] < settled[-1]
     return "Collapse doctor: no alarm" + (" (too early to judge position)." if early else ".")
 
 
