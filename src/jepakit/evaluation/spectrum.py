@@ -85,12 +85,13 @@ def lidar_rows(
     with progress("lidar", len(ids)) as report, torch.inference_mode(), lower:
         for who, images in _groups(source, ids, first.images):
             views: dict[str, list[Tensor]] = {name: [] for name in encoders}
+            x = first.normalise(_view(images, first.images, settings.by, who, seed).to(device))
             for v in range(q):  # view by view: a law that draws for a whole batch then tells views apart, not images
                 draws = who + len(source) * v
-                pixels = _view(images, first.images, settings.by, draws, seed)
+                if v and settings.by != "masks":
+                    x = first.normalise(_view(images, first.images, settings.by, draws, seed).to(device))
                 masks = masking.sample(first.vit.grid, draws, seed=seed, step=used * q + v)
                 for name, encoder in encoders.items():
-                    x = encoder.normalise(pixels.to(device))
                     e = encoder.embed(x) if settings.by == "crops" else _windows(encoder, x, masks)
                     views[name].append(e.float().cpu())
             for name, of_each in views.items():
