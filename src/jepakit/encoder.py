@@ -24,6 +24,10 @@ class Encoder(nn.Module):
         self.conditioning = conditioning if told else None  # at inference
 
     @property
+    def device(self) -> torch.device:
+        return self.vit.positions.device
+
+    @property
     def width(self) -> int:
         """D."""
         return self.vit.config.width

@@ -24,7 +24,7 @@ from jepakit.config import Config, merge, method_layer, overrides, read_yaml, re
 from jepakit.data.crops import normalise
 from jepakit.data.loader import Batch, Loader, TooManyBadImagesError
 from jepakit.data.sources import NAMED, Source, fingerprint, open_source
-from jepakit.device import device_of, precision_of, use_cpu
+from jepakit.device import device_of, lowered, precision_of, use_cpu
 from jepakit.errors import UserError
 from jepakit.evaluation.online import Online
 from jepakit.hf import save_model
@@ -190,7 +190,7 @@ class Training:
         parts = len(batch.masks)
         for images, masks in zip(batch.images.chunk(parts), batch.masks, strict=True):
             pixels = normalise(images.to(self.device, non_blocking=True), self.config.images)
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            with lowered(self.device, self.dtype):
                 out = self.jepa(pixels, masks)
             (out.loss / parts).backward()
         norm = gradient_norm(self.jepa, self.config.optim.clip_grad)

@@ -97,6 +97,13 @@ def crop_boxes(images: Images, sizes: NDArray[np.int64], ids: NDArray[np.int64],
     return np.concatenate([top, left, h, w], 1).astype(np.int64)
 
 
+def random_crop(pixels: Pixels, images: Images, index: int, seed: int, epoch: int) -> Pixels:
+    """The part of a sample's pixels (H, W, C) that an epoch shows."""
+    box = crop_boxes(images, np.array([pixels.shape[:2]]), np.array([index]), seed, epoch)[0]
+    top, left, h, w = (int(v) for v in box)
+    return pixels[top : top + h, left : left + w]
+
+
 def flips(seed: int, epoch: int, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which samples are mirrored: (B,)."""
     return rng.uniform(rng.keys(seed, "flip", epoch, ids), 1)[:, 0] < 0.5

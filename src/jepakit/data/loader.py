@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jepakit import rng
-from jepakit.data.crops import BandsError, Images, channels_of, crop_boxes, flips, resize
+from jepakit.data.crops import BandsError, Images, channels_of, flips, random_crop, resize
 from jepakit.data.decode import BadImageError, Pixels
 from jepakit.data.sources import Source
 from jepakit.errors import UserError
@@ -121,11 +121,8 @@ class Loader:
         return Batch(step, epoch, images, masks)
 
     def _sample(self, index: int, epoch: int, mirrored: bool) -> Tensor:
-        height, width = self.images.height_width
-        pixels = self._readable(index)
-        box = crop_boxes(self.images, np.array([pixels.shape[:2]]), np.array([index]), self.seed, epoch)[0]
-        top, left, h, w = (int(v) for v in box)
-        image = resize(channels_of(pixels[top : top + h, left : left + w], self.images), height, width)
+        part = random_crop(self._readable(index), self.images, index, self.seed, epoch)
+        image = resize(channels_of(part, self.images), *self.images.height_width)
         return image.flip(2) if mirrored else image
 
     def _readable(self, index: int) -> Pixels:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jepakit.data.crops import BandsError, Images, centre_crop, channels_of, resize, stacked
-from jepakit.data.decode import BadImageError
+from jepakit.data.decode import BadImageError, Pixels
 from jepakit.data.sources import Source
+from jepakit.device import lowered
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
 from jepakit.progress import progress
@@ -50,7 +51,7 @@ class Frozen:
     @property
     def layers(self) -> dict[str, Tensor]:
         """Matrices (n, D) by name, for probes of several layers."""
-        return {"last": self.last, **({} if self.last4 is None or not self.last4.shape[1] else {"last4": self.last4})}
+        return {"last": self.last, **({} if self.last4 is None else {"last4": self.last4})}
 
 
 def extract(
@@ -70,27 +71,35 @@ def extract(
     """
     ids = np.arange(len(source)) if ids is None else np.asarray(ids)
     first = next(iter(encoders.values()))
-    device = next(first.parameters()).device
     if tokens:
         _require_room(first, len(ids), len(encoders))
-    rows: dict[str, list[list[Tensor]]] = {name: [] for name in (*encoders, RAW)}
+    made: dict[str, list[dict[str, Tensor]]] = {name: [] for name in (*encoders, RAW)}
     kept: list[int] = []
-    lower = torch.autocast(device.type, precision, enabled=precision != torch.float32)
-    with progress("features", len(ids)) as report, torch.inference_mode(), lower:
+    with progress("features", len(ids)) as report, torch.inference_mode(), lowered(first.device, precision):
         for part, images in _batches(source, ids, first.images, whole):
             for name, encoder in encoders.items():
-                layers = encoder.layers(encoder.normalise(images.to(device)), last=4 if last4 else 1)
-                rows[name].append(_pooled(layers, last4, tokens))
-            rows[RAW].append(_raw(images, first.vit.config.patch_size, last4, tokens))
+                layers = encoder.layers(encoder.normalise(images.to(first.device)), last=4 if last4 else 1)
+                made[name].append(_pooled(layers, last4, tokens))
+            made[RAW].append(_raw(images, first.vit.config.patch_size, tokens))
             kept += part
             report(len(kept))
     if len(kept) < 2:
         raise UserError(f"{source.name} has {len(kept)} readable image(s): there is nothing to compare")
-    joined = {name: [torch.cat(column) for column in zip(*parts, strict=True)] for name, parts in rows.items()}
-    for name, columns in joined.items():
-        _require_finite(columns[0], name, source, kept)
-    names = ["last", *(["last4"] if last4 else []), *(["tokens"] if tokens else [])]
-    return {name: Frozen(**dict(zip(names, columns, strict=False))) for name, columns in joined.items()}, np.array(kept)
+    frozen = {
+        name: Frozen(**{kind: torch.cat([part[kind] for part in parts]) for kind in parts[0]}) for name, parts in made.items()
+    }
+    for name, features in frozen.items():
+        _require_finite(features.last, name, source, kept)
+    return frozen, np.array(kept)
+
+
+def pixels_of(source: Source, index: int, images: Images) -> Pixels:
+    """A sample as it is, with images.channels. Raises BadImageError and UserError as `as_seen`."""
+    pixels = source.read(index)
+    try:
+        return channels_of(pixels, images)
+    except BandsError as error:
+        raise UserError(f"{source.title(index)} {error}") from None
 
 
 def as_seen(source: Source, index: int, images: Images, whole: bool = False) -> Tensor:
@@ -98,35 +107,35 @@ def as_seen(source: Source, index: int, images: Images, whole: bool = False) -> 
 
     Raises BadImageError for a file that cannot be read, and UserError for other bands than images.channels.
     """
-    pixels = source.read(index)
-    try:
-        pixels = channels_of(pixels, images)
-    except BandsError as error:
-        raise UserError(f"{source.title(index)} {error}") from None
+    pixels = pixels_of(source, index, images)
     return resize(pixels, *images.height_width) if whole else centre_crop(pixels, *images.height_width)
 
 
 def pca(x: Tensor, train: NDArray[np.int64], components: int) -> Tensor:
     """Projections of x (n, D) on the leading principal components of its rows `train`."""
-    mean = x[train].mean(0)
-    covariance = torch.zeros((), dtype=torch.float64)
-    for part in x[train].split(4096):  # (D, D) is all that large sets need
+    learnt = x[train]
+    mean, covariance = learnt.mean(0), torch.zeros((), dtype=torch.float64)
+    for part in learnt.split(4096):  # (D, D) is all that large sets need
         covariance = covariance + (part - mean).double().T @ (part - mean).double()
     directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :components]
     return (x - mean) @ directions.to(x.dtype)  # type: ignore[no-any-return]
 
 
-def _pooled(layers: list[Tensor], last4: bool, tokens: bool) -> list[Tensor]:
+def _pooled(layers: list[Tensor], last4: bool, tokens: bool) -> dict[str, Tensor]:
+    """What `Frozen` holds of a batch."""
     means = [layer.float().mean(1).cpu() for layer in layers]
-    return [means[-1], *([torch.cat(means, 1)] if last4 else []), *([layers[-1].half().cpu()] if tokens else [])]
+    more = {"last4": torch.cat(means, 1)} if last4 else {}
+    return {"last": means[-1], **more, **({"tokens": layers[-1].half().cpu()} if tokens else {})}
 
 
-def _raw(images: Tensor, patch_size: int, last4: bool, tokens: bool) -> list[Tensor]:
-    """Pixels of a small copy; a stand-in of no width for layers, which pixels have not; pixels of each patch as tokens."""
+def _raw(images: Tensor, patch_size: int, tokens: bool) -> dict[str, Tensor]:
+    """The same of pixels: those of a small copy, and those of each patch as tokens; there are no layers."""
     white = 255 if images.dtype == torch.uint8 else 1
     small = F.interpolate(images, (RAW_SIDE, RAW_SIDE), mode="bilinear", antialias=True).flatten(1).float() / white
-    patches = (patchify(images, patch_size).unflatten(0, (len(images), -1)) / white).half()
-    return [small, *([small[:, :0]] if last4 else []), *([patches] if tokens else [])]
+    if not tokens:
+        return {"last": small}
+    patches = patchify(images, patch_size).unflatten(0, (len(images), -1)) / white
+    return {"last": small, "tokens": patches.half()}
 
 
 def _require_room(encoder: Encoder, n: int, encoders: int) -> None:

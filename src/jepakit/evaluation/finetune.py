@@ -22,11 +22,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from jepakit import rng
-from jepakit.data.crops import BandsError, Images, channels_of, crop_boxes, flips, resize, stacked
+from jepakit.data.crops import Images, flips, random_crop, resize, stacked
 from jepakit.data.sources import Source
+from jepakit.device import lowered
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
-from jepakit.evaluation.features import as_seen
+from jepakit.evaluation.features import as_seen, pixels_of
 from jepakit.layout import Layout
 from jepakit.progress import progress
 from jepakit.settings import Settings
@@ -248,10 +249,9 @@ def finetune(
     other bands than the encoder's, BadImageError for one that is not readable.
     """
     settings = settings or FineTuning()
-    device = next(encoder.parameters()).device
-    model = Classifier(encoder, classes, settings, seed).to(device)
+    model = Classifier(encoder, classes, settings, seed).to(encoder.device)
     view = _View(source, encoder.images, source.labels is not None and source.labels.whole, settings, seed)
-    with torch.autocast(device.type, precision, enabled=precision != torch.float32), ThreadPoolExecutor(THREADS) as pool:
+    with lowered(encoder.device, precision), ThreadPoolExecutor(THREADS) as pool:
         loss = _fit(model, view, train_rows, torch.as_tensor(labels), settings, seed, pool)
         predicted = _predict(model, view, test_rows, pool)
     return predicted, {"lr": peak_rate(len(train_rows), settings), "loss": loss, **settings.model_dump(mode="json")}
@@ -315,18 +315,12 @@ class _View:
         """(C, H, W). Raises BadImageError, and UserError for other bands than the encoder's."""
         if epoch is None:
             return as_seen(self.source, row, self.images, self.whole)
-        pixels, ids = self.source.read(row), np.array([row])
-        try:
-            pixels = channels_of(pixels, self.images)
-        except BandsError as error:
-            raise UserError(f"{self.source.title(row)} {error}") from None
+        pixels = pixels_of(self.source, row, self.images)
         if not self.whole:
             law = self.images.model_copy(update={"crop_scale": self.settings.crop_scale})
-            box = crop_boxes(law, np.array([pixels.shape[:2]]), ids, self.seed, epoch)[0]
-            top, left, h, w = (int(v) for v in box)
-            pixels = pixels[top : top + h, left : left + w]
+            pixels = random_crop(pixels, law, row, self.seed, epoch)
         image = resize(pixels, *self.images.height_width)
-        return image.flip(2) if self.settings.flip and flips(self.seed, epoch, ids)[0] else image
+        return image.flip(2) if self.settings.flip and flips(self.seed, epoch, np.array([row]))[0] else image
 
 
 def _ahead(view: _View, batches: Iterator[tuple[Rows, int | None]], pool: ThreadPoolExecutor) -> Iterator[tuple[Rows, Tensor]]:

@@ -1,6 +1,5 @@
 """A look at the encoder while it trains: kNN accuracy where there are labels, RankMe where there are none."""
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from jepakit.config import Config
 from jepakit.data.crops import stacked
 from jepakit.data.decode import BadImageError
 from jepakit.data.sources import Source
+from jepakit.device import lowered
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
 from jepakit.evaluation.features import BATCH, as_seen
@@ -19,7 +19,6 @@ from jepakit.evaluation.knn import knn
 from jepakit.metrics import rankme
 from jepakit.model import JEPA
 
-log = logging.getLogger("jepakit")
 STEP = 2.5  # what a step costs an image, in passes of the target encoder over whole images (low: most steps cost more)
 SHARE = 0.03  # of the work between looks, the most that one may take
 
@@ -35,7 +34,7 @@ class Online:
 
     @classmethod
     def prepare(cls, config: Config, source: Source, steps_per_epoch: int) -> "Online | None":
-        """Images drawn by the seed, as many of held-out samples as of others a third; None where looks are turned off."""
+        """Images drawn by the seed, a third of them held-out samples where there are labels; None where looks are turned off."""
         count = config.run.probe_images
         if not count:
             return None
@@ -74,9 +73,8 @@ class Online:
         """'probe/knn' (share of test images named rightly) or 'probe/rankme' of the encoder that users will get."""
         vit = jepa.encoder if config.target.kind == "pixels" else jepa.target_encoder
         encoder = Encoder(vit, config.images, config.conditioning)
-        device = next(vit.parameters()).device
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            parts = [encoder.embed(encoder.normalise(part.to(device))).float().cpu() for part in self.images.split(BATCH)]
+        with lowered(encoder.device, dtype):
+            parts = [encoder.embed(encoder.normalise(part.to(encoder.device))).float().cpu() for part in self.images.split(BATCH)]
         x = torch.cat(parts)
         if self.labels is None:
             return {"probe/rankme": rankme(x)}

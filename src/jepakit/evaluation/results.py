@@ -10,7 +10,7 @@ import numpy as np
 from jepakit.data.sources import Labels, Source
 from jepakit.errors import UserError
 from jepakit.evaluation.compare import Difference, interval, paired
-from jepakit.evaluation.probes import Protocol, Right
+from jepakit.evaluation.probes import Problem, Protocol, Right
 from jepakit.evaluation.split import Rows, Split
 from jepakit.files import save_json, whole
 
@@ -30,7 +30,13 @@ class Sheet:
     rows: list[Row] = field(default_factory=list)
     right: dict[str, Right] = field(default_factory=dict)
 
-    def titles(self) -> list[str]:
+    @property
+    def problem(self) -> Problem:
+        """What a probe is told of the labels."""
+        halves, labels = self.halves, self.labels
+        return Problem(halves.train_labels, halves.test_labels, len(labels.classes), self._titles, labels.whole)
+
+    def _titles(self) -> list[str]:
         """Names of the training images (n,)."""
         return [self.source.title(int(i)) for i in self.ids[self.halves.train]]
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from jepakit import rng
 from jepakit.data.crops import channels_of, resize, stacked
 from jepakit.data.decode import BadImageError, Pixels, read_image
+from jepakit.device import lowered
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
 from jepakit.evaluation.annotated import IGNORED, Annotated, Pair, counted, open_annotated
@@ -109,7 +110,7 @@ class Tokens:
 
     @property
     def device(self) -> torch.device:
-        return next(self.encoder.parameters()).device
+        return self.encoder.device
 
     def read(self, path: Path) -> Pixels:
         """(H, W, C) with the encoder's channels. Raises UserError."""
@@ -120,7 +121,7 @@ class Tokens:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images as they come (B, C, H, W), H and W multiples of the patch -> (B, h, w, D), without gradient."""
-        with torch.no_grad(), torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+        with torch.no_grad(), lowered(self.device, self.precision):
             pixels = self.encoder.normalise(images.to(self.device))
             tokens = patchify(pixels, self.patch) if self.raw else self.encoder(pixels)
         rows, columns = (side // self.patch for side in images.shape[2:])

@@ -15,6 +15,7 @@ from torch import Tensor
 from jepakit.data.crops import Images, centre_crop, channels_of, crop_boxes, resize, stacked
 from jepakit.data.decode import BadImageError, Pixels
 from jepakit.data.sources import Source
+from jepakit.device import lowered
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
 from jepakit.evaluation.features import Frozen
@@ -79,17 +80,15 @@ def lidar_rows(
     """
     scatter = {name: Discriminant() for name in encoders}
     first, used, q = next(iter(encoders.values())), 0, settings.views
-    device = next(first.parameters()).device
     ids = np.arange(len(source))[spread(len(source), settings.images)]
-    lower = torch.autocast(device.type, precision, enabled=precision != torch.float32)
-    with progress("lidar", len(ids)) as report, torch.inference_mode(), lower:
+    with progress("lidar", len(ids)) as report, torch.inference_mode(), lowered(first.device, precision):
         for who, images in _groups(source, ids, first.images):
             views: dict[str, list[Tensor]] = {name: [] for name in encoders}
-            x = first.normalise(_view(images, first.images, settings.by, who, seed).to(device))
+            x = first.normalise(_view(images, first.images, settings.by, who, seed).to(first.device))
             for v in range(q):  # view by view: a law that draws for a whole batch then tells views apart, not images
                 draws = who + len(source) * v
                 if v and settings.by != "masks":
-                    x = first.normalise(_view(images, first.images, settings.by, draws, seed).to(device))
+                    x = first.normalise(_view(images, first.images, settings.by, draws, seed).to(first.device))
                 masks = masking.sample(first.vit.grid, draws, seed=seed, step=used * q + v)
                 for name, encoder in encoders.items():
                     e = encoder.embed(x) if settings.by == "crops" else _windows(encoder, x, masks)

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from jepakit.config import Config, RunSettings
-from jepakit.data.crops import Images
 from jepakit.device import device_of, precision_of, use_cpu
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
@@ -28,11 +27,6 @@ class Subject:
     precision: torch.dtype
     data: str | None
     config: Config | None
-
-    @property
-    def images(self) -> Images:
-        """How the encoders are shown images."""
-        return self.encoders[TRAINED].images
 
     @property
     def width(self) -> int:

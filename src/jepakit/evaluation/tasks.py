@@ -22,7 +22,7 @@ from jepakit.evaluation.davis import davis
 from jepakit.evaluation.features import PCA, RAW, Frozen, extract, pca
 from jepakit.evaluation.finetune import finetune, recipe_for
 from jepakit.evaluation.pictures import save_pictures
-from jepakit.evaluation.probes import LAST4, PROBES, TOKENS, Problem, Protocol, Right
+from jepakit.evaluation.probes import LAST4, PROBES, TOKENS, Protocol, Right
 from jepakit.evaluation.results import Row, Sheet, differences, save_rows
 from jepakit.evaluation.segmentation import segmentation
 from jepakit.evaluation.spectrum import lidar_rows, rankme_rows, spread
@@ -176,9 +176,8 @@ def _probed(
         torch.set_num_threads(max(1, threads // workers))  # small products gain more from side by side than from sharing
         task, name = job
         sheet, x, started = sheets[task], features[name], time.monotonic()
-        h, labels, reads = sheet.halves, sheet.labels, {"last4": task in LAST4, "tokens": task in TOKENS}
-        problem = Problem(h.train_labels, h.test_labels, len(labels.classes), sheet.titles, labels.whole)
-        right, about = PROBES[task](x.rows(h.train, **reads), x.rows(h.test, **reads), problem, protocol)
+        h, reads = sheet.halves, {"last4": task in LAST4, "tokens": task in TOKENS}
+        right, about = PROBES[task](x.rows(h.train, **reads), x.rows(h.test, **reads), sheet.problem, protocol)
         return right, {**about, "seconds": round(time.monotonic() - started, 1)}
 
     pool = ThreadPoolExecutor(workers, "jepakit-probe")
