@@ -22,8 +22,10 @@ from scipy.stats import ks_2samp
 
 from jepakit.data.crops import Images, centre_crop, crop_boxes, flips, normalise, resize
 from jepakit.data.decode import BadImageError, decode, read_image
+from jepakit.data.folder import FolderSource
 from jepakit.data.loader import Batch, Loader
-from jepakit.data.sources import EmojiSource, FolderSource, open_source
+from jepakit.data.opening import open_source
+from jepakit.data.sources import EmojiSource
 from jepakit.errors import UserError
 from jepakit.masks import MultiBlock
 

@@ -17,7 +17,8 @@ from jepakit import checkpoint, cli
 from jepakit.checkpoint import Checkpoint
 from jepakit.config import Config, overrides, resolve
 from jepakit.data.crops import centre_crop, normalise
-from jepakit.data.sources import ArraySource, FolderSource, Labels, Source, fifths
+from jepakit.data.folder import FolderSource
+from jepakit.data.sources import ArraySource, Labels, Source, fifths
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
 from jepakit.evaluation.features import pca
@@ -702,7 +703,7 @@ def test_one_image_of_other_bands_does_not_end_a_run_by_its_look(world: Path, tm
     images = coloured(60).images
 
     class Odd(ArraySource):
-        def read(self, index: int) -> Any:
+        def raw(self, index: int) -> Any:
             return np.zeros((20, 20, 13), np.uint8) if index == 7 else images[index]
 
     online = Online.prepare(config_of(probe_images=60), Odd("odd", images, None), 10)

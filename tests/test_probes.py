@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from jepakit.conditioning import EncoderPositions
 from jepakit.data.crops import Images
-from jepakit.data.sources import Labels
+from jepakit.data.sources import Labels, Source
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
 from jepakit.evaluation import finetune as ft
@@ -489,7 +489,7 @@ def test_the_two_branches_of_a_block_are_dropped_apart() -> None:
 # ---- fine-tuning: the whole
 
 
-class Stripes:
+class Stripes(Source):
     """Stripes across or down, of any phase and either sign: the mean of pixels tells nothing."""
 
     name = "stripes"
@@ -507,7 +507,7 @@ class Stripes:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: int) -> np.ndarray:
+    def raw(self, index: int) -> np.ndarray:
         self.seen.append(index)
         return self.images[index]
 
@@ -580,8 +580,8 @@ def test_few_images_learn_at_the_rate_of_their_number_and_the_account_says_so() 
 
 def test_a_training_image_of_other_bands_is_named_in_one_sentence() -> None:
     class Odd(Stripes):
-        def read(self, index: int) -> np.ndarray:
-            return np.zeros((16, 16, 13), np.uint16) if index == 3 else super().read(index)
+        def raw(self, index: int) -> np.ndarray:
+            return np.zeros((16, 16, 13), np.uint16) if index == 3 else super().raw(index)
 
         def title(self, index: int) -> str:
             return f"image{index}.tif"

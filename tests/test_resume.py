@@ -24,7 +24,7 @@ from torch import Tensor
 
 from jepakit import checkpoint, cli
 from jepakit.config import overrides
-from jepakit.data.sources import open_source
+from jepakit.data.opening import open_source
 from jepakit.errors import UserError
 from jepakit.recipes import settings
 from jepakit.run import Run

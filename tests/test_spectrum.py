@@ -277,10 +277,10 @@ class Broken(ArraySource):
 
     good: set[int]
 
-    def read(self, index: int) -> np.ndarray:  # type: ignore[override]
+    def raw(self, index: int) -> np.ndarray:  # type: ignore[override]
         if index not in self.good:
             raise BadImageError("broken")
-        return super().read(index)
+        return super().raw(index)
 
 
 def test_images_that_cannot_be_read_are_left_out_and_two_are_needed() -> None:

@@ -23,7 +23,8 @@ from jepakit.checkpoint import Checkpoint
 from jepakit.config import Config, merge, method_layer, overrides, read_yaml, resolve
 from jepakit.data.crops import normalise
 from jepakit.data.loader import Batch, Loader, TooManyBadImagesError
-from jepakit.data.sources import NAMED, Source, fingerprint, open_source
+from jepakit.data.opening import NAMED, open_source
+from jepakit.data.sources import Source, fingerprint
 from jepakit.device import device_of, lowered, precision_of, use_cpu
 from jepakit.errors import UserError
 from jepakit.evaluation.online import Online

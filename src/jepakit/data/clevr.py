@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jepakit.data.decode import Pixels, read_image
-from jepakit.data.sources import Labels
+from jepakit.data.decode import file_bytes
+from jepakit.data.sources import Labels, Source
 from jepakit.errors import UserError, nearest
 
 Scene = Mapping[str, Any]  # as in CLEVR's scenes files: "objects", each with "pixel_coords" [x, y, depth], and more
@@ -59,7 +59,7 @@ def label_name(labels: str | None, name_of_set: str) -> str:
     return name
 
 
-class ClevrSource:
+class ClevrSource(Source):
     """CLEVR_v1.0 as it is unpacked: its train images, and its val images as test (those of test have no scenes).
 
     labels: "count" or "distance". Raises UserError for unknown labels and for a folder that is not whole.
@@ -78,8 +78,8 @@ class ClevrSource:
     def __len__(self) -> int:
         return len(self._files)
 
-    def read(self, index: int) -> Pixels:
-        return read_image(self.root / "images" / self._files[index])
+    def raw(self, index: int) -> bytes:
+        return file_bytes(self.root / "images" / self._files[index])
 
     def title(self, index: int) -> str:
         return self._files[index]

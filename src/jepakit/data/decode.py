@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8 | np.uint16 | np.float32]  # (H, W, C), at the depth of the file
-MOST_PIXELS = 100_000_000  # more is taken for a decompression bomb
+MOST_PIXELS = 100_000_000  # unless images.max_pixels says otherwise
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow runs Ghostscript on others
 ORIENTATION = 0x0112
@@ -27,18 +27,25 @@ class BadImageError(Exception):
 
 
 def read_image(path: Path) -> Pixels:
-    """Pixels of a file, as of `decode`. Raises BadImageError, also for what is no plain file: reading a pipe would wait."""
+    """Pixels of a file, as of `decode`. Raises BadImageError."""
+    return decode(file_bytes(path))
+
+
+def file_bytes(path: Path) -> bytes:
+    """What a file holds. Raises BadImageError, also for what is no plain file: reading a pipe would wait."""
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             raise BadImageError("a directory, not a file" if stat.S_ISDIR(mode) else "not a file")
-        return decode(path.read_bytes())
+        return path.read_bytes()
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
         raise BadImageError(getattr(error, "strerror", None) or str(error)) from None
 
 
-def decode(data: bytes) -> Pixels:
+def decode(data: bytes, most_pixels: int = MOST_PIXELS) -> Pixels:
     """Bytes of an image file -> pixels (H, W, C), upright, transparency on white. Raises BadImageError.
+
+    More pixels than `most_pixels` are taken for a decompression bomb, and refused by the header.
 
     uint8 of three channels for gray and colour of 8 bits; uint16 of one for gray of 16 bits; and all bands of a TIFF that
     has others, or deeper ones, as uint8, uint16 or float32 (extra 'tiff').
@@ -47,11 +54,11 @@ def decode(data: bytes) -> Pixels:
         raise BadImageError("empty file")
     try:
         if simplejpeg.is_jpeg(data):
-            return _jpeg(data)
+            return _jpeg(data, most_pixels)
         if data[:4] in TIFF and not _for_pillow(data):
-            return _bands(data)
+            return _bands(data, most_pixels)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _refuse_bomb(*image.size)
+            _refuse_bomb(*image.size, most_pixels)
             return _pillow(image)
     except BadImageError:
         raise
@@ -76,14 +83,16 @@ def _for_pillow(data: bytes) -> bool:
     return (bits <= 8 and known) or (bits, samples) == (16, 1)
 
 
-def _bands(data: bytes) -> Pixels:
+def _bands(data: bytes, most_pixels: int) -> Pixels:
     try:
         import tifffile
     except ImportError:
         raise BadImageError("a TIFF of many or deep bands: needs tifffile (pip install 'jepakit[tiff]')") from None
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page: Any = file.pages[0]
-        _refuse_bomb(page.imagewidth, page.imagelength * -(-page.samplesperpixel // 4))  # four bands weigh as one colour
+        _refuse_bomb(
+            page.imagewidth, page.imagelength * -(-page.samplesperpixel // 4), most_pixels
+        )  # four bands weigh as one colour
         bands, axes = page.asarray(), page.axes
     if axes == "YX":
         bands = bands[..., None]
@@ -100,9 +109,9 @@ def _bands(data: bytes) -> Pixels:
     return np.array(bands, bands.dtype.newbyteorder("="), order="C")
 
 
-def _jpeg(data: bytes) -> Pixels:
+def _jpeg(data: bytes, most_pixels: int) -> Pixels:
     height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    _refuse_bomb(width, height)  # simplejpeg itself has no limit
+    _refuse_bomb(width, height, most_pixels)  # simplejpeg itself has no limit
     if space == "CMYK":
         with Image.open(io.BytesIO(data)) as image:
             return _pillow(image)
@@ -127,9 +136,9 @@ def _upright(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels)
 
 
-def _refuse_bomb(width: int, height: int) -> None:
-    if width * height > MOST_PIXELS:
-        raise BadImageError(f"{width}x{height} is more than {MOST_PIXELS:,} pixels: taken for a decompression bomb")
+def _refuse_bomb(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise BadImageError(f"{width}x{height} is more than images.max_pixels={most}: taken for a decompression bomb")
 
 
 def _pillow(image: Any) -> Pixels:

@@ -12,7 +12,8 @@ import numpy as np
 
 from jepakit import rng
 from jepakit.data.decode import SUFFIXES
-from jepakit.data.sources import FilesSource, Labels, Source, pick
+from jepakit.data.folder import FilesSource
+from jepakit.data.sources import Labels, Source, pick
 from jepakit.errors import UserError, line_of
 
 EUROSAT = (

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.data.decode import SUFFIXES, BadImageError, Pixels, decode, read_image
-from jepakit.data.sources import Labels, Source, fifths, leaves, pick
+from jepakit.data.decode import SUFFIXES, BadImageError, file_bytes
+from jepakit.data.folder import leaves
+from jepakit.data.sources import Labels, Source, fifths, pick
 from jepakit.errors import UserError, line_of
 
 IMAGE_NAMES = ("image", "img")  # looked for first
@@ -27,7 +28,7 @@ KEPT = 256 << 20  # bytes of row groups in memory
 
 
 @dataclass
-class ParquetSource:
+class ParquetSource(Source):
     """Images of Parquet files, read by the row group. Reading is safe from several threads."""
 
     name: str
@@ -45,7 +46,7 @@ class ParquetSource:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def read(self, index: int) -> Pixels:
+    def raw(self, index: int) -> bytes:
         group, row = self._place(index)
         try:
             value = self._group(group)[row].as_py()
@@ -53,13 +54,13 @@ class ParquetSource:
             raise BadImageError(line_of(error)) from None
         data = value.get("bytes") if isinstance(value, dict) else value
         if data:
-            return decode(data)
+            return bytes(data)
         path = value.get("path") if isinstance(value, dict) else None
         if not path:
             raise BadImageError("no bytes and no path")
         if leaves(path):
             raise BadImageError(f"its path '{path}' may lie outside of the folder")
-        return read_image(self.paths[self.groups[group][0]].parent / path)
+        return file_bytes(self.paths[self.groups[group][0]].parent / path)
 
     def title(self, index: int) -> str:
         file = self.groups[self._place(index)[0]][0]

@@ -18,7 +18,7 @@ from PIL import Image
 from jepakit.data.clevr import BOUNDS, CLASSES, FEWEST, MOST, Scene, label_name
 from jepakit.data.decode import Pixels
 from jepakit.data.raycast import CAMERA, COLORS, HEIGHT, SIZES, TILT, WIDTH, Hit, cast, project, render, shares_of
-from jepakit.data.sources import Labels
+from jepakit.data.sources import Labels, Source
 from jepakit.errors import UserError
 from jepakit.files import whole
 from jepakit.rng import keys, uniform
@@ -115,7 +115,7 @@ def _apart(a: Scene, b: Scene) -> bool:
     return distance >= SIZES[a["size"]] + SIZES[b["size"]] + GAP
 
 
-class SceneSource:
+class SceneSource(Source):
     """`n` scenes, drawn when they are read; every fifth is held out. labels: "count" or "distance".
 
     Raises UserError for unknown labels, fewer than 5 scenes or images below 16 pixels.
@@ -134,7 +134,7 @@ class SceneSource:
     def __len__(self) -> int:
         return self.n
 
-    def read(self, index: int) -> Pixels:
+    def raw(self, index: int) -> Pixels:
         return render(scene(self.seed, range(self.n)[index], self.size), self.size)
 
     def title(self, index: int) -> str:

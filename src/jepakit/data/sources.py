@@ -1,18 +1,13 @@
-"""Where images come from: the embedded set, a labelled set on disk, or a folder.
-
-A source has a length, labels if any, and reads by index.
-"""
+"""What a source of images is: a length, what is stored at an index, and labels if there are any."""
 
 import hashlib
-import os
 from dataclasses import dataclass
-from pathlib import Path, PurePath
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.data.decode import SUFFIXES, BadImageError, Pixels, read_image
+from jepakit.data.decode import MOST_PIXELS, Pixels, decode
 from jepakit.data.emoji import Emoji, emoji, held_out
 from jepakit.errors import UserError, nearest
 
@@ -34,24 +29,47 @@ class Labels:
     whole: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Samples that are best read together: those of a shard or a row group.
+
+    starts (n + 1,): the first sample of each block, and the number of samples; held: blocks that can be open at a time.
+    dear: a sample costs about its whole block, so that reading in any order would read everything many times.
+    """
+
+    starts: NDArray[np.int64]
+    held: int
+    dear: bool
+
+
 class Source(Protocol):
-    """Images by index, and their labels if there are any."""
+    """Images by index. A class of this kind names it as its base and gives `raw`; reading is safe from several threads."""
 
     name: str
-    labels: Labels | None
+    labels: Labels | None = None
+    blocks: Blocks | None = None
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> Pixels:
-        """What is on disk, (H, W, C) uint8, uint16 or float32; raises BadImageError."""
+    def raw(self, index: int) -> bytes | Pixels:
+        """What is stored: the bytes of an image file, or pixels in a set of pixels. Raises BadImageError."""
         ...
 
     def title(self, index: int) -> str:
-        """What to call a sample in a message."""
+        """What to call a sample in a message: the same in every place that the set lies."""
         ...
 
+    def read(self, index: int, most_pixels: int = MOST_PIXELS) -> Pixels:
+        """Pixels (H, W, C) uint8, uint16 or float32; raises BadImageError, also for more pixels than that."""
+        raw = self.raw(index)
+        return decode(raw, most_pixels) if isinstance(raw, bytes) else raw
 
-class EmojiSource:
+    def soon(self, ids: NDArray[np.int64]) -> None:
+        """Samples that will be asked for next, in this order: a source that fetches from afar may begin."""
+        return
+
+
+class EmojiSource(Source):
     """The embedded set, labelled by emoji group; test identities are on no other side."""
 
     name = "emoji"
@@ -64,7 +82,7 @@ class EmojiSource:
     def __len__(self) -> int:
         return len(self._set.images)
 
-    def read(self, index: int) -> Pixels:
+    def raw(self, index: int) -> Pixels:
         pixels: Pixels = self._set.images[index]
         return pixels
 
@@ -73,7 +91,7 @@ class EmojiSource:
 
 
 @dataclass
-class ArraySource:
+class ArraySource(Source):
     """Images that lie in memory: (n, H, W, C) uint8."""
 
     name: str
@@ -83,83 +101,12 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: int) -> Pixels:
+    def raw(self, index: int) -> Pixels:
         pixels: Pixels = self.images[index]
         return pixels
 
     def title(self, index: int) -> str:
         return str(index)
-
-
-@dataclass
-class FilesSource:
-    """Image files named by a list, as paths below a folder. Raises UserError for others, and for files that are not there."""
-
-    root: Path
-    files: list[str]
-    labels: Labels | None
-
-    def __post_init__(self) -> None:
-        self.name = str(self.root)
-        if not self.files:
-            raise UserError(f"no images in {self.root}")
-        outside = next((file for file in self.files if leaves(file)), None)
-        if outside is not None:
-            raise UserError(f"{self.root}: its lists name '{outside}', which may lie outside of the folder: give paths below it")
-        for index in np.unique(np.linspace(0, len(self) - 1, 64).astype(int)):  # a look at some: lists can name a million
-            if not (self.root / self.files[index]).is_file():
-                raise UserError(f"{self.root} lacks {self.files[index]}, which its lists name: unpack all of the set's archives")
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, index: int) -> Pixels:
-        return read_image(self.root / self.files[index])
-
-    def title(self, index: int) -> str:
-        return self.files[index]
-
-
-def leaves(entry: str) -> bool:
-    """Whether a path of a list may lead out of the folder that it counts from: it is absolute, or has '..' in it."""
-    return os.path.isabs(entry) or (".." in entry and ".." in PurePath(entry).parts)  # the quick question first, of millions
-
-
-class FolderSource:
-    """All images below a folder, in the order of their paths; sub-folders are labels where each image lies in one."""
-
-    def __init__(self, root: Path) -> None:
-        if not root.exists():
-            raise UserError(f"no such folder: {root}")
-        if not root.is_dir():
-            raise UserError(f"{root} is a file; give the folder that holds the images")
-        # followed folders are remembered by their real path, so that a link to a parent ends
-        self.paths = sorted(_images(root, set()))
-        if not self.paths:
-            raise UserError(f"no images in {root} (looked for {', '.join(sorted(SUFFIXES))}, in sub-folders too)")
-        self.name, self.root = str(root), root
-        self.labels = _folder_labels([p.relative_to(root) for p in self.paths])
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> Pixels:
-        return read_image(self.paths[index])
-
-    def title(self, index: int) -> str:
-        return str(self.paths[index].relative_to(self.root))
-
-
-def require_readable(source: Source) -> None:
-    """Raises UserError if none of a sample of up to 64 images can be read."""
-    reason = ""
-    for index in np.linspace(0, len(source) - 1, min(64, len(source))).astype(int):
-        try:
-            source.read(int(index))
-            return
-        except BadImageError as error:
-            reason = f"{source.title(int(index))}: {error}"
-    raise UserError(f"no readable image in {source.name}; the last one tried: {reason}")
 
 
 def fingerprint(source: Source) -> str:
@@ -168,31 +115,16 @@ def fingerprint(source: Source) -> str:
     return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
 
-NAMED = ("emoji", "scenes")  # sets that need no path
-
-
-def open_source(data: str, labels: str | None = None) -> Source:
-    """The source that `data` names: 'emoji', 'scenes', a labelled set in its usual layout (`sets`), or a folder of images.
-
-    `labels` picks one of several that a set has. Raises UserError.
-    """
-    if data == "scenes":
-        from jepakit.data.scenes import SceneSource
-
-        return SceneSource(labels=labels)
-    source: Source
-    if data == "emoji":
-        source = EmojiSource()
-    else:
-        from jepakit.data.sets import labelled_set  # it builds on this module
-
-        found = labelled_set(Path(data), labels)
-        source = found or FolderSource(Path(data))
-        require_readable(source)
-        if found is not None:
-            return found  # it has picked its labels
-    pick(labels, (source.labels.name,) if source.labels else (), source.name)
-    return source
+def spread(source: Source, count: int) -> NDArray[np.int64]:
+    """At most so many places of a source, evenly; where blocks are dear, of four blocks."""
+    n, blocks = len(source), source.blocks
+    if blocks is None or not blocks.dear:
+        return np.unique(np.linspace(0, n - 1, min(n, count)).astype(np.int64))
+    some = np.unique(np.linspace(0, len(blocks.starts) - 2, 4).astype(int))
+    ends = zip(blocks.starts[some], blocks.starts[some + 1], strict=True)
+    return np.concatenate([np.unique(np.linspace(a, b - 1, min(b - a, count // 4 + 1)).astype(np.int64)) for a, b in ends])[
+        :count
+    ]
 
 
 def pick(labels: str | None, choices: tuple[str, ...], name: str) -> str:
@@ -210,40 +142,3 @@ def fifths(values: NDArray[np.int64]) -> NDArray[np.bool_]:
         rank[values == value] = np.arange((values == value).sum())
     held: NDArray[np.bool_] = (rank % 5 == 4) & (values >= 0)
     return held
-
-
-def _images(folder: Path, seen: set[Path]) -> list[Path]:
-    real = folder.resolve()
-    if real in seen:
-        return []
-    seen.add(real)
-    found: list[Path] = []
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError:
-        return []
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            found += _images(entry, seen)
-        elif entry.suffix.lower() in SUFFIXES and entry.is_file():
-            found.append(entry)
-    return found
-
-
-def _folder_labels(paths: list[Path]) -> Labels | None:
-    """Top sub-folders as classes, a fifth of each held out; or, with train/ and val/ or test/ on top, those."""
-    parts = [p.parts for p in paths]
-    if any(len(p) < 2 for p in parts):
-        return None
-    tops = {p[0] for p in parts}
-    split = "train" in tops and tops <= {"train", "val", "test"} and len(tops) > 1 and all(len(p) > 2 for p in parts)
-    names = [p[1] if split else p[0] for p in parts]
-    classes = tuple(sorted(set(names)))
-    if len(classes) < 2:
-        return None
-    values = np.array([classes.index(n) for n in names], np.int64)
-    if split:
-        return Labels("folder", classes, values, np.array([p[0] != "train" for p in parts]))
-    return Labels("folder", classes, values, fifths(values))

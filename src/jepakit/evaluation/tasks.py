@@ -15,7 +15,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from jepakit.config import overrides, sentence
 from jepakit.data.decode import BadImageError
-from jepakit.data.sources import Source, open_source
+from jepakit.data.opening import open_source
+from jepakit.data.sources import Source
 from jepakit.errors import UserError, nearest
 from jepakit.evaluation.compare import Difference
 from jepakit.evaluation.davis import davis
