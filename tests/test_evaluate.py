@@ -315,7 +315,7 @@ def test_the_numbers_are_those_of_probes_by_hand(run: Run) -> None:
         with torch.no_grad():
             other = encoder.embed(normalise(pixels, run.config.images))
         assert by_name(results["rankme"])[name]["rankme"] == pytest.approx(rankme(other), rel=1e-3)
-        assert rankme(other) != pytest.approx(rankme(x), rel=1e-2)
+        assert rankme(other) != pytest.approx(rankme(x), rel=2e-3)  # so that the names are not mixed up
 
 
 def saved(run: Run) -> JEPA:

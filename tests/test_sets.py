@@ -188,9 +188,8 @@ def test_idx_files_are_gray_images_and_repeated_where_three_channels_are_wanted(
     np.testing.assert_array_equal(source.read(6), arrays["t10k"][0][1][..., None])
     for channels in (1, 3):
         images = Images(size=28, channels=channels, crop_scale=(1, 1), crop_aspect=(1, 1))
-        with ThreadPoolExecutor(1) as pool:
-            made = Loader(source, images, LAW, (7, 7), 8, 0)
-            batch = made.batch(0, pool)
+        made = Loader(source, images, LAW, (7, 7), 8, 0)
+        batch = made.batch(0)
         assert batch.images.shape == (8, channels, 28, 28) and batch.images.dtype == torch.uint8
         whole = np.concatenate([x for x, _ in arrays.values()])[made.ids(0)]
         np.testing.assert_array_equal(batch.images.numpy(), np.repeat(whole[:, None], channels, 1))
@@ -263,9 +262,8 @@ def test_thirteen_bands_reach_the_model_as_hand_computed_floats(tmp_path: Path) 
     shape = {"width": 16, "depth": 1, "heads": 2, "patch_size": 2}
     config = resolve({"images": layers, "encoder": shape, "predictor": {"width": 8, "depth": 1}, "masking": {"min_keep": 2}})
     assert config.images.mean == (0.5,) * 13 and config.images.std == (0.25,) * 13
-    with ThreadPoolExecutor(2) as pool:
-        made = Loader(source, config.images, config.masking, config.grid, 6, 0)
-        batch = made.batch(0, pool)
+    made = Loader(source, config.images, config.masking, config.grid, 6, 0)
+    batch = made.batch(0)
     x = normalise(batch.images, config.images)
     assert x.shape == (6, 13, 8, 8) and x.dtype == torch.float32
     classes = labels_of(source).values[made.ids(0)]
@@ -732,8 +730,7 @@ def test_a_batch_of_both_depths_holds_the_same_values(tmp_path: Path) -> None:
     for i in range(4):
         Image.fromarray(gray if i % 2 else gray.astype(np.uint16) * 257).save(tmp_path / f"{i}.png")
     images = Images(size=8, channels=1, crop_scale=(1, 1), crop_aspect=(1, 1))
-    with ThreadPoolExecutor(2) as pool:
-        batch = Loader(FolderSource(tmp_path), images, LAW, (4, 4), 4, 0).batch(0, pool)
+    batch = Loader(FolderSource(tmp_path), images, LAW, (4, 4), 4, 0).batch(0)
     assert batch.images.dtype == torch.float32
     np.testing.assert_allclose(batch.images.numpy(), np.broadcast_to(gray / 255, (4, 1, 8, 8)), atol=1e-6)
     alike = stacked([torch.zeros(1, 2, 2, dtype=torch.uint8)] * 3)
@@ -749,8 +746,7 @@ def test_a_wrong_number_of_channels_is_said_before_the_run_and_one_odd_image_is_
         image(tmp_path / "most" / f"{i}.png", seed=i)
     tifffile.imwrite(tmp_path / "most" / "0.tif", draw(8, 8, 13), photometric="minisblack", planarconfig="contig")
     made = Loader(FolderSource(tmp_path / "most"), Images(size=8), LAW, (4, 4), 9, 0)
-    with ThreadPoolExecutor(2) as pool:
-        assert made.batch(0, pool).images.shape == (9, 3, 8, 8)
+    assert made.batch(0).images.shape == (9, 3, 8, 8)
     assert list(made.bad.values()) == ["has 13 bands, and images.channels is 3; set images.channels=13"]
 
 

@@ -24,6 +24,7 @@ class RunSettings(Settings):
     compile: bool = Field(False, description="compile the blocks (worth it on CUDA)")
     threads: int | None = Field(None, ge=1, description="CPU threads of the model; none: all cores")
     loader_threads: int = Field(2, ge=1, description="threads that decode images")
+    read_timeout_seconds: float = Field(60.0, gt=0, description="an image that is not read by then counts as unreadable")
     log_every_steps: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     save_every_steps: int = Field(500, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="how many checkpoints are kept")

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from jepakit.config import Config, fields, merge, method_layer, nested, resolve
+from jepakit.data.crops import IMAGENET
 from jepakit.errors import UserError, nearest
 from jepakit.method import name_of
 from jepakit.vit import SHAPE
@@ -28,6 +29,8 @@ PAPER, CONFIG = "I-JEPA paper, appendix A.1", "I-JEPA released config"
 _PAPERS: Values = {
     "images.size": (224, PAPER),
     "images.crop_scale": ((0.3, 1.0), CONFIG),
+    "images.mean": (IMAGENET[0], "ImageNet's, as in the released code"),
+    "images.std": (IMAGENET[1], "ImageNet's, as in the released code"),
     "masking.kind": ("multi_block", "I-JEPA paper, section 3"),
     "masking.compat": ("released", "the law of the released collator, with which the papers' values were tuned"),
     "masking.targets": (4, "I-JEPA paper, section 3"),
@@ -93,6 +96,8 @@ RECIPES: dict[str, Recipe] = {
         {
             "data": ("emoji", "embedded"),
             "images.size": (32, "the embedded images"),
+            "images.mean": (IMAGENET[0], "ImageNet's: the trials were made with it"),
+            "images.std": (IMAGENET[1], "ImageNet's: the trials were made with it"),
             "encoder.patch_size": (4, "8x8 patches"),
             "encoder.width": (128, "trial on the emoji"),
             "encoder.depth": (6, "trial on the emoji"),

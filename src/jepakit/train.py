@@ -21,10 +21,11 @@ from torch import Tensor
 from jepakit import checkpoint
 from jepakit.checkpoint import Checkpoint
 from jepakit.config import Config, merge, method_layer, overrides, read_yaml, resolve
-from jepakit.data.crops import normalise
+from jepakit.data.crops import mirrored, normalise
 from jepakit.data.loader import Batch, Loader, TooManyBadImagesError
 from jepakit.data.opening import NAMED, open_source
 from jepakit.data.sources import Source, fingerprint
+from jepakit.data.statistics import fitted
 from jepakit.device import device_of, lowered, precision_of, use_cpu
 from jepakit.errors import UserError
 from jepakit.evaluation.online import Online
@@ -70,6 +71,8 @@ def pretrain(
         raise UserError("where shall the run go? give --out RUN (a new folder), or --resume RUN")
     chosen = _chosen(data, recipe, method, config, given)
     source = open_source(chosen.data or "")
+    threads, seconds = chosen.run.loader_threads, chosen.run.read_timeout_seconds
+    chosen = chosen.model_copy(update={"images": fitted(chosen.images, source, threads=threads, seconds=seconds)})
     training = Training.prepare(chosen, source)
     run = Run.create(out, chosen, overwrite=overwrite)
     with run.lock(), run.logged():
@@ -136,8 +139,18 @@ class Training:
         device = device_of(config.run.device)
         use_cpu(config.run.threads)
         o = config.optim
-        shape = config.images, config.masking, config.grid
-        loader = Loader(source, *shape, o.batch_size, config.seed, o.accumulate, config.run.loader_threads)
+        loader = Loader(
+            source,
+            config.images,
+            config.masking,
+            config.grid,
+            o.batch_size,
+            config.seed,
+            parts=o.accumulate,
+            threads=config.run.loader_threads,
+            read_timeout_seconds=config.run.read_timeout_seconds,
+            pin=device.type == "cuda",
+        )
         jepa = jepa_of(config).to(device)
         if config.run.compile:
             for block in (*jepa.encoder.blocks, *jepa.target_encoder.blocks, *jepa.predictor.predictor_blocks):
@@ -189,8 +202,9 @@ class Training:
         set_now(self.adamw, now)
         self.adamw.zero_grad(set_to_none=True)
         parts = len(batch.masks)
-        for images, masks in zip(batch.images.chunk(parts), batch.masks, strict=True):
-            pixels = normalise(images.to(self.device, non_blocking=True), self.config.images)
+        shown = mirrored(batch.images.to(self.device, non_blocking=True), batch.mirrored[0])
+        for images, masks in zip(shown.chunk(parts), batch.masks, strict=True):
+            pixels = normalise(images, self.config.images)
             with lowered(self.device, self.dtype):
                 out = self.jepa(pixels, masks)
             (out.loss / parts).backward()

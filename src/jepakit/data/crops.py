@@ -1,6 +1,8 @@
 """Random resized crops (the only augmentation of I-JEPA, section A.1), as functions of (seed, epoch, sample id)."""
 
-from typing import Any
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,9 +12,10 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from jepakit import rng
-from jepakit.data.decode import BadImageError, Pixels
+from jepakit.data.decode import MOST_PIXELS, BadImageError, Pixels
 from jepakit.settings import Settings
 
+Box = tuple[int, int, int, int]  # top, left, height, width
 TRIES = 10  # torchvision's bound before it falls back to a centre crop
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of its training images
 LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in units of 2^-16, as Pillow rounds it
@@ -23,7 +26,7 @@ class BandsError(BadImageError):
 
 
 def _usual(which: int) -> Any:
-    """A default by the channels: ImageNet's statistics for three, else .5 or .25 each."""
+    """Until they are measured: ImageNet's statistics for three channels, else .5 and .25 each."""
 
     def values(given: dict[str, Any]) -> tuple[float, ...]:
         channels = given.get("channels", 3)
@@ -44,11 +47,15 @@ class Images(Settings):
     crop_aspect: tuple[float, float] = Field((0.75, 4 / 3), description="width over height of a crop")
     flip: bool = Field(False, description="mirror half of the images (released code: off)")
     mean: tuple[float, ...] = Field(
-        default_factory=_usual(0), description="subtracted from channels in [0, 1]; by default ImageNet's of 3, else .5"
+        default_factory=_usual(0), description="subtracted from channels in [0, 1]; by default measured in the data"
     )
     std: tuple[PositiveFloat, ...] = Field(
-        default_factory=_usual(1), description="channels are divided by it; by default ImageNet's of 3, else .25"
+        default_factory=_usual(1), description="channels are divided by it; by default measured in the data"
     )
+    shuffle: Literal["auto", "full", "blocks"] = Field(
+        "auto", description="an epoch's order: full, or a few shards or row groups at a time; auto: as the storage wants it"
+    )
+    max_pixels: int = Field(MOST_PIXELS, ge=1, description="pixels of an image; more are taken for a decompression bomb")
     max_bad: float = Field(0.01, ge=0, le=1, description="share of unreadable images at which the run stops")
 
     @model_validator(mode="after")
@@ -72,41 +79,62 @@ class Images(Settings):
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
+@dataclass(frozen=True)
+class Crops:
+    """What an epoch draws for samples (B,): area over the image's and aspect of each try (B, TRIES), place (B, 2)."""
+
+    law: Images
+    areas: list[list[float]]
+    aspects: list[list[float]]
+    places: list[list[float]]
+
+    @classmethod
+    def draw(cls, law: Images, ids: NDArray[np.int64], seed: int, epoch: int, view: int = 0) -> "Crops":
+        """A function of (seed, epoch, view, id) only; views are independent crops of one image."""
+        stream = f"crop {view}" if view else "crop"
+        u = rng.uniform(rng.keys(seed, stream, epoch, ids), 2 * TRIES + 2)
+        low, high = np.log(law.crop_aspect)
+        areas = law.crop_scale[0] + u[:, :TRIES] * (law.crop_scale[1] - law.crop_scale[0])
+        aspects = np.exp(low + u[:, TRIES : 2 * TRIES] * (high - low))
+        return cls(law, areas.tolist(), aspects.tolist(), u[:, 2 * TRIES :].tolist())
+
+    def box(self, row: int, height: int, width: int) -> Box:
+        """The crop of an image of that size: torchvision's law.
+
+        Area uniform, aspect log-uniform, the first of ten tries that fits, else the largest centre crop of a legal aspect.
+        """
+        for share, aspect in zip(self.areas[row], self.aspects[row], strict=True):
+            area = share * height * width
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 1 <= w <= width and 1 <= h <= height:
+                down, across = self.places[row]
+                top = min(math.floor(down * (height - h + 1)), height - h)
+                return top, min(math.floor(across * (width - w + 1)), width - w), h, w
+        narrowest, widest = self.law.crop_aspect
+        h = max(1, min(height, round(width / narrowest) if width / height < narrowest else height))
+        w = max(1, min(width, round(height * widest) if width / height > widest else width))
+        return (height - h + 1) // 2, (width - w + 1) // 2, h, w
+
+    def cut(self, row: int, pixels: Pixels) -> Pixels:
+        """The crop of an image (H, W, C), as a view."""
+        top, left, h, w = self.box(row, *pixels.shape[:2])
+        return pixels[top : top + h, left : left + w]
+
+
 def crop_boxes(images: Images, sizes: NDArray[np.int64], ids: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Boxes (B, 4): top, left, height, width in images of sizes (B, 2): torchvision's law.
-
-    Area uniform, aspect log-uniform, the first of ten tries that fits, else the largest centre crop of a legal aspect.
-    """
-    u = rng.uniform(rng.keys(seed, "crop", epoch, ids), 2 * TRIES + 2)
-    height, width = sizes[:, :1].astype(float), sizes[:, 1:].astype(float)
-    area = (images.crop_scale[0] + u[:, :TRIES] * (images.crop_scale[1] - images.crop_scale[0])) * height * width
-    low, high = np.log(images.crop_aspect)
-    aspect = np.exp(low + u[:, TRIES : 2 * TRIES] * (high - low))
-    w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-    fits = (w >= 1) & (h >= 1) & (w <= width) & (h <= height)
-    first = fits.argmax(1)[:, None]
-    h, w = np.take_along_axis(h, first, 1), np.take_along_axis(w, first, 1)
-    shape = width / height
-    whole_h = np.where(shape < images.crop_aspect[0], np.rint(width / images.crop_aspect[0]), height)
-    whole_w = np.where(shape > images.crop_aspect[1], np.rint(height * images.crop_aspect[1]), width)
-    any_fits = fits.any(1, keepdims=True)
-    h, w = np.where(any_fits, h, np.clip(whole_h, 1, height)), np.where(any_fits, w, np.clip(whole_w, 1, width))
-    place = np.where(any_fits, u[:, 2 * TRIES :], 0.5)
-    top = np.minimum(np.floor(place[:, :1] * (height - h + 1)), height - h)
-    left = np.minimum(np.floor(place[:, 1:] * (width - w + 1)), width - w)
-    return np.concatenate([top, left, h, w], 1).astype(np.int64)
+    """Boxes (B, 4): top, left, height, width in images of sizes (B, 2), as of `Crops`."""
+    crops = Crops.draw(images, ids, seed, epoch)
+    return np.array([crops.box(row, *size) for row, size in enumerate(sizes.tolist())], np.int64).reshape(-1, 4)
 
 
-def random_crop(pixels: Pixels, images: Images, index: int, seed: int, epoch: int) -> Pixels:
-    """The part of a sample's pixels (H, W, C) that an epoch shows."""
-    box = crop_boxes(images, np.array([pixels.shape[:2]]), np.array([index]), seed, epoch)[0]
-    top, left, h, w = (int(v) for v in box)
-    return pixels[top : top + h, left : left + w]
-
-
-def flips(seed: int, epoch: int, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+def flips(seed: int, epoch: int, ids: NDArray[np.int64], view: int = 0) -> NDArray[np.bool_]:
     """Which samples are mirrored: (B,)."""
-    return rng.uniform(rng.keys(seed, "flip", epoch, ids), 1)[:, 0] < 0.5
+    return rng.uniform(rng.keys(seed, f"flip {view}" if view else "flip", epoch, ids), 1)[:, 0] < 0.5
+
+
+def mirrored(images: Tensor, which: Tensor | None) -> Tensor:
+    """Images (B, C, H, W) on any device, those of `which` (B,) bool mirrored left to right."""
+    return images if which is None else torch.where(which.to(images.device)[:, None, None, None], images.flip(3), images)
 
 
 def channels_of(pixels: Pixels, images: Images) -> Pixels:
@@ -147,7 +175,7 @@ def to_show(image: Tensor) -> Tensor:
 
 def resize(pixels: Pixels, height: int, width: int) -> Tensor:
     """(H, W, C) uint8 or float32 -> (C, height, width) of the same type, bilinear with antialias."""
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]  # channels last: the fast path
+    image = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)  # channels last: the fast path
     if image.shape[2:] == (height, width):
         return image[0]
     return F.interpolate(image, (height, width), mode="bilinear", antialias=True)[0]

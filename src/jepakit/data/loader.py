@@ -1,6 +1,6 @@
-"""Batches: the one at step s is a pure function of (seed, s, batch size), for any number of threads and any restart.
+"""Batches: the one at step s is a pure function of (seed, s, global batch size), for any number of threads, processes, restarts.
 
-Threads decode, crop and write into one uint8 buffer per batch; a few batches are made ahead.
+Threads decode, crop and write into one buffer per batch; a few batches are made ahead.
 """
 
 import logging
@@ -15,16 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jepakit import rng
-from jepakit.data.crops import BandsError, Images, channels_of, flips, random_crop, resize
+from jepakit.data.crops import Crops, Images, channels_of, flips, resize
 from jepakit.data.decode import BadImageError, Pixels
-from jepakit.data.sources import Source
+from jepakit.data.order import order
+from jepakit.data.sources import Blocks, Source
+from jepakit.data.statistics import require_bands
+from jepakit.data.threads import each
 from jepakit.errors import UserError
 from jepakit.masks import Masking, Masks
 
 log = logging.getLogger("jepakit")
 AHEAD = 3
-PROBED = 8  # images looked at for their bands before a run
+TOLD = 8192  # samples that a source is told of before they are read
 
 
 class TooManyBadImagesError(UserError):
@@ -33,20 +35,31 @@ class TooManyBadImagesError(UserError):
 
 @dataclass(frozen=True)
 class Batch:
-    """images (B, C, H, W): uint8, or float32 in units of white where one is deeper.
+    """What one process works on in a step.
 
-    masks of each part of the batch (one unless gradients are accumulated).
+    views: of each view (B, C, H, W): uint8, or float32 in units of white where one is deeper; mirrored: which of them the
+    device shall turn, (B,) bool each; masks of each part of the batch (one unless gradients are accumulated).
     """
 
     step: int
     epoch: int
-    images: Tensor
+    views: tuple[Tensor, ...]
+    mirrored: tuple[Tensor | None, ...]
     masks: tuple[Masks, ...]
+
+    @property
+    def images(self) -> Tensor:
+        """(B, C, H, W): the only view, or the first."""
+        return self.views[0]
 
 
 @dataclass
 class Loader:
-    """Batches of a source; whole batches only, each sample at most once an epoch."""
+    """Batches of a source; whole batches only, each sample at most once an epoch.
+
+    batch_size is that of all processes together: process p of n has the p-th n-th of every part of it. views: how many
+    independent crops of each image. pin: buffers that CUDA copies from while it computes.
+    """
 
     source: Source
     images: Images
@@ -56,7 +69,13 @@ class Loader:
     seed: int
     parts: int = 1
     threads: int = 2
+    read_timeout_seconds: float = 60.0
+    views: int = 1
+    process: int = 0
+    processes: int = 1
+    pin: bool = False
     bad: dict[int, str] = field(default_factory=dict)
+    _late: set[int] = field(default_factory=set)  # reads that never came back: not tried again
     _lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
@@ -67,74 +86,108 @@ class Loader:
                 f"optim.batch_size={self.batch_size} is more than the {len(self.source)} images of {self.source.name}; "
                 f"set optim.batch_size={2 ** (len(self.source).bit_length() - 1)} or less"
             )
-        self._require_bands()
-
-    def _require_bands(self) -> None:
-        """Raises UserError if none of eight images has the right number of bands: then the setting is wrong, not the images."""
-        found: list[BandsError] = []
-        for index in np.unique(np.linspace(0, len(self.source) - 1, PROBED).astype(int)):
-            try:
-                channels_of(self.source.read(int(index))[:1, :1], self.images)
-                return
-            except BandsError as error:
-                found.append(error)
-            except BadImageError:
-                continue
-        if found:
-            raise UserError(f"{self.source.name}: an image {found[0]}")
+        if self.batch_size % (self.parts * self.processes):
+            raise UserError(
+                f"optim.batch_size={self.batch_size} cannot be shared evenly by {self.processes} processes of {self.parts} parts"
+            )
+        require_bands(self.source, self.images)
 
     @property
     def steps_per_epoch(self) -> int:
         return len(self.source) // self.batch_size
 
     def ids(self, step: int) -> NDArray[np.int64]:
-        """Sample ids of the batch at a step: (B,)."""
+        """Sample ids of the batch at a step, of all processes: (batch_size,)."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = rng.permutation(self.seed, "order", epoch, len(self.source))
-        return order[place * self.batch_size : (place + 1) * self.batch_size]
+        return self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
 
-    def batch(self, step: int, pool: ThreadPoolExecutor) -> Batch:
-        """The batch at a step. Raises UserError when too many images are bad."""
-        ids, epoch = self.ids(step), step // self.steps_per_epoch
-        mirrored = flips(self.seed, epoch, ids) if self.images.flip else np.zeros(len(ids), bool)
+    def batch(self, step: int) -> Batch:
+        """This process's batch at a step. Raises UserError when too many images are bad."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        parts = [np.split(part, self.processes)[self.process] for part in np.split(self.ids(step), self.parts)]
+        ids = np.concatenate(parts)
+        if self._blocks is not None:
+            self.source.soon(self._order(epoch)[place * self.batch_size :][:TOLD])
+        crops = [Crops.draw(self.images, ids, self.seed, epoch, view) for view in range(self.views)]
+        buffers = [self._buffer(len(ids)) for _ in crops]
+        deep: list[dict[int, Tensor]] = [{} for _ in crops]
+        places = ids.copy()  # what each row reads at the moment: another sample where the first is bad
 
-        buffer = torch.empty(len(ids), self.images.channels, *self.images.height_width, dtype=torch.uint8)
-        deep: dict[int, Tensor] = {}
+        def views(row: int) -> list[Tensor]:
+            pixels = self._readable(row, places)
+            return [resize(channels_of(crop.cut(row, pixels), self.images), *self.images.height_width) for crop in crops]
 
-        def fill(rows: range) -> None:
-            for row in rows:
-                image = self._sample(int(ids[row]), epoch, bool(mirrored[row]))
+        def put(row: int, images: list[Tensor]) -> None:
+            for image, buffer, others in zip(images, buffers, deep, strict=True):
                 if image.dtype == torch.uint8:
                     buffer[row] = image
                 else:
-                    deep[row] = image
+                    others[row] = image
 
-        chunk = -(-len(ids) // self.threads)
-        list(pool.map(fill, [range(i, min(i + chunk, len(ids))) for i in range(0, len(ids), chunk)]))
-        images = buffer.float() / 255 if deep else buffer
-        for row, image in deep.items():
-            images[row] = image
+        def late(row: int) -> None:
+            index = int(places[row])
+            self._late.add(index)
+            self._note(index, f"no answer within {self.read_timeout_seconds:g} s")
+
+        each(len(ids), views, put, threads=self.threads, seconds=self.read_timeout_seconds, late=late)
         masks = tuple(
-            self.masking.sample(self.grid, part, seed=self.seed, epoch=epoch, step=step * self.parts + i)
-            for i, part in enumerate(np.split(ids, self.parts))
+            self.masking.sample(
+                self.grid, part, seed=self.seed, epoch=epoch, step=(step * self.parts + i) * self.processes + self.process
+            )
+            for i, part in enumerate(parts)
         )
-        return Batch(step, epoch, images, masks)
+        turned = [
+            torch.from_numpy(flips(self.seed, epoch, ids, view)) if self.images.flip else None for view in range(self.views)
+        ]
+        images = tuple(_joined(buffer, others) for buffer, others in zip(buffers, deep, strict=True))
+        return Batch(step, epoch, images, tuple(turned), masks)
 
-    def _sample(self, index: int, epoch: int, mirrored: bool) -> Tensor:
-        part = random_crop(self._readable(index), self.images, index, self.seed, epoch)
-        image = resize(channels_of(part, self.images), *self.images.height_width)
-        return image.flip(2) if mirrored else image
-
-    def _readable(self, index: int) -> Pixels:
-        """The image, or for a bad one the next that can be read: the same replacement in every run."""
-        for other in range(len(self.source)):
-            place = (index + other) % len(self.source)
+    def __call__(self, first: int, steps: int) -> Iterator[Batch]:
+        """Batches from step `first` up to `steps`, made ahead of need."""
+        with ThreadPoolExecutor(1, "jepakit-batch") as maker:
+            ahead: deque[Future[Batch]] = deque()
             try:
-                pixels = self.source.read(place)
+                for step in range(first, steps):
+                    while len(ahead) < AHEAD and step + len(ahead) < steps:
+                        ahead.append(maker.submit(self.batch, step + len(ahead)))
+                    yield ahead.popleft().result()
+            finally:
+                for waiting in ahead:
+                    waiting.cancel()
+
+    @property
+    def _blocks(self) -> Blocks | None:
+        """What the order goes by: the source's blocks, where the settings or the storage want it."""
+        blocks = self.source.blocks
+        by_blocks = blocks is not None and (blocks.dear if self.images.shuffle == "auto" else self.images.shuffle == "blocks")
+        return blocks if by_blocks else None
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        return order(self.seed, epoch, len(self.source), self._blocks)
+
+    def _buffer(self, rows: int) -> Tensor:
+        height, width = self.images.height_width  # channels last, as images are resized
+        return torch.empty(rows, height, width, self.images.channels, dtype=torch.uint8, pin_memory=self.pin).permute(0, 3, 1, 2)
+
+    def _turned(self, ids: NDArray[np.int64], epoch: int, view: int) -> Tensor | None:
+        return torch.from_numpy(flips(self.seed, epoch, ids, view)) if self.images.flip else None
+
+    def _readable(self, row: int, places: NDArray[np.int64]) -> Pixels:
+        """The image of a row, or for a bad one the next that can be read: the same replacement in every run."""
+        first = int(places[row])
+        for other in range(len(self.source)):
+            index = (first + other) % len(self.source)
+            if index in self._late:
+                continue
+            places[row] = index
+            try:
+                pixels = self.source.read(index, self.images.max_pixels)
                 channels_of(pixels[:1, :1], self.images)  # another number of bands is found here
                 return pixels
             except BadImageError as error:
-                self._note(place, str(error))
+                if index in self._late:  # this thread was given up: another one fills the row
+                    raise
+                self._note(index, str(error))
         raise UserError(f"no readable image in {self.source.name}")
 
     def _note(self, index: int, reason: str) -> None:
@@ -154,11 +207,12 @@ class Loader:
                 f"run.log names them: mend them, or set images.max_bad higher, and --resume"
             )
 
-    def __call__(self, first: int, steps: int) -> Iterator[Batch]:
-        """Batches from step `first` up to `steps`, made ahead of need."""
-        with ThreadPoolExecutor(self.threads, "jepakit-image") as pool, ThreadPoolExecutor(1, "jepakit-batch") as maker:
-            ahead: deque[Future[Batch]] = deque()
-            for step in range(first, steps):
-                while len(ahead) < AHEAD and step + len(ahead) < steps:
-                    ahead.append(maker.submit(self.batch, step + len(ahead), pool))
-                yield ahead.popleft().result()
+
+def _joined(buffer: Tensor, deep: dict[int, Tensor]) -> Tensor:
+    """uint8 (B, C, H, W) as it is, or floats in units of white where some are."""
+    if not deep:
+        return buffer
+    images = buffer.float() / 255
+    for row, image in deep.items():
+        images[row] = image
+    return images

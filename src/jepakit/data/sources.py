@@ -46,7 +46,7 @@ class Source(Protocol):
     """Images by index. A class of this kind names it as its base and gives `raw`; reading is safe from several threads."""
 
     name: str
-    labels: Labels | None = None
+    labels: Labels | None
     blocks: Blocks | None = None
 
     def __len__(self) -> int: ...

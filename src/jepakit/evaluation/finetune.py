@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from jepakit import rng
-from jepakit.data.crops import Images, flips, random_crop, resize, stacked
+from jepakit.data.crops import Crops, Images, flips, resize, stacked
 from jepakit.data.sources import Source
 from jepakit.device import lowered
 from jepakit.encoder import Encoder
@@ -318,7 +318,7 @@ class _View:
         pixels = pixels_of(self.source, row, self.images)
         if not self.whole:
             law = self.images.model_copy(update={"crop_scale": self.settings.crop_scale})
-            pixels = random_crop(pixels, law, row, self.seed, epoch)
+            pixels = Crops.draw(law, np.array([row]), self.seed, epoch).cut(0, pixels)
         image = resize(pixels, *self.images.height_width)
         return image.flip(2) if self.settings.flip and flips(self.seed, epoch, np.array([row]))[0] else image
 
