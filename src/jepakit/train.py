@@ -23,7 +23,7 @@ from jepakit.checkpoint import Checkpoint
 from jepakit.config import Config, merge, method_layer, overrides, read_yaml, resolve
 from jepakit.data.crops import mirrored, normalise
 from jepakit.data.loader import Batch, Loader, TooManyBadImagesError
-from jepakit.data.opening import NAMED, open_source
+from jepakit.data.opening import absolute, open_source
 from jepakit.data.sources import Source, fingerprint
 from jepakit.data.statistics import fitted
 from jepakit.device import device_of, lowered, precision_of, use_cpu
@@ -96,8 +96,7 @@ def _chosen(
     chosen = settings(recipe or named.get("recipe"), named.get("method"), named, *layers)
     if not chosen.data:
         raise UserError("which images? give --data FOLDER, or --data emoji for the embedded ones")
-    # absolute, so that the run can be resumed and evaluated from anywhere
-    return chosen if chosen.data in NAMED else chosen.model_copy(update={"data": str(Path(chosen.data).expanduser().resolve())})
+    return chosen.model_copy(update={"data": absolute(chosen.data)})  # to be resumed and evaluated from anywhere
 
 
 def _resume(run: Run, changes: Mapping[str, Any]) -> Run:

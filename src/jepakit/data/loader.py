@@ -107,7 +107,7 @@ class Loader:
         parts = [np.split(part, self.processes)[self.process] for part in np.split(self.ids(step), self.parts)]
         ids = np.concatenate(parts)
         if self._blocks is not None:
-            self.source.soon(self._order(epoch)[place * self.batch_size :][:TOLD])
+            self.source.soon(np.concatenate([self._order(epoch)[place * self.batch_size :], self._order(epoch + 1)])[:TOLD])
         crops = [Crops.draw(self.images, ids, self.seed, epoch, view) for view in range(self.views)]
         buffers = [self._buffer(len(ids)) for _ in crops]
         deep: list[dict[int, Tensor]] = [{} for _ in crops]

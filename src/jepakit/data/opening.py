@@ -1,20 +1,25 @@
 """From what the user names to a source of images."""
 
+import os
 from pathlib import Path
 
 from jepakit.data.decode import BadImageError
 from jepakit.data.folder import FolderSource
+from jepakit.data.remote import MAGIC, NothingThereError, Places, expand, is_pattern, is_remote, shown
 from jepakit.data.sets import labelled_set
+from jepakit.data.shards import shards_of
 from jepakit.data.sources import EmojiSource, Source, pick, spread
 from jepakit.errors import UserError
 
 NAMED = ("emoji", "scenes")  # sets that need no path
+KINDS = (".parquet", ".tar")  # of files that an address or a pattern may name
 
 
 def open_source(data: str, labels: str | None = None) -> Source:
-    """The source that `data` names: 'emoji', 'scenes', a labelled set in its usual layout (`sets`), or a folder of images.
+    """The source that `data` names.
 
-    `labels` picks one of several that a set has. Raises UserError.
+    'emoji', 'scenes'; a labelled set in its usual layout (`sets`), or a folder of images; a pattern or an address of .tar
+    or .parquet files. `labels` picks one of several that a set has. Raises UserError.
     """
     if data == "scenes":
         from jepakit.data.scenes import SceneSource
@@ -24,13 +29,50 @@ def open_source(data: str, labels: str | None = None) -> Source:
     if data == "emoji":
         source = EmojiSource()
     else:
-        found = labelled_set(Path(data), labels)
+        found = _files(data, labels) if is_remote(data) or is_pattern(data) else labelled_set(Path(data), labels)
         source = found or FolderSource(Path(data))
         require_readable(source)
         if found is not None:
             return found  # it has picked its labels
     pick(labels, (source.labels.name,) if source.labels else (), source.name)
     return source
+
+
+def absolute(data: str) -> str:
+    """The same from any working folder: named sets and addresses as they are, a path or a pattern from the root."""
+    if data in NAMED or is_remote(data):
+        return data
+    path = os.path.expanduser(data)
+    first = min((path.index(c) for c in MAGIC if c in path), default=0) if is_pattern(data) else len(path)
+    fixed = path.rfind("/", 0, first) + 1 if first < len(path) else len(path)
+    return os.path.join(Path(path[:fixed]).resolve(), path[fixed:]) if path[fixed:] else str(Path(path).resolve())
+
+
+def _files(data: str, labels: str | None) -> Source:
+    """Files that a pattern or an address names. Raises UserError."""
+    name, places = shown(data), _places(data)
+    kinds = {os.path.splitext(shown(path))[1].lower() for path in places.paths}
+    if kinds == {".tar"}:
+        return shards_of(places, name, labels)
+    if kinds == {".parquet"}:
+        from jepakit.data.parquet import parquet_files
+
+        return parquet_files(places, name, labels)
+    have = " and ".join(sorted(kind or "no ending" for kind in kinds))
+    raise UserError(f"{name} names files of {have}: give .tar files or .parquet files, as in 'images-{{000..146}}.tar'")
+
+
+def _places(data: str) -> Places:
+    """What an address names; for a data set of the Hugging Face Hub its Parquet files, else its tars."""
+    path = data.removeprefix("hf://datasets/")
+    if path == data or is_pattern(data) or os.path.splitext(data)[1].lower() in KINDS:
+        return expand(data)
+    for kind in KINDS:
+        try:
+            return expand(f"{data.rstrip('/')}/**/*{kind}")
+        except NothingThereError:
+            continue
+    raise UserError(f"{data} holds no .parquet and no .tar files that you may read: check its name, and log in if it is private")
 
 
 def require_readable(source: Source) -> None:

@@ -1,187 +1,300 @@
-"""Parquet files of images in the layout of Hugging Face's data sets (extra 'parquet').
+"""Parquet files of images in the layout of Hugging Face's data sets (extra 'parquet'), here or afar.
 
 An image is a struct of bytes and path, or bytes; a label is a number, with names in the schema where there are, or text.
-Parquet has no way to a single row: its row group is read for it. In order that is once a group; shuffled, a set of more
-than KEPT bytes reads about a group an image (measured from a warm file cache: 6 to 9 ms for a group of 11 MB, 100 ms for one
-of 110 MB), so unpack a large set into a folder of image files before pretraining on it.
+Parquet has no way to a single row: its row group is read for it (6 to 9 ms for a group of 11 MB from a warm file cache).
+The groups last used are kept, and those soon wanted are read in the background, so that an order by groups reads each once.
 """
 
-import json
-from collections import OrderedDict
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from fsspec.spec import AbstractFileSystem
 from numpy.typing import NDArray
 
-from jepakit.data.decode import SUFFIXES, BadImageError, file_bytes
-from jepakit.data.folder import leaves
-from jepakit.data.sources import Labels, Source, fifths, pick
+from jepakit.data import tables
+from jepakit.data.decode import BadImageError
+from jepakit.data.remote import PATIENCE, Places, patiently, shown
+from jepakit.data.sources import Blocks, Labels, Source
 from jepakit.errors import UserError, line_of
 
-IMAGE_NAMES = ("image", "img")  # looked for first
-LABEL_NAMES = ("label", "fine_label", "labels", "class")
-HELD_OUT = {"test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
+T = TypeVar("T")
 KEPT = 256 << 20  # bytes of row groups in memory
+AT_ONCE = 16  # images decoded between two looks at their size: a few bytes can stand for many copies of a large image
+LABELS_AT_ONCE = 4096
+OPENED = 16  # files opened at a time
+BEHIND = 4  # threads that read groups from afar ahead of need; one does for local files
 
 
-@dataclass
+@dataclass(frozen=True)
+class Files:
+    """Parquet files of one set: fs is None for local ones; footers are pyarrow's FileMetaData, titles their names below."""
+
+    fs: AbstractFileSystem | None
+    paths: list[str]
+    titles: list[str]
+    footers: list[Any]
+
+    @contextmanager
+    def reader(self, file: int) -> Iterator[Any]:
+        """A ParquetFile of its own for each reading, as it has one position. Raises whatever a back-end does."""
+        import pyarrow.parquet
+
+        with _opened(self.fs, self.paths[file]) as content:
+            yield pyarrow.parquet.ParquetFile(content, metadata=self.footers[file])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of a row group: bytes, and paths or None, as Arrow's chunked arrays."""
+
+    images: tuple[Any, Any]
+    nbytes: int
+
+
+@dataclass(eq=False)
 class ParquetSource(Source):
-    """Images of Parquet files, read by the row group. Reading is safe from several threads."""
+    """Images of Parquet files, read by the row group. Reading is safe from several threads, and a group is read by one."""
 
     name: str
-    paths: list[Path]
-    files: list[Any]  # pyarrow's ParquetFile
+    files: Files
     column: str
     labels: Labels | None
     starts: NDArray[np.int64]  # first sample of each row group, and the number of samples
     groups: list[tuple[int, int]]  # file and place in it of each row group
+    sizes: NDArray[np.int64]  # bytes of its images: claimed, and true once it was read
     firsts: list[int]  # first sample of each file
-    _kept: OrderedDict[int, Any] = field(default_factory=OrderedDict)
-    _bytes: int = 0  # of those kept
-    _lock: Lock = field(default_factory=Lock)
+    blocks: Blocks | None = None
+    _kept: OrderedDict[int, Group] = field(default_factory=OrderedDict)  # the last used is the last
+    _reading: dict[int, Future[Group]] = field(default_factory=dict)
+    _failed: dict[int, tuple[float, BaseException]] = field(default_factory=dict)
+    _bytes: int = 0  # of those kept and being read
+    _wanted: deque[int] = field(default_factory=deque)
+    _behind: int = 0  # threads at work on those wanted
+    _room: threading.Condition = field(default_factory=threading.Condition)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def raw(self, index: int) -> bytes:
         group, row = self._place(index)
+        file = self.groups[group][0]
+        folder = Path(self.files.paths[file]).parent if self.files.fs is None else None
         try:
-            value = self._group(group)[row].as_py()
-        except (OSError, ValueError) as error:
+            return tables.image_bytes(self._group(group).images, row, folder)
+        except (ValueError, IndexError) as error:  # a name that is no text, fewer rows than the footer claims
             raise BadImageError(line_of(error)) from None
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if data:
-            return bytes(data)
-        path = value.get("path") if isinstance(value, dict) else None
-        if not path:
-            raise BadImageError("no bytes and no path")
-        if leaves(path):
-            raise BadImageError(f"its path '{path}' may lie outside of the folder")
-        return file_bytes(self.paths[self.groups[group][0]].parent / path)
 
     def title(self, index: int) -> str:
         file = self.groups[self._place(index)[0]][0]
-        return f"{self.paths[file].name}:{index - self.firsts[file]}"
+        return f"{self.files.titles[file]}:{index - self.firsts[file]}"
+
+    def soon(self, ids: NDArray[np.int64]) -> None:
+        """Begin to read the row groups of these samples, in this order, as many as fit in KEPT."""
+        groups = np.searchsorted(self.starts, ids, side="right") - 1
+        groups = groups[np.sort(np.unique(groups, return_index=True)[1])]
+        groups = groups[np.cumsum(self.sizes[groups]) <= KEPT]
+        with self._room:
+            for group in reversed(groups.tolist()):  # what is wanted last goes first
+                if group in self._kept:
+                    self._kept.move_to_end(group)
+            self._wanted = deque(g for g in groups.tolist() if g not in self._kept and g not in self._reading)
+            more = min(len(self._wanted), (1 if self.files.fs is None else BEHIND) - self._behind)
+            self._behind += max(more, 0)
+        for _ in range(more):  # no daemons: Python must not end while pyarrow is in a thread
+            threading.Thread(target=self._read_wanted, name="jepakit-row-group").start()
+
+    def _read_wanted(self) -> None:
+        while True:
+            with self._room:
+                if not self._wanted or not threading.main_thread().is_alive():
+                    self._behind -= 1
+                    return
+                group = self._wanted.popleft()
+            with suppress(BadImageError):  # told to whoever asks for a sample
+                self._group(group)
 
     def _place(self, index: int) -> tuple[int, int]:
         group = int(np.searchsorted(self.starts, index, side="right")) - 1
         return group, index - int(self.starts[group])
 
-    def _group(self, group: int) -> Any:
-        """The images of a row group; the last ones are kept, as many as KEPT has room for, and one at least."""
-        with self._lock:  # pyarrow's files have one reading position
-            if group not in self._kept:
-                file, place = self.groups[group]
-                table = self.files[file].read_row_group(place, columns=[self.column], use_threads=False)
-                self._kept[group] = table.column(0)
-                self._bytes += table.nbytes
-                while self._bytes > KEPT and len(self._kept) > 1:
-                    self._bytes -= self._kept.popitem(last=False)[1].nbytes
-            self._kept.move_to_end(group)
-            return self._kept[group]
+    def _group(self, group: int) -> Group:
+        """The images of a row group. The last ones are kept, as many as KEPT has room for, and one at least."""
+        with self._room:
+            self._room.wait_for(lambda: group in self._kept or group in self._reading or self._fits(group))
+            if group in self._kept:
+                self._kept.move_to_end(group)
+                return self._kept[group]
+            if group in self._failed and time.monotonic() - self._failed[group][0] < PATIENCE:
+                raise self._failed[group][1]
+            first = group not in self._reading
+            promise = self._reading.setdefault(group, Future())
+            if first:
+                self._count(int(self.sizes[group]))
+        if first:
+            self._keep(group, promise)
+        return promise.result()
+
+    def _fits(self, group: int) -> bool:
+        """Whether it may be read beside those being read."""
+        return not self._reading or int(self.sizes[[*self._reading, group]].sum()) <= KEPT
+
+    def _count(self, size: int) -> None:
+        """So many bytes more; what was used longest ago goes."""
+        self._bytes += size
+        while self._bytes > KEPT and self._kept and len(self._kept) + len(self._reading) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def _keep(self, group: int, promise: Future[Group]) -> None:
+        claimed = int(self.sizes[group])
+        try:
+            found = self._read(group)
+        except BaseException as error:
+            with self._room:
+                del self._reading[group]
+                if self.files.fs is not None:  # from here, another try costs little
+                    self._failed[group] = (time.monotonic(), error)
+                self._count(-claimed)
+                self._room.notify_all()
+            promise.set_exception(error)
+            return
+        with self._room:
+            del self._reading[group]
+            self._kept[group] = found
+            self.sizes[group] = found.nbytes
+            self._count(found.nbytes - claimed)
+            self._room.notify_all()
+        promise.set_result(found)
+
+    def _read(self, group: int) -> Group:
+        import pyarrow as pa
+
+        file, place = self.groups[group]
+
+        def read() -> Group | None:
+            chunks, size = [], 0
+            with self.files.reader(file) as reader:
+                for batch in reader.iter_batches(AT_ONCE, row_groups=[place], columns=[self.column], use_threads=False):
+                    chunks.append(batch.column(self.column))
+                    size += chunks[-1].nbytes
+                    if size > tables.most_bytes():
+                        return None
+            return Group(tables.parts_of(pa.chunked_array(chunks)), size)
+
+        try:
+            found = _result(self.files.fs, read)
+        except Exception as error:  # pyarrow and every back-end raise their own
+            raise BadImageError(f"its row group cannot be read: {_reason(error)}") from None
+        if found is None:
+            raise BadImageError(f"its row group takes more than {tables.most_bytes() >> 20} MiB: taken for a decompression bomb")
+        return found
 
 
 def parquet(root: Path, labels: str | None) -> Source | None:
     """A Parquet file, or a folder of them, in the order of their names; files of train, test and validation are the split."""
-    paths = [root] if root.is_file() and root.suffix == ".parquet" else _files(root)
-    if not paths:
-        return None
+    paths = [root] if root.is_file() and root.suffix == ".parquet" else tables.table_files(root, "parquet")
+    return _source(str(root), None, [str(path) for path in paths], labels) if paths else None
+
+
+def parquet_files(places: Places, name: str, labels: str | None) -> Source:
+    """The Parquet files at places, in their order; for the rest as `parquet`. Raises UserError."""
+    return _source(name, None if places.local else places.fs, list(places.paths), labels)
+
+
+def _source(name: str, fs: AbstractFileSystem | None, paths: list[str], labels: str | None) -> ParquetSource:
     try:
-        import pyarrow.parquet
+        import pyarrow.parquet  # noqa: F401
     except ImportError:
-        raise UserError(f"{root} needs pyarrow to be read: pip install 'jepakit[parquet]'") from None
-    try:
-        files = [pyarrow.parquet.ParquetFile(path, memory_map=True) for path in paths]
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        raise UserError(f"a Parquet file of {root} cannot be read: {line_of(error)}") from None
-    schema = files[0].schema_arrow
-    for path, file in zip(paths, files, strict=True):
-        if not file.schema_arrow.equals(schema):
-            raise UserError(f"{path} has other columns than {paths[0].name}: give one of them, or a folder for each kind")
-    groups = [(i, g) for i, file in enumerate(files) for g in range(file.num_row_groups)]
-    rows = [files[i].metadata.row_group(g).num_rows for i, g in groups]
-    starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+        raise UserError(f"{shown(name)} needs pyarrow to be read: pip install 'jepakit[parquet]'") from None
+    with ThreadPoolExecutor(OPENED) as pool:
+        opened = list(pool.map(lambda path: _footer(fs, path), paths))
+    files = Files(fs, paths, tables.below(paths), [footer for footer, _ in opened])
+    schema = opened[0][1]
+    for path, (_, other) in zip(paths, opened, strict=True):
+        if not other.equals(schema):
+            raise UserError(
+                f"{shown(path)} has other columns than {files.titles[0]}: give one of them, or a folder for each kind"
+            )
+    column = tables.image_column(schema, shown(name))
+    places = [(i, g) for i, footer in enumerate(files.footers) for g in range(footer.num_row_groups)]
+    heads = [files.footers[i].row_group(g) for i, g in places]
+    starts = np.cumsum([0, *(head.num_rows for head in heads)], dtype=np.int64)
     if not starts[-1]:
-        raise UserError(f"{root}: its Parquet files hold no rows")
-    column = _image_column(schema, root)
-    found = _labels(root, paths, files, schema, column, labels)
-    firsts = np.cumsum([0, *(file.metadata.num_rows for file in files)]).tolist()
-    return ParquetSource(str(root), paths, files, column, found, starts, groups, firsts)
+        raise UserError(f"{shown(name)}: its Parquet files hold no rows")
+    rows = np.bincount([i for i, _ in places], [head.num_rows for head in heads], len(paths)).astype(int).tolist()
+    sizes = np.array([min(max(head.total_byte_size, 0), 1 << 40) for head in heads], np.int64)  # nearly all are images
+    held = max(1, int(KEPT / 2 / max(sizes.mean(), 1)))
+    blocks = Blocks(starts, held, dear=fs is not None or int(sizes.sum()) > KEPT)
+    found = _labels(shown(name), files, schema, column, labels, rows)
+    return ParquetSource(name, files, column, found, starts, places, sizes, np.cumsum([0, *rows]).tolist(), blocks)
 
 
-def _files(root: Path) -> list[Path]:
-    """Parquet files of a folder, or of folders of splits in it."""
-    here = sorted(root.glob("*.parquet"))
-    if here:  # a table may also lie beside plain images, and tell of them
-        named = any(_split(path) for path in here)
-        others = any((entry.is_dir() and not named) or entry.suffix.lower() in SUFFIXES for entry in root.iterdir())
-        return [] if others else here
-    return sorted(path for path in root.glob("*/*.parquet") if _split(path) is not None)
-
-
-def _split(path: Path) -> str | None:
-    """'train', 'test' or 'validation': what a file's name begins with, or its folder's name is."""
-    for word in (path.stem.split("-")[0].split("_")[0], path.parent.name):
-        if word == "train" or word in HELD_OUT:
-            return HELD_OUT.get(word, word)
-    return None
-
-
-def _image_column(schema: Any, root: Path) -> str:
+@contextmanager
+def _opened(fs: AbstractFileSystem | None, path: str) -> Iterator[Any]:
     import pyarrow as pa
 
-    def holds(kind: Any) -> bool:
-        if pa.types.is_struct(kind):
-            return any(kind.field(i).name == "bytes" and holds(kind.field(i).type) for i in range(kind.num_fields))
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-    found = [column.name for column in schema if holds(column.type)]
-    if not found:
-        raise UserError(f"{root} has no column of images (bytes, or a struct of bytes and path) among {', '.join(schema.names)}")
-    return next((name for name in IMAGE_NAMES if name in found), found[0])
+    if fs is None:
+        with pa.memory_map(path) as content:
+            yield content
+    else:
+        with fs.open(path, "rb", cache_type="none") as file:  # a column's part of a group is asked for whole
+            yield pa.PythonFile(file, mode="r")
 
 
-def _class_names(schema: Any) -> dict[str, list[str]]:
-    """Names of classes by column, from the 'huggingface' metadata."""
+def _footer(fs: AbstractFileSystem | None, path: str) -> tuple[Any, Any]:
+    """A file's FileMetaData and its schema. Raises UserError."""
+    import pyarrow.parquet
+
+    def read() -> tuple[Any, Any, int]:
+        with _opened(fs, path) as content:
+            file = pyarrow.parquet.ParquetFile(content)
+            return file.metadata, file.schema_arrow, content.size()
+
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {key: [str(n) for n in f["names"]] for key, f in features.items() if isinstance(f, dict) and f.get("names")}
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return {}
+        footer, schema, size = _result(fs, read)
+        rows = [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
+    except Exception as error:  # pyarrow and every back-end raise their own
+        raise UserError(f"{shown(path)} cannot be read as Parquet: {_reason(error)}") from None
+    if min(rows, default=0) < 0 or sum(rows) > size:  # each has an image
+        raise UserError(f"{shown(path)} claims {sum(rows)} rows in {size} bytes: it is broken")
+    return footer, schema
 
 
-def _labels(root: Path, paths: list[Path], files: list[Any], schema: Any, image: str, labels: str | None) -> Labels | None:
-    import pyarrow as pa
-
-    named = _class_names(schema)
-    kinds = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
-    fit = [column.name for column in schema if column.name != image and any(kind(column.type) for kind in kinds)]
-    likely = [*(n for n in LABEL_NAMES if n in fit), *(n for n in fit if n in named and n not in LABEL_NAMES)]
-    choices = (*likely, *(n for n in fit if n not in likely))
-    chosen = pick(labels, choices, str(root)) if labels or likely else ""
+def _labels(name: str, files: Files, schema: Any, image: str, labels: str | None, rows: list[int]) -> Labels | None:
+    named = tables.class_names(tables.features(schema))
+    chosen = tables.label_column(schema, image, named, labels, name)
     if not chosen:
         return None
-    column = [v for file in files for v in file.read(columns=[chosen], use_threads=False).column(0).to_pylist()]
-    classes, values = _values(column, named.get(chosen), f"{root}, column '{chosen}'")
-    split = np.repeat([_split(path) or "train" for path in paths], [file.metadata.num_rows for file in files])
-    if len(set(split)) == 1:
-        return Labels(chosen, classes, values, fifths(values))
-    held = next((part for part in ("test", "validation") if (values[split == part] >= 0).any()), "")
-    values[(split != "train") & (split != held)] = -1  # with both a test and a validation, the other has no part
-    return Labels(chosen, classes, values, split == held if held else fifths(values))  # a test's labels may all be hidden
+
+    def column(file: int) -> tuple[list[Any], NDArray[np.int64]]:
+        with files.reader(file) as reader:
+            batches = reader.iter_batches(LABELS_AT_ONCE, columns=[chosen], use_threads=False)
+            return tables.merged(tables.encoded(batch.column(chosen)) for batch in batches)
+
+    where = f"{name}, column '{chosen}'"
+    try:
+        with ThreadPoolExecutor(OPENED) as pool:
+            parts = list(pool.map(lambda file: _result(files.fs, lambda: column(file)), range(len(rows))))
+    except Exception as error:  # pyarrow and every back-end raise their own
+        raise UserError(f"{where} cannot be read: {_reason(error)}") from None
+    if [len(codes) for _, codes in parts] != rows:
+        raise UserError(f"{where}: it has other numbers of rows than the files claim: they are broken")
+    unique, codes = tables.merged(parts)
+    classes, values = tables.class_values(unique, codes, named.get(chosen), where)
+    return tables.split_labels(chosen, classes, values, [tables.split_of(path) or "train" for path in files.paths], rows)
 
 
-def _values(column: list[Any], names: list[str] | None, where: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Classes and each row's place in them: by the names given, else the sorted values; -1 for none or below 0."""
-    if names is not None and all(value is None or isinstance(value, int) for value in column):
-        values = np.array([-1 if value is None else value for value in column], np.int64)
-        if values.max(initial=-1) >= len(names):
-            raise UserError(f"{where}: label {values.max()} of {len(names)} named classes")
-        return tuple(names), np.maximum(values, -1)
-    present = {value for value in column if value is not None and (isinstance(value, str) or value >= 0)}
-    classes = sorted(present)
-    place = {value: i for i, value in enumerate(classes)}
-    return tuple(str(value) for value in classes), np.array([place.get(value, -1) for value in column], np.int64)
+def _result(fs: AbstractFileSystem | None, work: Callable[[], T]) -> T:
+    """What comes from afar may come at another try."""
+    return work() if fs is None else patiently(work)
+
+
+def _reason(error: Exception) -> str:
+    return shown(line_of(error)) or type(error).__name__

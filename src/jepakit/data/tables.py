@@ -1,0 +1,203 @@
+"""What Parquet, Arrow and NumPy files of images share: the column of images, classes, and the split that names tell of."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jepakit.data.decode import SUFFIXES, BadImageError, file_bytes
+from jepakit.data.folder import leaves
+from jepakit.data.sources import Labels, fifths, pick
+from jepakit.errors import UserError
+
+IMAGE_NAMES = ("image", "img")  # looked for first
+LABEL_NAMES = ("label", "fine_label", "labels", "class")
+HELD_OUT = {"test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
+
+
+def split_of(path: str | PurePath) -> str | None:
+    """'train', 'test' or 'validation': a word of a file's name, the first or else the last such, or its folder's name."""
+    path = PurePath(str(path).lower())
+    first, *others = re.split(r"[-_.]", path.stem)
+    for word in (first, *reversed(others), path.parent.name):
+        if word == "train" or word in HELD_OUT:
+            return HELD_OUT.get(word, word)
+    return None
+
+
+def table_files(root: Path, kind: str) -> list[Path]:
+    """Files *.`kind` of a folder, or of folders of splits in it, in the order of their names."""
+    here = _ending(root, kind)
+    if here:  # a table may also lie beside plain images, and tell of them
+        named = any(split_of(path) for path in here)
+        others = any((entry.is_dir() and not named) or entry.suffix.lower() in SUFFIXES for entry in root.iterdir())
+        return [] if others else here
+    folders = _entries(root, lambda entry: entry.is_dir())
+    return [path for folder in folders for path in _ending(folder, kind) if split_of(path) is not None]
+
+
+def _ending(folder: Path, kind: str) -> list[Path]:
+    return _entries(folder, lambda entry: entry.name.endswith(f".{kind}"))
+
+
+def _entries(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[Path]:
+    """Faster than a glob: images may lie here by the million."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and wanted(entry))
+    except OSError:
+        return []
+
+
+def split_labels(name: str, classes: tuple[str, ...], values: NDArray[np.int64], parts: list[str], rows: list[int]) -> Labels:
+    """Labels (n,) of parts of so many rows each: held out is the test part that has labels, else validation, else a fifth."""
+    split = np.repeat(parts, rows)
+    labelled = {part for part in set(parts) if (values[split == part] >= 0).any()}
+    held = next((part for part in ("test", "validation") if part in labelled), "")
+    if "train" not in labelled:  # nothing to learn from but what one would hold out
+        return Labels(name, classes, values, fifths(values))
+    values = np.where((split == "train") | (split == held), values, -1)  # with both a test and a validation, one has no part
+    return Labels(name, classes, values, split == held if held else fifths(values))  # a test's labels may all be hidden
+
+
+def class_values(
+    unique: list[Any], codes: NDArray[np.int64], names: list[str] | None, where: str
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Classes, and the place in them of the values that codes (n,) stand for; -1 for none (code -1) and numbers below 0.
+
+    Classes are the names given to numbers, else the sorted values. Raises UserError for a number that has no name.
+    """
+    if names is not None and all(value is None or isinstance(value, int) for value in unique):
+        numbers = [-1 if value is None else value for value in unique]
+        if max(numbers, default=-1) >= len(names):
+            raise UserError(f"{where}: label {max(numbers)} of {len(names)} named classes")
+        return tuple(names), np.array([*(max(number, -1) for number in numbers), -1], np.int64)[codes]
+    classes = sorted(value for value in unique if value is not None and (isinstance(value, str) or value >= 0))
+    place = {value: i for i, value in enumerate(classes)}
+    return tuple(map(str, classes)), np.array([*(place.get(value, -1) for value in unique), -1], np.int64)[codes]
+
+
+def image_column(schema: Any, name: str) -> str:
+    """The column of an Arrow schema that holds images. Raises UserError where none does."""
+    import pyarrow as pa
+
+    def is_bytes(kind: Any) -> bool:
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    def holds(kind: Any) -> bool:
+        return is_bytes(kind) or (
+            pa.types.is_struct(kind) and any(f.name == "bytes" and is_bytes(f.type) for f in _fields(kind).values())
+        )
+
+    try:
+        found = [word for word, column in zip(schema.names, schema, strict=True) if holds(column.type)]
+    except UnicodeDecodeError:
+        raise UserError(f"{name} has a column whose name is no text: the file is broken") from None
+    if len(set(schema.names)) < len(schema.names):
+        raise UserError(f"{name} has several columns of one name: rename them")
+    if not found:
+        among = ", ".join(map(repr, schema.names))
+        raise UserError(f"{name} has no column of images (bytes, or a struct of bytes and path) among {among}")
+    return next((word for word in IMAGE_NAMES if word in found), found[0])
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    return {kind.field(i).name: kind.field(i) for i in range(kind.num_fields)}
+
+
+def label_column(schema: Any, image: str, named: Iterable[str], labels: str | None, name: str) -> str:
+    """The column to learn: `labels`, else the likely one, '' for none. Raises UserError where `labels` is none that can be."""
+    import pyarrow as pa
+
+    def fit(kind: Any) -> bool:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        kinds = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
+        return any(is_one(kind) for is_one in kinds)
+
+    return likely(
+        [column.name for column in schema if column.name != image and fit(column.type)], LABEL_NAMES, named, labels, name
+    )
+
+
+def likely(fit: list[str], words: Iterable[str], named: Iterable[str], labels: str | None, name: str) -> str:
+    """Of what could be labels: `labels`, else by a usual word, else one whose classes have names, else ''. Raises UserError."""
+    fit = [column for column in fit if column.isprintable()]  # messages name them
+    first = list(dict.fromkeys(column for column in (*words, *named) if column in fit))
+    return pick(labels, tuple(dict.fromkeys([*first, *fit])), name) if labels or first else ""
+
+
+def encoded(array: Any) -> tuple[list[Any], NDArray[np.int64]]:
+    """Values of an Arrow array, each once, and the place in them of every row (n,); -1 for null."""
+    import pyarrow as pa
+
+    coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+    return coded.dictionary.to_pylist(), coded.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+
+
+def merged(parts: Iterable[tuple[list[Any], NDArray[np.int64]]]) -> tuple[list[Any], NDArray[np.int64]]:
+    """What `encoded` gives for several arrays, as for one."""
+    place: dict[Any, int] = {}
+    codes = [np.zeros(0, np.int64)]
+    for unique, here in parts:
+        codes.append(np.array([*(place.setdefault(value, len(place)) for value in unique), -1], np.int64)[here])
+    return list(place), np.concatenate(codes)
+
+
+def features(schema: Any) -> Any:
+    """What the 'huggingface' metadata of a schema tells of its columns."""
+    try:
+        return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return {}
+
+
+def class_names(found: Any) -> dict[str, list[str]]:
+    """Names of classes by column, from Hugging Face's features."""
+    if not isinstance(found, dict):
+        return {}
+    named = {str(column): f["names"] for column, f in found.items() if isinstance(f, dict) and isinstance(f.get("names"), list)}
+    return {column: [str(name) for name in names] for column, names in named.items() if names}
+
+
+def parts_of(images: Any) -> tuple[Any, Any]:
+    """The bytes of a column or array of images, and the paths if it has any."""
+    import pyarrow as pa
+
+    if not pa.types.is_struct(images.type):
+        return images, None
+    parts = dict(zip(_fields(images.type), images.flatten(), strict=True))
+    return parts["bytes"], parts.get("path")
+
+
+def image_bytes(images: tuple[Any, Any], row: int, folder: Path | None) -> bytes:
+    """An image of `parts_of`; where a row has no bytes, of the file that its path names below `folder`. Raises BadImageError."""
+    data: bytes | None = images[0][row].as_py()
+    if data:
+        return data
+    path = None if images[1] is None else images[1][row].as_py()
+    if not path or not isinstance(path, str):
+        raise BadImageError("no bytes and no path")
+    if leaves(path):
+        raise BadImageError(f"its path {path!r} may lie outside of the folder")
+    if folder is None:
+        raise BadImageError(f"it has no bytes but the path {path!r}, which is read from local folders only")
+    return file_bytes(folder / path)
+
+
+def below(paths: list[str]) -> list[str]:
+    """Paths as they are below the folder that all lie in: the same in every place that a set lies."""
+    common = os.path.commonpath([PurePath(path).parent for path in paths])
+    return [PurePath(path).relative_to(common).as_posix() for path in paths]
+
+
+def most_bytes() -> int:
+    """What one thing in a file may take: half of the machine's memory; more is taken for a decompression bomb."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return 4 << 30

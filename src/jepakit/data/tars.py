@@ -1,0 +1,241 @@
+"""Where the images of a tar archive lie in it: read off its headers once, and kept in the user's cache folder.
+
+Nothing is unpacked, and names are only words: what a member is called, or points to, has no effect.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import tarfile
+import tempfile
+from array import array
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jepakit.data.decode import SUFFIXES
+from jepakit.data.fetched import OpenFile
+from jepakit.errors import UserError
+
+log = logging.getLogger("jepakit")
+VERSION = 1  # of what is cached
+MOST_HEADER = 1 << 17  # bytes of headers that one member may have
+MOST_LABEL = 1 << 16  # bytes of a .cls or .json file that may tell a label
+LONGEST = 256  # characters of a label
+DIGITS = re.compile(rb"[0-9]{257}")  # in a header these would take tarfile's patterns quadratic time
+PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """A word for each image: its place (n,) int32 in a table, -1 for none."""
+
+    table: tuple[str, ...]
+    places: NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class TarIndex:
+    """The n images of a tar, in its order: their bytes begin at offsets (n,) and are sizes (n,) long, both int64.
+
+    names: all names after each other, in UTF-8; ends (n,) int64: where each ends. labels: what its .cls or .json says.
+    folders: the two upper folders, as in 'train/cat'. cut: what is wrong after the last image, '' if nothing is.
+    """
+
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    names: bytes
+    ends: NDArray[np.int64]
+    labels: Words
+    folders: Words
+    cut: str
+
+
+class _Headers:
+    """What tarfile reads headers through: never more of a member's than MOST_HEADER, whatever length they state."""
+
+    def __init__(self, file: OpenFile) -> None:
+        self.file, self.at, self.left = file, 0, MOST_HEADER
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, at: int) -> None:
+        if at < 0:
+            raise tarfile.ReadError("a negative length")
+        self.at = at
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self.left:
+            raise tarfile.ReadError("a header that is too long")
+        data = self.file.read(size, self.at)
+        if size > tarfile.BLOCKSIZE and DIGITS.search(data):
+            raise tarfile.ReadError("a header with an endless number")
+        self.at, self.left = self.at + len(data), self.left - size
+        return data
+
+
+def tar_index(file: OpenFile, name: str) -> TarIndex:
+    """The images of an open tar. Raises UserError if it is none; one that breaks off is read up to there."""
+    offsets, sizes, ends, names = array("q"), array("q"), array("q"), bytearray()
+    labels, folders = _Table(), _Table()
+    told: dict[str, int] = {}  # key -> place of its label
+    members = _members(file, name)
+    while True:
+        try:
+            info = next(members)
+        except StopIteration as end:
+            cut = str(end.value)
+            break
+        parts = [part for part in info.name.split("/") if part not in ("", ".")]
+        if not info.isreg() or info.issparse() or not parts or any(part[0] == "." and part != ".." for part in parts):
+            continue
+        title, ending = "/".join(parts), parts[-1].partition(".")[2].lower()
+        if ending in ("cls", "json"):
+            label = _label(file.read(info.size, info.offset_data), ending) if info.size <= MOST_LABEL else ""
+            if label and (ending == "cls" or _key(title) not in told):
+                told[_key(title)] = labels.place(label)
+        elif os.path.splitext(title)[1].lower() in SUFFIXES:
+            offsets.append(info.offset_data)
+            sizes.append(info.size)
+            names += title.encode(errors="surrogateescape")
+            ends.append(len(names))
+            folders.append("/".join(parts[:-1][:2]))
+    keys = (_key(part) for part in split(bytes(names), np.frombuffer(ends, np.int64))) if told else ()
+    labels.places.extend((told.get(key, -1) for key in keys) if told else [-1] * len(offsets))
+    lie = [np.array(values, np.int64) for values in (offsets, sizes, ends)]
+    return TarIndex(lie[0], lie[1], bytes(names), lie[2], labels.words(), folders.words(), cut)
+
+
+class _Table:
+    """Words as they come, each kept once."""
+
+    def __init__(self) -> None:
+        self.table: dict[str, int] = {}
+        self.places = array("i")
+
+    def place(self, word: str) -> int:
+        return self.table.setdefault(word, len(self.table))
+
+    def append(self, word: str) -> None:
+        self.places.append(self.place(word) if word else -1)
+
+    def words(self) -> Words:
+        return Words(tuple(self.table), np.array(self.places, np.int32))
+
+
+def split(names: bytes, ends: NDArray[np.int64]) -> Generator[str, None, None]:
+    """The names that lie in one text."""
+    start = 0
+    for end in ends.tolist():
+        yield names[start:end].decode(errors="surrogateescape")
+        start = end
+
+
+def _key(title: str) -> str:
+    """What the files of one sample share: the name up to the first dot of its last part."""
+    head, slash, base = title.rpartition("/")
+    return head + slash + base.partition(".")[0]
+
+
+def _label(data: bytes, ending: str) -> str:
+    """The label that a .cls or .json file tells, '' if none."""
+    try:
+        value: Any = data.decode().strip()
+        if ending == "json":
+            found = json.loads(value)
+            value = next((found[key] for key in ("label", "class", "cls") if key in found), "") if isinstance(found, dict) else ""
+    except (ValueError, RecursionError):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int) or len(str(value)) > LONGEST:
+        return ""
+    return str(value)
+
+
+def _members(file: OpenFile, name: str) -> Generator[tarfile.TarInfo, None, str]:
+    """The members that lie whole in a tar; and what is wrong with the rest, '' if nothing is. Raises UserError."""
+    headers = _Headers(file)
+    try:
+        stream: Any = headers
+        tar: Any = tarfile.TarFile(fileobj=stream, encoding="utf-8", errors="surrogateescape")
+    except Exception:  # tarfile's errors are of many kinds where a header is broken
+        if file.read(8, 0).startswith(PACKED):
+            raise UserError(f"{name} is compressed, so that no image can be read by itself: unpack it to a plain .tar") from None
+        raise UserError(f"{name} is no tar archive: leave it out, or fetch it again") from None
+    at = 0
+    while True:
+        headers.left = MOST_HEADER
+        try:
+            info = tar.next()
+        except Exception as error:
+            return f"broken after byte {at} ({type(error).__name__}: {error})"
+        if info is None:
+            break
+        if tar.offset <= at or info.size < 0:
+            return f"broken after byte {at} (a header that leads back)"
+        if info.isreg() and not info.issparse() and info.offset_data + info.size > file.size:
+            return f"cut off in {info.name!r}"
+        at = tar.offset
+        tar.members.clear()  # it would keep them all
+        tar.pax_headers = {}
+        yield info
+    end = file.read(tarfile.BLOCKSIZE, tar.offset)
+    if len(end) < tarfile.BLOCKSIZE:
+        return f"cut off after byte {at}"
+    return f"broken after byte {at}" if any(end) else ""
+
+
+def cached_index(address: str, stamp: str, opened: Callable[[], OpenFile], name: str) -> TarIndex:
+    """The index of the tar at an address, from the cache if it has that of the same stamp. Raises UserError."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    folder = Path(root if os.path.isabs(root) else os.path.expanduser("~/.cache"), "jepakit", "shards")
+    path = folder / f"{hashlib.sha256(address.encode(errors='surrogateescape')).hexdigest()[:40]}.npz"
+    index = _load(path, stamp)
+    if index is None:
+        index = tar_index(opened(), name)
+        try:
+            _save(path, stamp, index)
+        except OSError as error:  # the next opening takes as long as this one
+            log.debug("the index of %s is not kept: %s", name, error)
+    return index
+
+
+def _save(path: Path, stamp: str, index: TarIndex) -> None:
+    tables = {"labels": index.labels.table, "folders": index.folders.table}
+    meta = json.dumps({"version": VERSION, "stamp": stamp, "cut": index.cut, **tables}).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")  # of this process only: several may index one set
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(
+                file,
+                meta=np.frombuffer(meta, np.uint8),
+                lies=np.stack([index.offsets, index.sizes, index.ends]),
+                words=np.stack([index.labels.places, index.folders.places]),
+                names=np.frombuffer(index.names, np.uint8),
+            )
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise
+
+
+def _load(path: Path, stamp: str) -> TarIndex | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            meta = json.loads(file["meta"].tobytes())
+            if (meta["version"], meta["stamp"]) != (VERSION, stamp):
+                return None
+            (offsets, sizes, ends), (labels, folders) = file["lies"], file["words"]
+            tables = [tuple(meta[key]) for key in ("labels", "folders")]
+            return TarIndex(
+                offsets, sizes, file["names"].tobytes(), ends, Words(tables[0], labels), Words(tables[1], folders), meta["cut"]
+            )
+    except Exception:  # whatever a broken file provokes: it is made again
+        return None
