@@ -262,6 +262,7 @@ def test_the_command_line_needs_no_package_that_it_does_not_declare() -> None:
         "pyarrow",
         "tifffile",
         "torchvision",
+        "aiohttp",
     }  # typer brings rich; the others are asked for
     for file, tree in trees().items():
         for node in ast.walk(tree):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jepakit import metrics
+    from jepakit.data.check import check
+    from jepakit.data.pack import pack
     from jepakit.encoder import Encoder
     from jepakit.errors import UserError
     from jepakit.evaluation.tasks import evaluate
@@ -28,9 +30,11 @@ __all__ = [
     "Method",
     "Run",
     "UserError",
+    "check",
     "evaluate",
     "load",
     "metrics",
+    "pack",
     "pretrain",
     "report",
 ]
@@ -42,8 +46,10 @@ _PLACES = {
     "Method": "method",
     "Run": "run",
     "UserError": "errors",
+    "check": "data.check",
     "evaluate": "evaluation.tasks",
     "load": "weights",
+    "pack": "data.pack",
     "pretrain": "train",
 }
 

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,13 @@ Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[group.key=value ...]", help="Any setting, as in optim.lr=5e-4; 'jepakit recipes NAME' lists them."),
 ]
+
+
+data_app = typer.Typer(no_args_is_help=True, help="Look through a set of images; pack it, to decode it once.")
+app.add_typer(data_app, name="data")
+Images = Annotated[str, typer.Argument(metavar="SRC", help="Images: all that pretrain's --data takes.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads that decode; default: all cores.")]
+Labels = Annotated[str | None, typer.Option(help="Which labels of a set that has several, such as count or distance.")]
 
 
 @app.command()
@@ -128,6 +136,43 @@ def recipes(name: Annotated[str | None, typer.Argument(help="One recipe: all its
     print(f"{name}: {recipe(name).about}")
     for key, value, source in table(name):
         print(f"{key:31} {value:27} {source}")
+
+
+@data_app.command()
+def check(
+    data: Images,
+    recipe: Annotated[str | None, typer.Option(help="The preset that shall fit. Default: small.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all that was found to this file, too.")] = None,
+    labels: Labels = None,
+    threads: Threads = None,
+    settings: Settings = None,
+) -> None:
+    """Read every image: what is there, what is broken or double, and whether a recipe fits. Exit code 1 where it does not."""
+    from jepakit.data.check import check as look
+    from jepakit.data.checked import as_table
+
+    checked = look(data, recipe, labels=labels, json=json, threads=threads, set=settings)
+    print(as_table(checked))
+    if checked.stops:
+        sys.exit(1)
+
+
+@data_app.command()
+def pack(
+    data: Images,
+    out: Annotated[Path, typer.Option(help="The pack's folder; given again, packing goes on where it was stopped.")],
+    size: Annotated[int, typer.Option(min=1, help="Pixels of the shorter side; smaller images stay as they are.")] = 256,
+    labels: Labels = None,
+    threads: Threads = None,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of an image; more are taken for a bomb.")] = 100_000_000,
+    max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of unreadable images at which packing stops.")] = 0.01,
+    overwrite: Annotated[bool, typer.Option(help="Replace a pack that is there.")] = False,
+) -> None:
+    """Decode and shrink every image once, into files that training crops without decoding."""
+    from jepakit.data.pack import pack as write
+
+    root = write(data, out, size, labels=labels, threads=threads, max_pixels=max_pixels, max_bad=max_bad, overwrite=overwrite)
+    print(f"packed: {root}\nnext: jepakit pretrain --data {quote(str(root))} --out RUN")
 
 
 _UsageError: Any = typer.BadParameter.__base__  # click's; newer typer carries a click of its own and installs none

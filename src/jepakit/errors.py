@@ -19,3 +19,8 @@ def line_of(error: Exception) -> str:
     found = getattr(error, "errors", None)
     message = found()[0]["msg"] if callable(found) else str(error)
     return str(message).removeprefix("Value error, ").split("\n")[0]
+
+
+def plain(text: str) -> str:
+    """Text of unknown origin, such as a file's name, for people: control characters and the like as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -194,5 +194,8 @@ def centre_crop(pixels: Pixels, height: int, width: int) -> Tensor:
 def normalise(images: Tensor, settings: Images) -> Tensor:
     """(B, C, H, W) uint8, or floats in units of white, on any device -> float32, less `mean` and over `std`."""
     mean, std = (images.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (settings.mean, settings.std))
-    unit = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    return (unit - mean) / std
+    # planes, where a channel is one number at a time; then in place, as new memory costs a CPU more than the arithmetic
+    x = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    if images.dtype == torch.uint8:
+        x.div_(255)
+    return x.sub_(mean).div_(std)

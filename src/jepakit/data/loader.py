@@ -21,7 +21,7 @@ from jepakit.data.order import order
 from jepakit.data.sources import Blocks, Source
 from jepakit.data.statistics import require_bands
 from jepakit.data.threads import each
-from jepakit.errors import UserError
+from jepakit.errors import UserError, plain
 from jepakit.masks import Masking, Masks
 
 log = logging.getLogger("jepakit")
@@ -106,8 +106,7 @@ class Loader:
         epoch, place = divmod(step, self.steps_per_epoch)
         parts = [np.split(part, self.processes)[self.process] for part in np.split(self.ids(step), self.parts)]
         ids = np.concatenate(parts)
-        if self._blocks is not None:
-            self.source.soon(np.concatenate([self._order(epoch)[place * self.batch_size :], self._order(epoch + 1)])[:TOLD])
+        self.source.soon(self._next(epoch, place * self.batch_size))
         crops = [Crops.draw(self.images, ids, self.seed, epoch, view) for view in range(self.views)]
         buffers = [self._buffer(len(ids)) for _ in crops]
         deep: list[dict[int, Tensor]] = [{} for _ in crops]
@@ -165,6 +164,11 @@ class Loader:
     def _order(self, epoch: int) -> NDArray[np.int64]:
         return order(self.seed, epoch, len(self.source), self._blocks)
 
+    def _next(self, epoch: int, place: int) -> NDArray[np.int64]:
+        """The samples from a place of an epoch on, into the next one where it ends."""
+        ids = self._order(epoch)[place : place + TOLD]
+        return ids if len(ids) == TOLD else np.concatenate([ids, self._order(epoch + 1)[: TOLD - len(ids)]])
+
     def _buffer(self, rows: int) -> Tensor:
         height, width = self.images.height_width  # channels last, as images are resized
         return torch.empty(rows, height, width, self.images.channels, dtype=torch.uint8, pin_memory=self.pin).permute(0, 3, 1, 2)
@@ -198,8 +202,8 @@ class Loader:
         log.warning(
             "bad image %d: %s: %s (skipped, the next one takes its place)",
             len(self.bad),
-            self.source.title(index),
-            reason,
+            plain(self.source.title(index)),
+            plain(reason),
         )
         if len(self.bad) > max(1, self.images.max_bad * len(self.source)):  # one is never too many
             raise TooManyBadImagesError(

@@ -8,9 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jepakit.data.arrays import cifar10, cifar100, mnist
+from jepakit.data.arrow import arrow
 from jepakit.data.decode import SUFFIXES
 from jepakit.data.listed import eurosat, food101, imagenet, inaturalist, places205, sun397
+from jepakit.data.npz import npz
+from jepakit.data.packed import packed
 from jepakit.data.parquet import parquet
+from jepakit.data.shards import tar_shards
 from jepakit.data.sources import Source
 from jepakit.errors import UserError
 
@@ -27,6 +31,7 @@ def clevr(root: Path, labels: str | None) -> Source | None:
 
 
 LAYOUTS: tuple[Layout, ...] = (
+    packed,
     clevr,
     cifar10,
     cifar100,
@@ -38,6 +43,9 @@ LAYOUTS: tuple[Layout, ...] = (
     inaturalist,
     imagenet,
     parquet,
+    arrow,
+    npz,
+    tar_shards,
 )
 DEEPEST = 8  # folders in folders that an archive may unpack to
 

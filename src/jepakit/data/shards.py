@@ -20,7 +20,7 @@ from jepakit.data.fetched import Fetched, OpenFile
 from jepakit.data.remote import Places, expand, is_pattern, is_remote, lasts, natural, patiently, shown
 from jepakit.data.sources import Blocks, Labels, Source, fifths, pick
 from jepakit.data.tars import TarIndex, Words, cached_index
-from jepakit.errors import UserError, line_of
+from jepakit.errors import UserError, plain, line_of
 from jepakit.progress import progress
 
 log = logging.getLogger("jepakit")
@@ -77,8 +77,7 @@ class ShardSource(Source):
     def title(self, index: int) -> str:
         start = int(self.ends[index - 1]) if index else 0
         name = self.text[start : int(self.ends[index])].decode(errors="surrogateescape")
-        plain = name if name.isprintable() else name.encode("unicode_escape").decode()  # a name may be made for a terminal
-        return f"{self.shards[self._shard(index)]}:{plain}"
+        return f"{self.shards[self._shard(index)]}:{plain(name)}"  # a name may be made for a terminal
 
     def soon(self, ids: NDArray[np.int64]) -> None:
         if self.fetched is not None:
