@@ -13,20 +13,34 @@ from jepakit.layout import Layout
 def attention(qkv: Tensor, layout: Layout) -> Tensor:
     """Softmax attention of each token over the tokens of its own sequence: (S, 3, H, d) -> (S, H * d)."""
     if _has_varlen(qkv):
-        return _varlen(qkv, layout)
+        q, k, v = qkv.unbind(1)
+        return _varlen(q, k, v, layout, layout)
     q, k, v = layout.pad(qkv).permute(2, 0, 3, 1, 4).unbind(0)  # each (n, H, L, d)
+    return layout.unpad(_padded(q, k, v, layout).transpose(1, 2).flatten(2))
+
+
+def attention_of(q: Tensor, kv: Tensor, queries: Layout, layout: Layout) -> Tensor:
+    """The same for some tokens of each sequence only: q (S', H, d), laid out by `queries`, and kv (S, 2, H, d) -> (S', H * d)."""
+    if _has_varlen(q):
+        k, v = kv.unbind(1)
+        return _varlen(q, k, v, queries, layout)
+    k, v = layout.pad(kv).permute(2, 0, 3, 1, 4).unbind(0)
+    return queries.unpad(_padded(queries.pad(q).transpose(1, 2), k, v, layout).transpose(1, 2).flatten(2))
+
+
+def _padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """(n, H, L', d), and k and v (n, H, L, d) of which `layout` says what is real -> (n, H, L', d)."""
     valid = None if layout.dense else layout.valid
     # Without AMX the CPU's fused kernel has a bf16 backward 3-9 times slower than three plain products.
-    plain = qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16
-    out: Tensor = _explicit(q, k, v, valid) if plain else F.scaled_dot_product_attention(q, k, v, attn_mask=valid)
-    return layout.unpad(out.transpose(1, 2).flatten(2))
+    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    return _explicit(q, k, v, valid) if plain else F.scaled_dot_product_attention(q, k, v, attn_mask=valid)
 
 
-def _has_varlen(qkv: Tensor) -> bool:
+def _has_varlen(x: Tensor) -> bool:
     """Whether the flash kernel for sequences of any length takes these: half precision, Ampere or later, its head widths."""
-    if not qkv.is_cuda or qkv.dtype not in (torch.bfloat16, torch.float16):
+    if not x.is_cuda or x.dtype not in (torch.bfloat16, torch.float16):
         return False
-    return torch.cuda.get_device_capability(qkv.device)[0] >= 8 and qkv.shape[-1] % 8 == 0 and qkv.shape[-1] <= 256
+    return torch.cuda.get_device_capability(x.device)[0] >= 8 and x.shape[-1] % 8 == 0 and x.shape[-1] <= 256
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
@@ -37,9 +51,8 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
     return out
 
 
-def _varlen(qkv: Tensor, layout: Layout) -> Tensor:
+def _varlen(q: Tensor, k: Tensor, v: Tensor, queries: Layout, layout: Layout) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    q, k, v = qkv.unbind(1)
-    ends, longest = layout.cumulative, layout.max_length
-    return varlen_attn(q, k, v, ends, ends, longest, longest).flatten(1)  # type: ignore[no-any-return, union-attr]
+    ends, longest = (queries.cumulative, layout.cumulative), (queries.max_length, layout.max_length)
+    return varlen_attn(q, k, v, *ends, *longest).flatten(1)  # type: ignore[no-any-return, union-attr]

@@ -3,11 +3,13 @@
 Parameter names are those of the released code. P predictor width, D encoder width.
 """
 
+from typing import cast
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from jepakit.layout import joint, take
+from jepakit.layout import Layout, joint
 from jepakit.masks import Masks
 from jepakit.settings import Settings
 from jepakit.vit import NORM_EPS, Block, ViTConfig, initialise, sincos
@@ -48,6 +50,8 @@ class Predictor(nn.Module):
         queries = self.mask_token[0] + self.positions.index_select(0, wanted)
         sequences = joint(masks.context_lengths, masks.target_lengths, device, masks.draw_of_block)
         x = sequences.join(tokens, queries)
-        for block in self.predictor_blocks:
+        *blocks, last = cast(list[Block], self.predictor_blocks)
+        for block in blocks:
             x = block(x, sequences.layout)
-        return self.predictor_proj(self.predictor_norm(take(x, sequences.b_rows)))  # type: ignore[no-any-return]
+        x = last.of_rows(x, sequences.layout, sequences.b_rows, Layout(masks.target_lengths, device))  # nobody reads the others
+        return self.predictor_proj(self.predictor_norm(x))  # type: ignore[no-any-return]

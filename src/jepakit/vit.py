@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from jepakit.attention import attention
+from jepakit.attention import attention, attention_of
 from jepakit.errors import UserError
-from jepakit.layout import Layout
+from jepakit.layout import Layout, take
 from jepakit.settings import Settings
 
 NORM_EPS = 1e-6
@@ -107,6 +107,15 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         return self.proj(attention(self.qkv(x).unflatten(1, (3, self.heads, -1)), layout))  # type: ignore[no-any-return]
 
+    def of_rows(self, x: Tensor, layout: Layout, rows: Tensor, queries: Layout) -> Tensor:
+        """What `forward` has at distinct rows, `queries` saying how many of each sequence: only they are asked."""
+        (q_weight, kv_weight), (q_bias, kv_bias) = (
+            w.split([len(w) // 3, 2 * len(w) // 3]) for w in (self.qkv.weight, self.qkv.bias)
+        )
+        q = F.linear(take(x, rows), q_weight, q_bias).unflatten(1, (self.heads, -1))
+        kv = F.linear(x, kv_weight, kv_bias).unflatten(1, (2, self.heads, -1))
+        return self.proj(attention_of(q, kv, queries, layout))  # type: ignore[no-any-return]
+
 
 class MLP(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
@@ -128,6 +137,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         x = x + self.attn(self.norm1(x), layout)
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+    def of_rows(self, x: Tensor, layout: Layout, rows: Tensor, queries: Layout) -> Tensor:
+        """forward(x, layout)[rows] for distinct rows, `queries` saying how many of each sequence; others are only looked at."""
+        x = take(x, rows) + self.attn.of_rows(self.norm1(x), layout, rows, queries)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
