@@ -27,9 +27,11 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(VENV)/.core
+bench: $(VENV)/.dev
 	$(PY) benchmarks/quality.py --smoke
 	$(PY) benchmarks/collapse.py --smoke
+	$(PY) benchmarks/data.py --smoke
+	$(PY) benchmarks/fuzz.py --smoke
 
 clean:
 	rm -rf $(VENV)

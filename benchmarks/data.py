@@ -32,10 +32,11 @@ from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader, Dataset
 
 from jepakit.data.crops import IMAGENET, Crops, Images, crop_boxes, mirrored, normalise, resize
-from jepakit.data.decode import SUFFIXES, Pixels, read_image
+from jepakit.data.decode import SUFFIXES, read_image
 from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
 from jepakit.data.pack import pack
+from jepakit.data.pixels import Pixels
 from jepakit.data.sources import Source
 from jepakit.device import use_cpu
 from jepakit.files import save_json

@@ -20,10 +20,11 @@ from PIL import Image, ImageOps
 from scipy.stats import ks_2samp
 
 from jepakit.data.crops import Images, centre_crop, crop_boxes, flips, normalise, resize
-from jepakit.data.decode import BadImageError, decode, read_image
+from jepakit.data.decode import decode, read_image
 from jepakit.data.folder import FolderSource
 from jepakit.data.loader import Batch, Loader
 from jepakit.data.opening import open_source
+from jepakit.data.pixels import BadImageError
 from jepakit.data.sources import EmojiSource
 from jepakit.errors import UserError
 from jepakit.masks import MultiBlock

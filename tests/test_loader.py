@@ -20,12 +20,12 @@ from PIL import Image
 
 from jepakit.config import resolve
 from jepakit.data.crops import Images, mirrored, normalise
-from jepakit.data.decode import BadImageError, Pixels
 from jepakit.data.folder import FolderSource
 from jepakit.data.loader import Loader, TooManyBadImagesError
 from jepakit.data.opening import open_source
 from jepakit.data.order import order
 from jepakit.data.pack import pack
+from jepakit.data.pixels import BadImageError, Pixels
 from jepakit.data.sources import ArraySource, Blocks, Source, spread
 from jepakit.data.statistics import channel_statistics, fitted
 from jepakit.data.threads import StuckError, each

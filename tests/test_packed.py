@@ -28,12 +28,12 @@ import jepakit
 from jepakit.data import pack as packing
 from jepakit.data import packfiles
 from jepakit.data.crops import resize
-from jepakit.data.decode import BadImageError
 from jepakit.data.in_order import in_order
 from jepakit.data.opening import open_source
 from jepakit.data.pack import shrunk
 from jepakit.data.packed import PackedSource
 from jepakit.data.packfiles import INDEX, Texts
+from jepakit.data.pixels import BadImageError
 from jepakit.data.sources import EmojiSource, Labels, Source, fingerprint
 from jepakit.errors import UserError
 

@@ -25,11 +25,12 @@ from bomb import Bomb
 from jepakit.config import resolve
 from jepakit.data import parquet as parquet_files
 from jepakit.data.crops import BandsError, Images, centre_crop, channels_of, normalise, resize, stacked, to_show
-from jepakit.data.decode import BadImageError, decode, read_image
+from jepakit.data.decode import decode, read_image
 from jepakit.data.folder import FolderSource
 from jepakit.data.listed import EUROSAT
 from jepakit.data.loader import Loader, TooManyBadImagesError
 from jepakit.data.opening import open_source
+from jepakit.data.pixels import BadImageError
 from jepakit.data.sets import labelled_set
 from jepakit.data.sources import Labels, Source, fingerprint
 from jepakit.errors import UserError

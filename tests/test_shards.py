@@ -29,9 +29,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jepakit.data import fetched, remote, shards, tars
-from jepakit.data.decode import BadImageError
 from jepakit.data.fetched import Fetched, OpenFile
 from jepakit.data.opening import absolute, open_source
+from jepakit.data.pixels import BadImageError
 from jepakit.data.remote import Places, braces, expand, is_pattern, is_remote, natural, shown
 from jepakit.data.shards import ShardSource, shards_of, tar_shards
 from jepakit.data.sources import fingerprint

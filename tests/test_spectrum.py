@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jepakit.config import Config, method_layer, resolve
 from jepakit.data.crops import centre_crop, crop_boxes, normalise, resize
-from jepakit.data.decode import BadImageError
+from jepakit.data.pixels import BadImageError
 from jepakit.data.sources import ArraySource
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError

@@ -28,11 +28,11 @@ from jepakit.data import npz as npz_files
 from jepakit.data import parquet as parquet_module
 from jepakit.data import remote, tables
 from jepakit.data.arrow import ArrowSource, arrow
-from jepakit.data.decode import BadImageError
 from jepakit.data.npz import npz
 from jepakit.data.opening import open_source
 from jepakit.data.order import order
 from jepakit.data.parquet import ParquetSource, parquet_files
+from jepakit.data.pixels import BadImageError
 from jepakit.data.remote import Places, expand
 from jepakit.data.sources import Labels, Source
 from jepakit.errors import UserError
@@ -771,3 +771,12 @@ def test_any_bytes_give_pixels_a_bad_image_or_one_sentence(
                 assert source.read(index).ndim == 3
             except BadImageError as error:
                 assert str(error)
+
+
+def test_names_beyond_unicode_are_one_sentence(tmp_path: Path) -> None:
+    """Found by the fuzz: Python can make no text of them."""
+    names = np.array(["aa", "bb", "cc", "dd"])
+    names.view(np.uint32)[3] = 0x110000
+    np.savez(tmp_path / "x.npz", images=draw(4, 6, 6, 3), label=names)
+    with pytest.raises(UserError, match="no letters"):
+        npz(tmp_path / "x.npz", None)

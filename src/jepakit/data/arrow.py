@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.data import tables
-from jepakit.data.decode import BadImageError
 from jepakit.data.folder import leaves
+from jepakit.data.pixels import BadImageError
 from jepakit.data.sources import Blocks, Labels, Source
 from jepakit.errors import UserError, line_of
 

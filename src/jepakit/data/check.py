@@ -18,25 +18,17 @@ from PIL import Image
 from jepakit.config import Config, overrides
 from jepakit.data.checked import LONG, Checked, Duplicates, Fit, LabelsSeen, stops_of, verdict_of
 from jepakit.data.crops import BandsError, Images, channels_of
-from jepakit.data.decode import (
-    FORMATS,
-    ORIENTATION,
-    TIFF,
-    BadImageError,
-    Pixels,
-    _exif_turn,
-    _pillow_turn,
-    _tags,
-    decode,
-)
+from jepakit.data.decode import FORMATS, decode, jpeg_turn, pillow_turn
 from jepakit.data.in_order import threads_of
 from jepakit.data.opening import open_source
 from jepakit.data.pack import TOLD
 from jepakit.data.packed import PackedSource
 from jepakit.data.packfiles import DEPTHS, name_of
+from jepakit.data.pixels import BadImageError, Pixels
 from jepakit.data.remote import shown
 from jepakit.data.sources import Labels, Source
 from jepakit.data.threads import each
+from jepakit.data.tiff import ORIENTATION, TIFF, tags_of
 from jepakit.errors import UserError
 from jepakit.files import save_json
 from jepakit.progress import progress
@@ -143,14 +135,14 @@ def _header(data: bytes, pixels: Pixels) -> tuple[str, str, bool]:
     """
     if simplejpeg.is_jpeg(data):
         *_, space, _ = simplejpeg.decode_jpeg_header(data)
-        return "JPEG", JPEG_MODES.get(space, "RGB"), _exif_turn(data) > 1
-    tags = _tags(data) if data[:4] in TIFF else {}
+        return "JPEG", JPEG_MODES.get(space, "RGB"), jpeg_turn(data) > 1
+    tags = tags_of(data) if data[:4] in TIFF else {}
     if tags and (str(pixels.dtype), pixels.shape[2]) not in (("uint8", 3), ("uint16", 1)):
         return "TIFF", "", False
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if b"eXIf" in data:  # which may come after the pixels
             image.load()
-        turn = tags.get(ORIENTATION, (1,))[0] if tags else _pillow_turn(image.info)
+        turn = tags.get(ORIENTATION, (1,))[0] if tags else pillow_turn(image.info)
         return str(image.format), image.mode, 1 < turn <= 8
 
 

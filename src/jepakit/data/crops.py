@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from jepakit import rng
-from jepakit.data.decode import MOST_PIXELS, BadImageError, Pixels
+from jepakit.data.pixels import MOST_PIXELS, BadImageError, Pixels
 from jepakit.settings import Settings
 
 Box = tuple[int, int, int, int]  # top, left, height, width

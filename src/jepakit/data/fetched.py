@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
 
-from jepakit.data.decode import BadImageError
+from jepakit.data.pixels import BadImageError
 from jepakit.data.remote import PATIENCE, Places, lasts, patiently, shown
 from jepakit.errors import UserError, line_of
 

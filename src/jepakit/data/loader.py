@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jepakit.data.crops import Crops, Images, channels_of, flips, resize
-from jepakit.data.decode import BadImageError, Pixels
 from jepakit.data.order import order
+from jepakit.data.pixels import BadImageError, Pixels
 from jepakit.data.sources import Blocks, Source
 from jepakit.data.statistics import require_bands
 from jepakit.data.threads import each

@@ -6,6 +6,7 @@ Arrays are told apart by their names and shapes: 'images' and 'labels', Keras' x
 import math
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.data import tables
-from jepakit.data.decode import MOST_PIXELS, SUFFIXES, BadImageError, Pixels
+from jepakit.data.decode import SUFFIXES
+from jepakit.data.pixels import MOST_PIXELS, BadImageError, Pixels
 from jepakit.data.sources import Labels, Source
 from jepakit.errors import UserError, line_of
 
@@ -274,4 +276,11 @@ def _encoded(array: NDArray[Any]) -> tuple[list[Any], NDArray[np.int64]]:
 
 
 def _text(array: NDArray[Any]) -> NDArray[Any]:
-    return np.char.decode(array, "utf-8", "replace") if array.dtype.kind == "S" else array
+    """Names as NumPy's text. Raises UserError for numbers beyond Unicode's last, of which Python can make no text."""
+    if array.dtype.kind == "S":
+        return np.char.decode(array, "utf-8", "replace")
+    if array.dtype.kind == "U" and array.size:
+        letters = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).view(np.uint32)
+        if letters.max(initial=0) > sys.maxunicode:
+            raise UserError("an array of names holds numbers that are no letters: save it anew")
+    return array

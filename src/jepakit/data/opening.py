@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from jepakit.data.decode import BadImageError
 from jepakit.data.folder import FolderSource
+from jepakit.data.pixels import BadImageError
 from jepakit.data.remote import MAGIC, NothingThereError, Places, expand, is_pattern, is_remote, shown
 from jepakit.data.sets import labelled_set
 from jepakit.data.shards import shards_of

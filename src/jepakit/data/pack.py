@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from jepakit.data.crops import resize
-from jepakit.data.decode import MOST_PIXELS, BadImageError, Pixels
 from jepakit.data.in_order import in_order, threads_of
 from jepakit.data.opening import open_source
 from jepakit.data.packed import PackedSource, packed
@@ -38,6 +37,7 @@ from jepakit.data.packfiles import (
     require_length,
     store,
 )
+from jepakit.data.pixels import MOST_PIXELS, BadImageError, Pixels
 from jepakit.data.remote import shown
 from jepakit.data.sources import Source, spread
 from jepakit.errors import UserError, plain

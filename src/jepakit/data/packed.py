@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jepakit.data.decode import Pixels
 from jepakit.data.packfiles import (
     ALIGNED,
     CLASSES,
@@ -35,6 +34,7 @@ from jepakit.data.packfiles import (
     name_of,
     require_length,
 )
+from jepakit.data.pixels import Pixels
 from jepakit.data.sources import Labels, Source, pick
 from jepakit.errors import UserError, plain
 

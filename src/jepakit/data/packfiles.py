@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jepakit.data.decode import MOST_PIXELS, Pixels
+from jepakit.data.pixels import MOST_PIXELS, Pixels
 from jepakit.data.sources import Labels, Source, fingerprint
 from jepakit.errors import UserError, plain
 from jepakit.files import whole

@@ -20,7 +20,7 @@ from fsspec.spec import AbstractFileSystem
 from numpy.typing import NDArray
 
 from jepakit.data import tables
-from jepakit.data.decode import BadImageError
+from jepakit.data.pixels import BadImageError
 from jepakit.data.remote import PATIENCE, Places, patiently, shown
 from jepakit.data.sources import Blocks, Labels, Source
 from jepakit.errors import UserError, line_of

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.data.clevr import Scene
-from jepakit.data.decode import Pixels
+from jepakit.data.pixels import Pixels
 
 Floats = NDArray[np.floating]  # float32 where there is an array of it: half the time of float64
 

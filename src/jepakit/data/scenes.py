@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jepakit.data.clevr import BOUNDS, CLASSES, FEWEST, MOST, Scene, label_name
-from jepakit.data.decode import Pixels
+from jepakit.data.pixels import Pixels
 from jepakit.data.raycast import CAMERA, COLORS, HEIGHT, SIZES, TILT, WIDTH, Hit, cast, project, render, shares_of
 from jepakit.data.sources import Labels, Source
 from jepakit.errors import UserError

@@ -15,12 +15,13 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
-from jepakit.data.decode import SUFFIXES, BadImageError
+from jepakit.data.decode import SUFFIXES
 from jepakit.data.fetched import Fetched, OpenFile
+from jepakit.data.pixels import BadImageError
 from jepakit.data.remote import Places, expand, is_pattern, is_remote, lasts, natural, patiently, shown
 from jepakit.data.sources import Blocks, Labels, Source, fifths, pick
 from jepakit.data.tars import TarIndex, Words, cached_index
-from jepakit.errors import UserError, plain, line_of
+from jepakit.errors import UserError, line_of, plain
 from jepakit.progress import progress
 
 log = logging.getLogger("jepakit")

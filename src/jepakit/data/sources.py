@@ -7,8 +7,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.data.decode import MOST_PIXELS, Pixels, decode
+from jepakit.data.decode import decode
 from jepakit.data.emoji import Emoji, emoji, held_out
+from jepakit.data.pixels import MOST_PIXELS, Pixels
 from jepakit.errors import UserError, nearest
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.data.crops import BandsError, Images, channels_of
-from jepakit.data.decode import BadImageError
+from jepakit.data.pixels import BadImageError
 from jepakit.data.sources import Source, spread
 from jepakit.data.threads import each
 from jepakit.errors import UserError

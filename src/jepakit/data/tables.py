@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.data.decode import SUFFIXES, BadImageError, file_bytes
+from jepakit.data.decode import SUFFIXES, file_bytes
 from jepakit.data.folder import leaves
+from jepakit.data.pixels import BadImageError
 from jepakit.data.sources import Labels, fifths, pick
 from jepakit.errors import UserError
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jepakit.data.decode import MOST_PIXELS, SUFFIXES
+from jepakit.data.decode import SUFFIXES
+from jepakit.data.pixels import MOST_PIXELS
 from jepakit.errors import UserError, line_of
 from jepakit.progress import progress
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jepakit.data.crops import BandsError, Images, centre_crop, channels_of, resize, stacked
-from jepakit.data.decode import BadImageError, Pixels
+from jepakit.data.pixels import BadImageError, Pixels
 from jepakit.data.sources import Source
 from jepakit.device import lowered
 from jepakit.encoder import Encoder

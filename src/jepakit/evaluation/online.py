@@ -9,7 +9,7 @@ from torch import Tensor
 from jepakit import rng
 from jepakit.config import Config
 from jepakit.data.crops import stacked
-from jepakit.data.decode import BadImageError
+from jepakit.data.pixels import BadImageError
 from jepakit.data.sources import Source
 from jepakit.device import lowered
 from jepakit.encoder import Encoder

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from jepakit import rng
 from jepakit.data.crops import channels_of, resize, stacked
-from jepakit.data.decode import BadImageError, Pixels, read_image
+from jepakit.data.decode import read_image
+from jepakit.data.pixels import BadImageError, Pixels
 from jepakit.device import lowered
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from jepakit.data.crops import Images, centre_crop, channels_of, crop_boxes, resize, stacked
-from jepakit.data.decode import BadImageError, Pixels
+from jepakit.data.pixels import BadImageError, Pixels
 from jepakit.data.sources import Source
 from jepakit.device import lowered
 from jepakit.encoder import Encoder

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from sklearn.exceptions import ConvergenceWarning
 
 from jepakit.config import overrides, sentence
-from jepakit.data.decode import BadImageError
 from jepakit.data.opening import open_source
+from jepakit.data.pixels import BadImageError
 from jepakit.data.sources import Source
 from jepakit.errors import UserError, nearest
 from jepakit.evaluation.compare import Difference
