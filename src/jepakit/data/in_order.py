@@ -42,8 +42,9 @@ def in_order(work: Callable[[int], T], ids: Iterable[int], threads: int) -> Iter
         except TimeoutError:
             raise UserError(f"an image has not been read for {SECONDS:g} s: its storage does not answer") from None
 
-    for _ in range(threads):
-        Thread(target=run, name="jepakit-image", daemon=True).start()  # a thread that hangs must not keep the process
+    workers = [Thread(target=run, name="jepakit-image", daemon=True) for _ in range(threads)]  # one that hangs must not keep us
+    for worker in workers:
+        worker.start()
     waiting: deque[Future[T]] = deque()
     try:
         for index in ids:
@@ -54,5 +55,7 @@ def in_order(work: Callable[[int], T], ids: Iterable[int], threads: int) -> Iter
         while waiting:
             yield first(waiting)
     finally:
-        for _ in range(threads):
+        for _ in workers:
             todo.put(None)
+        for worker in workers:  # Python must not end while torch frees something in a thread
+            worker.join(1.0)

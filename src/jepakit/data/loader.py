@@ -106,7 +106,8 @@ class Loader:
         epoch, place = divmod(step, self.steps_per_epoch)
         parts = [np.split(part, self.processes)[self.process] for part in np.split(self.ids(step), self.parts)]
         ids = np.concatenate(parts)
-        self.source.soon(self._next(epoch, place * self.batch_size))
+        if self._blocks is not None:
+            self.source.soon(self._next(epoch, place * self.batch_size))
         crops = [Crops.draw(self.images, ids, self.seed, epoch, view) for view in range(self.views)]
         buffers = [self._buffer(len(ids)) for _ in crops]
         deep: list[dict[int, Tensor]] = [{} for _ in crops]

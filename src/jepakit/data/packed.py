@@ -1,7 +1,6 @@
 """The packed cache: images decoded and shrunk once, cropped from a memory map without decoding (layout: packfiles.py)."""
 
 import hashlib
-import os
 import zlib
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -66,18 +65,6 @@ class PackedSource(Source):
     def title(self, index: int) -> str:
         part = bisect_right(self._firsts, index) - 1
         return self.titles[part][index - self._firsts[part]]
-
-    def soon(self, ids: NDArray[np.int64]) -> None:
-        """Has the system read ahead, which costs a few microseconds a sample; no thread waits for it."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        parts = np.searchsorted(self._firsts, ids, side="right") - 1
-        for part in np.unique(parts).tolist():
-            rows = self.index[part][ids[parts == part] - self._firsts[part]]
-            sizes = rows["height"].astype(np.int64) * rows["width"] * rows["channels"] * item_bytes(rows)
-            with name_of(self.root, "images", part).open("rb") as file:
-                for offset, size in zip(rows["offset"].tolist(), sizes.tolist(), strict=True):
-                    os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
 
     def intact(self, index: int) -> bool:
         """Whether an image's bytes are those that were packed (crc32)."""

@@ -19,7 +19,7 @@ class StuckError(UserError):
     """The storage does not answer."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
     item: int = -1
     since: float = math.inf
@@ -67,10 +67,12 @@ def each(
                 ended.put(error)
 
     def start() -> None:
-        workers.append(_Worker())
-        Thread(target=run, args=(workers[-1],), name="jepakit-image", daemon=True).start()
+        me = _Worker()
+        thread = Thread(target=run, args=(me,), name="jepakit-image", daemon=True)
+        workers[me] = thread
+        thread.start()
 
-    workers: list[_Worker] = []
+    workers: dict[_Worker, Thread] = {}
     for _ in range(min(threads, count)):
         start()
     running, stuck, first, woke = len(workers), 0, None, time.monotonic()
@@ -91,6 +93,7 @@ def each(
                     continue
                 worker.left = True
             stuck += 1
+            del workers[worker]
             if stuck >= MOST_STUCK:
                 todo.clear()
                 raise StuckError(f"{stuck} reads have not returned for {seconds:g} s each: the storage does not answer")
@@ -102,5 +105,7 @@ def each(
                 continue
             todo.append(worker.item)
             start()
+    for thread in workers.values():  # Python must not end while torch frees something in a thread
+        thread.join()
     if first is not None:
         raise first
