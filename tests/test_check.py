@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from jepakit.data.checked import Checked, as_table
 from jepakit.data.decode import read_image
 from jepakit.data.pack import pack
 from jepakit.data.packfiles import INDEX
-from jepakit.data.sources import ArraySource, Labels
+from jepakit.data.sources import ArraySource, Blocks, Labels, Source
 from jepakit.errors import UserError
 
 ORIENTATION = 0x0112
@@ -239,7 +240,7 @@ def test_what_is_not_labelled_is_counted_and_is_no_leak(monkeypatch: pytest.Monk
     images[5], images[7] = images[1], images[2]  # 5 is a test image without a part; 7 one with
     values, test = np.array([0, 0, 1, 1, 1, -1, 0, 1]), np.arange(8) >= 5
     source = ArraySource("set", images, Labels("class", ("a", "b", "c"), values, test))
-    monkeypatch.setattr("jepakit.data.check.open_source", lambda data, labels: source)
+    monkeypatch.setattr("jepakit.data.check.open_source", lambda data, labels, **_: source)
     found = check("set", set=["optim.batch_size=4"])
     assert (found.duplicates.groups, found.duplicates.leaking_groups, found.duplicates.leaked) == (2, 1, 1)
     assert found.labels is not None and (found.labels.unlabelled, found.labels.test) == (1, 2)
@@ -251,7 +252,7 @@ def test_what_is_not_labelled_is_counted_and_is_no_leak(monkeypatch: pytest.Monk
 def test_duplicates_are_counted_as_plain_python_counts_them(kinds: list[int]) -> None:
     source = ArraySource("set", noise(6, 3, 5, 3)[kinds], None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jepakit.data.check.open_source", lambda data, labels: source)
+        patch.setattr("jepakit.data.check.open_source", lambda data, labels, **_: source)
         found = check("set", threads=1).duplicates
     groups = {kind: [i for i, k in enumerate(kinds) if k == kind] for kind in set(kinds)}
     double = sorted((group for group in groups.values() if len(group) > 1), key=lambda group: (-len(group), group[0]))
@@ -265,7 +266,7 @@ def test_alike_bytes_of_another_shape_or_depth_are_no_duplicates(tmp_path: Path,
             return [np.zeros((4, 6, 1), np.uint8), np.zeros((6, 4, 1), np.uint8), np.zeros((4, 3, 1), np.uint16)][index]
 
     source = Shapes("set", noise(3, 1, 1, 1), None)
-    monkeypatch.setattr("jepakit.data.check.open_source", lambda data, labels: source)
+    monkeypatch.setattr("jepakit.data.check.open_source", lambda data, labels, **_: source)
     assert check("set").duplicates.groups == 0
 
 
@@ -287,6 +288,50 @@ def test_turned_is_what_training_turns(tmp_path: Path, kind: str, turn: int) -> 
     shown = read_image(tmp_path / "a.png")
     moved = shown.shape != (20, 30, 3) or np.abs(shown - np.asarray(smooth.convert("RGB")).astype(float)).mean() > 10
     assert check(tmp_path).turned == int(moved) == int(turn > 1)
+
+
+def test_the_limit_of_pixels_is_that_of_the_settings_from_the_first_look_on(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"no readable image .*images.max_pixels=100:"):
+        check(known, set=["images.max_pixels=100"])
+    monkeypatch.setattr("jepakit.data.opening.require_readable.__defaults__", (100,))
+    monkeypatch.setattr(Source.read, "__defaults__", (100,))  # as if no image had fewer than what is usual
+    assert len(check(known, set=[*FITS, "images.max_pixels=30000"]).bad) == 2
+
+
+@pytest.mark.parametrize("blocks", [None, Blocks(np.array([0, 30, 60]), held=1, dear=True)])
+def test_only_a_source_of_blocks_is_told_what_comes(monkeypatch: pytest.MonkeyPatch, blocks: Blocks | None) -> None:
+    told, waited = [], []
+
+    class Far(ArraySource):
+        def soon(self, ids: NDArray[np.int64]) -> None:
+            told.extend(ids.tolist())
+
+        def wait(self, ids: NDArray[np.int64], seconds: float) -> None:
+            waited.extend(ids.tolist())
+
+    source = Far("far", noise(60, 4, 4, 3), None)
+    source.blocks = blocks
+    monkeypatch.setattr("jepakit.data.check.open_source", lambda data, labels, **_: source)
+    check("far", set=["optim.batch_size=4"])
+    assert waited == ([] if blocks is None else list(range(60))) and {*told} == {*waited}
+
+
+def test_an_image_that_hangs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = Event()
+
+    class Hangs(ArraySource):
+        def raw(self, index: int) -> NDArray[Any]:
+            if index == 3:
+                never.wait(30)
+            pixels: NDArray[Any] = super().raw(index)
+            return pixels
+
+    monkeypatch.setattr("jepakit.data.check.open_source", lambda data, labels, **_: Hangs("set", noise(9, 4, 4, 3), None))
+    try:
+        found = check("set", threads=2, set=["optim.batch_size=4", "run.read_timeout_seconds=0.3"])
+        assert found.bad == (("3", "no answer within 0.3 s"),) and not found.stops
+    finally:
+        never.set()
 
 
 # ---- packs

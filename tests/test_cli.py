@@ -405,3 +405,15 @@ def test_no_images_named_is_an_error_and_not_a_run_on_the_embedded_ones(tmp_path
 def test_the_method_is_named_after_its_parts(world: Path, tmp_path: Path) -> None:
     words = [*TINY, "optim.steps=1", "regularizer.weight=0.1", "regularizer.projector=[]"]
     assert pretrain(world / "photos", tmp_path / "run", method="ijepa", set=words).config.method == "c_jepa"
+
+
+def test_ctrl_c_says_stopped_and_leaves_a_code_that_stops_a_chain_of_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jepakit.recipes.table", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["recipes", "demo"])
+    assert caught.value.code == 130 and capsys.readouterr().err.endswith("stopped\n")

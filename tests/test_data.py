@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+import os
 import random
 import re
 import struct
@@ -240,17 +241,84 @@ def test_train_and_val_folders_are_the_split(tmp_path: Path, held: str) -> None:
     assert all(source.title(int(i)).startswith(held) for i in np.nonzero(labels.test)[0])
 
 
+@pytest.mark.parametrize(
+    "folders, expected",
+    [
+        ("train/a, train/b, valid/a, valid/b", "a b a! b!"),
+        ("Train/a, Train/b, test/a, val2017/b", "a b a! -"),
+        ("test, train/a, train/b, val/a", "- a b a!"),  # a test whose labels are hidden counts for none
+        ("train/a, train/b", "a b"),  # of one part, a fifth
+        ("train, val", "train val"),
+        ("bus/a, train/b", "bus train"),
+        ("test tube/a, train station/b", "test_tube train_station"),
+    ],
+)
+def test_folders_are_splits_if_all_are_called_so_and_have_classes_below(tmp_path: Path, folders: str, expected: str) -> None:
+    for place in folders.split(", "):
+        folder(tmp_path, 1, sub=place)
+    labels = FolderSource(tmp_path).labels  # in the order of their paths, as above
+    assert labels is not None
+    names = [labels.classes[value].replace(" ", "_") if value >= 0 else "-" for value in labels.values]
+    assert " ".join(name + "!" * bool(test) for name, test in zip(names, labels.test, strict=True)) == expected
+
+
 def test_links_in_a_circle_end_and_no_image_is_counted_twice(tmp_path: Path) -> None:
     folder(tmp_path, 3, sub="a")
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "a" / "self.png").symlink_to("self.png")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     assert len(FolderSource(tmp_path)) == 3
 
 
-def test_the_order_is_that_of_the_paths_whatever_the_file_system_says(tmp_path: Path) -> None:
-    for name in ("b.png", "a.png", "c.PNG"):
-        (tmp_path / name).write_bytes(SEEDS[1])
-    assert [FolderSource(tmp_path).title(i) for i in range(3)] == ["a.png", "b.png", "c.PNG"]
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.text("ab-. 0é", min_size=1, max_size=3), min_size=1, max_size=4), max_size=12))
+def test_the_order_is_that_of_the_paths_whatever_the_file_system_says(
+    tmp_path_factory: pytest.TempPathFactory, paths: list[list[str]]
+) -> None:
+    root = tmp_path_factory.mktemp("order")
+    for parts in [["b"], ["a"], *paths]:
+        place = root.joinpath(*(f"{part}_" for part in parts[:-1]))
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{parts[-1]}.PNG").touch()
+    shown = [path.relative_to(root) for path in root.rglob("*.PNG")]
+    source = FolderSource(root)
+    titles = [source.title(i) for i in range(len(source))]
+    assert titles == [str(path) for path in sorted(shown) if not any(part.startswith(".") for part in path.parts)]
+
+
+def test_a_folder_that_cannot_be_read_is_said_and_the_others_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b/locked", "b/locked2", "c"):
+        folder(tmp_path, 2, sub=name)
+    real = os.scandir
+
+    def refuse(path: str) -> object:
+        if "locked" in os.path.basename(path):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert len(FolderSource(tmp_path)) == 4
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "2 of its folders cannot be read" in caplog.text
+    assert "b/locked (Permission denied), b/locked2 (Permission denied)" in caplog.text
+
+
+def test_folders_may_lie_in_each_other_as_deep_as_paths_go(tmp_path: Path) -> None:
+    place = str(tmp_path)
+    try:
+        for _ in range(1200):
+            place += "/d"
+            os.mkdir(place)
+        Path(place, "x.png").write_bytes(SEEDS[1])
+        source = FolderSource(tmp_path)
+        assert [source.title(0)] == source.files == ["d/" * 1200 + "x.png"] and source.read(0).shape == (9, 11, 3)
+    finally:
+        Path(place, "x.png").unlink(missing_ok=True)
+        while place != str(tmp_path):  # shutil.rmtree calls itself for each
+            os.rmdir(place)
+            place = os.path.dirname(place)
 
 
 def test_a_folder_that_holds_nothing_to_read_is_one_sentence(tmp_path: Path) -> None:

@@ -26,11 +26,12 @@ from jepakit.data.opening import open_source
 from jepakit.data.order import order
 from jepakit.data.pack import pack
 from jepakit.data.pixels import BadImageError, Pixels
-from jepakit.data.sources import ArraySource, Blocks, Source, spread
+from jepakit.data.sources import ArraySource, Blocks, Source, spread, together
 from jepakit.data.statistics import channel_statistics, fitted
 from jepakit.data.threads import StuckError, each
 from jepakit.errors import UserError
 from jepakit.masks import MultiBlock
+from jepakit.recipes import settings as recipe_settings
 from test_data import folder, noise, same
 
 LAW = MultiBlock(min_keep=2)
@@ -217,7 +218,7 @@ def test_files_that_vanish_or_are_locked_while_a_run_goes_on_are_bad_images(
     source = FolderSource(folder(tmp_path, 24))
     made = loader(source)
     made.batch(0)
-    source.paths[3].unlink()
+    (source.root / source.files[3]).unlink()
     real = Path.read_bytes
 
     def refuse(path: Path) -> bytes:
@@ -464,3 +465,120 @@ def test_streamed_block_by_block_too_batches_are_the_same_from_every_step_on(
             assert all(same(a, b) for a, b in zip(made(first, 9), expected, strict=True))
     narrow = loader(again, images, batch_size=4)
     assert all(len(set((narrow.ids(step) // 4).tolist())) == 1 for step in range(6))
+
+
+# ---- found by review
+
+
+def test_the_late_error_of_a_read_that_was_given_up_leaves_no_row_empty() -> None:
+    late, put, go = [], [], threading.Event()
+
+    def work(i: int) -> int:
+        if i == 0 and not late:
+            go.wait(30)
+            raise BadImageError("an error that comes late")
+        time.sleep(0.02)
+        if late:
+            go.set()  # the error comes while others wait
+        return i
+
+    each(40, work, lambda i, x: put.append(x), threads=2, seconds=0.2, late=late.append)
+    assert sorted(put) == list(range(40)) and late == [0]
+
+
+def test_reads_that_hang_are_counted_over_batches_while_they_hang() -> None:
+    go = threading.Event()
+
+    def hang() -> None:
+        given_up: list[int] = []
+        each(
+            2, lambda i: None if i in given_up else go.wait(60), lambda i, x: None, threads=2, seconds=0.05, late=given_up.append
+        )
+
+    with pytest.raises(StuckError):
+        for _ in range(20):
+            hang()
+    go.set()
+    time.sleep(0.2)
+    hang()  # they came back: there is nothing to complain of
+
+
+def test_a_look_at_an_image_that_hangs_is_no_longer_than_its_time() -> None:
+    go = threading.Event()
+    source = hangs(0, go)
+    begun = time.monotonic()
+    made = loader(source, read_timeout_seconds=0.2)  # looks at the first image
+    assert fitted(Images(**WHOLE), source, seconds=0.2).std != Images().std
+    assert time.monotonic() - begun < 20
+    go.set()
+    assert made.batch(0).images.shape == (8, 3, 16, 16)
+
+
+def test_a_loop_that_is_left_does_not_wait_for_a_read_that_hangs() -> None:
+    go = threading.Event()
+    source = hangs(int(loader(shades(40)).ids(2)[0]), go)
+    made = loader(source, read_timeout_seconds=60)
+    batches = made(0, 5)
+    next(batches)
+    begun = time.monotonic()
+    batches.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - begun < 20
+    go.set()
+
+
+def test_images_that_were_mended_no_longer_count_and_the_limit_holds_after_a_resume(tmp_path: Path) -> None:
+    source = FolderSource(folder(tmp_path, 40, broken=(1, 2, 3, 4)))
+    images = Images(size=16, max_bad=0.05)
+    again = loader(source, images, bad={1: "broken", 2: "broken", 3: "broken"})
+    with pytest.raises(TooManyBadImagesError, match="3 of 40"):
+        again.look_again()
+    for i in (1, 2, 3):
+        Image.fromarray(noise(20, 20, seed=i)).save(tmp_path / f"{i:03}.png")
+    again.bad = {1: "broken", 2: "broken", 3: "broken"}
+    again.look_again()
+    assert not again.bad
+    assert len(list(again(0, 5))) == 5 and set(again.bad) == {4}
+
+
+def test_a_larger_limit_of_pixels_reaches_every_read(tmp_path: Path) -> None:
+    folder(tmp_path, 4)
+    with pytest.raises(UserError, match=r"images\.max_pixels=100"):
+        open_source(str(tmp_path), most_pixels=100)
+    made = loader(open_source(str(tmp_path)), Images(size=16, max_pixels=500, max_bad=1), batch_size=2)
+    made.batch(0)
+    assert made.bad and all("images.max_pixels=500" in reason for reason in made.bad.values())
+
+
+@pytest.mark.parametrize("law", [MultiBlock(min_keep=2, compat="released"), MultiBlock(min_keep=2, draws=2)])
+def test_processes_share_the_masks_of_one_also_where_a_law_draws_for_a_whole_batch(law: MultiBlock) -> None:
+    def masks(process: int, processes: int) -> list[Any]:
+        made = Loader(shades(40), Images(size=32), law, (8, 8), 8, 0, process=process, processes=processes)
+        return [made.batch(step).masks[0] for step in range(3)]
+
+    alone, shared = masks(0, 1), [masks(p, 4) for p in range(4)]
+    for step in range(3):
+        for name in ("context", "targets", "context_lengths", "target_lengths"):
+            assert np.array_equal(np.concatenate([getattr(m[step], name) for m in shared]), getattr(alone[step], name))
+        for p in range(4):
+            part = shared[p][step]
+            assert part.images == 2 and len(part.image_of_draw) == len(part.context_lengths) == part.draw_of_block.max() + 1
+
+
+def test_an_order_by_blocks_is_not_written_down_where_there_are_none() -> None:
+    assert fitted(Images(shuffle="blocks"), shades(40)).shuffle == "full"
+
+
+def test_other_channels_leave_a_recipes_statistics_behind() -> None:
+    config = recipe_settings("ijepa_vitl16", None, {"images": {"channels": 13}})
+    assert not {"mean", "std"} & config.images.model_fields_set and len(config.images.mean) == 13
+    given = recipe_settings("ijepa_vitl16", None, {"images": {"channels": 1, "mean": [0.1]}})
+    assert given.images.mean == (0.1,)
+
+
+def test_rows_are_read_in_groups_of_as_many_blocks_as_are_held() -> None:
+    source, ids = shades(30, blocks_of([3] * 10, held=2)), np.array([29, 0, 15, 1, 16, 27, 9])
+    groups = together(source, ids)
+    assert sorted(row for rows in groups for row in rows) == list(range(7))
+    assert all(len(set((ids[rows] // 3).tolist())) <= 2 for rows in groups) and len(groups) == 2
+    source.blocks = blocks_of([3] * 10, held=2, dear=False)
+    assert together(source, ids) == [list(range(7))]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,16 +26,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import jepakit
+from jepakit import cli
 from jepakit.data import pack as packing
 from jepakit.data import packfiles
 from jepakit.data.crops import resize
-from jepakit.data.in_order import in_order
 from jepakit.data.opening import open_source
-from jepakit.data.pack import shrunk
 from jepakit.data.packed import PackedSource
 from jepakit.data.packfiles import INDEX, Texts
 from jepakit.data.pixels import BadImageError
-from jepakit.data.sources import EmojiSource, Labels, Source, fingerprint
+from jepakit.data.shrink import in_order, shrunk
+from jepakit.data.sources import ArraySource, Blocks, EmojiSource, Labels, Source, fingerprint
 from jepakit.errors import UserError
 
 SIZE = 16
@@ -161,7 +162,7 @@ def test_what_labels_say_of_themselves_is_kept(
     classes = ("naïve\n", "b\udcff")  # as a folder's name may be
     values = np.array([0, 1, -1, 1, 0, -1, 1, 0, 0, 1])
     source.labels = Labels("kind", classes, values, np.arange(10) % 3 == 0, group, whole)
-    monkeypatch.setattr(packing, "open_source", lambda data, labels: source)
+    monkeypatch.setattr(packing, "open_source", lambda data, labels, **_: source)
     labels = labels_of(opened(pack("photos", tmp_path / "packed", SIZE)))
     assert labels.classes == classes and labels.whole is whole and labels.values.tolist() == values.tolist()
     assert labels.test.tolist() == (np.arange(10) % 3 == 0).tolist()
@@ -214,7 +215,7 @@ def test_a_source_that_goes_away_does_not_make_a_pack_of_what_is_left(tmp_path: 
         return real(index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(packing, "open_source", lambda data, labels: source)
+        patch.setattr(packing, "open_source", lambda data, labels, **_: source)
         patch.setattr(source, "raw", away)
         with pytest.raises(UserError, match="cannot be read"):
             packing.pack(tmp_path / "photos", tmp_path / "packed", SIZE)
@@ -350,7 +351,7 @@ def test_a_finished_pack_is_left_as_it_is(tmp_path: Path, straight: dict[str, by
     times = {path: path.stat().st_mtime_ns for path in root.iterdir() if path.name != ".lock"}
     with caplog.at_level(logging.INFO, "jepakit"):
         pack(tmp_path / "photos", root, SIZE)
-    assert "is packed already: 22 images" in caplog.text
+    assert "is packed already (22 images compared): 22 images" in caplog.text
     assert times == {path: path.stat().st_mtime_ns for path in times} and contents(root) == straight
 
 
@@ -380,7 +381,7 @@ def test_a_folder_of_another_pack_is_refused_and_replaced_on_demand(tmp_path: Pa
 
 def test_changed_labels_make_another_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source(str(photos(tmp_path / "photos", 8)))
-    monkeypatch.setattr(packing, "open_source", lambda data, labels: source)
+    monkeypatch.setattr(packing, "open_source", lambda data, labels, **_: source)
     pack(tmp_path / "photos", tmp_path / "packed", SIZE)
     labels_of(source).values[3] = 1
     refused(tmp_path, "another pack")
@@ -543,27 +544,241 @@ def test_a_forged_manifest_is_one_sentence(tmp_path: Path, straight: dict[str, b
         assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
 
 
+# ---- a pack and its source
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("changed", [0, 1, 11, 22])
+def test_any_image_that_changed_in_place_is_found_in_a_small_pack(
+    tmp_path: Path, straight: dict[str, bytes], finished: bool, changed: int
+) -> None:
+    shutil.copytree(tmp_path / "straight", tmp_path / "packed")
+    if not finished:
+        (tmp_path / "packed/pack.json").rename(tmp_path / "packed/unfinished.json")
+    path = tmp_path / "photos" / "ab"[changed % 2] / f"{changed:03}.png"
+    Image.fromarray(noise(10 + 3 * changed, 40 - changed, 3, seed=1000)).save(path)
+    refused(tmp_path, f"packed from other images: {path.parent.name}/{path.name} has changed")
+    path.unlink()
+    path.write_bytes(b"no image")
+    refused(tmp_path, f"packed from other images: {path.parent.name}/{path.name} cannot be read now")
+
+
+@pytest.mark.parametrize("parts", [3, 9])
+def test_images_of_every_part_of_a_large_pack_are_compared_and_not_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, parts: int
+) -> None:
+    images = noise(parts * 10, 8, 8, 3)
+    source = ArraySource("set", images, None)
+    monkeypatch.setattr(packing, "open_source", lambda data, labels, **_: source)
+    monkeypatch.setattr(packing, "PART", 10 * 192)  # ten images
+    monkeypatch.setattr(packing, "COMPARED", 6)
+    pack("set", tmp_path / "packed", SIZE)
+    with caplog.at_level(logging.INFO, "jepakit"):
+        pack("set", tmp_path / "packed", SIZE)
+    assert f"({max(6, parts)} images compared)" in caplog.text
+    for part in range(parts):
+        kept = images.copy()
+        images[part * 10 : part * 10 + 10] ^= 1  # one part of the source is another
+        refused(tmp_path, "packed from other images", data="set")
+        images[:] = kept
+
+
+def test_comparing_reads_few_blocks_of_a_source_whose_blocks_are_dear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = set[int]()
+
+    class Far(ArraySource):
+        blocks = Blocks(np.arange(0, 121, 10), held=2, dear=True)
+
+        def raw(self, index: int) -> Any:
+            read.add(index // 10)
+            return super().raw(index)
+
+    source = Far("far", noise(120, 8, 8, 3), None)
+    monkeypatch.setattr(packing, "open_source", lambda data, labels, **_: source)
+    monkeypatch.setattr(packing, "PART", 10 * 192)
+    pack("far", tmp_path / "packed", SIZE)
+    assert read == set(range(12))
+    read.clear()
+    pack("far", tmp_path / "packed", SIZE)
+    assert 0 < len(read) <= 5
+    source.images[0] ^= 1
+    refused(tmp_path, "packed from other images", data="far")
+
+
+def test_a_source_of_blocks_is_told_what_comes_and_waited_for_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, waited = list[set[int]](), set[int]()
+
+    class Far(ArraySource):
+        blocks: Blocks | None = Blocks(np.arange(0, 121, 40), held=2, dear=True)
+
+        def raw(self, index: int) -> Any:
+            assert index in waited
+            return super().raw(index)
+
+        def soon(self, ids: NDArray[np.int64]) -> None:
+            told.append(set((ids // 40).tolist()))
+
+        def wait(self, ids: NDArray[np.int64], seconds: float) -> None:
+            assert set((ids // 40).tolist()) <= told[-1] and seconds > 0
+            waited.update(ids.tolist())
+
+    source = Far("far", noise(120, 8, 8, 3), None)
+    monkeypatch.setattr(packing, "open_source", lambda data, labels, **_: source)
+    pack("far", tmp_path / "packed", SIZE, threads=2)
+    assert waited == set(range(120)) and {0, 1, 2} in told and all(blocks <= {0, 1, 2} for blocks in told)
+    source.blocks, told[:] = None, []
+    pack("far", tmp_path / "other", SIZE)
+    assert told == []
+
+
+def test_what_to_go_on_with_works_from_another_folder_and_has_all_that_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(packing, "PART", 3000)
+    photos(tmp_path / "my photos", 12, broken=(6, 7, 8))
+    monkeypatch.chdir(tmp_path)
+    asked = {"labels": "folder", "threads": 2, "max_bad": 0.125, "max_pixels": 10**6}
+    with pytest.raises(UserError, match=r"more than --max-bad 0\.125"):
+        pack("my photos", tmp_path / "packed", SIZE, **asked)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(UserError) as caught:
+        open_source("../packed")
+    words = shlex.split(str(caught.value).split("go on with: ")[1])
+    assert words[:4] == ["jepakit", "data", "pack", str(tmp_path / "my photos")]
+    options = dict(zip(words[4::2], words[5::2], strict=True))
+    assert options == {
+        "--size": "16",
+        "--labels": "folder",
+        "--threads": "2",
+        "--max-bad": "0.125",
+        "--max-pixels": "1000000",
+        "--out": "../packed",
+    }
+    with pytest.raises(SystemExit):  # all of it is understood: the same three images are broken
+        cli.main(words[1:])
+    for path in (tmp_path / "my photos").rglob("00[678].png"):
+        shutil.copy(tmp_path / "my photos/a/000.png", path)
+    cli.main(words[1:])
+    assert len(opened(tmp_path / "packed")) == 12
+
+
+def test_what_was_asked_of_the_command_is_not_in_the_pack(tmp_path: Path, straight: dict[str, bytes]) -> None:
+    for asked in ({"max_bad": 0.5}, {"threads": 3}):
+        assert contents(pack(tmp_path / "photos", tmp_path / f"{asked}", SIZE, **asked)) == straight
+    assert json.loads(straight["pack.json"])["source"] == str(tmp_path / "photos")
+
+
+def test_the_limit_of_pixels_can_be_raised_and_lowered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos(tmp_path / "photos", 8)
+    with pytest.raises(UserError, match=r"no readable image .*images.max_pixels=100:"):
+        pack(tmp_path / "photos", tmp_path / "packed", SIZE, max_pixels=100)
+    monkeypatch.setattr("jepakit.data.opening.require_readable.__defaults__", (100,))
+    monkeypatch.setattr(Source.read, "__defaults__", (100,))  # as if no image had fewer than what is usual
+    assert len(opened(pack(tmp_path / "photos", tmp_path / "packed", SIZE, max_pixels=10**4))) == 8
+
+
+def test_a_manifest_whose_parts_do_not_add_up_is_refused(tmp_path: Path, straight: dict[str, bytes]) -> None:
+    good = json.loads(straight["pack.json"])
+    first, second, *others = good["parts"]
+    bad = good["bad"][0]
+    forgeries: tuple[dict[str, Any], ...] = (
+        {"parts": [{**first, "end": 10**30}]},
+        {"parts": [{**first, "end": first["end"] - 1}, second, *others]},
+        {"parts": [second, first, *others]},
+        {"samples": first["end"]},
+        {"bad": []},
+        {"bad": [{**bad, "index": -1}]},
+        {"bad": [{**bad, "index": 10**30}]},
+        {"bad": [bad, *good["bad"]]},
+    )
+    for other in forgeries:
+        (tmp_path / "straight/pack.json").write_text(json.dumps({**good, **other}))
+        with pytest.raises(UserError, match=r"pack.json is no manifest .*do not add up"):
+            open_source(str(tmp_path / "straight"))
+        with pytest.raises(UserError, match=r"pack.json is no manifest .*do not add up"):
+            pack(tmp_path / "photos", tmp_path / "straight", SIZE)
+
+
 # ---- work in order
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 40), st.integers(1, 6))
-def test_work_comes_back_in_order_and_never_far_ahead(count: int, threads: int) -> None:
-    asked = []
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_image_that_hangs_is_left_out_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, threads: int
+) -> None:
+    source = open_source(str(photos(tmp_path / "photos", 20)))
+    never, real = Event(), source.raw
 
-    def ids() -> Any:
-        for i in range(count):
-            asked.append(i)
-            yield i
+    def raw(index: int) -> Any:
+        if index == 7:
+            never.wait(30)
+        return real(index)
 
-    for place, value in enumerate(in_order(lambda i: i * i, ids(), threads)):
-        assert value == place**2 and len(asked) <= place + 2 * threads
-    assert len(asked) == count
+    monkeypatch.setattr("jepakit.data.shrink.SECONDS", 0.3)
+    monkeypatch.setattr(packing, "open_source", lambda data, labels, **_: source)
+    monkeypatch.setattr(source, "raw", raw)
+    try:
+        found = opened(pack(tmp_path / "photos", tmp_path / "packed", SIZE, threads=threads))
+        assert [(entry.title, entry.reason) for entry in found.manifest.bad] == [("a/014.png", "no answer within 0.3 s")]
+        assert "bad image: a/014.png: no answer within 0.3 s (left out)" in caplog.text
+        assert [found.title(i) for i in range(19)] == [source.title(i) for i in range(20) if i != 7]
+        stored = contents(tmp_path / "packed")
+        assert contents(pack(tmp_path / "photos", tmp_path / "packed", SIZE)) == stored  # without waiting for it again
+    finally:
+        never.set()
 
 
-def test_storage_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jepakit.data.in_order.SECONDS", 0.1)
-    never = Event()
-    with pytest.raises(UserError, match="does not answer"):
-        list(in_order(lambda i: never.wait(20) if i == 3 else i, range(9), 2))
-    never.set()
+def test_storage_that_does_not_answer_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, never = open_source(str(photos(tmp_path / "photos"))), Event()
+    monkeypatch.setattr("jepakit.data.shrink.SECONDS", 0.1)
+    monkeypatch.setattr(packing, "open_source", lambda data, labels, **_: source)
+    monkeypatch.setattr(source, "raw", lambda index: never.wait(30))
+    try:
+        with pytest.raises(
+            UserError, match=r"the storage does not answer\); .* go on with: jepakit data pack .*photos"
+        ) as caught:
+            pack(tmp_path / "photos", tmp_path / "packed", SIZE, threads=8, max_bad=1.0)
+        assert "\n" not in str(caught.value)
+    finally:
+        never.set()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 40), st.integers(1, 6), st.none() | st.integers(0, 39), st.booleans())
+def test_work_is_taken_in_order_and_nothing_after_an_error(count: int, threads: int, fails: int | None, taking: bool) -> None:
+    ids, found = np.arange(100, 100 + count), list[tuple[int, int | str]]()
+
+    def work(index: int) -> int:
+        if not taking and index - 100 == fails:
+            raise UserError("no room")
+        return index**2
+
+    def take(index: int, value: int | str) -> None:
+        if taking and index - 100 == fails:
+            raise UserError("no room")
+        found.append((index, value))
+
+    try:
+        in_order(ids, work, take, threads, 10.0)
+        assert (fails is None or fails >= count) and len(found) == count
+    except UserError:
+        assert fails is not None and len(found) <= fails
+    assert found == [(100 + i, (100 + i) ** 2) for i in range(len(found))]
+
+
+def test_nothing_is_taken_once_the_caller_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    puts, found = list[Callable[[int, int], None]](), list[int]()
+
+    def each(count: int, work: Any, put: Callable[[int, int], None], **_: Any) -> None:
+        puts.append(put)
+        put(0, 5)
+        raise KeyboardInterrupt  # while another thread is at work
+
+    monkeypatch.setattr("jepakit.data.shrink.each", each)
+    with pytest.raises(KeyboardInterrupt):
+        in_order(np.arange(3), lambda index: index, lambda index, value: found.append(index), 2, 1.0)
+    puts[0](1, 6)
+    assert found == [0]

@@ -24,7 +24,9 @@ from torch import Tensor
 
 from jepakit import checkpoint, cli
 from jepakit.config import overrides
+from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
+from jepakit.data.threads import StuckError
 from jepakit.errors import UserError
 from jepakit.recipes import settings
 from jepakit.run import Run
@@ -320,3 +322,22 @@ def test_other_images_of_the_same_number_are_refused(photos: Path, tmp_path: Pat
     first.rename(first.with_name("zzz" + first.suffix))
     with pytest.raises(UserError, match="not those"):
         pretrain(resume=out)
+
+
+def test_a_run_whose_storage_goes_away_is_saved_and_goes_on_when_it_is_back(
+    photos: Path, straight: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = Loader.batch
+
+    def gone(self: Loader, step: int, *more: Any) -> Any:
+        if step == 7:
+            raise StuckError("the storage does not answer")
+        return real(self, step, *more)
+
+    monkeypatch.setattr(Loader, "batch", gone)
+    with caplog.at_level(logging.INFO, "jepakit"), pytest.raises(StuckError, match="does not answer"):
+        pretrain(photos, tmp_path / "run", method="ijepa", set=[*TINY, "run.precision=fp32"])
+    assert (tmp_path / "run" / "checkpoints" / "step-00000007").is_dir()
+    assert f"--resume {shlex.quote(str(tmp_path / 'run'))}" in caplog.text
+    monkeypatch.undo()
+    same_bits(pretrain(resume=tmp_path / "run"), straight)

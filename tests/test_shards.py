@@ -282,6 +282,71 @@ def test_shards_of_one_split_hold_out_a_fifth(tmp_path: Path) -> None:
     assert labels is not None and labels.test.sum() == 2 and (labels.values == 0).all()
 
 
+@pytest.mark.parametrize("classes", [("cat", "dog"), ("2", "10"), ("007", "-1")])
+def test_a_tree_has_the_same_labels_in_a_tar_as_on_disk(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    for parts in ([""], ["train/", "val/", "test/"], ["train/", "valid/"], ["val/", "test/"], ["train/"]):
+        members = [(f"{part}{name}/{i}.png", png(i)) for part in parts for name in classes for i in range(5)]
+        members += [("test/hidden.png", png(9))] if "valid/" in parts else []
+        root = tmp_path / "".join(part[:-1] for part in parts)
+        for name, data in members:
+            path = root / "folder" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        folder, packed = open_source(str(root / "folder")), opened(write(root / "x.tar", sorted(members)))
+        order = {packed.title(i).partition(":")[2]: i for i in range(len(packed))}
+        places = [order[folder.title(i)] for i in range(len(folder))]
+        assert folder.labels is not None and packed.labels is not None
+        assert folder.labels.classes == packed.labels.classes == tuple(sorted(classes))
+        assert folder.labels.values.tolist() == packed.labels.values[places].tolist()
+        assert folder.labels.test.tolist() == packed.labels.test[places].tolist()
+
+
+# ---- samples of several images
+
+
+def test_of_the_images_of_a_sample_the_plain_one_is_taken_and_the_others_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, read_anew: list[str]
+) -> None:
+    first = ["0.seg.png", "0.png", "0.depth.png", "1.left.png", "1.right.png", "2.jpg", "2.png", "a/2.seg.png", "3.seg.png"]
+    second = ["film.0001.png", "film.0002.png", "5.png", "film.0002.seg.png", "3.png"]  # a name is of its shard
+    write(tmp_path / "x.tar", [*((name, name.encode() + png(1)) for name in first), ("0.cls", b"7"), ("2.cls", b"8")])
+    write(tmp_path / "y.tar", [(name, name.encode() + png(1)) for name in second])
+    for _ in range(2):
+        caplog.clear()
+        source = shards_of(expand(f"{tmp_path}/*.tar"), "all", None)
+        kept = ["0.png", "1.left.png", "2.jpg", "a/2.seg.png", "3.seg.png", "film.0001.png", "film.0002.png", "5.png", "3.png"]
+        assert contents(source) == {name: name.encode() + png(1) for name in kept}
+        assert [label for label, _ in labelling(source).values()] == ["7", None, "8", *[None] * 6]
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "all: left out are 5 images whose sample has another" in caplog.text and "links" not in caplog.text
+    assert len(read_anew) == 2
+
+
+def test_links_to_images_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(png(0))
+    os.link(tmp_path / "in" / "a.png", tmp_path / "in" / "b.png")
+    (tmp_path / "in" / "c.png").symlink_to("a.png")
+    (tmp_path / "in" / "d.txt").symlink_to("a.png")
+    with tarfile.open(tmp_path / "x.tar", "w") as file:
+        file.add(tmp_path / "in", ".")
+    assert list(contents(opened(tmp_path / "x.tar")).values()) == [png(0)]
+    assert caplog.text.count("left out are 2 links to images") == 1 and "whose sample" not in caplog.text
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["", ".x", ".y.z", ".1"]), st.sampled_from(["png", "jpg"]))))
+def test_every_sample_keeps_one_image_the_plainest_wherever_its_files_lie(names: list[tuple[str, str, str]]) -> None:
+    index = tars.tar_index(memory_file(tar([(f"{key}{more}.{kind}", b"") for key, more, kind in names])), "x")
+    best: dict[str, tuple[bool, int]] = {}
+    for place, (key, more, _) in enumerate(names):
+        name, worse = (key + more, False) if more == ".1" else (key, bool(more))
+        best[name] = min(best.get(name, (True, len(names))), (worse, place))
+    expected = ["{}{}.{}".format(*names[place]) for place in sorted(place for _, place in best.values())]
+    assert list(tars.split(index.names, index.ends)) == expected and index.others == len(names) - len(expected)
+    assert len(index.offsets) == len(index.sizes) == len(index.labels.places) == len(index.folders.places) == len(expected)
+
+
 # ---- what is broken
 
 
@@ -861,7 +926,7 @@ def test_a_set_is_indexed_once_and_again_when_it_changes(tmp_path: Path, read_an
             b"no archive",
             whole[:100],
             whole[: len(whole) // 2],
-            whole.replace(b'"version": 1', b'"version": 0'),
+            whole.replace(b'"version": %d' % tars.VERSION, b'"version": 0'),
         ):
             path.write_bytes(broken)
             read_anew.clear()
@@ -881,12 +946,18 @@ def test_a_cut_is_said_from_the_kept_index_too(tmp_path: Path, read_anew: list[s
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_anew: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_anew: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write(tmp_path / "x.tar", images(0, 2))
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "sub"))
     assert len(opened(path)) == len(opened(path)) == 2 and len(read_anew) == 2
+    write(tmp_path / "y.tar", images(5, 2))
+    caplog.clear()
+    assert len(opened(f"{tmp_path}/*.tar")) == 4
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "the index of 2 shards cannot be kept" in caplog.text and "set XDG_CACHE_HOME" in caplog.text
+    read_anew[2:] = []
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert len(opened(path)) == len(opened(path)) == 2 and len(read_anew) == 3
@@ -902,12 +973,30 @@ def test_a_remote_set_is_fetched_to_be_indexed_only_the_first_time_and_when_it_c
     assert fs.fetches[3:] == ["/s-1.tar"] and source.title(4) == "s-1.tar:0050.png"
 
 
+def test_what_an_opening_fetches_is_said_before_it_does(caplog: pytest.LogCaptureFixture) -> None:
+    fs, places = afar(3)
+    fs.pipe("/s-1.tar", tar([("x.png", bytes(5_000_000))]))
+    said: list[str] = []
+    fs.fault = lambda path, before: said.append(caplog.text)
+    with caplog.at_level(logging.INFO, "jepakit"):
+        shards_of(places, "x", None)
+        assert all("x: 3 of 3 shards are fetched whole for an index of what they hold, 5 MB" in text for text in said)
+        assert len(said) == 3 and len(caplog.records) == 1
+        caplog.clear()
+        shards_of(places, "x", None)
+        assert caplog.records == []
+        fs.pipe("/s-2.tar", tar(images(50, 4)))
+        shards_of(places, "x", None)
+        assert "1 of 3 shards are fetched" in caplog.text and len(said) == 4
+
+
 def test_a_long_indexing_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for k in range(3):
         write(tmp_path / f"{k}.tar", images(k, 1))
     open_source(str(tmp_path))
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(shards, "QUIET", -1.0)
+    remove_cache()
     open_source(str(tmp_path))
     assert "indexing shards 3/3" in capsys.readouterr().err
 
@@ -960,5 +1049,6 @@ def test_shards_on_a_web_server(tmp_path: Path) -> None:
 
 def test_tar_shards_leaves_other_things_to_others(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(png(0))
-    for place in (tmp_path, tmp_path / "x.png", tmp_path / "absent"):
+    write(tmp_path / "in" / "x.tar", images(0, 1))
+    for place in (tmp_path, tmp_path / "x.png", tmp_path / "absent", tmp_path / "in" / "*.tar", Path("memory://x.tar")):
         assert tar_shards(place, None) is None

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import zipfile
 from collections import Counter
@@ -24,9 +25,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from jepakit.data import fetched, remote, tables
 from jepakit.data import npz as npz_files
 from jepakit.data import parquet as parquet_module
-from jepakit.data import remote, tables
 from jepakit.data.arrow import ArrowSource, arrow
 from jepakit.data.npz import npz
 from jepakit.data.opening import open_source
@@ -93,6 +94,66 @@ def test_the_same_images_are_the_same_pixels_and_labels_in_every_form(tmp_path: 
                 assert labels_of(ours).test[i] == labels_of(theirs).test[at]
 
 
+@pytest.mark.parametrize(
+    "parts, held",
+    [
+        (("train", "val", "test"), "test"),
+        (("train", "valid"), "valid"),
+        (("Train", "val2017"), "val2017"),
+        (("train2017", "validation", "extra_test"), "extra_test"),
+        (("val", "test"), ""),
+    ],
+)
+def test_a_split_is_told_by_the_same_words_and_means_the_same_in_every_form(
+    tmp_path: Path, parts: tuple[str, ...], held: str
+) -> None:
+    """The class of each image, None for one that has no part, and whether it is held out."""
+    seeds = {part: [10 * k + i for i in range(10)] for k, part in enumerate(parts)}
+    with tarfile.open(tmp_path / "tree.tar", "w") as tree:
+        for part, its in seeds.items():
+            for form in ("folder", "shards", "parquet", "arrow", "npz"):
+                (tmp_path / form).mkdir(exist_ok=True)
+            for seed in its:
+                path = tmp_path / "folder" / part / "ab"[seed % 2] / f"{seed}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(png(seed))
+            content = table(its, label=["ab"[seed % 2] for seed in its])
+            pq.write_table(content, tmp_path / "parquet" / f"{part}-00000.parquet")
+            stream(tmp_path / "arrow" / f"set-{part}.arrow", content)
+            images = np.stack([draw(6, 6, 3, seed=seed) for seed in its])
+            np.savez(tmp_path / "npz" / f"{part}.npz", images=images, labels=np.array(["ab"[seed % 2] for seed in its]))
+            with tarfile.open(tmp_path / "shards" / f"x-{part}-000.tar", "w") as shard:
+                shard.add(tmp_path / "folder" / part / "a", "a")
+                shard.add(tmp_path / "folder" / part / "b", "b")
+        if "extra_test" not in parts:  # for a folder of classes, a name of several words may be a class's
+            tree.add(tmp_path / "folder", ".")
+    drawn = {draw(6, 6, 3, seed=seed).tobytes(): seed for its in seeds.values() for seed in its}
+    part_of = {seed: part for part, its in seeds.items() for seed in its}
+    fifth = {8, 9, 18, 19} if not held else set()
+    expected = {
+        seed: ("ab"[seed % 2] if part.lower().startswith("train") or held in (part, "") else None, part == held or seed in fifth)
+        for seed, part in part_of.items()
+    }
+    forms = ["shards", "parquet", "arrow", "npz", *(["folder", "tree.tar"] if "extra_test" not in parts else [])]
+    for form in forms:
+        source = open_source(str(tmp_path / form))
+        labels = labels_of(source)
+        told = {
+            drawn[source.read(i).tobytes()]: (labels.classes[value] if value >= 0 else None, bool(test))
+            for i, (value, test) in enumerate(zip(labels.values, labels.test, strict=True))
+        }
+        assert told == expected, form
+
+
+def test_the_folder_that_a_whole_set_lies_in_is_no_part_of_it(tmp_path: Path) -> None:
+    root = tmp_path / "my test set"
+    root.mkdir()
+    for name in ("more", "train"):
+        pq.write_table(table(list(range(5)), label=[0] * 5), root / f"{name}.parquet")
+    assert labels_of(open_source(str(root))).test.nonzero()[0].tolist() == [4, 9]
+    assert labels_of(open_source(f"{root}/*.parquet")).test.nonzero()[0].tolist() == [4, 9]
+
+
 # ---- Parquet
 
 
@@ -127,8 +188,7 @@ def grouped(path: Path, count: int = 40, each: int = 4, **columns: Any) -> Parqu
 
 
 def emptied(source: ParquetSource) -> None:
-    source._kept.clear()
-    source._bytes = 0
+    source._kept._copies.clear()
 
 
 def test_an_epoch_in_order_of_its_blocks_reads_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,11 +222,11 @@ def test_what_was_told_of_is_there_before_it_is_asked_for_and_no_more_than_fits(
     for index in (20, 0, 39):
         np.testing.assert_array_equal(source.read(index), draw(6, 6, 3, seed=index))
     assert sum(reads.values()) == 3
-    monkeypatch.setattr(parquet_module, "KEPT", int(2.5 * source.sizes[[5, 0, 9]].max()))
+    source._kept.room = int(2.5 * source.sizes[[5, 0, 9]].max())
     emptied(source)
     source.soon(np.arange(39, -1, -1))
     finished()
-    assert set(source._kept) == {9, 8} and source._bytes <= parquet_module.KEPT
+    assert set(source._kept._copies) == {9, 8}
 
 
 @pytest.mark.parametrize("room", [0, 2500, 5000])
@@ -179,8 +239,8 @@ def test_row_groups_in_memory_stay_within_their_bound_whoever_reads(
     read = source._read
 
     def watched(group: int) -> parquet_module.Group:
-        with source._room:
-            there = [*source._kept, *source._reading]
+        with source._kept._changed:
+            there = [*source._kept._copies, *source._kept._under_way]
             size = int(source.sizes[there].sum())
             over.extend([size] if size > room and len(there) > 1 else [])
         return read(group)
@@ -197,8 +257,8 @@ def test_row_groups_in_memory_stay_within_their_bound_whoever_reads(
     finished()
     for index, pixels in zip(asked.tolist(), found, strict=True):
         np.testing.assert_array_equal(pixels, draw(6, 6, 3, seed=index))
-    assert not over and source._bytes == sum(group.nbytes for group in source._kept.values())
-    assert source._bytes <= room or len(source._kept) == 1
+    kept = [group.nbytes for group in source._kept.values()]
+    assert not over and (sum(kept) <= room or len(kept) == 1)
 
 
 def test_a_row_group_that_many_ask_for_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +375,7 @@ def test_a_place_that_fails_now_and_then_is_asked_again_and_one_that_always_does
             with pytest.raises(BadImageError, match="cannot be read: no answer"):
                 source.read(index)
         assert places.fs.failures >= 990  # a group that failed is left alone for a while
-        monkeypatch.setattr(parquet_module, "PATIENCE", 0.0)
+        monkeypatch.setattr(fetched, "PATIENCE", 0.0)
         places.fs.failures = 0
         np.testing.assert_array_equal(source.read(0), draw(6, 6, 3, seed=0))
         places.fs.failures = 1000

@@ -53,7 +53,10 @@ def demo(
 
 @app.command()
 def pretrain(
-    data: Annotated[str | None, typer.Option(help="Images: a folder, Parquet, CIFAR or idx files; 'emoji' or 'scenes'.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A folder, a pack, tar or Parquet files (patterns, addresses), npz, a usual set; emoji."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder, a new one.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A preset; 'jepakit recipes' lists them. Default: small.")] = None,
     method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
@@ -185,7 +188,11 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
-        app(arguments, standalone_mode=False)
+        code = app(arguments, standalone_mode=False)  # typer makes of Ctrl-C a code that it gives back
+        if code == 130:
+            print("stopped", file=sys.stderr)
+        if isinstance(code, int) and code:
+            sys.exit(code)
     except _UsageError as error:
         needs_help = type(error).__name__ == "NoArgsIsHelpError"  # its message is the help
         print(error.format_message() if needs_help else f"error: {_with_nearest(error)}", file=sys.stderr)

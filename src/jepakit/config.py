@@ -38,7 +38,10 @@ class Config(Method):
 
     recipe: str | None = Field(None, description="the preset this began from")
     method: str | None = Field(None, description="the method's name in the family")
-    data: str | None = Field(None, description="where the images are: a folder, a known layout of files, emoji or scenes")
+    data: str | None = Field(
+        None,
+        description="where the images are: a folder, a pack, tar or Parquet files, npz, emoji",
+    )
     images: Images = Field(default_factory=Images)
     optim: Optim = Field(default_factory=Optim)
     seed: int = Field(0, ge=0, le=2**63 - 1, description="order, crops, masks and first weights are functions of it")
@@ -73,6 +76,8 @@ def resolve(*layers: Mapping[str, Any], where: str = "settings") -> Config:
     for layer in layers:
         if isinstance(merged.get("encoder"), dict) and isinstance(layer.get("encoder"), Mapping) and layer["encoder"].get("size"):
             merged["encoder"] = {key: value for key, value in merged["encoder"].items() if key not in SHAPE}  # a size is whole
+        if isinstance(layer.get("images"), Mapping) and layer["images"].get("channels"):  # of other channels nothing is known
+            merged["images"] = {key: value for key, value in merged.get("images", {}).items() if key not in ("mean", "std")}
         merged = merge(merged, layer)
     try:
         return Config.model_validate(merged)

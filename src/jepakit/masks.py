@@ -70,12 +70,26 @@ class Masks:
         """context (R, N), targets (R, M, N), image_of_draw (R,) -> indices in raster order."""
         blocks = targets.reshape(-1, targets.shape[-1])
         return cls(
-            context=np.nonzero(context)[1],
+            context=np.flatnonzero(context) % context.shape[-1],  # five times as fast as nonzero of two axes
             context_lengths=context.sum(-1),
-            targets=np.nonzero(blocks)[1],
+            targets=np.flatnonzero(blocks) % blocks.shape[-1],
             target_lengths=blocks.sum(-1),
             draw_of_block=np.repeat(np.arange(len(targets)), targets.shape[1]),
             image_of_draw=image_of_draw,
+        )
+
+    def of_images(self, which: slice) -> "Masks":
+        """The masks of some images that stand one after the other."""
+        first, last, _ = which.indices(self.images)
+        draws = (self.image_of_draw >= first) & (self.image_of_draw < last)
+        blocks = draws[self.draw_of_block]
+        return Masks(
+            context=self.context[np.repeat(draws, self.context_lengths)],
+            context_lengths=self.context_lengths[draws],
+            targets=self.targets[np.repeat(blocks, self.target_lengths)],
+            target_lengths=self.target_lengths[blocks],
+            draw_of_block=(np.cumsum(draws) - 1)[self.draw_of_block[blocks]],
+            image_of_draw=self.image_of_draw[draws] - first,
         )
 
     @property

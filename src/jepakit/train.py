@@ -22,12 +22,12 @@ from jepakit import checkpoint
 from jepakit.checkpoint import Checkpoint
 from jepakit.config import Config, merge, method_layer, overrides, read_yaml, resolve
 from jepakit.data.crops import mirrored, normalise
-from jepakit.data.loader import Batch, Loader, TooManyBadImagesError
+from jepakit.data.loader import Batch, Loader
 from jepakit.data.opening import absolute, open_source
 from jepakit.data.sources import Source, fingerprint
 from jepakit.data.statistics import fitted
 from jepakit.device import device_of, lowered, precision_of, use_cpu
-from jepakit.errors import UserError
+from jepakit.errors import UserError, plain
 from jepakit.evaluation.online import Online
 from jepakit.hf import save_model
 from jepakit.logs import summary_writer
@@ -70,14 +70,21 @@ def pretrain(
     if out is None:
         raise UserError("where shall the run go? give --out RUN (a new folder), or --resume RUN")
     chosen = _chosen(data, recipe, method, config, given)
-    source = open_source(chosen.data or "")
+    source = open_source(chosen.data or "", most_pixels=chosen.images.max_pixels)
     threads, seconds = chosen.run.loader_threads, chosen.run.read_timeout_seconds
     chosen = chosen.model_copy(update={"images": fitted(chosen.images, source, threads=threads, seconds=seconds)})
     training = Training.prepare(chosen, source)
     run = Run.create(out, chosen, overwrite=overwrite)
     with run.lock(), run.logged():
         o, name = chosen.optim, chosen.method or "a method of your own"
-        log.info("%s on %s: %d images, %d steps of %d", name, chosen.data, len(source), training.schedule.steps, o.batch_size)
+        log.info(
+            "%s on %s: %d images, %d steps of %d",
+            name,
+            plain(source.name),
+            len(source),
+            training.schedule.steps,
+            o.batch_size,
+        )
         if not training.save(run):  # so that there is always something to go on from
             raise UserError(f"no checkpoint can be written to {run.path} (run.log says why): make room, start with --overwrite")
         return training.go(run)
@@ -108,7 +115,7 @@ def _resume(run: Run, changes: Mapping[str, Any]) -> Run:
         config = resolve(found.state["config"], changes, where=str(run.checkpoints))  # verified, unlike config.yaml
         if resolve(found.state["config"]).model_copy(update={"run": run.config.run}) != run.config:
             log.warning("%s was edited since the run began: going on with the run's own settings", run.path / "config.yaml")
-        training = Training.prepare(config, open_source(config.data or ""))
+        training = Training.prepare(config, open_source(config.data or "", most_pixels=config.images.max_pixels))
         training.restore(found)
         checkpoint.set_aside(run.checkpoints, training.step)
         run.rewind(training.step)
@@ -215,11 +222,12 @@ class Training:
         return out, norm
 
     def _batches(self, run: Run) -> Iterator[Batch]:
-        """The batches still to come. Where too many images are bad, what was learnt so far is saved first."""
+        """The batches still to come. Where they cannot be made (too many bad images, no answer), what was learnt is saved."""
         try:
             yield from self.loader(self.step, self.schedule.steps)
-        except TooManyBadImagesError:
-            self.save(run)
+        except UserError:
+            if self.save(run):
+                log.info("saved at step %d; to go on: jepakit pretrain --resume %s", self.step, quote(str(run.path)))
             raise
 
     def _require_finite(self, out: Output, norm: Tensor) -> None:
@@ -250,13 +258,14 @@ class Training:
 
     def restore(self, found: Checkpoint) -> None:
         """Take up a checkpoint. Raises UserError if the data are others."""
-        if found.state["images"] != len(self.loader.source):
+        source = self.loader.source
+        if found.state["images"] != len(source):
             raise UserError(
-                f"the run saw {found.state['images']} images in {self.config.data}, now there are {len(self.loader.source)}: "
+                f"the run saw {found.state['images']} images in {plain(source.name)}, now there are {len(source)}: "
                 f"bring back the same images, or start a new run"
             )
         if found.state["names"] != self.names:
-            raise UserError(f"the images in {self.config.data} are not those that the run began with: bring them back")
+            raise UserError(f"the images in {plain(source.name)} are not those that the run began with: bring them back")
         self.jepa.load_state_dict(found.tensors["model"])
         moments = found.tensors.get("optimizer", {})
         for name, p in self.jepa.trained_parameters():
@@ -264,6 +273,7 @@ class Training:
             if keys:
                 self.adamw.state[p] = {key: moments[f"{name}.{key}"].to(p.device) for key in keys}
         self.loader.bad = {int(k): v for k, v in found.state["bad"].items()}
+        self.loader.look_again()
         self.step = int(found.state["step"])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.data import tables
+from jepakit.data import splits, tables
 from jepakit.data.folder import leaves
 from jepakit.data.pixels import BadImageError
 from jepakit.data.sources import Blocks, Labels, Source
@@ -186,8 +186,9 @@ def _labels(name: str, paths: list[Path], read: list[Any], image: str, labels: s
     try:
         for column in columns:
             column.validate(full=True)
-        unique, codes = tables.merged(tables.encoded(chunk) for column in columns for chunk in column.chunks)
+        unique, codes = splits.merged(tables.encoded(chunk) for column in columns for chunk in column.chunks)
     except ValueError as error:
         raise UserError(f"{where} cannot be read: {line_of(error)}") from None
-    classes, values = tables.class_values(unique, codes, named.get(chosen), where)
-    return tables.split_labels(chosen, classes, values, [tables.split_of(path) or "train" for path in paths], [*map(len, read)])
+    classes, values = splits.class_values(unique, codes, named.get(chosen), where)
+    parts = splits.parts(tables.below([str(path) for path in paths]))
+    return splits.split_labels(chosen, classes, values, parts, np.repeat(np.arange(len(read)), [*map(len, read)]))

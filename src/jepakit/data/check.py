@@ -19,14 +19,13 @@ from jepakit.config import Config, overrides
 from jepakit.data.checked import LONG, Checked, Duplicates, Fit, LabelsSeen, stops_of, verdict_of
 from jepakit.data.crops import BandsError, Images, channels_of
 from jepakit.data.decode import FORMATS, decode, jpeg_turn, pillow_turn
-from jepakit.data.in_order import threads_of
 from jepakit.data.opening import open_source
-from jepakit.data.pack import TOLD
 from jepakit.data.packed import PackedSource
 from jepakit.data.packfiles import DEPTHS, name_of
 from jepakit.data.pixels import BadImageError, Pixels
 from jepakit.data.remote import shown
-from jepakit.data.sources import Labels, Source
+from jepakit.data.shrink import ready, threads_of
+from jepakit.data.sources import Labels, Source, together
 from jepakit.data.threads import each
 from jepakit.data.tiff import ORIENTATION, TIFF, tags_of
 from jepakit.errors import UserError
@@ -35,7 +34,7 @@ from jepakit.progress import progress
 from jepakit.recipes import settings
 
 LARGEST, FIRST = 5, 3  # groups of duplicates that are shown, and titles of each
-CHUNK = 4 * TOLD  # samples that are looked at together
+CHUNK = 1024  # samples that are looked at together
 JPEG_MODES = {"Gray": "L", "CMYK": "CMYK", "YCCK": "CMYK"}
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent
 RECORD = np.dtype(
@@ -73,13 +72,14 @@ def check(
     asked, method = given.pop("recipe", None), given.pop("method", None)
     config = settings(recipe or asked, method, given)
     config.masking.check(config.grid)
-    source = open_source(str(data), labels)
+    source = open_source(str(data), labels, most_pixels=config.images.max_pixels)
     look = _Look(source, config.images.max_pixels)
     with progress("checking", len(source)) as report:
         for start in range(0, len(source), CHUNK):
             ids = np.arange(start, min(start + CHUNK, len(source)))
-            source.soon(ids)
-            look.at(ids, many, config.run.read_timeout_seconds)
+            for rows in together(source, ids):
+                ready(source, ids[rows], config.run.read_timeout_seconds)
+                look.at(ids[rows], many, config.run.read_timeout_seconds)
             report(int(ids[-1]) + 1, f"{len(look.bad)} broken" if look.bad else "")
     altered = _altered(source) if isinstance(source, PackedSource) else ()
     checked = _checked(shown(str(data)), source, look, altered, config)

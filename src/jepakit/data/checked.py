@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jepakit.data.pixels import too_many
 from jepakit.errors import plain
 
 LONG = 3  # times as long as wide: of such an image a crop shows little
@@ -77,12 +78,12 @@ class Checked:
 def stops_of(samples: int, broken: int, fit: Fit, bands: NDArray[Any], altered: tuple[str, ...]) -> tuple[str, ...]:
     """Why a pretraining would not begin, or not go on; the rules are the loader's."""
     stops: list[str] = []
-    other, most = sum(fit.other_bands.values()), max(1.0, fit.max_bad * samples)
+    other = sum(fit.other_bands.values())
     usual = str(np.bincount(bands).argmax()) if len(bands) else ""
-    if usual in fit.other_bands and (other == len(bands) or broken + other > most):
+    if usual in fit.other_bands and (other == len(bands) or too_many(broken + other, samples, fit.max_bad)):
         stops.append(f"{fit.other_bands[usual]:,} images have {usual} band{'s' * (usual != '1')}: set images.channels={usual}")
         other = 0
-    if (bad := broken + other) > most:
+    if too_many(bad := broken + other, samples, fit.max_bad):
         enough = next(share for i in (0, 1) if (share := math.ceil(bad * 1000 / samples + i) / 1000) * samples >= bad)
         also = " or have other bands" if other else ""
         stops.append(

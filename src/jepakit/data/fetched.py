@@ -1,4 +1,4 @@
-"""Whole remote files, as local copies while they are read.
+"""What is dear to come by, fetched once: things of any kind, and whole remote files as local copies while they are read.
 
 A copy loses its name as soon as it is open, so that it goes when its last reader does, or the process, however that ends.
 """
@@ -10,16 +10,173 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from jepakit.data.pixels import BadImageError
 from jepakit.data.remote import PATIENCE, Places, lasts, patiently, shown
 from jepakit.errors import UserError, line_of
 
-BEHIND = 2  # threads that fetch what will be wanted
+T = TypeVar("T")
+BEHIND = 2  # threads that fetch whole files that will be wanted
+
+
+class Kept(Generic[T]):
+    """Things by number, each fetched once whoever asks; the last used or soon wanted are kept. Safe from several threads.
+
+    fetch: from a number to the thing, which raises BadImageError or UserError; size: of a thing, in units of `room`. Those
+    kept and under way take no more room together, unless a single one does. threads: how many fetch ahead of need.
+    """
+
+    def __init__(self, fetch: Callable[[int], T], size: Callable[[int], int], room: int, threads: int, name: str) -> None:
+        self.fetch, self.size, self.room, self.threads, self.name = fetch, size, room, threads, name
+        self._changed = threading.Condition()
+        self._copies: OrderedDict[int, T] = OrderedDict()  # the last used is the last
+        self._under_way: dict[int, Future[T]] = {}
+        self._failed: dict[int, tuple[float, BaseException]] = {}
+        self._wanted: tuple[int, ...] = ()
+        self._behind = 0  # threads at work on those wanted
+        self._parts = 0  # that came
+        self._again_at = 0.0  # when what failed is tried again
+
+    def item(self, index: int) -> T:
+        """A thing, fetched if need be. Raises what `fetch` does, and for a while after a failure at once."""
+        with self._changed:
+            self._changed.wait_for(lambda: index in self._under_way or self._settled(index) or self._fits(index))
+            if index in self._copies:
+                self._copies.move_to_end(index)
+                return self._copies[index]
+            if self._fails(index):
+                raise _alike(self._failed[index][1])
+            found = self._under_way.get(index)
+            promise = found or self._begin(index)
+        if found is None:
+            self._fetch(index, promise)
+        if error := promise.exception():
+            raise _alike(error)
+        return promise.result()
+
+    def values(self) -> list[T]:
+        """The things that are here."""
+        with self._changed:
+            return list(self._copies.values())
+
+    def soon(self, indices: Iterable[int]) -> None:
+        """Begin to fetch these, in their order and as many as there is room for, behind the caller's back."""
+        with self._changed:
+            self._wanted = self._first(indices)
+            for index in reversed(self._wanted):  # what is wanted last goes first
+                if index in self._copies:
+                    self._copies.move_to_end(index)
+            more = max(0, min(len(self._missing()), self.threads - self._behind))
+            self._behind += more
+        for _ in range(more):  # daemons, as one that hangs must not keep Python from ending
+            threading.Thread(target=self._fetch_wanted, name=self.name, daemon=True).start()
+
+    def wait(self, indices: Iterable[int], seconds: float) -> None:
+        """Returns when these, as many as there is room for, are here or have failed, or nothing came for so many seconds."""
+        awaited = self._first(indices)
+        self.soon(self._wanted if set(awaited) <= set(self._wanted) else awaited)
+        with self._changed:
+            seen, since, now = None, 0.0, time.monotonic()
+            while awaited := tuple(index for index in awaited if not self._settled(index)):
+                woke, now, come = now, time.monotonic(), (awaited, set(self._under_way), self._parts, self._grown())
+                if come != seen or now - woke > seconds:  # the whole process was stopped: nobody was slow
+                    seen, since = come, now
+                elif now - max(since, self._again_at) > seconds:
+                    return
+                self._changed.wait(min(1.0, seconds / 4))
+
+    def came(self) -> None:
+        """A part of something has come."""
+        self._parts += 1  # whether all are counted is of no matter
+
+    def pausing(self, pause: float) -> None:
+        """What failed is tried again after so many seconds, which are no silence."""
+        self._again_at = time.monotonic() + pause
+
+    def _grown(self) -> object:
+        """What differs when more of what is under way is here."""
+        return None
+
+    def _first(self, indices: Iterable[int]) -> tuple[int, ...]:
+        """As many as there is room for, and one at least."""
+        found: list[int] = []
+        size = 0
+        for index in dict.fromkeys(indices):
+            size += self.size(index)
+            if found and size > self.room:
+                break
+            found.append(index)
+        return tuple(found)
+
+    def _settled(self, index: int) -> bool:
+        return index in self._copies or self._fails(index)
+
+    def _fails(self, index: int) -> bool:
+        return index in self._failed and time.monotonic() - self._failed[index][0] < PATIENCE
+
+    def _missing(self) -> list[int]:
+        return [index for index in self._wanted if index not in self._under_way and not self._settled(index)]
+
+    def _fits(self, index: int) -> bool:
+        """Whether it may be fetched beside those under way."""
+        return not self._under_way or self._total([*self._under_way, index]) <= self.room
+
+    def _total(self, indices: Iterable[int]) -> int:
+        return sum(self.size(index) for index in indices)
+
+    def _begin(self, index: int) -> "Future[T]":
+        promise = self._under_way[index] = Future()
+        self._drop_beside(index)
+        return promise
+
+    def _drop_beside(self, index: int) -> None:
+        """What was used longest ago goes, until the rest has room."""
+        while self._total([*self._copies, *self._under_way]) > self.room:
+            other = next((other for other in self._copies if other != index), None)
+            if other is None:
+                return
+            del self._copies[other]
+
+    def _fetch_wanted(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: not (missing := self._missing()) or self._fits(missing[0]))
+                missing = self._missing()
+                if not missing or not threading.main_thread().is_alive():
+                    self._behind -= 1
+                    return
+                promise = self._begin(missing[0])
+            self._fetch(missing[0], promise)  # an error is told to who asks for it
+
+    def _fetch(self, index: int, promise: "Future[T]") -> None:
+        try:
+            found = self.fetch(index)
+        except BaseException as raised:
+            error = _alike(raised)
+            with self._changed:
+                del self._under_way[index]
+                if isinstance(error, Exception):  # a reader who is interrupted has not failed
+                    self._failed[index] = (time.monotonic(), error)
+                self._changed.notify_all()
+            promise.set_exception(error)
+            return
+        with self._changed:
+            del self._under_way[index]
+            self._failed.pop(index, None)
+            self._copies[index] = found
+            self._drop_beside(index)
+            self._changed.notify_all()
+        promise.set_result(found)
+
+
+def _alike(error: BaseException) -> BaseException:
+    """Another error that says the same: one that is raised twice holds on to all frames that it went through."""
+    return type(error)(*error.args)
 
 
 class OpenFile:
@@ -40,78 +197,31 @@ class OpenFile:
         return os.pread(self.fd, size, offset)
 
 
-class Fetched:
+class Fetched(Kept[OpenFile]):
     """Whole remote files, the `held` last used or soon wanted as local copies. Safe from several threads."""
 
     def __init__(self, places: Places, held: int) -> None:
+        super().__init__(self._copy, lambda index: 1, held, BEHIND, "jepakit-shard")
         self.places, self.held = places, held
         self._folder = tempfile.TemporaryDirectory(prefix="jepakit-", ignore_cleanup_errors=True)
-        self._lock = threading.Lock()
-        self._copies: OrderedDict[int, OpenFile] = OrderedDict()
-        self._under_way: dict[int, Future[OpenFile]] = {}
-        self._failed: dict[int, tuple[float, BaseException]] = {}
-        self._wanted: tuple[int, ...] = ()
-        self._behind = 0
 
     def file(self, index: int) -> OpenFile:
         """The copy of a file, fetched if need be. Raises BadImageError if it cannot be, UserError for want of room."""
-        with self._lock:
-            if index in self._copies:
-                self._copies.move_to_end(index)
-                return self._copies[index]
-            if self._fails(index):
-                raise self._failed[index][1].with_traceback(None)  # which would grow with each
-            under_way = self._under_way.get(index)
-            mine = self._under_way.setdefault(index, Future())
-        if under_way is None:
-            self._fetch(index, mine)
-        return mine.result()
+        return self.item(index)
 
-    def soon(self, indices: Iterable[int]) -> None:
-        """Begin to fetch these, in their order and as many as are held, behind the caller's back."""
-        with self._lock:
-            self._wanted = tuple(islice(dict.fromkeys(indices), self.held))
-            more = self._behind < BEHIND and self._missing() is not None
-            self._behind += more
-        if more:
-            threading.Thread(target=self._fetch_wanted, daemon=True).start()
+    def _grown(self) -> object:
+        """The bytes of each copy under way."""
+        sizes = {}
+        for index in self._under_way:
+            with suppress(OSError):  # not begun, or whole already
+                sizes[index] = os.stat(self._draft(index)).st_size
+        return sizes
 
-    def _fetch_wanted(self) -> None:
-        while True:
-            with self._lock:
-                index = self._missing()
-                if index is None:
-                    self._behind -= 1
-                    return
-                mine = self._under_way[index] = Future()
-            self._fetch(index, mine)  # an error is told to who asks for the file
-
-    def _missing(self) -> int | None:
-        return next((i for i in self._wanted if i not in self._copies and i not in self._under_way and not self._fails(i)), None)
-
-    def _fails(self, index: int) -> bool:
-        return index in self._failed and time.monotonic() - self._failed[index][0] < PATIENCE
-
-    def _fetch(self, index: int, promise: "Future[OpenFile]") -> None:
-        try:
-            copy = self._copy(index)
-        except BaseException as error:
-            with self._lock:
-                del self._under_way[index]
-                self._failed[index] = (time.monotonic(), error)
-            promise.set_exception(error)
-            return
-        with self._lock:
-            del self._under_way[index]
-            self._failed.pop(index, None)
-            self._copies[index] = copy
-            while len(self._copies) > self.held:
-                others = [i for i in self._copies if i != index]
-                del self._copies[next((i for i in others if i not in self._wanted), others[0])]
-        promise.set_result(copy)
+    def _draft(self, index: int) -> Path:
+        return Path(self._folder.name, str(index))
 
     def _copy(self, index: int) -> OpenFile:
-        fs, path, draft = self.places.fs, self.places.paths[index], Path(self._folder.name, str(index))
+        fs, path, draft = self.places.fs, self.places.paths[index], self._draft(index)
 
         def fetch() -> OpenFile:
             size = fs.info(path).get("size")
@@ -123,7 +233,7 @@ class Fetched:
             return copy
 
         try:
-            return patiently(fetch)
+            return patiently(fetch, self.pausing)
         except UserError:
             raise
         except Exception as error:  # each back-end raises its own

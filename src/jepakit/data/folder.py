@@ -1,17 +1,22 @@
 """Image files on disk: all below a folder, or those that a list names."""
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import numpy as np
 
+from jepakit.data import splits
 from jepakit.data.decode import SUFFIXES, file_bytes
-from jepakit.data.sources import Labels, Source, fifths
-from jepakit.errors import UserError
+from jepakit.data.sources import Labels, Source
+from jepakit.errors import UserError, plain
+
+log = logging.getLogger("jepakit")
+SAID = 3  # of folders that cannot be read
 
 
-@dataclass
+@dataclass(eq=False)
 class FilesSource(Source):
     """Image files named by a list, as paths below a folder. Raises UserError for others, and for files that are not there."""
 
@@ -45,63 +50,80 @@ def leaves(entry: str) -> bool:
     return os.path.isabs(entry) or (".." in entry and ".." in PurePath(entry).parts)  # the quick question first, of millions
 
 
-class FolderSource(Source):
-    """All images below a folder, in the order of their paths; sub-folders are labels where each image lies in one."""
+class FolderSource(FilesSource):
+    """All images below a folder, in the order of their paths; sub-folders are labels where each image lies in one.
+
+    Raises UserError where there are none. Sub-folders that cannot be read are left out, with one warning.
+    """
 
     def __init__(self, root: Path) -> None:
         if not root.exists():
             raise UserError(f"no such folder: {root}")
         if not root.is_dir():
             raise UserError(f"{root} is a file; give the folder that holds the images")
-        # followed folders are remembered by their real path, so that a link to a parent ends
-        self.paths = sorted(_images(root, set()))
-        if not self.paths:
+        self.files, unread = _images(str(root))
+        if unread:
+            some = ", ".join(plain(f"{folder or '.'} ({reason})") for folder, reason in unread[:SAID])
+            more = ", ..." if len(unread) > SAID else ""
+            log.warning("%s: %d of its folders cannot be read, so their images are left out: %s%s", root, len(unread), some, more)
+        if not self.files:
             raise UserError(f"no images in {root} (looked for {', '.join(sorted(SUFFIXES))}, in sub-folders too)")
-        self.name, self.root = str(root), root
-        self.labels = _folder_labels([p.relative_to(root) for p in self.paths])
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def raw(self, index: int) -> bytes:
-        return file_bytes(self.paths[index])
-
-    def title(self, index: int) -> str:
-        return str(self.paths[index].relative_to(self.root))
+        self.name, self.root, self.labels = str(root), root, _folder_labels(self.files)
 
 
-def _images(folder: Path, seen: set[Path]) -> list[Path]:
-    real = folder.resolve()
-    if real in seen:
-        return []
-    seen.add(real)
-    found: list[Path] = []
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError:
-        return []
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            found += _images(entry, seen)
-        elif entry.suffix.lower() in SUFFIXES and entry.is_file():
-            found.append(entry)
-    return found
+def _images(root: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """Images below a folder, as paths from there, sorted by their parts; and folders that cannot be read, and why.
+
+    Followed folders are remembered by their real path, so that a link to a parent ends.
+    """
+    found: list[str] = []
+    unread: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    ahead: list[tuple[str, str]] = [("", os.path.realpath(root))]  # path from the root, and its real one if it is a folder
+    while ahead:
+        path, real = ahead.pop()
+        if not real:
+            found.append(path)
+        elif real not in seen:
+            seen.add(real)
+            try:
+                ahead += reversed(_entries(os.path.join(root, path), path, real))
+            except OSError as error:
+                unread.append((path, error.strerror or type(error).__name__))
+    return found, unread
 
 
-def _folder_labels(paths: list[Path]) -> Labels | None:
-    """Top sub-folders as classes, a fifth of each held out; or, with train/ and val/ or test/ on top, those."""
-    parts = [p.parts for p in paths]
-    if any(len(p) < 2 for p in parts):
+def _entries(folder: str, path: str, real: str) -> list[tuple[str, str]]:
+    """Images and folders of a folder, by name, each as its path from the root and, of a folder, its real one."""
+    here = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                is_folder = entry.is_dir()
+                is_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file()
+            except PermissionError:  # where a link leads: told when it is to be read
+                is_folder = True
+            except OSError:  # a link to itself
+                continue
+            if is_folder:
+                at = os.path.join(real, entry.name)
+                here.append((entry.name, os.path.realpath(at) if entry.is_symlink() else at))
+            elif is_image:
+                here.append((entry.name, ""))
+    return [(f"{path}/{name}" if path else name, real) for name, real in sorted(here)]
+
+
+def _folder_labels(files: list[str]) -> Labels | None:
+    """Classes and parts by the upper folders (`splits`); none where an image lies in no folder, or all in one."""
+    if any("/" not in file for file in files):
         return None
-    tops = {p[0] for p in parts}
-    split = "train" in tops and tops <= {"train", "val", "test"} and len(tops) > 1 and all(len(p) > 2 for p in parts)
-    names = [p[1] if split else p[0] for p in parts]
-    classes = tuple(sorted(set(names)))
+    place: dict[str, int] = {}
+    uppers = ("/".join(file.split("/", 2)[:-1]) for file in files)
+    places = np.fromiter((place.setdefault(upper, len(place)) for upper in uppers), np.int64, len(files))
+    named, parts = splits.of_folders([*place])
+    classes, values = splits.class_values(named, places, None, "")
     if len(classes) < 2:
         return None
-    values = np.array([classes.index(n) for n in names], np.int64)
-    if split:
-        return Labels("folder", classes, values, np.array([p[0] != "train" for p in parts]))
-    return Labels("folder", classes, values, fifths(values))
+    return splits.split_labels("folder", classes, values, parts or ["train"] * len(place), places)

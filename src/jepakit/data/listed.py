@@ -30,6 +30,7 @@ EUROSAT = (
 )
 EUROSAT_TRAIN, EUROSAT_TEST = 1000, 500
 PLACES_IMAGES = ("data/vision/torralba/deeplearning/images256", "images256")
+DEEP = 4  # folders in folders that a set has at most
 Row = tuple[str, int, bool]  # path below the root, place in the classes or -1, held out
 
 
@@ -184,6 +185,8 @@ def _below(root: Path, folder: str) -> Iterable[tuple[str, str]]:
     """(folder, file) of every image below a folder of root, folders with / whatever the system writes."""
     for place, below, files in os.walk(root / folder):
         below.sort()
+        if len(Path(place).relative_to(root).parts) > DEEP:  # no set of these; and walk calls itself
+            below.clear()
         for file in sorted(files):
             if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith("."):
                 yield Path(place).relative_to(root).as_posix(), file

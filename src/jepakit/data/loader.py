@@ -4,11 +4,12 @@ Threads decode, crop and write into one buffer per batch; a few batches are made
 """
 
 import logging
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from threading import Lock
+from functools import partial
+from queue import Full, Queue
+from threading import Event, Lock, Thread
 
 import numpy as np
 import torch
@@ -17,10 +18,10 @@ from torch import Tensor
 
 from jepakit.data.crops import Crops, Images, channels_of, flips, resize
 from jepakit.data.order import order
-from jepakit.data.pixels import BadImageError, Pixels
-from jepakit.data.sources import Blocks, Source
+from jepakit.data.pixels import BadImageError, Pixels, too_many
+from jepakit.data.sources import Blocks, Source, together
 from jepakit.data.statistics import require_bands
-from jepakit.data.threads import each
+from jepakit.data.threads import each, within
 from jepakit.errors import UserError, plain
 from jepakit.masks import Masking, Masks
 
@@ -90,7 +91,7 @@ class Loader:
             raise UserError(
                 f"optim.batch_size={self.batch_size} cannot be shared evenly by {self.processes} processes of {self.parts} parts"
             )
-        require_bands(self.source, self.images)
+        require_bands(self.source, self.images, self.read_timeout_seconds)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -101,13 +102,13 @@ class Loader:
         epoch, place = divmod(step, self.steps_per_epoch)
         return self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
 
-    def batch(self, step: int) -> Batch:
-        """This process's batch at a step. Raises UserError when too many images are bad."""
+    def batch(self, step: int, stop: Event | None = None) -> Batch:
+        """This process's batch at a step. Raises UserError when too many images are bad, StoppedError once `stop` is set."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        parts = [np.split(part, self.processes)[self.process] for part in np.split(self.ids(step), self.parts)]
-        ids = np.concatenate(parts)
-        if self._blocks is not None:
-            self.source.soon(self._next(epoch, place * self.batch_size))
+        parts, own = np.split(self.ids(step), self.parts), self._own(self.batch_size // self.parts)
+        ids = np.concatenate([part[own] for part in parts])
+        seconds = self.read_timeout_seconds
+        self.source.soon(self._next(epoch, place * self.batch_size))
         crops = [Crops.draw(self.images, ids, self.seed, epoch, view) for view in range(self.views)]
         buffers = [self._buffer(len(ids)) for _ in crops]
         deep: list[dict[int, Tensor]] = [{} for _ in crops]
@@ -127,33 +128,76 @@ class Loader:
         def late(row: int) -> None:
             index = int(places[row])
             self._late.add(index)
-            self._note(index, f"no answer within {self.read_timeout_seconds:g} s")
+            self._note(index, f"no answer within {seconds:g} s")
 
-        each(len(ids), views, put, threads=self.threads, seconds=self.read_timeout_seconds, late=late)
-        masks = tuple(
-            self.masking.sample(
-                self.grid, part, seed=self.seed, epoch=epoch, step=(step * self.parts + i) * self.processes + self.process
+        def fill(rows: list[int]) -> None:
+            self.source.wait(ids[rows], seconds)
+            each(
+                len(rows),
+                lambda i: views(rows[i]),
+                lambda i, images: put(rows[i], images),
+                threads=self.threads,
+                seconds=seconds,
+                late=lambda i: late(rows[i]),
+                stop=stop,
             )
+
+        for rows in together(self.source, ids):
+            fill(rows)
+        masks = tuple(
+            self.masking.sample(self.grid, part, seed=self.seed, epoch=epoch, step=step * self.parts + i).of_images(own)
             for i, part in enumerate(parts)
         )
-        turned = [
-            torch.from_numpy(flips(self.seed, epoch, ids, view)) if self.images.flip else None for view in range(self.views)
-        ]
         images = tuple(_joined(buffer, others) for buffer, others in zip(buffers, deep, strict=True))
-        return Batch(step, epoch, images, tuple(turned), masks)
+        return Batch(step, epoch, images, tuple(self._turned(ids, epoch, view) for view in range(self.views)), masks)
 
     def __call__(self, first: int, steps: int) -> Iterator[Batch]:
         """Batches from step `first` up to `steps`, made ahead of need."""
-        with ThreadPoolExecutor(1, "jepakit-batch") as maker:
-            ahead: deque[Future[Batch]] = deque()
+        made: Queue[Batch | BaseException] = Queue(AHEAD - 1)  # and one in the making
+        stop = Event()
+
+        def make() -> None:
+            for step in range(first, steps):
+                try:
+                    made_now: Batch | BaseException = self.batch(step, stop)
+                except BaseException as error:
+                    made_now = error
+                while not stop.is_set():
+                    with suppress(Full):
+                        made.put(made_now, timeout=0.5)
+                        break
+                if stop.is_set() or isinstance(made_now, BaseException):
+                    return
+
+        maker = Thread(target=make, name="jepakit-batch", daemon=True)
+        maker.start()
+        try:
+            for _ in range(first, steps):
+                found = made.get()
+                if isinstance(found, BaseException):
+                    raise found
+                yield found
+        finally:
+            stop.set()
+            maker.join(5.0)  # a read that hangs must not keep the process
+
+    def look_again(self) -> None:
+        """Forget those bad images that can be read by now. Raises TooManyBadImagesError where too many are left."""
+        known, self.bad, self._late = self.bad, {}, set()
+        for index, reason in known.items():
             try:
-                for step in range(first, steps):
-                    while len(ahead) < AHEAD and step + len(ahead) < steps:
-                        ahead.append(maker.submit(self.batch, step + len(ahead)))
-                    yield ahead.popleft().result()
-            finally:
-                for waiting in ahead:
-                    waiting.cancel()
+                pixels = within(self.read_timeout_seconds, partial(self.source.read, index, self.images.max_pixels))
+                channels_of(pixels[:1, :1], self.images)
+            except BadImageError:
+                self.bad[index] = reason
+        if len(known) > len(self.bad):
+            log.info("%d images that could not be read before can be now", len(known) - len(self.bad))
+        self._require_few()
+
+    def _own(self, rows: int) -> slice:
+        """Which rows of a part of the batch are this process's."""
+        share = rows // self.processes
+        return slice(self.process * share, (self.process + 1) * share)
 
     @property
     def _blocks(self) -> Blocks | None:
@@ -206,7 +250,10 @@ class Loader:
             plain(self.source.title(index)),
             plain(reason),
         )
-        if len(self.bad) > max(1, self.images.max_bad * len(self.source)):  # one is never too many
+        self._require_few()
+
+    def _require_few(self) -> None:
+        if too_many(len(self.bad), len(self.source), self.images.max_bad):
             raise TooManyBadImagesError(
                 f"{len(self.bad)} of {len(self.source)} images cannot be read, more than images.max_bad={self.images.max_bad:g}; "
                 f"run.log names them: mend them, or set images.max_bad higher, and --resume"

@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.data import tables
+from jepakit.data import splits, tables
 from jepakit.data.decode import SUFFIXES
 from jepakit.data.pixels import MOST_PIXELS, BadImageError, Pixels
 from jepakit.data.sources import Labels, Source
@@ -106,7 +106,7 @@ def npz(root: Path, labels: str | None) -> Source | None:
         return None
     arrays: dict[str, Stored] = {}
     for path in files:
-        apart = f"{tables.split_of(path)}_" if len(files) > 1 and path.suffix == ".npz" else ""
+        apart = f"{splits.split_of(path.name)}_" if len(files) > 1 and path.suffix == ".npz" else ""
         found = _members(path) if path.suffix == ".npz" else {path.stem: _array(path)}
         arrays |= {apart + key: array for key, array in found.items()}
     images, others = _images(root, arrays)
@@ -133,8 +133,8 @@ def _files(root: Path) -> list[Path]:
             if path.suffix in (".npz", ".npy"):
                 found.append(path)
     kinds = {path.suffix for path in found}
-    splits = [tables.split_of(path.name) for path in found]
-    apart = None not in splits and len(set(splits)) == len(splits)
+    parts = [splits.split_of(path.name) for path in found]
+    apart = None not in parts and len(set(parts)) == len(parts)
     one_set = len(found) == 1 or kinds == {".npy"} or (kinds == {".npz"} and apart)
     return sorted(found) if one_set and len(found) <= MOST_FILES else []
 
@@ -221,9 +221,9 @@ def _images(root: Path, arrays: dict[str, Stored]) -> tuple[Names, dict[str, Nam
     named: dict[str, Names] = {}
     for key in arrays:
         words = re.split(r"[-_.\s]+", key.lower())
-        split = next((tables.split_of(word) for word in words if tables.split_of(word)), None)
-        base = "_".join(word for word in words if not tables.split_of(word))
-        named.setdefault(base, {}).setdefault(split or "", key)
+        split = next((splits.PARTS[word] for word in words if word in splits.PARTS), "")
+        base = "_".join(word for word in words if word not in splits.PARTS)
+        named.setdefault(base, {}).setdefault(split, key)
     fit = {base: {s: key for s, key in keys.items() if arrays[key].is_images} for base, keys in named.items()}
     fit = {base: keys for base, keys in fit.items() if keys}
     chosen = next((base for base in IMAGES if base in fit), None) or (next(iter(fit)) if len(fit) == 1 else None)
@@ -252,9 +252,10 @@ def _labels(name: str, images: Names, others: dict[str, Names], arrays: dict[str
     if not chosen:
         return None
     parts = [_encoded(arrays[fit[chosen][s]].load()) if s in fit[chosen] else ([], np.full(n, -1)) for s, n in rows.items()]
-    unique, codes = tables.merged(parts)
-    classes, values = tables.class_values(unique, codes, named.get(chosen), f"{name}, array '{chosen}'")
-    return tables.split_labels(chosen, classes, values, [split or "train" for split in rows], list(rows.values()))
+    unique, codes = splits.merged(parts)
+    classes, values = splits.class_values(unique, codes, named.get(chosen), f"{name}, array '{chosen}'")
+    places = np.repeat(np.arange(len(rows)), [*rows.values()])
+    return splits.split_labels(chosen, classes, values, [split or "train" for split in rows], places)
 
 
 def _class_names(base: str, keys: Names, others: dict[str, Names], arrays: dict[str, Stored]) -> list[str]:

@@ -1,21 +1,24 @@
 """From what the user names to a source of images."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 from jepakit.data.folder import FolderSource
-from jepakit.data.pixels import BadImageError
+from jepakit.data.pixels import MOST_PIXELS, BadImageError
 from jepakit.data.remote import MAGIC, NothingThereError, Places, expand, is_pattern, is_remote, shown
 from jepakit.data.sets import labelled_set
 from jepakit.data.shards import shards_of
 from jepakit.data.sources import EmojiSource, Source, pick, spread
-from jepakit.errors import UserError
+from jepakit.data.threads import within
+from jepakit.errors import UserError, plain
 
 NAMED = ("emoji", "scenes")  # sets that need no path
+SECONDS = 60.0  # in which a look at an image must come back
 KINDS = (".parquet", ".tar")  # of files that an address or a pattern may name
 
 
-def open_source(data: str, labels: str | None = None) -> Source:
+def open_source(data: str, labels: str | None = None, most_pixels: int = MOST_PIXELS) -> Source:
     """The source that `data` names.
 
     'emoji', 'scenes'; a labelled set in its usual layout (`sets`), or a folder of images; a pattern or an address of .tar
@@ -31,7 +34,7 @@ def open_source(data: str, labels: str | None = None) -> Source:
     else:
         found = _files(data, labels) if is_remote(data) or is_pattern(data) else labelled_set(Path(data), labels)
         source = found or FolderSource(Path(data))
-        require_readable(source)
+        require_readable(source, most_pixels)
         if found is not None:
             return found  # it has picked its labels
     pick(labels, (source.labels.name,) if source.labels else (), source.name)
@@ -75,13 +78,15 @@ def _places(data: str) -> Places:
     raise UserError(f"{data} holds no .parquet and no .tar files that you may read: check its name, and log in if it is private")
 
 
-def require_readable(source: Source) -> None:
-    """Raises UserError if none of a sample of up to 64 images can be read."""
+def require_readable(source: Source, most_pixels: int = MOST_PIXELS) -> None:
+    """Raises UserError if none of a sample of up to 64 images can be read, each in SECONDS."""
     reason = ""
-    for index in spread(source, 64).tolist():
+    ids = spread(source, 64)
+    source.wait(ids, SECONDS)
+    for index in ids.tolist():
         try:
-            source.read(index)
+            within(SECONDS, partial(source.read, index, most_pixels))
             return
         except BadImageError as error:
-            reason = f"{source.title(index)}: {error}"
+            reason = plain(f"{source.title(index)}: {error}")
     raise UserError(f"no readable image in {source.name}; the last one tried: {reason}")

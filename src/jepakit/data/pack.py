@@ -7,23 +7,17 @@ import fcntl
 import logging
 import re
 import shutil
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from jepakit.data.crops import resize
-from jepakit.data.in_order import in_order, threads_of
-from jepakit.data.opening import open_source
-from jepakit.data.packed import PackedSource, packed
+from jepakit.data.opening import absolute, open_source
+from jepakit.data.packed import PackedSource, packed, records
 from jepakit.data.packfiles import (
     CLASSES,
-    INDEX,
     KINDS,
     MANIFEST,
     UNFINISHED,
@@ -37,24 +31,20 @@ from jepakit.data.packfiles import (
     require_length,
     store,
 )
-from jepakit.data.pixels import MOST_PIXELS, BadImageError, Pixels
+from jepakit.data.pixels import MOST_PIXELS, too_many
 from jepakit.data.remote import shown
+from jepakit.data.shrink import LATE, Packed, each_shrunk, threads_of
 from jepakit.data.sources import Source, spread
+from jepakit.data.threads import StuckError
 from jepakit.errors import UserError, plain
 from jepakit.progress import Report, progress
 
 log = logging.getLogger("jepakit")
 PART = 256 << 20  # bytes of images at which a file ends
-TOLD = 256  # samples that a source is told of ahead
+COMPARED = 400  # images of a pack that are compared with the source's, and at least one of each part
+MAX_BAD = 0.01
 SURE = 0.9  # of an estimated size: what is refused for want of room would hardly fit
 OURS = re.compile(rf"{re.escape(MANIFEST)}|{re.escape(UNFINISHED)}|{re.escape(CLASSES)}|({'|'.join(KINDS)})-\d{{5,}}\.bin")
-
-
-class Packed(NamedTuple):
-    """Pixels (H, W, C) as they are stored, and their crc32."""
-
-    pixels: Pixels
-    crc32: int
 
 
 def pack(
@@ -65,54 +55,41 @@ def pack(
     labels: str | None = None,
     threads: int | None = None,
     max_pixels: int = MOST_PIXELS,
-    max_bad: float = 0.01,
+    max_bad: float = MAX_BAD,
     overwrite: bool = False,
 ) -> Path:
     """Write every readable image of `data` to the folder `out`, its shorter side `size` pixels or, where it is smaller, as it is.
 
     labels: which of several that the source has; threads: that decode (all cores); max_pixels: of a readable image;
     overwrite: replace another pack. Bad images are named and left out; a share above max_bad stops, as it stops a run.
-    A pack that was stopped goes on where it was.
+    A pack that was stopped goes on where it was, when images at several places of what is packed are what they were.
     Raises UserError. Returns the folder, which `pretrain` and all else takes as data.
     """
     if size < 1:
         raise UserError(f"--size {size}: give at least 1 pixel")
     many = threads_of(threads)
-    root, source = Path(out).expanduser(), open_source(str(data), labels)
+    root, source = Path(out).expanduser(), open_source(str(data), labels, most_pixels=max_pixels)
     if isinstance(source, PackedSource) and root.resolve() == source.root.resolve():
         raise UserError(f"{root} is what is to be packed: give another --out")
-    plan = Manifest.of(source, shown(str(data)), size, max_pixels)
+    asked = {"max_bad": None if max_bad == MAX_BAD else max_bad, "threads": threads}
+    plan = Manifest.of(source, shown(absolute(str(data))), size, max_pixels).model_copy(update=asked)
     again = f"{plan.command} --out {quote(str(root))}"
     try:
         _require_ours(root)
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root):
-            begun = _begun(root, plan, source, overwrite)
+            begun = _begun(root, plan, source, many, overwrite)
             if (root / MANIFEST).is_file():
                 (root / UNFINISHED).unlink(missing_ok=True)
-                log.info("%s is packed already: %d images, %s", root, begun.count, amount(begun.image_bytes))
             else:
-                if begun.parts:
-                    log.info("going on: %d images are packed", begun.count)
                 _go_on(root, begun, source, many, max_bad)
     except KeyboardInterrupt:
         log.warning("stopped; go on with: %s", again)
         raise
-    except OSError as error:
-        raise UserError(f"{root}: packing stopped ({error.strerror or error}); put that right, and go on with: {again}") from None
+    except (OSError, StuckError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{root}: packing stopped ({why}); put that right, and go on with: {again}") from None
     return root
-
-
-def shrunk(pixels: Pixels, size: int) -> Pixels:
-    """(H, W, C) -> its shorter side `size`, aspect and depth kept, bilinear with antialias; never enlarged. Contiguous rows."""
-    height, width = pixels.shape[:2]
-    short = min(height, width)
-    if short > size:
-        sides = max(1, round(height * size / short)), max(1, round(width * size / short))
-        deep = pixels.dtype == np.uint16  # torch resizes none of these
-        small = resize(pixels.astype(np.float32) if deep else pixels, *sides).permute(1, 2, 0).numpy()
-        pixels = np.rint(small).clip(0, 65535).astype(np.uint16) if deep else small
-    return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<"))
 
 
 def amount(count: float) -> str:
@@ -143,25 +120,30 @@ def _require_ours(root: Path) -> None:
             raise UserError(f"{root} holds other files ({plain(name)}); give a folder of its own")
 
 
-def _begun(root: Path, plan: Manifest, source: Source, overwrite: bool) -> Manifest:
+def _begun(root: Path, plan: Manifest, source: Source, threads: int, overwrite: bool) -> Manifest:
     """What an earlier life left of this plan, or the plan itself in an empty folder. Raises UserError for another pack."""
     there = sorted(path.name for path in root.iterdir() if path.name != ".lock")
     found = next((root / name for name in (MANIFEST, UNFINISHED) if name in there), None)
     drafts = [name for name in there if name.startswith(".tmp-")]
     begun = plan
     if found is not None and not overwrite:
-        begun = manifest_of(found)
-        if begun.model_copy(update={"source": plan.source, "parts": (), "bad": ()}) != plan:
+        before = manifest_of(found)
+        begun = before.model_copy(update={"source": plan.source, "max_bad": plan.max_bad, "threads": plan.threads})
+        if begun.model_copy(update={"parts": (), "bad": ()}) != plan:
             raise UserError(
-                f"{root} holds another pack (of {begun.samples} images of {begun.source}, --size {begun.size}), or the images "
+                f"{root} holds another pack (of {before.samples} images of {before.source}, --size {before.size}), or the images "
                 f"or labels have changed since: give another --out, or replace it with --overwrite"
             )
-        _require_same(root, begun, source)
+        compared = _compared(root, begun, source, threads)
         if found.name == MANIFEST:
             packed(root, None)
+            size = amount(begun.image_bytes)
+            log.info("%s is packed already (%d images compared): %d images, %s", root, compared, begun.count, size)
             return begun
+        if begun.parts:
+            log.info("going on: %d images are packed (%d compared)", begun.count, compared)
     old = drafts if begun is not plan else sorted(there, key=lambda name: name in (MANIFEST, UNFINISHED))  # which mark the folder
-    _require_room(root, begun, source, sum((root / name).stat().st_size for name in old))
+    _require_room(root, begun, source, threads, sum((root / name).stat().st_size for name in old))
     for name in old:
         (root / name).unlink()
     if begun is plan:
@@ -169,40 +151,65 @@ def _begun(root: Path, plan: Manifest, source: Source, overwrite: bool) -> Manif
     return begun
 
 
-def _require_same(root: Path, begun: Manifest, source: Source) -> None:
-    """Raises UserError where packed files are not whole, or some of the source's images are others than those packed."""
+def _compared(root: Path, begun: Manifest, source: Source, threads: int) -> int:
+    """How many packed images were compared with the source's.
+
+    Raises UserError where files are not whole, or some of those images are others, or some of the bad ones are so no more.
+    """
     for number, part in enumerate(begun.parts):
         for kind in KINDS:
             file: File | None = getattr(part, kind)
             if file is not None:
                 require_length(name_of(root, kind, number), file)
-    for number in np.unique(np.linspace(0, len(begun.parts) - 1, min(8, len(begun.parts))).astype(int)).tolist():
-        index, last = np.fromfile(name_of(root, "index", number), INDEX)[-1], begun.parts[number].end - 1
-        found = _found(source, last, begun)
-        if isinstance(found, str) or found.crc32 != index["crc32"]:
-            raise UserError(
-                f"{root} was packed from other images: {plain(source.title(last))} has changed, or torch resizes otherwise now; "
-                f"give another --out, or replace it with --overwrite"
-            )
-    for entry in begun.bad:
-        if not isinstance(_found(source, entry.index, begun), str):
-            raise UserError(
-                f"{root} lacks {entry.title}, which can be read now: give another --out, or replace it with --overwrite"
-            )
+    bad = {entry.index: entry.title for entry in begun.bad if not entry.reason.startswith(LATE)}  # it would keep us waiting
+    dear = source.blocks is not None and source.blocks.dear
+    few = set(spread(source, COMPARED).tolist()) if dear else set(list(bad)[:: 1 + len(bad) // COMPARED])
+    sums = _sums(root, begun, few if dear else None)
+    replace = "give another --out, or replace it with --overwrite"
+
+    def take(index: int, found: Packed | str) -> None:
+        if index in sums and (isinstance(found, str) or found.crc32 != sums[index]):
+            why = f"cannot be read now ({found})" if isinstance(found, str) else "has changed, or torch resizes otherwise now"
+            raise UserError(f"{root} was packed from other images: {plain(source.title(index))} {why}; {replace}")
+        if index in bad and not isinstance(found, str):
+            raise UserError(f"{root} lacks {bad[index]}, which can be read now: {replace}")
+
+    ids = np.array(sorted(sums.keys() | few & bad.keys()), np.int64)
+    each_shrunk(source, ids, begun, take, threads)
+    return len(sums)
+
+
+def _sums(root: Path, begun: Manifest, few: set[int] | None) -> dict[int, int]:
+    """Samples at several places of each part, all of a small pack, and their crc32; or of `few` samples, and the last."""
+    bad, first, sums = {entry.index for entry in begun.bad}, 0, dict[int, int]()
+    for number, part in enumerate(begun.parts):
+        ids = [index for index in range(first, part.end) if index not in bad]
+        many = min(part.count, max(1, COMPARED // len(begun.parts)))
+        rows = np.linspace(part.count - 1, 0, many).round().astype(int).tolist()
+        if few is not None:
+            rows = [row for row, index in enumerate(ids) if index in few or index == begun.parts[-1].end - 1]
+        written, first = records(root, number, part)["crc32"], part.end
+        sums |= {ids[row]: int(written[row]) for row in rows}
+    return sums
 
 
 def _require_few(bad: list[Bad], source: Source, max_bad: float) -> None:
     """Raises UserError for more bad images than the share allows; one is never too many."""
-    if len(bad) > max(1, max_bad * len(source)):
+    if too_many(len(bad), len(source), max_bad):
         raise UserError(
             f"{len(bad)} of {len(source)} images cannot be read, more than --max-bad {max_bad:g}: mend them (jepakit data check "
             f"names all), or give a higher --max-bad"
         )
 
 
-def _require_room(root: Path, begun: Manifest, source: Source, freed: int) -> None:
+def _require_room(root: Path, begun: Manifest, source: Source, threads: int, freed: int) -> None:
     """Says how much a pack will take. Raises UserError where that is clearly more than the disk has, and what is freed on it."""
-    sizes = [found.pixels.nbytes for i in spread(source, 32).tolist() if not isinstance(found := _found(source, i, begun), str)]
+    sizes: list[int] = []
+
+    def take(_: int, found: Packed | str) -> None:
+        sizes.extend([] if isinstance(found, str) else [found.pixels.nbytes])
+
+    each_shrunk(source, spread(source, 32), begun, take, threads)
     all_of_it = np.mean(sizes, dtype=float) * len(source) if sizes else 0.0
     need, free = max(0.0, all_of_it - begun.image_bytes), shutil.disk_usage(root).free + freed
     if SURE * need > free:
@@ -212,20 +219,9 @@ def _require_room(root: Path, begun: Manifest, source: Source, freed: int) -> No
     log.info("%d images, shorter side at most %d: about %s (%s free)", len(source), begun.size, amount(need), amount(free))
 
 
-def _found(source: Source, index: int, plan: Manifest) -> Packed | str:
-    """A sample as it is packed, or why it cannot be read."""
-    try:
-        pixels = shrunk(source.read(index, plan.max_pixels), plan.size)
-    except BadImageError as error:
-        return plain(str(error))
-    return Packed(pixels, zlib.crc32(pixels.data))
-
-
 def _go_on(root: Path, begun: Manifest, source: Source, threads: int, max_bad: float) -> None:
     """Pack what is left. What is written stays when this is stopped."""
     first = begun.parts[-1].end if begun.parts else 0
-    threads_of_torch = torch.get_num_threads()
-    torch.set_num_threads(1)  # images are resized by threads of ours: more would only wait for each other
     try:
         with progress("packing", len(source), first) as report:
             done = _write(root, begun, source, threads, max_bad, report)
@@ -233,22 +229,20 @@ def _go_on(root: Path, begun: Manifest, source: Source, threads: int, max_bad: f
         for draft in root.glob(".tmp-*"):  # its room may be what is missing
             draft.unlink(missing_ok=True)
         raise
-    finally:
-        torch.set_num_threads(threads_of_torch)
     log.info("packed %d images in %s (%s); %d bad ones left out", done.count, root, amount(done.image_bytes), len(done.bad))
 
 
 def _write(root: Path, begun: Manifest, source: Source, threads: int, max_bad: float, report: Report) -> Manifest:
     parts, bad, writer = list(begun.parts), list(begun.bad), None
-    first = parts[-1].end if parts else 0
-    images = in_order(lambda index: _found(source, index, begun), _told(source, first), threads)
-    for index, found in enumerate(images, first):
+
+    def take(index: int, found: Packed | str) -> None:
+        nonlocal writer
         title = source.title(index)
         if isinstance(found, str):
             log.warning("bad image: %s: %s (left out)", plain(title), found)
             bad.append(Bad(index=index, title=plain(title), reason=found))
             _require_few(bad, source, max_bad)
-            continue
+            return
         writer = writer or Writer(root, len(parts))
         writer.add(index, title, *found)
         if writer.bytes >= PART:
@@ -256,19 +250,15 @@ def _write(root: Path, begun: Manifest, source: Source, threads: int, max_bad: f
             writer = None
             store(root / UNFINISHED, begun.model_copy(update={"parts": tuple(parts), "bad": tuple(bad)}).stored)
         report(index + 1)
+
+    ids = np.arange(parts[-1].end if parts else 0, len(source))
+    each_shrunk(source, ids, begun, take, threads)
     if writer is not None:
         parts.append(writer.close(source.labels))
     if source.labels is not None:
         store(root / CLASSES, Texts.of(source.labels.classes).stored)
-    done = begun.model_copy(update={"parts": tuple(parts), "bad": tuple(bad)})
+    last = {"parts": tuple(parts), "bad": tuple(bad), "max_bad": None, "threads": None}
+    done = begun.model_copy(update=last)
     store(root / MANIFEST, done.stored)
     (root / UNFINISHED).unlink(missing_ok=True)
     return done
-
-
-def _told(source: Source, first: int) -> Iterator[int]:
-    """The samples from `first` on; the source is told before it is asked."""
-    for start in range(first, len(source), TOLD):
-        end = min(start + TOLD, len(source))
-        source.soon(np.arange(start, min(end + TOLD, len(source))))
-        yield from range(start, end)

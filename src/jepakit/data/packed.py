@@ -40,7 +40,11 @@ from jepakit.errors import UserError, plain
 
 @dataclass
 class PackedSource(Source):
-    """Images of a pack. Pixels are views of memory maps; a map is private, so that nothing writes to the files."""
+    """Images of a pack. Pixels are views of memory maps; a map is private, so that nothing writes to the files.
+
+    Lengths are checked before files are mapped. What is left: reading what another program cuts off a file after that
+    ends the process with a bus error (SIGBUS), which Python cannot catch. `jepakit data pack` itself never cuts a file.
+    """
 
     root: Path
     manifest: Manifest
@@ -93,7 +97,7 @@ def packed(root: Path, labels: str | None) -> Source | None:
     if not manifest.parts:
         raise UserError(f"{root} is a pack of no images")
     numbered = list(enumerate(manifest.parts))
-    index = [_index(root, number, part) for number, part in numbered]
+    index = [records(root, number, part) for number, part in numbered]
     titles = [_texts(name_of(root, "titles", number), part.titles, part.count) for number, part in numbered]
     found = _labels(root, manifest, manifest.labels) if manifest.labels else None
     return PackedSource(root, manifest, found, index, titles, [_mapped(root, number, part) for number, part in numbered])
@@ -107,8 +111,8 @@ def _mapped(root: Path, number: int, part: Part) -> NDArray[np.uint8]:
     return mapped
 
 
-def _index(root: Path, number: int, part: Part) -> NDArray[Any]:
-    """Index records, each of which lies in its file of images. Raises UserError."""
+def records(root: Path, number: int, part: Part) -> NDArray[Any]:
+    """Verified INDEX records of a part, each of which lies in its file of images: (count,). Raises UserError."""
     path = name_of(root, "index", number)
     content = content_of(path, part.index)
     if len(content) != part.count * INDEX.itemsize:

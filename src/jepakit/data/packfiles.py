@@ -12,15 +12,17 @@ All numbers are little-endian.
 
 import hashlib
 import os
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from shlex import quote
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jepakit.data.pixels import MOST_PIXELS, Pixels
 from jepakit.data.sources import Labels, Source, fingerprint
@@ -77,7 +79,10 @@ class Labelled(_Stored):
 
 
 class Manifest(_Stored):
-    """What was packed: a source of so many samples and such titles, with its labels, at a size; and what came of it."""
+    """What was packed: a source of so many samples and such titles, with its labels, at a size; and what came of it.
+
+    max_bad, threads: what was asked of the command, where that is not its default; a finished pack says nothing of them.
+    """
 
     format: Literal[1] = 1
     source: str
@@ -88,6 +93,20 @@ class Manifest(_Stored):
     labels: Labelled | None
     parts: tuple[Part, ...] = ()
     bad: tuple[Bad, ...] = ()
+    max_bad: float | None = Field(None, ge=0, le=1)
+    threads: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "Manifest":
+        """Every sample up to a part's end is packed or bad, once."""
+        bad = [entry.index for entry in self.bad]
+        ends = [0, *(part.end for part in self.parts)]
+        counts = [b - a - (bisect_left(bad, b) - bisect_left(bad, a)) for a, b in pairwise(ends)]
+        in_order = all(a < b for few in (ends, bad) for a, b in pairwise(few))
+        inside = all(0 <= index < self.samples for index in (*bad, *(end - 1 for end in ends[1:])))
+        if not (in_order and inside and counts == [part.count for part in self.parts]):
+            raise ValueError("its parts do not add up")
+        return self
 
     @classmethod
     def of(cls, source: Source, data: str, size: int, max_pixels: int) -> "Manifest":
@@ -121,7 +140,9 @@ class Manifest(_Stored):
         """What packs it, less --out."""
         labels = f" --labels {quote(self.labels.name)}" if self.labels else ""
         most = f" --max-pixels {self.max_pixels}" if self.max_pixels != MOST_PIXELS else ""
-        return f"jepakit data pack {quote(self.source)} --size {self.size}{labels}{most}"
+        few = f" --max-bad {self.max_bad}" if self.max_bad is not None else ""
+        threads = f" --threads {self.threads}" if self.threads is not None else ""
+        return f"jepakit data pack {quote(self.source)} --size {self.size}{labels}{most}{few}{threads}"
 
 
 @dataclass(frozen=True, eq=False)

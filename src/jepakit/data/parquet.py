@@ -5,12 +5,12 @@ Parquet has no way to a single row: its row group is read for it (6 to 9 ms for 
 The groups last used are kept, and those soon wanted are read in the background, so that an order by groups reads each once.
 """
 
+import atexit
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,9 +19,10 @@ import numpy as np
 from fsspec.spec import AbstractFileSystem
 from numpy.typing import NDArray
 
-from jepakit.data import tables
+from jepakit.data import splits, tables
+from jepakit.data.fetched import Kept
 from jepakit.data.pixels import BadImageError
-from jepakit.data.remote import PATIENCE, Places, patiently, shown
+from jepakit.data.remote import Places, patiently, shown
 from jepakit.data.sources import Blocks, Labels, Source
 from jepakit.errors import UserError, line_of
 
@@ -29,8 +30,11 @@ T = TypeVar("T")
 KEPT = 256 << 20  # bytes of row groups in memory
 AT_ONCE = 16  # images decoded between two looks at their size: a few bytes can stand for many copies of a large image
 LABELS_AT_ONCE = 4096
+PART = 16 << 20  # bytes asked for at a time
 OPENED = 16  # files opened at a time
 BEHIND = 4  # threads that read groups from afar ahead of need; one does for local files
+THREAD = "jepakit-row-group"
+LEAVE = 10.0  # seconds that Python waits for them at its end
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,35 @@ class Files:
     footers: list[Any]
 
     @contextmanager
-    def reader(self, file: int) -> Iterator[Any]:
-        """A ParquetFile of its own for each reading, as it has one position. Raises whatever a back-end does."""
+    def reader(self, file: int, came: Callable[[], None] = lambda: None) -> Iterator[Any]:
+        """A ParquetFile of its own for each reading, as it has one position. Raises whatever a back-end does.
+
+        `came` is called for each part that came from afar.
+        """
         import pyarrow.parquet
 
-        with _opened(self.fs, self.paths[file]) as content:
+        with _opened(self.fs, self.paths[file], came) as content:
             yield pyarrow.parquet.ParquetFile(content, metadata=self.footers[file])
+
+
+@dataclass(frozen=True)
+class InParts:
+    """A file afar, of which many bytes are asked for in parts: so it is seen that some came."""
+
+    file: Any
+    came: Callable[[], None]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def read(self, size: int) -> bytes:
+        """So many bytes, or those up to its end."""
+        parts = []
+        while size > 0 and (part := self.file.read(min(size, PART))):
+            parts.append(part)
+            size -= len(part)
+            self.came()
+        return b"".join(parts)
 
 
 @dataclass(frozen=True)
@@ -72,13 +99,11 @@ class ParquetSource(Source):
     sizes: NDArray[np.int64]  # bytes of its images: claimed, and true once it was read
     firsts: list[int]  # first sample of each file
     blocks: Blocks | None = None
-    _kept: OrderedDict[int, Group] = field(default_factory=OrderedDict)  # the last used is the last
-    _reading: dict[int, Future[Group]] = field(default_factory=dict)
-    _failed: dict[int, tuple[float, BaseException]] = field(default_factory=dict)
-    _bytes: int = 0  # of those kept and being read
-    _wanted: deque[int] = field(default_factory=deque)
-    _behind: int = 0  # threads at work on those wanted
-    _room: threading.Condition = field(default_factory=threading.Condition)
+    _kept: Kept[Group] = field(init=False)
+
+    def __post_init__(self) -> None:
+        threads = 1 if self.files.fs is None else BEHIND
+        self._kept = Kept(lambda group: self._read(group), lambda group: int(self.sizes[group]), KEPT, threads, THREAD)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -88,7 +113,7 @@ class ParquetSource(Source):
         file = self.groups[group][0]
         folder = Path(self.files.paths[file]).parent if self.files.fs is None else None
         try:
-            return tables.image_bytes(self._group(group).images, row, folder)
+            return tables.image_bytes(self._kept.item(group).images, row, folder)
         except (ValueError, IndexError) as error:  # a name that is no text, fewer rows than the footer claims
             raise BadImageError(line_of(error)) from None
 
@@ -98,80 +123,16 @@ class ParquetSource(Source):
 
     def soon(self, ids: NDArray[np.int64]) -> None:
         """Begin to read the row groups of these samples, in this order, as many as fit in KEPT."""
-        groups = np.searchsorted(self.starts, ids, side="right") - 1
-        groups = groups[np.sort(np.unique(groups, return_index=True)[1])]
-        groups = groups[np.cumsum(self.sizes[groups]) <= KEPT]
-        with self._room:
-            for group in reversed(groups.tolist()):  # what is wanted last goes first
-                if group in self._kept:
-                    self._kept.move_to_end(group)
-            self._wanted = deque(g for g in groups.tolist() if g not in self._kept and g not in self._reading)
-            more = min(len(self._wanted), (1 if self.files.fs is None else BEHIND) - self._behind)
-            self._behind += max(more, 0)
-        for _ in range(more):  # no daemons: Python must not end while pyarrow is in a thread
-            threading.Thread(target=self._read_wanted, name="jepakit-row-group").start()
+        self._kept.soon((np.searchsorted(self.starts, ids, side="right") - 1).tolist())
 
-    def _read_wanted(self) -> None:
-        while True:
-            with self._room:
-                if not self._wanted or not threading.main_thread().is_alive():
-                    self._behind -= 1
-                    return
-                group = self._wanted.popleft()
-            with suppress(BadImageError):  # told to whoever asks for a sample
-                self._group(group)
+    def wait(self, ids: NDArray[np.int64], seconds: float) -> None:
+        """For the row groups of these samples, as many as fit in KEPT, where they are not local."""
+        if self.files.fs is not None:
+            self._kept.wait((np.searchsorted(self.starts, ids, side="right") - 1).tolist(), seconds)
 
     def _place(self, index: int) -> tuple[int, int]:
         group = int(np.searchsorted(self.starts, index, side="right")) - 1
         return group, index - int(self.starts[group])
-
-    def _group(self, group: int) -> Group:
-        """The images of a row group. The last ones are kept, as many as KEPT has room for, and one at least."""
-        with self._room:
-            self._room.wait_for(lambda: group in self._kept or group in self._reading or self._fits(group))
-            if group in self._kept:
-                self._kept.move_to_end(group)
-                return self._kept[group]
-            if group in self._failed and time.monotonic() - self._failed[group][0] < PATIENCE:
-                raise self._failed[group][1]
-            first = group not in self._reading
-            promise = self._reading.setdefault(group, Future())
-            if first:
-                self._count(int(self.sizes[group]))
-        if first:
-            self._keep(group, promise)
-        return promise.result()
-
-    def _fits(self, group: int) -> bool:
-        """Whether it may be read beside those being read."""
-        return not self._reading or int(self.sizes[[*self._reading, group]].sum()) <= KEPT
-
-    def _count(self, size: int) -> None:
-        """So many bytes more; what was used longest ago goes."""
-        self._bytes += size
-        while self._bytes > KEPT and self._kept and len(self._kept) + len(self._reading) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
-
-    def _keep(self, group: int, promise: Future[Group]) -> None:
-        claimed = int(self.sizes[group])
-        try:
-            found = self._read(group)
-        except BaseException as error:
-            with self._room:
-                del self._reading[group]
-                if self.files.fs is not None:  # from here, another try costs little
-                    self._failed[group] = (time.monotonic(), error)
-                self._count(-claimed)
-                self._room.notify_all()
-            promise.set_exception(error)
-            return
-        with self._room:
-            del self._reading[group]
-            self._kept[group] = found
-            self.sizes[group] = found.nbytes
-            self._count(found.nbytes - claimed)
-            self._room.notify_all()
-        promise.set_result(found)
 
     def _read(self, group: int) -> Group:
         import pyarrow as pa
@@ -180,7 +141,7 @@ class ParquetSource(Source):
 
         def read() -> Group | None:
             chunks, size = [], 0
-            with self.files.reader(file) as reader:
+            with self.files.reader(file, self._kept.came) as reader:
                 for batch in reader.iter_batches(AT_ONCE, row_groups=[place], columns=[self.column], use_threads=False):
                     chunks.append(batch.column(self.column))
                     size += chunks[-1].nbytes
@@ -189,11 +150,12 @@ class ParquetSource(Source):
             return Group(tables.parts_of(pa.chunked_array(chunks)), size)
 
         try:
-            found = _result(self.files.fs, read)
+            found = _result(self.files.fs, read, self._kept.pausing)
         except Exception as error:  # pyarrow and every back-end raise their own
             raise BadImageError(f"its row group cannot be read: {_reason(error)}") from None
         if found is None:
             raise BadImageError(f"its row group takes more than {tables.most_bytes() >> 20} MiB: taken for a decompression bomb")
+        self.sizes[group] = found.nbytes
         return found
 
 
@@ -237,7 +199,7 @@ def _source(name: str, fs: AbstractFileSystem | None, paths: list[str], labels: 
 
 
 @contextmanager
-def _opened(fs: AbstractFileSystem | None, path: str) -> Iterator[Any]:
+def _opened(fs: AbstractFileSystem | None, path: str, came: Callable[[], None] = lambda: None) -> Iterator[Any]:
     import pyarrow as pa
 
     if fs is None:
@@ -245,7 +207,7 @@ def _opened(fs: AbstractFileSystem | None, path: str) -> Iterator[Any]:
             yield content
     else:
         with fs.open(path, "rb", cache_type="none") as file:  # a column's part of a group is asked for whole
-            yield pa.PythonFile(file, mode="r")
+            yield pa.PythonFile(InParts(file, came), mode="r")
 
 
 def _footer(fs: AbstractFileSystem | None, path: str) -> tuple[Any, Any]:
@@ -276,7 +238,7 @@ def _labels(name: str, files: Files, schema: Any, image: str, labels: str | None
     def column(file: int) -> tuple[list[Any], NDArray[np.int64]]:
         with files.reader(file) as reader:
             batches = reader.iter_batches(LABELS_AT_ONCE, columns=[chosen], use_threads=False)
-            return tables.merged(tables.encoded(batch.column(chosen)) for batch in batches)
+            return splits.merged(tables.encoded(batch.column(chosen)) for batch in batches)
 
     where = f"{name}, column '{chosen}'"
     try:
@@ -286,15 +248,25 @@ def _labels(name: str, files: Files, schema: Any, image: str, labels: str | None
         raise UserError(f"{where} cannot be read: {_reason(error)}") from None
     if [len(codes) for _, codes in parts] != rows:
         raise UserError(f"{where}: it has other numbers of rows than the files claim: they are broken")
-    unique, codes = tables.merged(parts)
-    classes, values = tables.class_values(unique, codes, named.get(chosen), where)
-    return tables.split_labels(chosen, classes, values, [tables.split_of(path) or "train" for path in files.paths], rows)
+    unique, codes = splits.merged(parts)
+    classes, values = splits.class_values(unique, codes, named.get(chosen), where)
+    places = np.repeat(np.arange(len(rows)), rows)
+    return splits.split_labels(chosen, classes, values, splits.parts(files.titles), places)
 
 
-def _result(fs: AbstractFileSystem | None, work: Callable[[], T]) -> T:
+def _result(fs: AbstractFileSystem | None, work: Callable[[], T], pausing: Callable[[float], None] = lambda seconds: None) -> T:
     """What comes from afar may come at another try."""
-    return work() if fs is None else patiently(work)
+    return work() if fs is None else patiently(work, pausing)
 
 
 def _reason(error: Exception) -> str:
     return shown(line_of(error)) or type(error).__name__
+
+
+@atexit.register
+def _leave() -> None:
+    """Python must not end while pyarrow is in a thread, but must where one hangs."""
+    limit = time.monotonic() + LEAVE
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join(max(0.0, limit - time.monotonic()))

@@ -14,6 +14,11 @@ class BadImageError(Exception):
     """A file that is not a readable image; the message says why."""
 
 
+def too_many(bad: int, samples: int, share: float) -> bool:
+    """Whether so many unreadable images are more than images.max_bad; one is never too many."""
+    return bad > max(1, share * samples)
+
+
 def refuse_bomb(width: int, height: int, most: int, weight: int = 1) -> None:
     """Raises BadImageError for more pixels than that, or none. weight: words of four bytes in a pixel."""
     size = f"{width}x{height}" + (f" of {4 * weight} bytes a pixel" if weight != 1 else "")

@@ -184,8 +184,11 @@ def _options(address: str) -> dict[str, Any]:
     return {kind: {"client_kwargs": client} for kind in kinds}
 
 
-def patiently(work: Callable[[], T]) -> T:
-    """Its result, with three more tries after growing pauses, unless the file is not there or may not be read."""
+def patiently(work: Callable[[], T], pausing: Callable[[float], None] = lambda seconds: None) -> T:
+    """Its result, with three more tries after growing pauses, unless the file is not there or may not be read.
+
+    `pausing` is told of each pause before it begins, in seconds.
+    """
     for pause in PAUSES:
         try:
             return work()
@@ -194,6 +197,7 @@ def patiently(work: Callable[[], T]) -> T:
         except Exception as error:  # each back-end raises its own
             if lasts(error):
                 raise
+            pausing(pause)
             time.sleep(pause)
     return work()
 

@@ -4,34 +4,35 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
+from jepakit.data import splits
 from jepakit.data.decode import SUFFIXES
 from jepakit.data.fetched import Fetched, OpenFile
 from jepakit.data.pixels import BadImageError
-from jepakit.data.remote import Places, expand, is_pattern, is_remote, lasts, natural, patiently, shown
-from jepakit.data.sources import Blocks, Labels, Source, fifths, pick
-from jepakit.data.tars import TarIndex, Words, cached_index
+from jepakit.data.remote import Places, lasts, natural, patiently, shown
+from jepakit.data.sources import Blocks, Labels, Source, pick
+from jepakit.data.tars import TarIndex, kept_index, new_index
 from jepakit.errors import UserError, line_of, plain
 from jepakit.progress import progress
 
+T = TypeVar("T")
 log = logging.getLogger("jepakit")
 TOGETHER = 4  # shards that are read at a time; as many again are fetched meanwhile
 OPEN = 64  # local shards open at a time
 MOST_BYTES = 1 << 30  # of one image's file
 QUIET = 3.0  # seconds of indexing before its progress is shown
 COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
-TRAIN, TEST, VALIDATION = 0, 1, 2
-PARTS = {"train": TRAIN, "test": TEST, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION}
 # what tells one content from another, as the back-ends call it
 STAMPS = {"size", "mtime", "created", "etag", "md5", "last-modified", "lastmodified", "last_modified", "blob_id", "generation"}
 STAMPS |= {"content-md5", "digest", "md5hash", "crc32c"}
@@ -84,25 +85,27 @@ class ShardSource(Source):
         if self.fetched is not None:
             self.fetched.soon(self.files[np.searchsorted(self.starts, ids, side="right") - 1].tolist())
 
+    def wait(self, ids: NDArray[np.int64], seconds: float) -> None:
+        if self.fetched is not None:
+            self.fetched.wait(self.files[np.searchsorted(self.starts, ids, side="right") - 1].tolist(), seconds)
+
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self.starts, index, side="right")) - 1
 
 
-def tar_shards(data: str | Path, labels: str | None) -> Source | None:
-    """A .tar file, a pattern of them, or a folder that holds them and no images, or folders of them named as splits.
+def tar_shards(path: Path, labels: str | None) -> Source | None:
+    """A .tar file, or a folder that holds them and no images, or folders of them named as splits.
 
     Labels: 'label' by .cls or .json files of the same key, or 'folder'. Raises UserError.
     """
-    name, path = str(data), Path(data)
-    if is_remote(name) or is_pattern(name):
-        return shards_of(expand(name), shown(name), labels)
     if not path.is_file():
         found = _tars(path) if path.is_dir() else []
     elif path.name.lower().endswith(COMPRESSED):
         raise UserError(f"{path} is compressed, so that no image can be read by itself: unpack it")
     else:
         found = [path] if path.suffix.lower() == ".tar" else []
-    return shards_of(Places(LocalFileSystem(), natural(os.path.abspath(path) for path in found)), name, labels) if found else None
+    places = Places(LocalFileSystem(), natural(os.path.abspath(path) for path in found))
+    return shards_of(places, str(path), labels) if found else None
 
 
 def _tars(root: Path) -> list[Path]:
@@ -119,7 +122,7 @@ def _tars(root: Path) -> list[Path]:
                     folders.append(Path(entry.path))
                 elif kind == ".tar" and entry.is_file():
                     here.append(Path(entry.path))
-    if here or any(_part(folder.name) is None for folder in folders):
+    if here or not all(splits.split_of(folder / "x.tar") for folder in folders):
         return [] if folders else here
     return [path for folder in folders for path in _tars(folder)]
 
@@ -128,8 +131,8 @@ def shards_of(places: Places, name: str, labels: str | None) -> ShardSource:
     """The source of these shards. Raises UserError for one that is no tar or cannot be read, and if none holds images."""
     fetched = None if places.local else Fetched(places, 2 * TOGETHER)
     file = fetched.file if fetched else lru_cache(OPEN)(lambda i: OpenFile(places.paths[i]))
-    indexes = _indexes(places, file)
-    _say_cut(places, indexes)
+    indexes = _indexes(places, file, name)
+    _say_missing(places, indexes, name)
     used = [i for i, index in enumerate(indexes) if len(index.sizes)]
     if not used:
         raise UserError(f"no images in {name} (looked for {', '.join(sorted(SUFFIXES))}); unpack archives that lie in archives")
@@ -146,19 +149,43 @@ def shards_of(places: Places, name: str, labels: str | None) -> ShardSource:
         sizes=np.concatenate([index.sizes for index in found]),
         text=b"".join(index.names for index in found),
         ends=np.concatenate([index.ends + before for index, before in zip(found, lengths, strict=False)]),
-        labels=_labels(found, [_part_of(places.paths[i]) for i in used], labels, name),
+        labels=_labels(found, [titles[i] for i in used], labels, name),
         fetched=fetched,
     )
 
 
-def _indexes(places: Places, file: Callable[[int], OpenFile]) -> list[TarIndex]:
-    """The index of each shard, by a few threads; how far they are is shown where it takes long. Raises UserError."""
+def _indexes(places: Places, file: Callable[[int], OpenFile], name: str) -> list[TarIndex]:
+    """The index of each shard, kept from an earlier opening or read now. Raises UserError."""
+    addresses = [str(places.fs.unstrip_protocol(path)) for path in places.paths]
 
-    def index(i: int) -> TarIndex:
+    def known(i: int) -> tuple[str, int | None, TarIndex | None]:
+        stamp, size = _stamp(places, i)
+        return stamp, size, kept_index(addresses[i], stamp)
+
+    stamps, sizes, indexes = zip(*_by_threads(places, known, range(len(addresses)), "looking at shards"), strict=True)
+    new = [i for i, index in enumerate(indexes) if index is None]
+    if new and not places.local:
+        of = [sizes[i] for i in new]
+        said = "" if None in of else f", {sum(size or 0 for size in of) / 1e6:,.0f} MB"
+        log.info("%s: %d of %d shards are fetched whole for an index of what they hold%s", name, len(new), len(indexes), said)
+    read = _by_threads(
+        places, lambda i: new_index(addresses[i], stamps[i], file(i), shown(places.paths[i])), new, "indexing shards"
+    )
+    lost = [why for _, why in read if why]
+    if lost:
+        said = "%s: the index of %d shards cannot be kept, so that each opening reads them anew: %s; set XDG_CACHE_HOME"
+        log.warning(said, name, len(lost), lost[0])
+    found = iter(read)
+    return [next(found)[0] if index is None else index for index in indexes]
+
+
+def _by_threads(places: Places, work: Callable[[int], T], numbers: Sequence[int], title: str) -> list[T]:
+    """What `work` gives for each of these shards; how far it is, is shown where it takes long. Raises UserError."""
+
+    def tell(i: int) -> T:
         path = shown(places.paths[i])
         try:
-            stamp, address = _stamp(places, i), str(places.fs.unstrip_protocol(places.paths[i]))
-            return cached_index(address, stamp, lambda: file(i), path)
+            return work(i)
         except UserError:
             raise
         except BadImageError as error:
@@ -170,36 +197,41 @@ def _indexes(places: Places, file: Callable[[int], OpenFile]) -> list[TarIndex]:
 
     pool, started = ThreadPoolExecutor(TOGETHER), time.monotonic()
     try:
-        indexes = [pool.submit(index, i) for i in range(len(places.paths))]
+        results = [pool.submit(tell, i) for i in numbers]
         with ExitStack() as stack:
             report = None
-            for done, ready in enumerate(as_completed(indexes), 1):
+            for done, ready in enumerate(as_completed(results), 1):
                 ready.result()
                 if report is None and time.monotonic() - started > QUIET:
-                    report = stack.enter_context(progress("indexing shards", len(indexes), done))
+                    report = stack.enter_context(progress(title, len(results), done))
                 if report is not None:
                     report(done)
-        return [ready.result() for ready in indexes]
+        return [ready.result() for ready in results]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _stamp(places: Places, i: int) -> str:
-    """What changes when a file does: its size, and its time or the server's mark for what it holds."""
+def _stamp(places: Places, i: int) -> tuple[str, int | None]:
+    """What changes when a file does: its size, and its time or the server's mark for what it holds; and its size if told."""
     path = places.paths[i]
     if places.local:
         status = os.stat(path)
-        return f"{status.st_size} {status.st_mtime_ns}"
+        return f"{status.st_size} {status.st_mtime_ns}", status.st_size
     info = patiently(lambda: places.fs.info(path))
     marks = sorted((key.lower(), str(value)) for key, value in info.items() if key.lower() in STAMPS and value is not None)
-    return repr(marks if len(marks) > 1 else [*marks, places.fs.ukey(path)])
+    return repr(marks if len(marks) > 1 else [*marks, places.fs.ukey(path)]), info.get("size")
 
 
-def _say_cut(places: Places, indexes: list[TarIndex]) -> None:
+def _say_missing(places: Places, indexes: list[TarIndex], name: str) -> None:
     cut = [(path, index.cut) for path, index in zip(places.paths, indexes, strict=True) if index.cut]
     if cut:
         said = "%d of %d shards break off: %s is %s; images before that are used, fetch the shard again for the others"
         log.warning(said, len(cut), len(indexes), shown(cut[0][0]), cut[0][1])
+    others, links = sum(index.others for index in indexes), sum(index.links for index in indexes)
+    of_samples = [f"{others} images whose sample has another (what shares a name up to its dot is one)"] if others else []
+    if others or links:
+        left = " and ".join(of_samples + ([f"{links} links to images"] if links else []))
+        log.warning("%s: left out are %s", name, left)
 
 
 def _titles(paths: tuple[str, ...]) -> list[str]:
@@ -213,65 +245,23 @@ def _titles(paths: tuple[str, ...]) -> list[str]:
     return ["/".join(part[shared:]) for part in parts]
 
 
-def _part(name: str) -> int | None:
-    """The part of a set that a word of a name tells."""
-    return next((PARTS[word] for word in re.split("[^a-z]+", name.lower()) if word in PARTS), None)
-
-
-def _part_of(path: str) -> int:
-    """The part that a shard's name tells, or its folder's; TRAIN for none."""
-    *_, folder, name = ["", *shown(path).split("/")]
-    return next((part for part in (_part(name), _part(folder)) if part is not None), TRAIN)
-
-
-def _labels(indexes: list[TarIndex], parts: list[int], labels: str | None, name: str) -> Labels | None:
-    counts = [len(index.sizes) for index in indexes]
-    split = np.repeat(np.array(parts, np.int8), counts)
-    label = _merged([index.labels for index in indexes])
-    folder = _merged([index.folders for index in indexes])
-    tops = {word.split("/")[0] for word in folder.table}
-    if "train" in tops and len(tops) > 1 and tops <= PARTS.keys() and all("/" in word for word in folder.table):
-        split = np.array([PARTS[word.split("/")[0]] for word in folder.table], np.int8)[folder.places]
-        folder = _renamed(folder, [word.split("/")[1] for word in folder.table])
-    else:
-        folder = _renamed(folder, [word.split("/")[0] for word in folder.table])
-    by_folder = bool((folder.places >= 0).all()) and len(folder.table) > 1
-    choices = (*(("label",) if label.table else ()), *(("folder",) if by_folder else ()))
+def _labels(indexes: list[TarIndex], titles: list[str], labels: str | None, name: str) -> Labels | None:
+    told, codes = splits.merged((index.labels.table, index.labels.places) for index in indexes)
+    folders, lies = splits.merged((index.folders.table, index.folders.places) for index in indexes)
+    named, parts = splits.of_folders(folders)
+    by_folder = bool((lies >= 0).all())
+    choices = (*(("label",) if told else ()), *(("folder",) if by_folder and len({*named} - {None}) > 1 else ()))
     chosen = pick(labels, choices, name)
     if not chosen:
         return None
-    classes, values = _classes(label if chosen == "label" else folder)
-    return Labels(chosen, classes, values, _held_out(values, split))
+    places = lies
+    if not (parts and by_folder):
+        parts, places = splits.parts(titles), np.repeat(np.arange(len(indexes)), [len(index.sizes) for index in indexes])
+    unique, codes = (_numbers(told), codes) if chosen == "label" else (named, lies)
+    classes, values = splits.class_values(unique, codes, None, name)
+    return splits.split_labels(chosen, classes, values, parts, places)
 
 
-def _merged(words: list[Words]) -> Words:
-    table: dict[str, int] = {}
-    places = []
-    for some in words:
-        place = [table.setdefault(word, len(table)) for word in some.table]
-        places.append(np.array([*place, -1], np.int32)[some.places])  # -1 is the last
-    return Words(tuple(table), np.concatenate(places))
-
-
-def _renamed(words: Words, names: list[str]) -> Words:
-    return _merged([Words(tuple(names), words.places)])
-
-
-def _classes(words: Words) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Sorted classes and each image's place in them: as numbers if all are, of which those below 0 are no label."""
-    numbers = all(re.fullmatch(r"[+-]?[0-9]{1,18}", word) for word in words.table)
-    texts = [str(int(word)) if numbers else word for word in words.table]
-    classes = sorted((text for text in set(texts) if not (numbers and text[0] == "-")), key=int if numbers else None)
-    place = {text: i for i, text in enumerate(classes)}
-    values = np.array([*(place.get(text, -1) for text in texts), -1], np.int64)[words.places]
-    return tuple(classes), values
-
-
-def _held_out(values: NDArray[np.int64], split: NDArray[np.int8]) -> NDArray[np.bool_]:
-    """The test part, or else the validation, or fifths; with both, `values` of the validation become -1."""
-    held = next((part for part in (TEST, VALIDATION) if (values[split == part] >= 0).any()), TRAIN)
-    if held == TRAIN or not (values[split == TRAIN] >= 0).any():
-        return fifths(values)
-    values[(split != TRAIN) & (split != held)] = -1
-    test: NDArray[np.bool_] = split == held
-    return test
+def _numbers(words: list[str]) -> list[int] | list[str]:
+    """Words as numbers if all are, so that 10 comes after 9."""
+    return [int(word) for word in words] if all(re.fullmatch(r"[+-]?[0-9]{1,18}", word) for word in words) else words

@@ -69,6 +69,10 @@ class Source(Protocol):
         """Samples that will be asked for next, in this order: a source that fetches from afar may begin."""
         return
 
+    def wait(self, ids: NDArray[np.int64], seconds: float) -> None:
+        """Returns when what these samples need has come from afar, or nothing came for so many seconds."""
+        return
+
 
 class EmojiSource(Source):
     """The embedded set, labelled by emoji group; test identities are on no other side."""
@@ -116,6 +120,16 @@ def fingerprint(source: Source) -> str:
     return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
 
+def together(source: Source, ids: NDArray[np.int64]) -> list[list[int]]:
+    """Rows of ids in groups that can be at hand at the same time: of as many blocks as are held, where blocks are dear."""
+    blocks = source.blocks
+    if blocks is None or not blocks.dear:
+        return [list(range(len(ids)))]
+    block = np.searchsorted(blocks.starts, ids, side="right") - 1
+    groups = np.array_split(np.unique(block), -(-len(np.unique(block)) // blocks.held))
+    return [np.flatnonzero(np.isin(block, group)).tolist() for group in groups]
+
+
 def spread(source: Source, count: int) -> NDArray[np.int64]:
     """At most so many places of a source, evenly; where blocks are dear, of four blocks."""
     n, blocks = len(source), source.blocks
@@ -138,8 +152,9 @@ def pick(labels: str | None, choices: tuple[str, ...], name: str) -> str:
 
 def fifths(values: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Held out where a set has no split of its own: every fifth of a class, in the order of the set; (n,) -> (n,)."""
-    rank = np.zeros(len(values), np.int64)
-    for value in np.unique(values):
-        rank[values == value] = np.arange((values == value).sum())
+    order = np.argsort(values, kind="stable")  # class by class
+    starts = np.flatnonzero(np.diff(values[order], prepend=values[order][:1] - 1))
+    rank = np.empty(len(values), np.int64)
+    rank[order] = np.arange(len(values)) - np.repeat(starts, np.diff(np.append(starts, len(values))))
     held: NDArray[np.bool_] = (rank % 5 == 4) & (values >= 0)
     return held

@@ -1,6 +1,7 @@
 """What the settings leave to the data: mean and deviation of each channel, and the order that the storage wants."""
 
 import logging
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from jepakit.data.crops import BandsError, Images, channels_of
 from jepakit.data.pixels import BadImageError
 from jepakit.data.sources import Source, spread
-from jepakit.data.threads import each
+from jepakit.data.threads import each, within
 from jepakit.errors import UserError
 
 log = logging.getLogger("jepakit")
@@ -22,9 +23,10 @@ def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float =
 
     The same for any number of threads. Raises UserError where no image can be read.
     """
-    dear = source.blocks is not None and source.blocks.dear
-    shuffle = ("blocks" if dear else "full") if images.shuffle == "auto" else images.shuffle
-    require_bands(source, images)
+    blocks = source.blocks
+    by_blocks = blocks is not None and (blocks.dear if images.shuffle == "auto" else images.shuffle == "blocks")
+    shuffle = "blocks" if by_blocks else "full"
+    require_bands(source, images, seconds)
     missing = {"mean", "std"} - images.model_fields_set
     found = {}
     if missing:
@@ -35,12 +37,14 @@ def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float =
     return images.model_copy(update={"shuffle": shuffle, **found})
 
 
-def require_bands(source: Source, images: Images) -> None:
+def require_bands(source: Source, images: Images, seconds: float = 60.0) -> None:
     """Raises UserError if none of eight images has the right number of bands: then the setting is wrong, not the images."""
     found: list[BandsError] = []
-    for index in spread(source, PROBED).tolist():
+    ids = spread(source, PROBED)
+    source.wait(ids, seconds)
+    for index in ids.tolist():
         try:
-            channels_of(source.read(index, images.max_pixels)[:1, :1], images)
+            channels_of(within(seconds, partial(source.read, index, images.max_pixels))[:1, :1], images)
             return
         except BandsError as error:
             found.append(error)
@@ -74,10 +78,9 @@ def channel_statistics(
         if found is not None:
             moments[row] = found
 
-    given_up: set[int] = set()
-    each(
-        len(ids), lambda row: None if row in given_up else measure(row), put, threads=threads, seconds=seconds, late=given_up.add
-    )
+    late: set[int] = set()
+    source.wait(ids, seconds)
+    each(len(ids), lambda row: None if row in late else measure(row), put, threads=threads, seconds=seconds, late=late.add)
     good = moments[~np.isnan(moments[:, 0, 0])]
     if not len(good):
         raise UserError(f"no readable image with images.channels={images.channels} in {source.name}")

@@ -1,8 +1,7 @@
-"""What Parquet, Arrow and NumPy files of images share: the column of images, classes, and the split that names tell of."""
+"""What Parquet, Arrow and NumPy files of images share: which files they are, the columns of images and labels."""
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import Any
@@ -13,33 +12,23 @@ from numpy.typing import NDArray
 from jepakit.data.decode import SUFFIXES, file_bytes
 from jepakit.data.folder import leaves
 from jepakit.data.pixels import BadImageError
-from jepakit.data.sources import Labels, fifths, pick
+from jepakit.data.sources import pick
+from jepakit.data.splits import split_of
 from jepakit.errors import UserError
 
 IMAGE_NAMES = ("image", "img")  # looked for first
 LABEL_NAMES = ("label", "fine_label", "labels", "class")
-HELD_OUT = {"test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
-
-
-def split_of(path: str | PurePath) -> str | None:
-    """'train', 'test' or 'validation': a word of a file's name, the first or else the last such, or its folder's name."""
-    path = PurePath(str(path).lower())
-    first, *others = re.split(r"[-_.]", path.stem)
-    for word in (first, *reversed(others), path.parent.name):
-        if word == "train" or word in HELD_OUT:
-            return HELD_OUT.get(word, word)
-    return None
 
 
 def table_files(root: Path, kind: str) -> list[Path]:
     """Files *.`kind` of a folder, or of folders of splits in it, in the order of their names."""
     here = _ending(root, kind)
     if here:  # a table may also lie beside plain images, and tell of them
-        named = any(split_of(path) for path in here)
+        named = any(split_of(path.name) for path in here)
         others = any((entry.is_dir() and not named) or entry.suffix.lower() in SUFFIXES for entry in root.iterdir())
         return [] if others else here
     folders = _entries(root, lambda entry: entry.is_dir())
-    return [path for folder in folders for path in _ending(folder, kind) if split_of(path) is not None]
+    return [path for folder in folders for path in _ending(folder, kind) if split_of(path)]
 
 
 def _ending(folder: Path, kind: str) -> list[Path]:
@@ -53,34 +42,6 @@ def _entries(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[P
             return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and wanted(entry))
     except OSError:
         return []
-
-
-def split_labels(name: str, classes: tuple[str, ...], values: NDArray[np.int64], parts: list[str], rows: list[int]) -> Labels:
-    """Labels (n,) of parts of so many rows each: held out is the test part that has labels, else validation, else a fifth."""
-    split = np.repeat(parts, rows)
-    labelled = {part for part in set(parts) if (values[split == part] >= 0).any()}
-    held = next((part for part in ("test", "validation") if part in labelled), "")
-    if "train" not in labelled:  # nothing to learn from but what one would hold out
-        return Labels(name, classes, values, fifths(values))
-    values = np.where((split == "train") | (split == held), values, -1)  # with both a test and a validation, one has no part
-    return Labels(name, classes, values, split == held if held else fifths(values))  # a test's labels may all be hidden
-
-
-def class_values(
-    unique: list[Any], codes: NDArray[np.int64], names: list[str] | None, where: str
-) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Classes, and the place in them of the values that codes (n,) stand for; -1 for none (code -1) and numbers below 0.
-
-    Classes are the names given to numbers, else the sorted values. Raises UserError for a number that has no name.
-    """
-    if names is not None and all(value is None or isinstance(value, int) for value in unique):
-        numbers = [-1 if value is None else value for value in unique]
-        if max(numbers, default=-1) >= len(names):
-            raise UserError(f"{where}: label {max(numbers)} of {len(names)} named classes")
-        return tuple(names), np.array([*(max(number, -1) for number in numbers), -1], np.int64)[codes]
-    classes = sorted(value for value in unique if value is not None and (isinstance(value, str) or value >= 0))
-    place = {value: i for i, value in enumerate(classes)}
-    return tuple(map(str, classes)), np.array([*(place.get(value, -1) for value in unique), -1], np.int64)[codes]
 
 
 def image_column(schema: Any, name: str) -> str:
@@ -138,15 +99,6 @@ def encoded(array: Any) -> tuple[list[Any], NDArray[np.int64]]:
 
     coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
     return coded.dictionary.to_pylist(), coded.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
-
-
-def merged(parts: Iterable[tuple[list[Any], NDArray[np.int64]]]) -> tuple[list[Any], NDArray[np.int64]]:
-    """What `encoded` gives for several arrays, as for one."""
-    place: dict[Any, int] = {}
-    codes = [np.zeros(0, np.int64)]
-    for unique, here in parts:
-        codes.append(np.array([*(place.setdefault(value, len(place)) for value in unique), -1], np.int64)[here])
-    return list(place), np.concatenate(codes)
 
 
 def features(schema: Any) -> Any:

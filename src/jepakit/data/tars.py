@@ -5,13 +5,12 @@ Nothing is unpacked, and names are only words: what a member is called, or point
 
 import hashlib
 import json
-import logging
 import os
 import re
 import tarfile
 import tempfile
 from array import array
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,11 @@ from jepakit.data.decode import SUFFIXES
 from jepakit.data.fetched import OpenFile
 from jepakit.errors import UserError
 
-log = logging.getLogger("jepakit")
-VERSION = 1  # of what is cached
+VERSION = 2  # of what is cached
 MOST_HEADER = 1 << 17  # bytes of headers that one member may have
 MOST_LABEL = 1 << 16  # bytes of a .cls or .json file that may tell a label
 LONGEST = 256  # characters of a label
+ENDING = re.compile(r"\.(?![0-9])")  # between the parts of a name that tell what a file is
 DIGITS = re.compile(rb"[0-9]{257}")  # in a header these would take tarfile's patterns quadratic time
 PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 
@@ -46,6 +45,7 @@ class TarIndex:
 
     names: all names after each other, in UTF-8; ends (n,) int64: where each ends. labels: what its .cls or .json says.
     folders: the two upper folders, as in 'train/cat'. cut: what is wrong after the last image, '' if nothing is.
+    others, links: how many images are left out, as their sample has another, or as they have no bytes of their own.
     """
 
     offsets: NDArray[np.int64]
@@ -55,6 +55,8 @@ class TarIndex:
     labels: Words
     folders: Words
     cut: str
+    others: int
+    links: int
 
 
 class _Headers:
@@ -84,7 +86,7 @@ class _Headers:
 def tar_index(file: OpenFile, name: str) -> TarIndex:
     """The images of an open tar. Raises UserError if it is none; one that breaks off is read up to there."""
     offsets, sizes, ends, names = array("q"), array("q"), array("q"), bytearray()
-    labels, folders = _Table(), _Table()
+    labels, folders, links = _Table(), _Table(), 0
     told: dict[str, int] = {}  # key -> place of its label
     members = _members(file, name)
     while True:
@@ -94,23 +96,49 @@ def tar_index(file: OpenFile, name: str) -> TarIndex:
             cut = str(end.value)
             break
         parts = [part for part in info.name.split("/") if part not in ("", ".")]
-        if not info.isreg() or info.issparse() or not parts or any(part[0] == "." and part != ".." for part in parts):
+        if not parts or any(part[0] == "." and part != ".." for part in parts):
             continue
         title, ending = "/".join(parts), parts[-1].partition(".")[2].lower()
-        if ending in ("cls", "json"):
+        is_image = os.path.splitext(title)[1].lower() in SUFFIXES
+        if not info.isreg() or info.issparse():
+            links += is_image and (info.issym() or info.islnk())
+        elif ending in ("cls", "json"):
             label = _label(file.read(info.size, info.offset_data), ending) if info.size <= MOST_LABEL else ""
             if label and (ending == "cls" or _key(title) not in told):
                 told[_key(title)] = labels.place(label)
-        elif os.path.splitext(title)[1].lower() in SUFFIXES:
+        elif is_image:
             offsets.append(info.offset_data)
             sizes.append(info.size)
             names += title.encode(errors="surrogateescape")
             ends.append(len(names))
             folders.append("/".join(parts[:-1][:2]))
-    keys = (_key(part) for part in split(bytes(names), np.frombuffer(ends, np.int64))) if told else ()
-    labels.places.extend((told.get(key, -1) for key in keys) if told else [-1] * len(offsets))
-    lie = [np.array(values, np.int64) for values in (offsets, sizes, ends)]
-    return TarIndex(lie[0], lie[1], bytes(names), lie[2], labels.words(), folders.words(), cut)
+    kept, text, last = _one_a_sample(bytes(names), np.array(ends, np.int64))
+    labels.places.extend(told.get(_key(title), -1) for title in split(text, last))
+    lie = [np.array(values, np.int64)[kept] for values in (offsets, sizes)]
+    folder = Words(tuple(folders.table), np.array(folders.places, np.int32)[kept])
+    return TarIndex(lie[0], lie[1], text, last, labels.words(), folder, cut, len(ends) - len(kept), links)
+
+
+def _one_a_sample(names: bytes, ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], bytes, NDArray[np.int64]]:
+    """Places of one image of each sample, the first with a plain ending ('jpg', not 'seg.png') or else the first; their names.
+
+    Images of a sample have one name up to the first dot that no digit follows: '000.jpg' and '000.seg.png', but not
+    'film.0001.png' and 'film.0002.png'.
+    """
+    n = len(ends)
+    samples, plain = np.empty(n, np.int64), np.empty(n, np.bool_)
+    for i, title in enumerate(split(names, ends)):
+        head, slash, base = title.rpartition("/")
+        name, *endings = ENDING.split(base)
+        samples[i], plain[i] = hash(head + slash + name), len(endings) == 1  # 64 bits: no two of a shard's millions agree
+    order = np.lexsort((~plain, samples))  # which is stable
+    first = np.diff(samples[order], prepend=samples[order][:1] - 1) != 0
+    kept = np.sort(order[first])
+    if len(kept) == n:
+        return kept, names, ends
+    lengths = np.diff(ends, prepend=0)
+    text = b"".join(names[end - length : end] for end, length in zip(ends[kept].tolist(), lengths[kept].tolist(), strict=True))
+    return kept, text, np.cumsum(lengths[kept])
 
 
 class _Table:
@@ -191,24 +219,32 @@ def _members(file: OpenFile, name: str) -> Generator[tarfile.TarInfo, None, str]
     return f"broken after byte {at}" if any(end) else ""
 
 
-def cached_index(address: str, stamp: str, opened: Callable[[], OpenFile], name: str) -> TarIndex:
-    """The index of the tar at an address, from the cache if it has that of the same stamp. Raises UserError."""
+def kept_index(address: str, stamp: str) -> TarIndex | None:
+    """The index of the tar at an address from the cache, if it has that of the same stamp."""
+    return _load(_kept_at(address), stamp)
+
+
+def new_index(address: str, stamp: str, file: OpenFile, name: str) -> tuple[TarIndex, str]:
+    """The index of an open tar, from now on in the cache; and why it cannot be kept there, '' if it is. Raises UserError."""
+    index = tar_index(file, name)
+    try:
+        _save(_kept_at(address), stamp, index)
+    except OSError as error:
+        return index, str(error)
+    return index, ""
+
+
+def _kept_at(address: str) -> Path:
     root = os.environ.get("XDG_CACHE_HOME", "")
     folder = Path(root if os.path.isabs(root) else os.path.expanduser("~/.cache"), "jepakit", "shards")
-    path = folder / f"{hashlib.sha256(address.encode(errors='surrogateescape')).hexdigest()[:40]}.npz"
-    index = _load(path, stamp)
-    if index is None:
-        index = tar_index(opened(), name)
-        try:
-            _save(path, stamp, index)
-        except OSError as error:  # the next opening takes as long as this one
-            log.debug("the index of %s is not kept: %s", name, error)
-    return index
+    return folder / f"{hashlib.sha256(address.encode(errors='surrogateescape')).hexdigest()[:40]}.npz"
 
 
 def _save(path: Path, stamp: str, index: TarIndex) -> None:
     tables = {"labels": index.labels.table, "folders": index.folders.table}
-    meta = json.dumps({"version": VERSION, "stamp": stamp, "cut": index.cut, **tables}).encode()
+    meta = json.dumps(
+        {"version": VERSION, "stamp": stamp, "cut": index.cut, "left": [index.others, index.links], **tables}
+    ).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")  # of this process only: several may index one set
     try:
@@ -234,8 +270,7 @@ def _load(path: Path, stamp: str) -> TarIndex | None:
                 return None
             (offsets, sizes, ends), (labels, folders) = file["lies"], file["words"]
             tables = [tuple(meta[key]) for key in ("labels", "folders")]
-            return TarIndex(
-                offsets, sizes, file["names"].tobytes(), ends, Words(tables[0], labels), Words(tables[1], folders), meta["cut"]
-            )
+            words = Words(tables[0], labels), Words(tables[1], folders)
+            return TarIndex(offsets, sizes, file["names"].tobytes(), ends, *words, meta["cut"], *meta["left"])
     except Exception:  # whatever a broken file provokes: it is made again
         return None

@@ -6,17 +6,23 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import TypeVar
 
+from jepakit.data.pixels import BadImageError
 from jepakit.errors import UserError
 
 T = TypeVar("T")
-MOST_STUCK = 16  # so many threads hang at a time: it is the storage, not a file
+MOST_STUCK = 16  # so many threads of the process hang at a time: it is the storage, not a file
+_hung: set[Thread] = set()  # those that were left behind, of the whole process
 
 
 class StuckError(UserError):
     """The storage does not answer."""
+
+
+class StoppedError(Exception):
+    """Nobody wants the result any more."""
 
 
 @dataclass(eq=False)
@@ -34,14 +40,16 @@ def each(
     threads: int,
     seconds: float,
     late: Callable[[int], None],
+    stop: Event | None = None,
 ) -> None:
     """put(i, work(i)) for i in range(count), in any order, on daemon threads; the first error is raised here.
 
     An item that takes more than `seconds` is given up: `late(i)` is called, what its thread may still bring is not put, and
-    work(i) is tried again by another thread. Raises StuckError when MOST_STUCK threads hang.
+    work(i) is tried again by another thread. Raises StuckError when MOST_STUCK threads hang, StoppedError when `stop` is set.
     """
     todo, lock = deque(range(count)), Lock()
     ended: SimpleQueue[BaseException | None] = SimpleQueue()
+    workers: dict[_Worker, Thread] = {}
 
     def run(me: _Worker) -> None:
         error: BaseException | None = None
@@ -60,52 +68,65 @@ def each(
                 put(me.item, found)
         except BaseException as raised:
             error = raised
-            todo.clear()
         with lock:
-            if not me.left:
-                me.since, me.left = math.inf, True
-                ended.put(error)
+            if me.left:  # the error of one that was given up is nobody's
+                return
+            me.since, me.left = math.inf, True
+            if error is not None:
+                todo.clear()
+        ended.put(error)
 
     def start() -> None:
         me = _Worker()
-        thread = Thread(target=run, args=(me,), name="jepakit-image", daemon=True)
-        workers[me] = thread
-        thread.start()
+        workers[me] = Thread(target=run, args=(me,), name="jepakit-image", daemon=True)
+        workers[me].start()
 
-    workers: dict[_Worker, Thread] = {}
-    for _ in range(min(threads, count)):
-        start()
-    running, stuck, first, woke = len(workers), 0, None, time.monotonic()
-    while running:
-        asleep, woke = time.monotonic() - woke > seconds, time.monotonic()  # the whole process was stopped: nobody was slow
-        try:
-            error = ended.get(timeout=min(1.0, seconds / 4))
-            running -= 1
-            first = first or error
-            continue
-        except Empty:
-            pass
+    def give_up() -> None:
+        """Leave those behind that take too long, and put others in their place."""
         for worker in list(workers):
             with lock:
-                if asleep and worker.since < math.inf:
-                    worker.since = time.monotonic()
                 if worker.left or time.monotonic() - worker.since < seconds:
                     continue
                 worker.left = True
-            stuck += 1
-            del workers[worker]
-            if stuck >= MOST_STUCK:
-                todo.clear()
-                raise StuckError(f"{stuck} reads have not returned for {seconds:g} s each: the storage does not answer")
-            try:
-                late(worker.item)
-            except UserError as error:
-                todo.clear()
-                first, running = first or error, running - 1
-                continue
+            _hung.difference_update([thread for thread in _hung if not thread.is_alive()])
+            _hung.add(workers.pop(worker))
+            if len(_hung) >= MOST_STUCK:
+                raise StuckError(f"{len(_hung)} reads have not returned for {seconds:g} s or more: the storage does not answer")
+            late(worker.item)
             todo.append(worker.item)
             start()
+
+    for _ in range(min(threads, count)):
+        start()
+    first, done, woke = None, 0, time.monotonic()
+    try:
+        while done < len(workers):
+            if stop is not None and stop.is_set():
+                raise StoppedError
+            asleep, woke = time.monotonic() - woke > seconds, time.monotonic()
+            for worker in workers:
+                if asleep and worker.since < math.inf:  # the whole process was stopped for a while: nobody was slow
+                    worker.since = woke
+            try:
+                error = ended.get(timeout=min(1.0, seconds / 4))
+                first, done = first or error, done + 1
+            except Empty:
+                give_up()
+    except BaseException:
+        todo.clear()
+        raise
     for thread in workers.values():  # Python must not end while torch frees something in a thread
         thread.join()
     if first is not None:
         raise first
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """work(), on a thread that is left behind where it takes longer. Raises BadImageError then, and what work raises."""
+    results: list[T] = []
+
+    def late(_: int) -> None:
+        raise BadImageError(f"no answer within {seconds:g} s")
+
+    each(1, lambda _: work(), lambda _, found: results.append(found), threads=1, seconds=seconds, late=late)
+    return results[0]

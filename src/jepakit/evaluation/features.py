@@ -18,6 +18,7 @@ from torch import Tensor
 from jepakit.data.crops import BandsError, Images, centre_crop, channels_of, resize, stacked
 from jepakit.data.pixels import BadImageError, Pixels
 from jepakit.data.sources import Source
+from jepakit.data.statistics import require_bands
 from jepakit.device import lowered
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
@@ -71,6 +72,7 @@ def extract(
     """
     ids = np.arange(len(source)) if ids is None else np.asarray(ids)
     first = next(iter(encoders.values()))
+    require_bands(source, first.images)
     if tokens:
         _require_room(first, len(ids), len(encoders))
     made: dict[str, list[dict[str, Tensor]]] = {name: [] for name in (*encoders, RAW)}
@@ -94,8 +96,8 @@ def extract(
 
 
 def pixels_of(source: Source, index: int, images: Images) -> Pixels:
-    """A sample as it is, with images.channels. Raises BadImageError and UserError as `as_seen`."""
-    pixels = source.read(index)
+    """A sample as it is, with images.channels. Raises BadImageError, and UserError for other bands."""
+    pixels = source.read(index, images.max_pixels)
     try:
         return channels_of(pixels, images)
     except BandsError as error:
@@ -105,9 +107,13 @@ def pixels_of(source: Source, index: int, images: Images) -> Pixels:
 def as_seen(source: Source, index: int, images: Images, whole: bool = False) -> Tensor:
     """What evaluation sees of a sample: its largest centre crop, or the `whole` of it, resized: (C, H, W).
 
-    Raises BadImageError for a file that cannot be read, and UserError for other bands than images.channels.
+    Raises BadImageError for a file that cannot be read, or has other bands than images.channels.
     """
-    pixels = pixels_of(source, index, images)
+    return seen(channels_of(source.read(index, images.max_pixels), images), images, whole)
+
+
+def seen(pixels: Pixels, images: Images, whole: bool) -> Tensor:
+    """(H, W, C) -> (C, height, width): the largest centre crop, or the `whole`, resized."""
     return resize(pixels, *images.height_width) if whole else centre_crop(pixels, *images.height_width)
 
 

@@ -27,7 +27,7 @@ from jepakit.data.sources import Source
 from jepakit.device import lowered
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
-from jepakit.evaluation.features import as_seen, pixels_of
+from jepakit.evaluation.features import pixels_of, seen
 from jepakit.layout import Layout
 from jepakit.progress import progress
 from jepakit.settings import Settings
@@ -313,9 +313,9 @@ class _View:
 
     def __call__(self, row: int, epoch: int | None) -> Tensor:
         """(C, H, W). Raises BadImageError, and UserError for other bands than the encoder's."""
-        if epoch is None:
-            return as_seen(self.source, row, self.images, self.whole)
         pixels = pixels_of(self.source, row, self.images)
+        if epoch is None:
+            return seen(pixels, self.images, self.whole)
         if not self.whole:
             law = self.images.model_copy(update={"crop_scale": self.settings.crop_scale})
             pixels = Crops.draw(law, np.array([row]), self.seed, epoch).cut(0, pixels)

@@ -118,7 +118,7 @@ def _groups(source: Source, ids: NDArray[np.int64], images: Images) -> Iterator[
     pixels: list[Pixels] = []
     for id_ in ids.tolist():
         try:
-            pixels.append(channels_of(source.read(id_), images))
+            pixels.append(channels_of(source.read(id_, images.max_pixels), images))
             who.append(id_)
         except BadImageError:
             continue

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from sklearn.exceptions import ConvergenceWarning
 
 from jepakit.config import overrides, sentence
+from jepakit.data.crops import Images, channels_of
 from jepakit.data.opening import open_source
 from jepakit.data.pixels import BadImageError
 from jepakit.data.sources import Source
@@ -145,19 +146,19 @@ def _on_images(judged: Subject, source: Source, tasks: Sequence[str], protocol: 
         rows = lidar_rows(source, judged.encoders, judged.masking, protocol.lidar, protocol.seed, judged.precision)
         results["lidar"] = save_rows(judged.folder, "lidar", source.name, rows, protocol)
     if "finetune" in tasks and labels is not None:
-        ids = ids if made else _readable(source, ids)
+        ids = ids if made else _readable(source, ids, next(iter(judged.encoders.values())).images)
         results["finetune"] = _finetuned(judged, Sheet(source, labels, split(source, labels, ids), ids), protocol)
     if labels is None and {*tasks} - {"rankme", "lidar"}:
         log.warning("%s has no labels: put images into sub-folders, one a class, to probe; RankMe was measured", source.name)
     return results
 
 
-def _readable(source: Source, ids: Rows) -> Rows:
-    """Places of the samples that can be read; the others are named."""
+def _readable(source: Source, ids: Rows, images: Images) -> Rows:
+    """Places of the samples that can be read, with the encoder's bands; the others are named."""
     kept = []
     for index in ids.tolist():
         try:
-            source.read(index)
+            channels_of(source.read(index, images.max_pixels)[:1, :1], images)
             kept.append(index)
         except BadImageError as error:
             log.warning("left out of the evaluation: %s: %s", source.title(index), error)
