@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jepakit.masks import Masks
     from jepakit.method import Method
     from jepakit.model import JEPA
+    from jepakit.planning import plan
     from jepakit.run import Run
     from jepakit.train import pretrain
     from jepakit.weights import load
@@ -35,6 +36,7 @@ __all__ = [
     "load",
     "metrics",
     "pack",
+    "plan",
     "pretrain",
     "report",
 ]
@@ -50,6 +52,7 @@ _PLACES = {
     "evaluate": "evaluation.tasks",
     "load": "weights",
     "pack": "data.pack",
+    "plan": "planning",
     "pretrain": "train",
 }
 

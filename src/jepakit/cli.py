@@ -141,6 +141,23 @@ def recipes(name: Annotated[str | None, typer.Argument(help="One recipe: all its
         print(f"{key:31} {value:27} {source}")
 
 
+@app.command()
+def plan(
+    recipe: Annotated[str | None, typer.Option(help="A preset; 'jepakit recipes' lists them. Default: small.")] = None,
+    method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
+    data: Annotated[str | None, typer.Option(help="Images, for the hours of the whole run: all that pretrain takes.")] = None,
+    device: Annotated[str, typer.Option(help="H200, A100-80, L4 ...; here: this machine, timed for 20 seconds.")] = "here",
+    devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    json: Annotated[Path | None, typer.Option(help="Write the plan to this file, too.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Say what a pretraining will take: parameters, FLOPs, memory, time. Nothing is trained."""
+    from jepakit.planned import as_table
+    from jepakit.planning import plan as foresee
+
+    print(as_table(foresee(recipe, method, data=data, device=device, devices=devices, json=json, set=settings)))
+
+
 @data_app.command()
 def check(
     data: Images,

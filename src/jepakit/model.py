@@ -106,6 +106,12 @@ class JEPA(nn.Module):
         features = full_precision(full).unflatten(0, (-1, n)).mean(1)
         return targets, features if len(features) == masks.images else features[masks.first_draws]
 
+    def compile_blocks(self) -> None:
+        """Compile what stands around attention in each block, once for sequences of all lengths (torch.compile)."""
+        for block in (*self.encoder.blocks, *self.target_encoder.blocks, *self.predictor.predictor_blocks):
+            block.compile(dynamic=True)
+            block.of_rows = torch.compile(block.of_rows, dynamic=True)  # type: ignore[assignment]  # lazily: only the last is used so
+
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters that the optimiser moves: all but the target encoder's."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)

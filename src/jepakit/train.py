@@ -159,8 +159,7 @@ class Training:
         )
         jepa = jepa_of(config).to(device)
         if config.run.compile:
-            for block in (*jepa.encoder.blocks, *jepa.target_encoder.blocks, *jepa.predictor.predictor_blocks):
-                block.compile(dynamic=True)
+            jepa.compile_blocks()
         if config.run.tensorboard:
             summary_writer()
         dtype, schedule = precision_of(config.run.precision, device), Schedule(o, loader.steps_per_epoch)
