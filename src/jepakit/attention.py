@@ -10,7 +10,8 @@ from torch import Tensor
 from jepakit.layout import Layout
 
 
-@torch.compiler.disable  # a compiled block is what stands around it: lengths are the host's, and the kernels are made already
+# A compiled block is what stands around attention: lengths are the host's, and the kernels are made already.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attention(qkv: Tensor, layout: Layout) -> Tensor:
     """Softmax attention of each token over the tokens of its own sequence: (S, 3, H, d) -> (S, H * d)."""
     if _has_varlen(qkv):
@@ -20,7 +21,7 @@ def attention(qkv: Tensor, layout: Layout) -> Tensor:
     return layout.unpad(_padded(q, k, v, layout).transpose(1, 2).flatten(2))
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attention_of(q: Tensor, kv: Tensor, queries: Layout, layout: Layout) -> Tensor:
     """The same for some tokens of each sequence only: q (S', H, d), laid out by `queries`, and kv (S, 2, H, d) -> (S', H * d)."""
     if _has_varlen(q):
