@@ -32,6 +32,8 @@ bench: $(VENV)/.dev
 	$(PY) benchmarks/collapse.py --smoke
 	$(PY) benchmarks/data.py --smoke
 	$(PY) benchmarks/fuzz.py --smoke
+	$(PY) benchmarks/step.py --smoke
+	$(PY) benchmarks/gpu.py --smoke
 
 clean:
 	rm -rf $(VENV)

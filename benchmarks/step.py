@@ -70,6 +70,7 @@ class Case:
     predictor_width: int
     min_keep: int = 10
     depth: int = 12
+    predictor_depth: int = 6
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -78,7 +79,7 @@ class Case:
     def method(self, name: str = "ijepa") -> Method:
         encoder = {"size": self.size, "patch_size": self.patch, "depth": self.depth}
         return Method.model_validate(
-            {**METHODS[name], "encoder": encoder, "predictor": {"width": self.predictor_width, "depth": 6}}
+            {**METHODS[name], "encoder": encoder, "predictor": {"width": self.predictor_width, "depth": self.predictor_depth}}
         )
 
     def jepa(self, device: torch.device = CPU) -> JEPA:
