@@ -1,5 +1,6 @@
 """The model: packing changes nothing, transformers' I-JEPA agrees, and every combination of parts trains."""
 
+import copy
 import itertools
 from typing import Any
 
@@ -504,3 +505,31 @@ def test_gradients_are_the_same_bit_for_bit_on_repeat(dtype: torch.dtype) -> Non
         runs.append([p.grad for _, p in model.trained_parameters()])
     for run in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+
+def test_recomputed_blocks_have_the_same_gradients_and_keep_little() -> None:
+    method = Method.model_validate(
+        {"encoder": {"width": 32, "depth": 8, "heads": 2, "patch_size": 4}, "predictor": {"width": 16}}
+    )
+    torch.manual_seed(0)
+    jepa = JEPA(method, (8, 8))
+    twin = copy.deepcopy(jepa)
+    twin.recompute_blocks()
+    images, masks = torch.randn(6, 3, 32, 32), method.masking.sample((8, 8), np.arange(6), seed=0)
+
+    def kept(model: JEPA) -> int:
+        sizes: list[int] = []
+
+        def count(x: torch.Tensor) -> torch.Tensor:
+            sizes.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            loss = model(images, masks).loss
+        loss.backward()
+        return sum(sizes)
+
+    assert kept(twin) < kept(jepa) / 4
+    for (name, a), (_, b) in zip(jepa.named_parameters(), twin.named_parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), name
+        assert a.grad is None or torch.equal(a.grad, b.grad), name

@@ -22,6 +22,7 @@ class RunSettings(Settings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes in it")
     compile: bool = Field(False, description="compile the blocks (worth it on CUDA)")
+    recompute: bool = Field(False, description="keep no activations inside blocks, compute them again in the backward pass")
     threads: int | None = Field(None, ge=1, description="CPU threads of the model; none: all cores")
     loader_threads: int = Field(2, ge=1, description="threads that decode images")
     read_timeout_seconds: float = Field(60.0, gt=0, description="an image that is not read by then counts as unreadable")

@@ -125,6 +125,8 @@ def fullest(config: Config, place: Place, images: int) -> Fullest:
     """The fullest moment of a step on one device of a place, with so many images at a time."""
     with torch.device("meta"):
         jepa = jepa_of(config)
+    if config.run.recompute:
+        jepa.recompute_blocks()
     masks, parts = _large_masks(config, images, images * place.devices), config.optim.accumulate
     # Indices of masks are real numbers.
     with FakeTensorMode(allow_non_fake_inputs=True), _flash() if place.flash else nullcontext():

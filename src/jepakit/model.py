@@ -6,11 +6,13 @@ B images, N patches, S packed tokens, R draws, D encoder width.
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from jepakit.conditioning import EncoderPositions
 from jepakit.errors import UserError
@@ -111,6 +113,13 @@ class JEPA(nn.Module):
         for block in (*self.encoder.blocks, *self.target_encoder.blocks, *self.predictor.predictor_blocks):
             block.compile(dynamic=True)
             block.of_rows = torch.compile(block.of_rows, dynamic=True)  # type: ignore[assignment]  # lazily: only the last is used so
+
+    def recompute_blocks(self) -> None:
+        """Keep the input of each block only, and compute the rest again in the backward pass: the same numbers, less memory."""
+        for block in (*self.encoder.blocks, *self.predictor.predictor_blocks):
+            for name in ("forward", "of_rows"):
+                again = partial(checkpoint, getattr(block, name), use_reentrant=False, preserve_rng_state=False)
+                setattr(block, name, again)
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters that the optimiser moves: all but the target encoder's."""

@@ -86,7 +86,8 @@ def plan(
     seen, at_a_time = _images_seen(config, devices), share // config.optim.accumulate
     parameters, (tokens, each) = _parameters(config), _work(config)
     memory = memory_of(config, place, at_a_time)
-    speed = _speed(config, place, each.total, memory, at_a_time, seen, seconds)
+    again = each.encoder_forward + each.predictor_forward if config.run.recompute else 0
+    speed = _speed(config, place, each.total + again, memory, at_a_time, seen, seconds)
     found = Plan(
         recipe=config.recipe,
         method=config.method,

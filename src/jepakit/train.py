@@ -158,6 +158,8 @@ class Training:
             pin=device.type == "cuda",
         )
         jepa = jepa_of(config).to(device)
+        if config.run.recompute:
+            jepa.recompute_blocks()
         if config.run.compile:
             jepa.compile_blocks()
         if config.run.tensorboard:
