@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from jepakit.layout import Indices
+from jepakit.layout import Indices, room_of
 from jepakit.masks import Masks
 from jepakit.method import Method
 from jepakit.regularizers import VICReg, blocks_per_draw
@@ -60,17 +60,19 @@ def block_of_rows(tokens: int, rows: int, pairs: int, width: int, hidden: int) -
 def step(method: Method, grid: tuple[int, int], channels: int, masks: Masks, *, padded: bool = False) -> Flops:
     """FLOPs of a step on the images of `masks`.
 
-    padded: attention over all of each batch of sequences, padded to the longest, as backends compute it that cannot do
-    with sequences of any length; otherwise the useful part.
+    padded: as a CPU computes it, with empty rows where it leaves some (`layout.room_of`), and attention over all of each
+    batch of sequences, padded to the longest; otherwise the useful part.
     """
     encoder, pixels = method.encoder, channels * method.encoder.patch_size**2
     patches, (told, told_target) = grid[0] * grid[1], _conditioning_tokens(method, grid, masks)
     embed = linear(len(masks.context), pixels, encoder.width)
-    encode = _encoder(method, masks.context_lengths + told, padded)
+    encode = _encoder(method, masks.context_lengths + told, padded, room=not isinstance(told, int))
     target = 0
     if method.target.kind != "pixels":
         sequences = np.full(masks.images, patches) if told_target is None else patches + told_target
-        target = linear(patches * masks.images, pixels, encoder.width) + _encoder(method, sequences, padded)
+        target = linear(patches * masks.images, pixels, encoder.width) + _encoder(
+            method, sequences, padded, room=told_target is not None
+        )
     predict = _predictor(method, pixels, masks, padded)
     return Flops(
         target_encoder=target,
@@ -91,10 +93,11 @@ def _conditioning_tokens(method: Method, grid: tuple[int, int], masks: Masks) ->
     )
 
 
-def _encoder(method: Method, lengths: Indices, padded: bool) -> int:
-    """All blocks of an encoder on sequences of these lengths."""
-    e = method.encoder
-    return e.depth * block(int(lengths.sum()), _pairs(lengths, lengths, padded), e.width, round(e.width * e.mlp_ratio))
+def _encoder(method: Method, lengths: Indices, padded: bool, *, room: bool) -> int:
+    """All blocks of an encoder on sequences of these lengths, which may have empty rows where there is `room`."""
+    e, rows = method.encoder, room_of(lengths, torch.device("cpu")) if padded and room else None
+    tokens = len(lengths) * rows if rows else int(lengths.sum())
+    return e.depth * block(tokens, _pairs(lengths, lengths, padded), e.width, round(e.width * e.mlp_ratio))
 
 
 def _predictor(method: Method, pixels: int, masks: Masks, padded: bool) -> int:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Indices = NDArray[np.int64]
+EMPTY = 1.1  # rows over tokens, up to which empty rows pay
 
 
 def starts(lengths: Indices) -> Indices:
@@ -28,19 +29,33 @@ def ranges(first: Indices, lengths: Indices) -> Indices:
 
 @dataclass(frozen=True)
 class Layout:
-    """Lengths (n,) of the packed sequences, on the host; what attention needs of them lives on `device`."""
+    """Lengths (n,) of the packed sequences, on the host; what attention needs of them lives on `device`.
+
+    room: rows that each sequence takes, the last of them empty where it is shorter; none: as many as it has tokens.
+    """
 
     lengths: Indices
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    room: int | None = None
 
     @cached_property
     def max_length(self) -> int:
-        return int(self.lengths.max())
+        return self.room or int(self.lengths.max())
+
+    @cached_property
+    def rows(self) -> int:
+        """S, empty rows among them."""
+        return len(self.lengths) * self.room if self.room else int(self.lengths.sum())
+
+    @cached_property
+    def full(self) -> bool:
+        """Whether all sequences are of one length, and no row is empty."""
+        return bool((self.lengths == self.max_length).all())
 
     @cached_property
     def dense(self) -> bool:
-        """Whether all sequences are of one length: then a reshape is all that padding takes."""
-        return bool((self.lengths == self.lengths[0]).all())
+        """Whether all sequences take the same number of rows: then a reshape is all that padding takes."""
+        return self.room is not None or self.full
 
     @cached_property
     def cumulative(self) -> Tensor:
@@ -112,6 +127,12 @@ def segment_mean(x: Tensor, lengths: Indices) -> Tensor:
     return torch.segment_reduce(x, "mean", lengths=torch.from_numpy(lengths).to(x.device), axis=0)
 
 
+def room_of(lengths: Indices, device: torch.device) -> int | None:
+    """Rows for each sequence where lengths are nearly one: few empty rows cost a CPU less than moving all at every attention."""
+    most = int(lengths.max())
+    return most if device.type == "cpu" and len(lengths) * most <= EMPTY * lengths.sum() else None
+
+
 @dataclass(frozen=True)
 class Joint:
     """Two packed batches a and b joined sequence by sequence: [a_0 | b_0], [a_1 | b_1], ...
@@ -127,19 +148,20 @@ class Joint:
     def join(self, a: Tensor, b: Tensor) -> Tensor:
         """(rows of a, D), (rows of b, D) -> (S, D). A row of a may stand in several sequences."""
         a = a if self.a_index is None else a.index_select(0, self.a_index)
-        rows = torch.cat([self.a_rows, self.b_rows])
-        return spread(torch.cat([a, b]), rows, len(rows))
+        return spread(torch.cat([a, b]), torch.cat([self.a_rows, self.b_rows]), self.layout.rows)
 
 
-def joint(a_lengths: Indices, b_lengths: Indices, device: torch.device, a_of_b: Indices | None = None) -> Joint:
-    """How a and b join: sequence i holds a's sequence a_of_b[i] (i if not given), then b's sequence i."""
+def joint(
+    a_lengths: Indices, b_lengths: Indices, device: torch.device, a_of_b: Indices | None = None, *, room: int | None = None
+) -> Joint:
+    """How a and b join: sequence i holds a's sequence a_of_b[i] (i if not given), then b's sequence i; `room` as a Layout's."""
     chosen = np.arange(len(b_lengths)) if a_of_b is None else a_of_b
     a_taken = a_lengths[chosen]
-    first = starts(a_taken + b_lengths)
+    layout = Layout(a_taken + b_lengths, device, room)
+    first = np.arange(len(layout.lengths)) * room if room else starts(layout.lengths)
 
     def send(index: Indices) -> Tensor:
         return torch.from_numpy(index).to(device, non_blocking=True)
 
     a_index = None if a_of_b is None else send(ranges(starts(a_lengths)[chosen], a_taken))
-    layout = Layout(a_taken + b_lengths, device)
     return Joint(layout, a_index, send(ranges(first, a_taken)), send(ranges(first + a_taken, b_lengths)))

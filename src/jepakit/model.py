@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from jepakit.conditioning import EncoderPositions
 from jepakit.errors import UserError
-from jepakit.layout import Indices, Layout, joint, segment_mean, take
+from jepakit.layout import Indices, Layout, joint, room_of, segment_mean, take
 from jepakit.losses import LOSSES, full_precision
 from jepakit.masks import Masks
 from jepakit.method import Method
@@ -146,7 +146,7 @@ def encode_windows(
 
 def conditioned(encoder: ViT, tokens: Tensor, lengths: Indices, extra: Tensor, counts: Indices) -> Tensor:
     """The encoder on sequences with conditioning tokens behind them, whose outputs are dropped: (S, D) -> (S, D)."""
-    sequences = joint(lengths, counts, tokens.device)
+    sequences = joint(lengths, counts, tokens.device, room=room_of(lengths + counts, tokens.device))
     return take(encoder(sequences.join(tokens, extra.to(tokens.dtype)), sequences.layout), sequences.a_rows)
 
 
