@@ -34,6 +34,7 @@ bench: $(VENV)/.dev
 	$(PY) benchmarks/fuzz.py --smoke
 	$(PY) benchmarks/step.py --smoke
 	$(PY) benchmarks/gpu.py --smoke
+	$(PY) benchmarks/growth.py --smoke
 
 clean:
 	rm -rf $(VENV)

@@ -3,8 +3,9 @@
     python benchmarks/growth.py            # minutes on a CPU; docs/growth.png and docs/evidence/growth.json
     python benchmarks/growth.py --smoke    # seconds: that it runs
 
-The encoder is I-JEPA's tiny (12 blocks, 192 wide, predictor 96 wide, 6 blocks) on patches of 4 pixels, full masks, one thread, CPU time, median
-of interleaved rounds. A cost is per image, for draws per draw. The exponent is the slope of a line through the logarithms.
+The encoder is I-JEPA's tiny (12 blocks, 192 wide, predictor 96 wide, 6 blocks) on patches of 4 pixels; full masks, one thread,
+CPU time, median of interleaved rounds. A cost is per image, for draws per draw. The exponent is the slope of a line through the
+logarithms.
 """
 
 import argparse
@@ -123,9 +124,8 @@ def main() -> None:
     curves = dict.fromkeys(r["curve"] for r in rows)
     fits = {c: {key: exponent([r for r in rows if r["curve"] == c], key) for key in ("ms", "gflop")} for c in curves}
     for r in rows:
-        print(
-            f"{r['curve']:8} {r['x']:5}  {r['ms']:8.2f} CPU ms  {r['gflop']:7.3f} GFLOP  {r['gflop'] / r['ms'] * 1e3:6.0f} GFLOP/s"
-        )
+        rate = r["gflop"] / r["ms"] * 1e3
+        print(f"{r['curve']:8} {r['x']:5}  {r['ms']:8.2f} CPU ms  {r['gflop']:7.3f} GFLOP  {rate:6.0f} GFLOP/s")
     print({c: {key: round(value, 3) for key, value in fit.items()} for c, fit in fits.items()})
     if not arguments.smoke:
         save_json(DOCS / "evidence" / "growth.json", {"rows": rows, "exponents": fits})

@@ -301,3 +301,19 @@ def test_a_step_costs_3_to_6_percent_more_flops(size: str, patch: int, compat: s
     plain, told = (step_flops(size, patch, c, compat, batch) for c in (None, {}))
     assert told / plain - 1 == pytest.approx(expected, abs=0.005)
     assert 0.032 < told / plain - 1 < 0.067  # 6.4 % for L/16 trimmed is the mean over steps; one step's block size may give 6.6 %
+
+
+def test_empty_rows_of_nearly_equal_sequences_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = Masks.from_indices(CONTEXT, TARGETS)
+    found = []
+    for most in (0.0, 10.0):  # no rows left empty; as many as it takes
+        monkeypatch.setattr("jepakit.layout.EMPTY", most)
+        model = build({})
+        out = model(images(), masks)
+        out.loss.backward()
+        found.append((out, {name: p.grad for name, p in model.trained_parameters()}))
+    (ragged, gradients), (roomy, others) = found
+    for name in ("loss", "predictions", "targets", "context", "features"):
+        torch.testing.assert_close(getattr(roomy, name), getattr(ragged, name), rtol=1e-10, atol=1e-12)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-8, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
