@@ -442,6 +442,12 @@ def test_every_source_gives_the_same_batches_from_every_step_on(
         for threads in (1, 2, 4):
             made = loader(source, Images(size=16, flip=True, shuffle="full"), batch_size=4, threads=threads)
             assert all(same(a, b) for a, b in zip(made(first, 7), batches_of_a_folder[first:], strict=True))
+    for processes in (2, 4):
+        shares = [
+            loader(source, Images(size=16, flip=True, shuffle="full"), batch_size=4, process=p, processes=processes).batch(1)
+            for p in range(processes)
+        ]
+        assert torch.equal(torch.cat([share.images for share in shares]), batches_of_a_folder[1].images)
 
 
 @pytest.mark.parametrize("place", [p for p in PLACES if p in (in_tars, in_memory_far_away, in_parquet, in_arrow)])
