@@ -38,11 +38,15 @@ def lowered(device: torch.device, precision: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_cpu(threads: int | None) -> None:
     """Threads of the model (none: OMP_NUM_THREADS, else all cores that this process may use), and how memory is kept."""
     if threads or "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(threads or cores)
+        torch.set_num_threads(threads or cores())
     _keep_memory()
 
 

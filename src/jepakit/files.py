@@ -1,10 +1,13 @@
 """Files that are whole or as they were before."""
 
+import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from jepakit.errors import UserError
 
 
 @contextmanager
@@ -13,6 +16,17 @@ def whole(path: Path) -> Iterator[Path]:
     draft = path.with_name(f".tmp-{path.name}")
     yield draft
     draft.replace(path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder; UserError if another process does."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is writing to {folder}; wait for it, or give another --out") from None
+        yield
 
 
 def save_json(path: Path, value: Any) -> None:

@@ -1,6 +1,5 @@
 """A run: the folder that holds all that one pretraining left, and the only thing that verbs share."""
 
-import fcntl
 import json
 import logging
 import shutil
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jepakit.checkpoint import name_of, steps
 from jepakit.config import Config, read_yaml, resolve, to_yaml
 from jepakit.errors import UserError
-from jepakit.files import whole
+from jepakit.files import locked, whole
 
 if TYPE_CHECKING:
     from jepakit.encoder import Encoder
@@ -126,11 +125,7 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder; UserError if another process does."""
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process is writing to {self.path}; wait for it, or give another --out") from None
+        with locked(self.path):
             yield
 
     @contextmanager

@@ -19,8 +19,8 @@ from torch import Tensor
 from jepakit.data.crops import Crops, Images, channels_of, flips, resize
 from jepakit.data.order import order
 from jepakit.data.pixels import BadImageError, Pixels, too_many
-from jepakit.data.sources import Blocks, Source, together
-from jepakit.data.statistics import require_bands
+from jepakit.data.sources import Source, together
+from jepakit.data.statistics import ordered_by, require_bands, usable
 from jepakit.data.threads import each, within
 from jepakit.errors import UserError, plain
 from jepakit.masks import Masking, Masks
@@ -186,8 +186,7 @@ class Loader:
         known, self.bad, self._late = self.bad, {}, set()
         for index, reason in known.items():
             try:
-                pixels = within(self.read_timeout_seconds, partial(self.source.read, index, self.images.max_pixels))
-                channels_of(pixels[:1, :1], self.images)
+                within(self.read_timeout_seconds, partial(usable, self.source, index, self.images))
             except BadImageError:
                 self.bad[index] = reason
         if len(known) > len(self.bad):
@@ -199,15 +198,8 @@ class Loader:
         share = rows // self.processes
         return slice(self.process * share, (self.process + 1) * share)
 
-    @property
-    def _blocks(self) -> Blocks | None:
-        """What the order goes by: the source's blocks, where the settings or the storage want it."""
-        blocks = self.source.blocks
-        by_blocks = blocks is not None and (blocks.dear if self.images.shuffle == "auto" else self.images.shuffle == "blocks")
-        return blocks if by_blocks else None
-
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        return order(self.seed, epoch, len(self.source), self._blocks)
+        return order(self.seed, epoch, len(self.source), ordered_by(self.images, self.source))
 
     def _next(self, epoch: int, place: int) -> NDArray[np.int64]:
         """The samples from a place of an epoch on, into the next one where it ends."""
@@ -230,9 +222,7 @@ class Loader:
                 continue
             places[row] = index
             try:
-                pixels = self.source.read(index, self.images.max_pixels)
-                channels_of(pixels[:1, :1], self.images)  # another number of bands is found here
-                return pixels
+                return usable(self.source, index, self.images)
             except BadImageError as error:
                 if index in self._late:  # this thread was given up: another one fills the row
                     raise

@@ -3,12 +3,9 @@
 Files are written in order, so that the same source gives the same bytes for any number of threads and of kills.
 """
 
-import fcntl
 import logging
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 
@@ -37,6 +34,7 @@ from jepakit.data.shrink import LATE, Packed, each_shrunk, threads_of
 from jepakit.data.sources import Source, spread
 from jepakit.data.threads import StuckError
 from jepakit.errors import UserError, plain
+from jepakit.files import locked
 from jepakit.progress import Report, progress
 
 log = logging.getLogger("jepakit")
@@ -77,7 +75,7 @@ def pack(
     try:
         _require_ours(root)
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root):
+        with locked(root):
             begun = _begun(root, plan, source, many, overwrite)
             if (root / MANIFEST).is_file():
                 (root / UNFINISHED).unlink(missing_ok=True)
@@ -95,16 +93,6 @@ def pack(
 def amount(count: float) -> str:
     """Bytes for people."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    with (root / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is writing to {root}; wait for it, or give another --out") from None
-        yield
 
 
 def _require_ours(root: Path) -> None:

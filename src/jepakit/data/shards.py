@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from jepakit.data import splits
-from jepakit.data.decode import SUFFIXES
+from jepakit.data.decode import MOST_BYTES, SUFFIXES
 from jepakit.data.fetched import Fetched, OpenFile
 from jepakit.data.pixels import BadImageError
 from jepakit.data.remote import Places, lasts, natural, patiently, shown
@@ -30,7 +30,6 @@ T = TypeVar("T")
 log = logging.getLogger("jepakit")
 TOGETHER = 4  # shards that are read at a time; as many again are fetched meanwhile
 OPEN = 64  # local shards open at a time
-MOST_BYTES = 1 << 30  # of one image's file
 QUIET = 3.0  # seconds of indexing before its progress is shown
 COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 # what tells one content from another, as the back-ends call it
@@ -59,7 +58,7 @@ class ShardSource(Source):
     fetched: Fetched | None
 
     def __post_init__(self) -> None:
-        self.blocks = Blocks(self.starts, TOGETHER, dear=self.fetched is not None)
+        self.blocks: Blocks = Blocks(self.starts, TOGETHER, dear=self.fetched is not None)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -83,11 +82,11 @@ class ShardSource(Source):
 
     def soon(self, ids: NDArray[np.int64]) -> None:
         if self.fetched is not None:
-            self.fetched.soon(self.files[np.searchsorted(self.starts, ids, side="right") - 1].tolist())
+            self.fetched.soon(self.files[self.blocks.of(ids)].tolist())
 
     def wait(self, ids: NDArray[np.int64], seconds: float) -> None:
         if self.fetched is not None:
-            self.fetched.wait(self.files[np.searchsorted(self.starts, ids, side="right") - 1].tolist(), seconds)
+            self.fetched.wait(self.files[self.blocks.of(ids)].tolist(), seconds)
 
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self.starts, index, side="right")) - 1

@@ -1,6 +1,5 @@
 """Samples as they are packed: read and shrunk by threads, and handed on in order. One that hangs is left behind."""
 
-import os
 import zlib
 from collections.abc import Callable
 from threading import Lock
@@ -16,6 +15,7 @@ from jepakit.data.packfiles import Manifest
 from jepakit.data.pixels import BadImageError, Pixels
 from jepakit.data.sources import Source
 from jepakit.data.threads import each
+from jepakit.device import cores
 from jepakit.errors import UserError, plain
 
 T = TypeVar("T")
@@ -121,4 +121,4 @@ def threads_of(asked: int | None) -> int:
     """As many threads as asked for, or as cores that this process may use. Raises UserError for none."""
     if asked is not None and asked < 1:
         raise UserError(f"--threads {asked}: give at least 1")
-    return asked or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return asked or cores()

@@ -42,6 +42,10 @@ class Blocks:
     held: int
     dear: bool
 
+    def of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The block of each sample: (B,) -> (B,)."""
+        return np.searchsorted(self.starts, ids, side="right") - 1
+
 
 class Source(Protocol):
     """Images by index. A class of this kind names it as its base and gives `raw`; reading is safe from several threads."""
@@ -125,7 +129,7 @@ def together(source: Source, ids: NDArray[np.int64]) -> list[list[int]]:
     blocks = source.blocks
     if blocks is None or not blocks.dear:
         return [list(range(len(ids)))]
-    block = np.searchsorted(blocks.starts, ids, side="right") - 1
+    block = blocks.of(ids)
     groups = np.array_split(np.unique(block), -(-len(np.unique(block)) // blocks.held))
     return [np.flatnonzero(np.isin(block, group)).tolist() for group in groups]
 

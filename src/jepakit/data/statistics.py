@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.data.crops import BandsError, Images, channels_of
-from jepakit.data.pixels import BadImageError
-from jepakit.data.sources import Source, spread
+from jepakit.data.pixels import BadImageError, Pixels
+from jepakit.data.sources import Blocks, Source, spread
 from jepakit.data.threads import each, within
 from jepakit.errors import UserError
 
@@ -23,9 +23,7 @@ def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float =
 
     The same for any number of threads. Raises UserError where no image can be read.
     """
-    blocks = source.blocks
-    by_blocks = blocks is not None and (blocks.dear if images.shuffle == "auto" else images.shuffle == "blocks")
-    shuffle = "blocks" if by_blocks else "full"
+    shuffle = "full" if ordered_by(images, source) is None else "blocks"
     require_bands(source, images, seconds)
     missing = {"mean", "std"} - images.model_fields_set
     found = {}
@@ -37,6 +35,20 @@ def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float =
     return images.model_copy(update={"shuffle": shuffle, **found})
 
 
+def ordered_by(images: Images, source: Source) -> Blocks | None:
+    """What an epoch's order goes by: the source's blocks, where the settings or the storage want it."""
+    blocks = source.blocks
+    by_blocks = blocks is not None and (blocks.dear if images.shuffle == "auto" else images.shuffle == "blocks")
+    return blocks if by_blocks else None
+
+
+def usable(source: Source, index: int, images: Images) -> Pixels:
+    """A sample's pixels as they are. Raises BadImageError, also for bands of which channels_of can make no images.channels."""
+    pixels = source.read(index, images.max_pixels)
+    channels_of(pixels[:1, :1], images)
+    return pixels
+
+
 def require_bands(source: Source, images: Images, seconds: float = 60.0) -> None:
     """Raises UserError if none of eight images has the right number of bands: then the setting is wrong, not the images."""
     found: list[BandsError] = []
@@ -44,7 +56,7 @@ def require_bands(source: Source, images: Images, seconds: float = 60.0) -> None
     source.wait(ids, seconds)
     for index in ids.tolist():
         try:
-            channels_of(within(seconds, partial(source.read, index, images.max_pixels))[:1, :1], images)
+            within(seconds, partial(usable, source, index, images))
             return
         except BandsError as error:
             found.append(error)

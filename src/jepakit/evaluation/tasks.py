@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from sklearn.exceptions import ConvergenceWarning
 
 from jepakit.config import overrides, sentence
-from jepakit.data.crops import Images, channels_of
+from jepakit.data.crops import Images
 from jepakit.data.opening import open_source
 from jepakit.data.pixels import BadImageError
 from jepakit.data.sources import Source
+from jepakit.data.statistics import usable
 from jepakit.errors import UserError, nearest
 from jepakit.evaluation.compare import Difference
 from jepakit.evaluation.davis import davis
@@ -158,7 +159,7 @@ def _readable(source: Source, ids: Rows, images: Images) -> Rows:
     kept = []
     for index in ids.tolist():
         try:
-            channels_of(source.read(index, images.max_pixels)[:1, :1], images)
+            usable(source, index, images)
             kept.append(index)
         except BadImageError as error:
             log.warning("left out of the evaluation: %s: %s", source.title(index), error)
