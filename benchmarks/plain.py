@@ -226,10 +226,14 @@ class Plain(nn.Module):
 
 
 class PlainStep:
-    """One update as released: float32 on a CPU; on CUDA autocast to bfloat16, with a loss scale that it does not need."""
+    """One update as released: float32 on a CPU; on CUDA autocast to bfloat16, with a loss scale that it does not need.
 
-    def __init__(self, model: Plain) -> None:
+    lowered: autocast; as released if not given.
+    """
+
+    def __init__(self, model: Plain, lowered: bool | None = None) -> None:
         self.model, self.device = model, next(model.parameters()).device
+        self.lowered = self.device.type == "cuda" if lowered is None else lowered
         groups = [
             {"params": [p for p in part.parameters() if (p.ndim > 1) == decays], "decays": decays}
             for decays in (True, False)
@@ -243,7 +247,7 @@ class PlainStep:
         """The loss of the batch, before the update."""
         for group in self.adamw.param_groups:
             group["lr"], group["weight_decay"] = now.lr, now.weight_decay if group["decays"] else 0.0
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.lowered):
             loss = self.model(images, masks.to(self.device))
         self.scaler.scale(loss).backward()
         self.scaler.step(self.adamw)

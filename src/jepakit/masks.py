@@ -285,9 +285,10 @@ def _whole(size: NDArray[np.float64], most: int) -> Indices:
 
 def _blocks(grid: tuple[int, int], size: tuple[Indices, Indices], places: NDArray[np.float64]) -> Grids:
     """Rectangles of a size (R,), (R,) at places (R, n, 2) in [0, 1), every position of the grid alike: (R, n, N)."""
-    inside = []
+    inside = np.ones((*places.shape[:2], grid[0] * grid[1]), bool)
+    narrow = np.min_scalar_type(max(grid))  # of bytes, most often: half of the time goes into moving them
     for axis, (length, extent) in enumerate(zip(size, grid, strict=True)):
-        first = np.floor(places[..., axis] * (extent - length + 1)[:, None])[..., None]
-        offset = np.arange(extent) - first
-        inside.append((offset >= 0) & (offset < length[:, None, None]))
-    return (inside[0][..., :, None] & inside[1][..., None, :]).reshape(*places.shape[:2], -1)
+        first = (places[..., axis] * (extent - length + 1)[:, None]).astype(narrow)
+        behind = np.indices(grid, narrow)[axis].ravel() - first[..., None]  # before the first it wraps around, beyond any length
+        inside &= behind < length[:, None, None].astype(narrow)
+    return inside
