@@ -35,6 +35,7 @@ bench: $(VENV)/.dev
 	$(PY) benchmarks/step.py --smoke
 	$(PY) benchmarks/gpu.py --smoke
 	$(PY) benchmarks/growth.py --smoke
+	$(VENV)/bin/jepakit study small-data --smoke --out $$(mktemp -d)
 
 clean:
 	rm -rf $(VENV)

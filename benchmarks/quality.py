@@ -1,6 +1,7 @@
 """Every method beside every baseline, three seeds: kNN, linear, RankMe and LiDAR on the emoji and on textures.
 
     python benchmarks/quality.py                     # both sets, 30 runs: two hours or so on two cores
+    python benchmarks/quality.py --supervised        # an encoder trained on ImageNet, too (benchmarks/supervised.py)
     python benchmarks/quality.py --sets emoji --methods c_jepa --seeds 1
     python benchmarks/quality.py --smoke             # seconds: that it runs
 
@@ -21,9 +22,13 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line does, before torch is imported
 sys.path.insert(0, str(Path(__file__).parent))
 
+from supervised import NAME as SUPERVISED
+from supervised import supervised
 from textures import prepare
 
+from jepakit.data.opening import open_source
 from jepakit.evaluation import evaluate
+from jepakit.evaluation.tasks import settings_of
 from jepakit.files import save_json
 from jepakit.method import METHODS
 from jepakit.run import Run
@@ -71,7 +76,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         return f"{statistics.median(values):.1f}{spread}" if values else ""
 
     lines = []
-    for kind, steps in dict.fromkeys((r["set"], r["steps"]) for r in rows):
+    for kind, steps in dict.fromkeys((r["set"], r["steps"]) for r in rows if r["method"] != SUPERVISED):
         here = [r for r in rows if (r["set"], r["steps"]) == (kind, steps)]
         lines += [
             f"{kind}, {steps} steps",
@@ -88,7 +93,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             lines.append(
                 f"| {name} | " + " | ".join(cell(here, task, name) for task in ("knn", "linear", "rankme", "lidar")) + " | |"
             )
-        lines.append("")
+        yardstick = [r for r in rows if (r["set"], r["method"]) == (kind, SUPERVISED)]
+        cells = " | ".join(cell(yardstick, task, SUPERVISED) for task in ("knn", "linear", "rankme", "lidar"))
+        lines += [f"| {SUPERVISED} | {cells} | |", ""]
     return "\n".join(lines)
 
 
@@ -101,6 +108,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
     parser.add_argument("--textures", type=Path)
     parser.add_argument("--data", type=Path, nargs="*", default=[])
+    parser.add_argument("--supervised", action="store_true", help="measure the supervised encoder where it was not yet")
     parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
@@ -122,6 +130,11 @@ def main() -> None:
                 if not any((r["set"], r["method"], r["seed"], r["steps"]) == key for r in rows):
                     rows.append(one(kind, method, seed, arguments.steps, arguments.runs, textures))
                     save_json(evidence, rows)
+        if arguments.supervised and (kind, SUPERVISED) not in {(r["set"], r["method"]) for r in rows}:
+            source = open_source("emoji" if kind == "emoji" else str(textures / "probe"))
+            yardstick = supervised(source, settings_of(PROTOCOL[kind]))
+            rows.append({"set": kind, "method": SUPERVISED, "seed": 0, "steps": 0, **yardstick})
+            save_json(evidence, rows)
     print(table(rows))
 
 

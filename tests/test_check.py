@@ -140,16 +140,16 @@ def test_the_table_is_aligned_narrow_and_ends_with_the_verdict(known: Path, caps
 # ---- exit codes: 1 where a pretraining would stop, as it then does
 
 
-def settled(data: Path | str, tmp_path: Path, *words: str) -> tuple[Checked, str]:
+def settled(data: Path | str, tmp_path: Path, *words: str, recipe: str | None = None) -> tuple[Checked, str]:
     """What check says, and how a pretraining ends ('' if it does not stop)."""
     shape = "encoder.width=16 encoder.depth=1 encoder.heads=2 encoder.patch_size=4 predictor.width=8 predictor.depth=1"
     tiny = [*shape.split(), "images.size=16", "masking.min_keep=2", "optim.epochs=1", "run.threads=1", *words]
     stop = ""
     try:
-        jepakit.pretrain(data, tmp_path / "run", method="ijepa", overwrite=True, set=tiny)
+        jepakit.pretrain(data, tmp_path / "run", recipe, method="ijepa", overwrite=True, set=tiny)
     except UserError as error:
         stop = str(error)
-    return check(data, set=[*tiny, "method=ijepa"]), stop
+    return check(data, recipe, set=[*tiny, "method=ijepa"]), stop
 
 
 @pytest.mark.parametrize("broken, max_bad, stops", [(1, 0.0, False), (3, 0.1, True), (3, 0.15, False), (2, 0.01, True)])
@@ -184,11 +184,12 @@ def test_other_bands_stop_with_the_number_to_set(tmp_path: Path) -> None:
     for i in range(6):
         pixels = noise(20, 20, 13, seed=i, dtype=np.uint16)
         tifffile.imwrite(tmp_path / f"bands/{i}.tif", pixels, photometric="minisblack", planarconfig="contig")
-    found, stop = settled(tmp_path / "bands", tmp_path, "optim.batch_size=4")
+    found, stop = settled(tmp_path / "bands", tmp_path, "optim.batch_size=4", recipe="small")
     assert "set images.channels=13" in stop and "set images.channels=13" in found.verdict
     assert found.fit.other_bands == {"13": 6} and found.modes == {"13 x uint16": 6} and found.formats == {"TIFF": 6}
-    found, stop = settled(tmp_path / "bands", tmp_path, "optim.batch_size=4", "images.channels=13")
-    assert not stop and not found.stops and found.fit.other_bands == {}
+    for words, recipe in (["images.channels=13"], "small"), ([], None):  # without a recipe they are chosen
+        found, stop = settled(tmp_path / "bands", tmp_path, "optim.batch_size=4", *words, recipe=recipe)
+        assert not stop and not found.stops and (found.fit.channels, found.fit.other_bands) == (13, {})
 
 
 def test_exit_codes(known: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,7 +221,7 @@ def test_a_recipe_and_settings_are_those_of_pretrain(known: Path) -> None:
 def test_images_smaller_than_the_settings_are_said_with_a_size_that_none_is(tmp_path: Path) -> None:
     for i in range(8):
         save(tmp_path / f"{i}.png", 45 + i, 60, i)
-    found = check(tmp_path, set=["optim.batch_size=4"])
+    found = check(tmp_path, "small", set=["optim.batch_size=4"])
     assert found.fit.smaller == 8 and not found.stops and found.verdict.endswith("set images.size=40 for none to be")
     assert check(tmp_path, set=["optim.batch_size=4", "images.size=40"]).fit.smaller == 0
 
@@ -240,7 +241,7 @@ def test_what_is_not_labelled_is_counted_and_is_no_leak(monkeypatch: pytest.Monk
     images[5], images[7] = images[1], images[2]  # 5 is a test image without a part; 7 one with
     values, test = np.array([0, 0, 1, 1, 1, -1, 0, 1]), np.arange(8) >= 5
     source = ArraySource("set", images, Labels("class", ("a", "b", "c"), values, test))
-    monkeypatch.setattr("jepakit.data.check.open_source", lambda data, labels, **_: source)
+    monkeypatch.setattr("jepakit.choice.open_source", lambda data, labels, **_: source)
     found = check("set", set=["optim.batch_size=4"])
     assert (found.duplicates.groups, found.duplicates.leaking_groups, found.duplicates.leaked) == (2, 1, 1)
     assert found.labels is not None and (found.labels.unlabelled, found.labels.test) == (1, 2)
@@ -252,7 +253,7 @@ def test_what_is_not_labelled_is_counted_and_is_no_leak(monkeypatch: pytest.Monk
 def test_duplicates_are_counted_as_plain_python_counts_them(kinds: list[int]) -> None:
     source = ArraySource("set", noise(6, 3, 5, 3)[kinds], None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jepakit.data.check.open_source", lambda data, labels, **_: source)
+        patch.setattr("jepakit.choice.open_source", lambda data, labels, **_: source)
         found = check("set", threads=1).duplicates
     groups = {kind: [i for i, k in enumerate(kinds) if k == kind] for kind in set(kinds)}
     double = sorted((group for group in groups.values() if len(group) > 1), key=lambda group: (-len(group), group[0]))
@@ -266,7 +267,7 @@ def test_alike_bytes_of_another_shape_or_depth_are_no_duplicates(tmp_path: Path,
             return [np.zeros((4, 6, 1), np.uint8), np.zeros((6, 4, 1), np.uint8), np.zeros((4, 3, 1), np.uint16)][index]
 
     source = Shapes("set", noise(3, 1, 1, 1), None)
-    monkeypatch.setattr("jepakit.data.check.open_source", lambda data, labels, **_: source)
+    monkeypatch.setattr("jepakit.choice.open_source", lambda data, labels, **_: source)
     assert check("set").duplicates.groups == 0
 
 
@@ -311,8 +312,8 @@ def test_only_a_source_of_blocks_is_told_what_comes(monkeypatch: pytest.MonkeyPa
 
     source = Far("far", noise(60, 4, 4, 3), None)
     source.blocks = blocks
-    monkeypatch.setattr("jepakit.data.check.open_source", lambda data, labels, **_: source)
-    check("far", set=["optim.batch_size=4"])
+    monkeypatch.setattr("jepakit.choice.open_source", lambda data, labels, **_: source)
+    check("far", "small", set=["optim.batch_size=4"])
     assert waited == ([] if blocks is None else list(range(60))) and {*told} == {*waited}
 
 
@@ -326,7 +327,7 @@ def test_an_image_that_hangs_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
             pixels: NDArray[Any] = super().raw(index)
             return pixels
 
-    monkeypatch.setattr("jepakit.data.check.open_source", lambda data, labels, **_: Hangs("set", noise(9, 4, 4, 3), None))
+    monkeypatch.setattr("jepakit.choice.open_source", lambda data, labels, **_: Hangs("set", noise(9, 4, 4, 3), None))
     try:
         found = check("set", threads=2, set=["optim.batch_size=4", "run.read_timeout_seconds=0.3"])
         assert found.bad == (("3", "no answer within 0.3 s"),) and not found.stops

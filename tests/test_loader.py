@@ -5,6 +5,7 @@ import multiprocessing
 import tarfile
 import threading
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -279,14 +280,49 @@ def test_a_batch_that_processes_cannot_share_is_one_sentence() -> None:
 
 def test_views_are_crops_of_the_same_images_and_the_first_is_the_only_one_of_others(tmp_path: Path) -> None:
     source, images = FolderSource(folder(tmp_path, 20)), Images(size=16, flip=True)
-    one, two = loader(source, images).batch(1), loader(source, images, views=2).batch(1)
+    own = images.model_copy(update={"target_crop": "own"})
+    one, two = loader(source, images).batch(1), loader(source, own).batch(1)
     assert len(one.views) == 1 and len(two.views) == 2 and torch.equal(two.views[0], one.images) and two.images is two.views[0]
     assert not torch.equal(two.views[0], two.views[1])
-    shade = loader(shades(40), Images(**WHOLE), views=3).batch(0)
+    shade = loader(shades(40), Images(target_crop="own", **WHOLE)).batch(0)
     assert all(torch.equal(view, shade.images) for view in shade.views)  # whole images have one view
-    turned = [loader(shades(40), Images(flip=True, **WHOLE), views=2).batch(step).mirrored for step in range(5)]
+    turned = [loader(shades(40), Images(flip=True, target_crop="own", **WHOLE)).batch(step).mirrored for step in range(5)]
     a, b = (torch.cat([t[view] for t in turned if t[view] is not None]) for view in (0, 1))  # type: ignore[misc]
     assert 8 < (a != b).sum() < 32 and 8 < a.sum() < 32 and 8 < b.sum() < 32  # of 40, each a fair coin
+
+
+def test_the_target_encoders_own_crop_is_the_same_for_any_threads_shares_and_start_and_costs_no_second_read(
+    tmp_path: Path,
+) -> None:
+    path = folder(tmp_path, 20)
+    law = Images(size=16, flip=True, target_crop="own")
+    straight = list(loader(FolderSource(path), law)(0, 5))  # two epochs and a step
+    for first in (0, 2):
+        for threads in (1, 2, 4):
+            made = loader(FolderSource(path), law, threads=threads)
+            assert all(same(a, b) for a, b in zip(made(first, 5), straight[first:], strict=True))
+    shares = [loader(FolderSource(path), law, process=p, processes=4) for p in range(4)]
+    for view in (0, 1):
+        assert torch.equal(torch.cat([share.batch(3).views[view] for share in shares]), straight[3].views[view])
+    plain = list(loader(FolderSource(path), Images(size=16, flip=True))(0, 5))
+    for own, one in zip(straight, plain, strict=True):  # the encoder's is that of a run without
+        assert torch.equal(own.views[0], one.images) and torch.equal(own.mirrored[0], one.mirrored[0])  # type: ignore[arg-type]
+        assert same(replace(own, views=one.views, mirrored=one.mirrored), one)
+        assert len(own.views) == 2 and len(one.views) == len(one.mirrored) == 1
+    source = CountingSource("counted", shades(20).images, None)
+    made = loader(source, law)
+    source.reads = 0
+    made.batch(0)
+    assert source.reads == 8
+
+
+@dataclass
+class CountingSource(ArraySource):
+    reads: int = 0
+
+    def raw(self, index: int) -> Pixels:
+        self.reads += 1
+        return super().raw(index)
 
 
 def test_flips_mirror_left_to_right_those_that_they_name() -> None:

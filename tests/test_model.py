@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from jepakit.attention import _explicit, attention
+from jepakit.config import overrides, resolve
 from jepakit.errors import UserError
 from jepakit.layout import Layout, joint, segment_mean, spread, take
 from jepakit.losses import LOSSES
@@ -313,13 +314,15 @@ MASKINGS: list[dict[str, Any]] = [
 TARGET_KINDS: list[dict[str, Any]] = [{"kind": "features"}, {"kind": "pixels"}]
 REGULARIZERS: list[dict[str, Any] | None] = [
     None,
-    *({"tensor": t, "projector": (16, 16, 8)} for t in ("pred_blocks", "context_pooled", "pred_pairs")),
+    *({"kind": "vicreg", "tensor": t, "projector": (16, 16, 8)} for t in ("pred_blocks", "context_pooled", "pred_pairs")),
+    *({"kind": "sigreg", "tensor": t, "projector": (16, 16, 8)} for t in ("pred_blocks", "context_pooled")),
 ]
+TERMS = {"vicreg": {"sim", "std", "cov"}, "sigreg": {"sigreg"}}
 
 
 @pytest.mark.parametrize("masking", MASKINGS, ids=lambda m: m["kind"])
 @pytest.mark.parametrize("conditioning", [None, {}], ids=["plain", "ec"])
-@pytest.mark.parametrize("regularizer", REGULARIZERS, ids=lambda r: r["tensor"] if r else "none")
+@pytest.mark.parametrize("regularizer", REGULARIZERS, ids=lambda r: f"{r['kind']}-{r['tensor']}" if r else "none")
 def test_every_combination_of_parts_trains_every_parameter(
     masking: dict[str, Any], conditioning: dict[str, Any] | None, regularizer: dict[str, Any] | None
 ) -> None:
@@ -332,15 +335,16 @@ def test_every_combination_of_parts_trains_every_parameter(
         parts = SMALL | {"masking": masking, "conditioning": conditioning, "regularizer": own}
         model = build(**parts | {"target": target, "loss": loss})
         out = model(images, model.method.masking.sample(GRID, np.arange(6), seed=0))
-        assert set(out.terms) == {"prediction"} | ({"sim", "std", "cov"} if regularizer else set())
+        assert set(out.terms) == {"prediction"} | (TERMS[regularizer["kind"]] if regularizer else set())
         assert all(term.isfinite() and term >= 0 for term in out.terms.values())
         torch.testing.assert_close(out.loss, torch.stack([*out.terms.values()]).sum(), rtol=1e-12, atol=0)
         assert out.features.shape == (6, 24) and not out.targets.requires_grad
         out.loss.backward()
         for name, p in model.trained_parameters():
             assert p.grad is not None and p.grad.isfinite().all(), name
-            # variances, covariances and differences do not see the projector's last bias
-            assert bool(p.grad.abs().max() > 1e-14) == (name != "projector.6.bias"), name
+            # variances, covariances and differences do not see the projector's last bias; SIGReg does
+            unseen = regularizer is not None and regularizer["kind"] == "vicreg" and name == "projector.6.bias"
+            assert bool(p.grad.abs().max() > 1e-14) != unseen, name
         assert any(name == "projector.6.bias" for name, _ in model.trained_parameters()) == projected
         assert all(p.grad is None for p in model.target_encoder.parameters())
 
@@ -394,6 +398,12 @@ def test_feature_targets_are_normalised_as_said() -> None:
     assert Features(norm="none").normalise(features) is features
 
 
+def test_targets_as_they_are_can_be_asked_for_by_the_bare_word() -> None:
+    """none is no value at all in YAML, and so on the command line."""
+    target = resolve(overrides(["target.norm=none"])).target
+    assert isinstance(target, Features) and target.norm == "none"
+
+
 def test_pixel_targets_are_the_target_patches_normalised_one_by_one() -> None:
     images, masks = pictures(2) * 4 + 1, Masks.from_indices([[0], [1]], [[[7]], [[19, 3]]])
     raw = build(target={"kind": "pixels", "norm": False})(images, masks).targets
@@ -415,6 +425,20 @@ def test_features_are_the_mean_over_patches_of_the_target_encoder() -> None:
     torch.testing.assert_close(out.features, full.mean(1))
     expected = F.layer_norm(full, (24,))[0, TARGETS[0][0]]
     torch.testing.assert_close(out.targets[:4], expected)
+
+
+@pytest.mark.parametrize("conditioning", [None, {}], ids=["plain", "ec"])
+def test_target_images_are_what_targets_are_taken_from_and_nothing_else(conditioning: dict[str, Any] | None) -> None:
+    model, images, masks = build(conditioning=conditioning), pictures(3), Masks.from_indices(CONTEXT, TARGETS)
+    alone, others = model(images, masks), images.roll(1, 0)
+    same, given = model(images, masks, images), model(images, masks, others)
+    assert torch.equal(same.loss, alone.loss) and torch.equal(same.features, alone.features)
+    assert torch.equal(given.context, alone.context) and torch.equal(given.predictions, alone.predictions)
+    assert not torch.isclose(given.targets, alone.targets).all(1).any()
+    swapped = model(others, masks)  # the same targets, whatever the encoder is shown
+    assert torch.equal(given.targets, swapped.targets) and torch.equal(given.features, swapped.features)
+    with pytest.raises(UserError, match="target_images"):
+        model(images, masks, others[:2])
 
 
 # --- target encoder, sizes, start --------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from jepakit.errors import UserError
 from jepakit.masks import Masks
-from jepakit.regularizers import Reading, VICReg, blocks_per_draw, covariance, invariance, projector, variance
+from jepakit.regularizers import projector
+from jepakit.vicreg import Reading, VICReg, blocks_per_draw, covariance, invariance, variance
 
 EPS = 1e-4
 SAMPLES = 6

@@ -58,7 +58,10 @@ def pretrain(
         typer.Option(help="A folder, a pack, tar or Parquet files (patterns, addresses), npz, a usual set; emoji."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder, a new one.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="A preset; 'jepakit recipes' lists them. Default: small.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A preset; 'jepakit recipes' lists them. Default, without --config: small, fitted to the images."),
+    ] = None,
     method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in YAML.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on exactly where this run stopped.")] = None,
@@ -128,6 +131,30 @@ def report(
 
 
 @app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="Which one: small-data.")],
+    data: Annotated[str | None, typer.Option(help="Images: all that pretrain takes; default: the embedded ones.")] = None,
+    labels: Labels = None,
+    out: Annotated[Path | None, typer.Option(help="The study's folder; given again, it goes on. Default: runs/NAME.")] = None,
+    levers: Annotated[str, typer.Option(help="Comma-separated: what is turned, one at a time; all, or none.")] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each cell.")] = 1,
+    trials: Annotated[int, typer.Option(min=0, help="Runs of a search over the levers together (extra 'study').")] = 0,
+    processes: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one a core, on CUDA one.")] = None,
+    smoke: Annotated[bool, typer.Option(help="Three runs of a few steps, to see that it works.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Many runs that differ in one thing each, and one table of what came of them: OUT/table.md."""
+    from jepakit.study import study as turn
+
+    wanted = None if levers == "all" else [] if levers == "none" else [lever.strip() for lever in levers.split(",")]
+    place, given = out or Path("runs") / name, settings or []
+    if turn(
+        name, data, place, labels=labels, levers=wanted, seeds=seeds, trials=trials, processes=processes, smoke=smoke, set=given
+    ):
+        print(f"{(place.expanduser() / 'table.md').read_text()}\ntable and curves: {place}")
+
+
+@app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="One recipe: all its values.")] = None) -> None:
     """The presets; with a name, every value of one and where it comes from."""
     from jepakit.recipes import RECIPES, recipe, table
@@ -161,7 +188,7 @@ def plan(
 @data_app.command()
 def check(
     data: Images,
-    recipe: Annotated[str | None, typer.Option(help="The preset that shall fit. Default: small.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="The preset that shall fit. Default: what pretrain would choose.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write all that was found to this file, too.")] = None,
     labels: Labels = None,
     threads: Threads = None,

@@ -55,6 +55,8 @@ class Config(Method):
             if side % patch:
                 near = max(patch, round(side / patch) * patch)
                 raise ValueError(f"images.size {side} is not a multiple of encoder.patch_size {patch}; the nearest is {near}")
+        if self.images.target_crop == "own" and self.target.kind == "pixels":
+            raise ValueError("images.target_crop=own asks for pixels of a crop that nothing was seen of; leave it same")
         if self.regularizer and self.optim.batch_size // self.optim.accumulate < 2:
             raise ValueError("the regulariser needs two images at a time: lower optim.accumulate")
         heads = self.predictor.heads or self.encoder.heads
@@ -79,6 +81,8 @@ def resolve(*layers: Mapping[str, Any], where: str = "settings") -> Config:
             merged["encoder"] = {key: value for key, value in merged["encoder"].items() if key not in SHAPE}  # a size is whole
         if isinstance(layer.get("images"), Mapping) and layer["images"].get("channels"):  # of other channels nothing is known
             merged["images"] = {key: value for key, value in merged.get("images", {}).items() if key not in ("mean", "std")}
+        if isinstance(layer.get("regularizer"), Mapping) and not merged.get("regularizer"):  # runs of old name no kind
+            layer = {**layer, "regularizer": {"kind": "vicreg", **layer["regularizer"]}}
         merged = merge(merged, layer)
     try:
         return Config.model_validate(merged)
@@ -91,15 +95,12 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(under)
     for key, value in over.items():
         below = result.get(key)
-        other_kind = (
-            isinstance(value, Mapping)
-            and isinstance(below, Mapping)
-            and value.get("kind", below.get("kind")) != below.get("kind")
-        )
-        if isinstance(value, Mapping) and isinstance(below, Mapping) and not other_kind:
+        if not isinstance(value, Mapping):
+            result[key] = value
+        elif isinstance(below, Mapping) and value.get("kind") in (None, below.get("kind", value.get("kind"))):
             result[key] = merge(below, value)
         else:
-            result[key] = dict(value) if isinstance(value, Mapping) else value
+            result[key] = dict(value)
     return result
 
 
@@ -191,6 +192,7 @@ def sentence(error: ValidationError, where: str, model: type[BaseModel] = Config
     key = ".".join(path)  # without pydantic's words for the kind of a part
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"{where}: {key}: unknown key{nearest(key, known)}"
+        other = f"{where}: {key}: a key of another {path[0]}.kind" if key in known else ""
+        return other or f"{where}: {key}: unknown key{nearest(key, known)}"
     given = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
     return f"{where}: {key + ': ' if key else ''}{message[0].lower() + message[1:]}{given}"

@@ -13,12 +13,13 @@ import torch
 from jepakit.layout import Indices, room_of
 from jepakit.masks import Masks
 from jepakit.method import Method
-from jepakit.regularizers import VICReg, blocks_per_draw
+from jepakit.sigreg import SIGReg
+from jepakit.vicreg import blocks_per_draw
 
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs by part. The regulariser's are its projector's and those of the covariance, forward and backward."""
+    """FLOPs by part. The regulariser's are those of its projector and its statistics, forward and backward."""
 
     target_encoder: float
     encoder_forward: float
@@ -80,7 +81,7 @@ def step(method: Method, grid: tuple[int, int], channels: int, masks: Masks, *, 
         encoder_backward=embed + 2 * encode,  # images need no gradient
         predictor_forward=predict,
         predictor_backward=2 * predict,
-        regularizer=_regularizer(method.regularizer, method.target.width(encoder.width, pixels), masks),
+        regularizer=_regularizer(method, pixels, masks),
     )
 
 
@@ -118,16 +119,20 @@ def _pairs(queries: Indices, keys: Indices, padded: bool) -> int:
     return len(keys) * int(queries.max()) * int(keys.max()) if padded else int((queries * keys).sum())
 
 
-def _regularizer(vicreg: VICReg | None, width: int, masks: Masks) -> int:
-    """The projector's passes, and the covariance of each view, forward and backward."""
-    if vicreg is None:
+def _regularizer(method: Method, pixels: int, masks: Masks) -> int:
+    """The projector's passes, and the covariance of each view or SIGReg's projections, forward and backward."""
+    r, width = method.regularizer, method.encoder.width
+    if r is None:
         return 0
     draws, blocks = len(masks.context_lengths), len(masks.target_lengths)
-    widths = (width, *vicreg.projector)
+    of_context = r.tensor == "context_pooled"
+    rows = draws if of_context else blocks
+    widths = (width if of_context else method.target.width(width, pixels), *r.projector)
     layers = [linear(1, *ends) for ends in pairwise(widths)]  # a row of each
-    of_context = vicreg.tensor == "context_pooled"
+    if isinstance(r, SIGReg):  # directions need no gradient
+        return 3 * sum(layers) * rows + 2 * linear(rows, widths[-1], r.directions)
     views = 1 if of_context else blocks_per_draw(masks)
-    total = 3 * sum(layers) * (draws if of_context else blocks) + 3 * views * linear(draws, widths[-1], widths[-1])
-    if vicreg.tensor != "pred_blocks" and vicreg.sim:  # predictions, and targets, which need no gradient
+    total = 3 * sum(layers) * rows + 3 * views * linear(draws, widths[-1], widths[-1])
+    if r.tensor != "pred_blocks" and r.sim:  # predictions, and targets, which need no gradient
         total += blocks * (6 * sum(layers) - sum(layers[:1]))
     return total

@@ -134,11 +134,11 @@ def fullest(config: Config, place: Place, images: int) -> Fullest:
         jepa.load_state_dict(weights, assign=True)
         shape = (images * parts, config.images.channels, *config.images.height_width)
         with _Live(jepa) as live, torch.autograd.graph.saved_tensors_hooks(live.keep, lambda x: x):
-            batch = torch.empty(shape, dtype=torch.uint8)
-            which = torch.empty(len(batch), dtype=torch.bool) if config.images.flip else None
-            _passes(jepa, config, mirrored(batch, which), masks, place.dtype, parts)
+            batch = [torch.empty(shape, dtype=torch.uint8) for _ in range(config.images.views)]
+            which = torch.empty(len(batch[0]), dtype=torch.bool) if config.images.flip else None
+            _passes(jepa, config, [mirrored(view, which) for view in batch], masks, place.dtype, parts)
     gradients, activations, total = live.at_fullest
-    size = batch.untyped_storage().nbytes()
+    size = sum(view.untyped_storage().nbytes() for view in batch)
     return Fullest(gradients, activations, size, total - gradients - activations - size)
 
 
@@ -161,12 +161,12 @@ def is_released(law: Masking) -> bool:
     return isinstance(law, MultiBlock) and law.compat is not None
 
 
-def _passes(jepa: JEPA, config: Config, batch: Tensor, masks: Masks, dtype: torch.dtype, parts: int) -> None:
+def _passes(jepa: JEPA, config: Config, batch: list[Tensor], masks: Masks, dtype: torch.dtype, parts: int) -> None:
     """Forward and backward of the first two parts: the second finds gradients, as all others do."""
-    for images in batch.chunk(parts)[:2]:
-        pixels = normalise(images, config.images)
+    for shown in list(zip(*(view.chunk(parts) for view in batch), strict=True))[:2]:
+        images, *of_target = (normalise(view, config.images) for view in shown)
         with lowered(CPU, dtype):
-            out = jepa(pixels, masks)
+            out = jepa(images, masks, *of_target)
         (out.loss / parts).backward()
 
 

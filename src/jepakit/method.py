@@ -8,7 +8,7 @@ from jepakit.conditioning import EncoderPositions
 from jepakit.losses import Loss
 from jepakit.masks import Masking, MultiBlock
 from jepakit.predictor import PredictorConfig
-from jepakit.regularizers import VICReg
+from jepakit.regularizers import Regularizer
 from jepakit.settings import Settings
 from jepakit.targets import Features, Target
 from jepakit.vit import ViTConfig
@@ -21,7 +21,7 @@ class Method(Settings):
     conditioning: EncoderPositions | None = None
     target: Target = Field(default_factory=Features)
     loss: Loss = "smooth_l1"
-    regularizer: VICReg | None = None
+    regularizer: Regularizer | None = None
     encoder: ViTConfig = Field(default_factory=ViTConfig)
     predictor: PredictorConfig = Field(default_factory=PredictorConfig)
 
@@ -30,8 +30,8 @@ class Method(Settings):
         r = self.regularizer
         if r and r.projector and r.tensor == "context_pooled" and self.target.kind == "pixels":
             raise ValueError(
-                "regularizer.tensor=context_pooled projects context and prediction alike, but pixels are not as wide as "
-                "features; set regularizer.projector=[]"
+                "regularizer.tensor=context_pooled projects features, but the projector is as wide as what is predicted: pixels; "
+                "set regularizer.projector=[]"
             )
         return self
 
@@ -40,17 +40,17 @@ class Method(Settings):
 METHODS: dict[str, dict[str, Any]] = {
     "ijepa": {"conditioning": None, "regularizer": None, "target": {"kind": "features"}},
     "ec_ijepa": {"conditioning": {}, "regularizer": None, "target": {"kind": "features"}},
-    "c_jepa": {"conditioning": None, "regularizer": {}, "target": {"kind": "features"}},
-    "ec_c_jepa": {"conditioning": {}, "regularizer": {}, "target": {"kind": "features"}},
+    "c_jepa": {"conditioning": None, "regularizer": {"kind": "vicreg"}, "target": {"kind": "features"}},
+    "ec_c_jepa": {"conditioning": {}, "regularizer": {"kind": "vicreg"}, "target": {"kind": "features"}},
     "mae_pixels": {"conditioning": None, "regularizer": None, "target": {"kind": "pixels"}},
 }
 
 
 def name_of(method: Method) -> str | None:
-    """The name of the method that has these parts, if it is one of the family."""
-    parts = method.conditioning is not None, method.regularizer is not None, method.target.kind
+    """The name of the method that has these parts, if it is one of the family (with SIGReg none is)."""
+    parts = method.conditioning is not None, method.regularizer and method.regularizer.kind, method.target.kind
     for name, p in METHODS.items():
-        if parts == (p["conditioning"] is not None, p["regularizer"] is not None, p["target"]["kind"]):
+        if parts == (p["conditioning"] is not None, p["regularizer"] and p["regularizer"]["kind"], p["target"]["kind"]):
             return name
     return None
 

@@ -61,22 +61,28 @@ class JEPA(nn.Module):
 
         return jepa_from_checkpoint(Path(path), heads)
 
-    def forward(self, images: Tensor, masks: Masks) -> Output:
-        """One pass over a batch. Raises UserError for images or masks that do not fit the grid or each other."""
+    def forward(self, images: Tensor, masks: Masks, target_images: Tensor | None = None, *, seed: int = 0) -> Output:
+        """One pass over a batch. Raises UserError for images or masks that do not fit the grid or each other.
+
+        target_images: what targets are taken from, if not from `images`; seed: of what the regulariser draws, another each step.
+        """
         height, width = (n * self.method.encoder.patch_size for n in self.grid)
         if images.shape[2:] != (height, width):
             raise UserError(f"the model is for images of {height}x{width} pixels, got {tuple(images.shape)}")
+        if target_images is not None and target_images.shape != images.shape:
+            raise UserError(f"target_images of {tuple(target_images.shape)} were given with images of {tuple(images.shape)}")
         if masks.images != len(images):
             raise UserError(f"masks of {masks.images} images were given with {len(images)} images")
         masks.within(self.grid[0] * self.grid[1])
         patches = patchify(images, self.method.encoder.patch_size)
         context = self.encode_context(patches, masks)  # EC-IJEPA: conditioned on the targets' positions
         predictions = self.predictor(context, masks)  # I-JEPA, section 3
-        targets, features = self.encode_target(patches, masks)  # no gradient
+        seen = patches if target_images is None else patchify(target_images, self.method.encoder.patch_size)
+        targets, features = self.encode_target(seen, masks)  # no gradient
         prediction = LOSSES[self.method.loss](full_precision(predictions), full_precision(targets))
         terms = {"prediction": prediction}
-        if self.method.regularizer:  # C-JEPA, equations 21-22
-            terms |= self.method.regularizer.terms(context, predictions, targets, masks, self.projector)
+        if self.method.regularizer:  # C-JEPA, equations 21-22; or SIGReg
+            terms |= self.method.regularizer.terms(context, predictions, targets, masks, self.projector, seed)
         if features is None:
             features = segment_mean(full_precision(context.detach()), masks.context_lengths)[masks.first_draws]
         return Output(sum(terms.values(), prediction.new_zeros(())), terms, predictions, targets, context, features)

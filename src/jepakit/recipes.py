@@ -66,6 +66,7 @@ def _vit(size: str, patch: int, predictor_depth: int, epochs: int, source: str, 
 _WARMUP_40: Values = {"optim.warmup_epochs": (40, CONFIG), "optim.start_lr": (2e-4, CONFIG)}
 _AS_IJEPA = "as I-JEPA's; the C-JEPA paper names none"
 _C_JEPA: Values = {
+    "regularizer.kind": ("vicreg", "C-JEPA paper, equation 21"),
     "regularizer.weight": (0.001, "C-JEPA paper, equation 21"),
     "regularizer.sim": (25.0, "C-JEPA paper, equation 22"),
     "regularizer.std": (25.0, "C-JEPA paper, equation 22"),
@@ -76,6 +77,7 @@ _C_JEPA: Values = {
 
 # What the four methods share on a small set. The papers' weight .001 of VICReg lets them collapse there.
 _SMALL_DATA: Values = {
+    "regularizer.kind": ("vicreg", "C-JEPA paper, equation 21"),
     "regularizer.tensor": ("context_pooled", "trial on the emoji: keeps the rank of features up"),
     "regularizer.weight": (0.04, "trial on the emoji (the paper's .001 collapses)"),
     "regularizer.sim": (0.0, "trial on the emoji: the prediction term already compares"),

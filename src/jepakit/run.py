@@ -46,22 +46,30 @@ class Run:
         return run
 
     @classmethod
-    def create(cls, path: str | Path, config: Config, *, overwrite: bool) -> "Run":
-        """A new run. Raises UserError where `path` holds a run (unless `overwrite`), or anything else."""
+    def new(cls, path: str | Path, *, overwrite: bool) -> "Run":
+        """A run that can be made. Raises UserError where `path` holds one (unless `overwrite`), or anything else."""
         run = cls(Path(path).expanduser())
         if run.path.exists() and not run.path.is_dir():
             raise UserError(f"--out {run.path} is a file; give a new folder")
-        there = sorted(p.name for p in run.path.iterdir()) if run.path.exists() else []
+        there = run.contents()
         if "config.yaml" in there and not overwrite:
             raise UserError(f"{run.path} holds a run: go on with --resume {run.path}, or replace it with --overwrite")
         known = CONTENTS if run.is_ours() else (".lock",)  # without its settings nothing here is known to be a run's
         others = [name for name in there if name not in known and not name.startswith(".tmp-")]  # those a kill may leave
         if others:
             raise UserError(f"{run.path} holds other files ({others[0]}); give a folder of its own")
+        return run
+
+    @classmethod
+    def create(cls, path: str | Path, config: Config, *, overwrite: bool) -> "Run":
+        """Make a new run's folder. Raises UserError as `new` does, and where nothing can be written."""
+        run = cls.new(path, overwrite=overwrite)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             with run.lock():
-                for name in [n for n in there if n not in (".lock", "config.yaml")]:  # the settings mark the folder to the end
+                for name in [
+                    n for n in run.contents() if n not in (".lock", "config.yaml")
+                ]:  # the settings mark the folder to the end
                     place = run.path / name
                     shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
                 with whole(run.path / "config.yaml") as draft:
@@ -69,6 +77,10 @@ class Run:
         except OSError as error:
             raise UserError(f"cannot write {run.path}: {error.strerror}") from None
         return run
+
+    def contents(self) -> list[str]:
+        """Names of what lies in the folder."""
+        return sorted(p.name for p in self.path.iterdir()) if self.path.exists() else []
 
     def is_ours(self) -> bool:
         """Whether the folder's config.yaml is a run's, not some other program's."""

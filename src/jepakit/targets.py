@@ -6,7 +6,7 @@ S target tokens, D encoder width, C channels.
 from typing import Annotated, Literal
 
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from jepakit.settings import Settings
@@ -19,6 +19,12 @@ class Features(Settings):
     norm: Literal["layer", "batch", "none"] = Field(
         "layer", description="layer norm (released code), per dimension over the batch, or none"
     )
+
+    @field_validator("norm", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        """On the command line and in YAML the bare word is no value at all."""
+        return "none" if value is None else value
 
     def width(self, encoder_width: int, patch_pixels: int) -> int:
         return encoder_width

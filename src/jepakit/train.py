@@ -18,12 +18,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from jepakit import checkpoint
+from jepakit import checkpoint, rng
 from jepakit.checkpoint import Checkpoint
+from jepakit.choice import Choice, settled
 from jepakit.config import Config, merge, method_layer, overrides, read_yaml, resolve
 from jepakit.data.crops import mirrored, normalise
 from jepakit.data.loader import Batch, Loader
-from jepakit.data.opening import absolute, open_source
+from jepakit.data.opening import open_source
 from jepakit.data.sources import Source, fingerprint
 from jepakit.data.statistics import fitted
 from jepakit.device import device_of, lowered, precision_of, use_cpu
@@ -33,7 +34,6 @@ from jepakit.hf import save_model
 from jepakit.logs import summary_writer
 from jepakit.model import JEPA, Output
 from jepakit.optim import Now, Schedule, gradient_norm, optimizer, set_now
-from jepakit.recipes import settings
 from jepakit.run import Run
 from jepakit.watch import watch
 from jepakit.weights import jepa_of
@@ -55,9 +55,9 @@ def pretrain(
 ) -> Run:
     """Pretrain an encoder; all settings as on the command line.
 
-    data: a folder of images, or 'emoji'; out: the run's folder; recipe, method: names; config: a YAML file;
-    resume: a run to go on with instead (then only `run` settings may differ); set: 'group.key=value' words;
-    groups: settings as keywords, such as optim={"lr": 1e-3}, seed=1.
+    data: a folder of images, or 'emoji'; out: the run's folder; recipe, method: names; config: a YAML file; with neither
+    recipe nor config, settings that suit the images are chosen; resume: a run to go on with instead (then only `run`
+    settings may differ); set: 'group.key=value' words; groups: settings as keywords, such as optim={"lr": 1e-3}, seed=1.
     Raises UserError for anything the user can mend. Returns the run, finished or, after SIGINT or SIGTERM, saved.
     """
     given = merge(overrides(set or []), groups)
@@ -69,13 +69,14 @@ def pretrain(
         return _resume(Run.open(resume), given)
     if out is None:
         raise UserError("where shall the run go? give --out RUN (a new folder), or --resume RUN")
-    chosen = _chosen(data, recipe, method, config, given)
-    source = open_source(chosen.data or "", most_pixels=chosen.images.max_pixels)
+    Run.new(out, overwrite=overwrite)  # says what is wrong with the place before any work is done
+    chosen, source, choice = _chosen(data, recipe, method, config, given)
     threads, seconds = chosen.run.loader_threads, chosen.run.read_timeout_seconds
     chosen = chosen.model_copy(update={"images": fitted(chosen.images, source, threads=threads, seconds=seconds)})
     training = Training.prepare(chosen, source)
     run = Run.create(out, chosen, overwrite=overwrite)
     with run.lock(), run.logged():
+        choice.say(log)
         o, name = chosen.optim, chosen.method or "a method of your own"
         log.info(
             "%s on %s: %d images, %d steps of %d",
@@ -92,18 +93,15 @@ def pretrain(
 
 def _chosen(
     data: str | Path | None, recipe: str | None, method: str | None, config: str | Path | None, given: dict[str, Any]
-) -> Config:
-    """The settings of a new run: recipe, then method, then the file, then the command line's words."""
+) -> tuple[Config, Source, Choice]:
+    """The settings of a new run: recipe, then method, then the file, then the command line's words; and its images."""
     named = read_yaml(Path(config)) if config else {}
     asked_recipe, asked_method = given.pop("recipe", None), given.pop("method", None)
     recipe, method = recipe or asked_recipe, method or asked_method
     if recipe and named.get("recipe") not in (None, recipe):
         raise UserError(f"{config} holds recipe {named['recipe']}, not {recipe}: leave out --recipe, or 'recipe' in the file")
-    layers = [method_layer(method) if method else {}, given, {} if data is None else {"data": str(data)}]
-    chosen = settings(recipe or named.get("recipe"), named.get("method"), named, *layers)
-    if not chosen.data:
-        raise UserError("which images? give --data FOLDER, or --data emoji for the embedded ones")
-    return chosen.model_copy(update={"data": absolute(chosen.data)})  # to be resumed and evaluated from anywhere
+    layers = [named, method_layer(method) if method else {}, given, {} if data is None else {"data": str(data)}]
+    return settled(recipe or named.get("recipe") or ("small" if config else None), named.get("method"), *layers)
 
 
 def _resume(run: Run, changes: Mapping[str, Any]) -> Run:
@@ -209,11 +207,11 @@ class Training:
         set_now(self.adamw, now)
         self.adamw.zero_grad(set_to_none=True)
         parts = len(batch.masks)
-        shown = mirrored(batch.images.to(self.device, non_blocking=True), batch.mirrored[0])
-        for images, masks in zip(shown.chunk(parts), batch.masks, strict=True):
-            pixels = normalise(images, self.config.images)
+        views = [mirrored(v.to(self.device, non_blocking=True), m) for v, m in zip(batch.views, batch.mirrored, strict=True)]
+        for masks, *shown in zip(batch.masks, *(view.chunk(parts) for view in views), strict=True):
+            images, *of_target = (normalise(view, self.config.images) for view in shown)
             with lowered(self.device, self.dtype):
-                out = self.jepa(pixels, masks)
+                out = self.jepa(images, masks, *of_target, seed=rng.torch_seed(self.config.seed, "directions", batch.step))
             (out.loss / parts).backward()
         norm = gradient_norm(self.jepa, self.config.optim.clip_grad)
         if check:

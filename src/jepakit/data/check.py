@@ -15,11 +15,11 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from jepakit.choice import Choice, settled
 from jepakit.config import Config, overrides
 from jepakit.data.checked import LONG, Checked, Duplicates, Fit, LabelsSeen, stops_of, verdict_of
 from jepakit.data.crops import BandsError, Images, channels_of
 from jepakit.data.decode import FORMATS, decode, jpeg_turn, pillow_turn
-from jepakit.data.opening import open_source
 from jepakit.data.packed import PackedSource
 from jepakit.data.packfiles import DEPTHS, name_of
 from jepakit.data.pixels import BadImageError, Pixels
@@ -31,7 +31,6 @@ from jepakit.data.tiff import ORIENTATION, TIFF, tags_of
 from jepakit.errors import UserError
 from jepakit.files import save_json
 from jepakit.progress import progress
-from jepakit.recipes import settings
 
 LARGEST, FIRST = 5, 3  # groups of duplicates that are shown, and titles of each
 CHUNK = 1024  # samples that are looked at together
@@ -60,19 +59,19 @@ def check(
     threads: int | None = None,
     set: list[str] | None = None,
 ) -> Checked:
-    """Read every sample of `data` and say what is there, and whether a pretraining with `recipe` (default: small) could go.
+    """Read every sample of `data` and say what is there, and whether a pretraining could go.
 
-    labels: which of several that the source has; json: a file for what is returned; set: 'group.key=value' words.
-    Of a pack, every image's crc32 and every file's sha256 is verified. Raises UserError.
+    recipe: that of the pretraining; none: with what it would choose; labels: which of several that the source has; json: a
+    file for what is returned; set: 'group.key=value' words. Of a pack, every image's crc32 and every file's sha256 is
+    verified. Raises UserError.
     """
     if json is not None and not Path(json).parent.is_dir():
         raise UserError(f"--json {json}: there is no such folder")
     many = threads_of(threads)
     given = overrides(set or [])
     asked, method = given.pop("recipe", None), given.pop("method", None)
-    config = settings(recipe or asked, method, given)
+    config, source, choice = settled(recipe or asked, method, given, {"data": str(data)}, labels=labels)
     config.masking.check(config.grid)
-    source = open_source(str(data), labels, most_pixels=config.images.max_pixels)
     look = _Look(source, config.images.max_pixels)
     with progress("checking", len(source)) as report:
         for start in range(0, len(source), CHUNK):
@@ -82,7 +81,7 @@ def check(
                 look.at(ids[rows], many, config.run.read_timeout_seconds)
             report(int(ids[-1]) + 1, f"{len(look.bad)} broken" if look.bad else "")
     altered = _altered(source) if isinstance(source, PackedSource) else ()
-    checked = _checked(shown(str(data)), source, look, altered, config)
+    checked = _checked(shown(str(data)), source, look, altered, config, choice)
     if json is not None:
         save_json(Path(json), asdict(checked))
     return checked
@@ -167,7 +166,7 @@ def _altered(source: PackedSource) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _checked(data: str, source: Source, look: _Look, altered: tuple[str, ...], config: Config) -> Checked:
+def _checked(data: str, source: Source, look: _Look, altered: tuple[str, ...], config: Config, choice: Choice) -> Checked:
     read = look.records[look.records["read"]]
     bad = tuple((source.title(index), look.bad[index]) for index in sorted(look.bad))
     height, width = read["height"].astype(np.int64), read["width"].astype(np.int64)
@@ -189,6 +188,7 @@ def _checked(data: str, source: Source, look: _Look, altered: tuple[str, ...], c
         labels=_labels(source.labels) if source.labels else None,
         bad=bad,
         altered=altered,
+        choice=(choice.about, *choice.reasons) if choice.reasons else (),
         fit=fit,
         stops=stops,
         verdict=verdict_of(len(read), smallest, config.encoder.patch_size, fit, stops),

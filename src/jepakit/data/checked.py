@@ -70,6 +70,7 @@ class Checked:
     labels: LabelsSeen | None
     bad: tuple[tuple[str, str], ...]  # title, reason
     altered: tuple[str, ...]  # files of a pack that are not as they were written
+    choice: tuple[str, ...]  # where no recipe is named: for what pretrain chooses settings, and which, and why
     fit: Fit
     stops: tuple[str, ...]  # why a pretraining would stop, and what to set
     verdict: str
@@ -131,6 +132,7 @@ def as_table(checked: Checked) -> str:
         *(("", f"{_title(title)}: {plain(reason)}") for title, reason in checked.bad[:FIRST]),
         *([("", f"and {len(checked.bad) - FIRST:,} more: --json FILE names all")] if len(checked.bad) > FIRST else []),
         *(("altered", f"{name}: not as it was packed") for name in checked.altered),
+        *_of_choice(checked.choice),
         *_of_fit(checked.fit),
         ("verdict", checked.verdict),
     ]
@@ -159,6 +161,11 @@ def _of_labels(labels: LabelsSeen | None) -> str:
     classes = f"'{_title(labels.name)}', {_number(labels.classes, 'class', 'classes')}"
     ends = f"smallest {_title(small)} {few:,}, largest {_title(large)} {many:,}"
     return f"{classes}: {ends}; {labels.unlabelled:,} without; {labels.test:,} for testing"
+
+
+def _of_choice(choice: tuple[str, ...]) -> list[tuple[str, str]]:
+    """What pretrain itself would choose."""
+    return [("pretrain chooses", f"for {choice[0]}:"), *(("", line) for line in choice[1:])] if choice else []
 
 
 def _of_fit(fit: Fit) -> list[tuple[str, str]]:

@@ -45,6 +45,9 @@ class Images(Settings):
     )
     crop_scale: tuple[float, float] = Field((0.3, 1.0), description="area of a crop over the image's")
     crop_aspect: tuple[float, float] = Field((0.75, 4 / 3), description="width over height of a crop")
+    target_crop: Literal["same", "own"] = Field(
+        "same", description="the target encoder sees the encoder's crop, or one of its own of the same image (MIM-JEPA)"
+    )
     flip: bool = Field(False, description="mirror half of the images (released code: off)")
     mean: tuple[float, ...] = Field(
         default_factory=_usual(0), description="subtracted from channels in [0, 1]; by default measured in the data"
@@ -77,6 +80,11 @@ class Images(Settings):
     @property
     def height_width(self) -> tuple[int, int]:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def views(self) -> int:
+        """Crops of each image: the encoder's, and the target encoder's if it has one of its own."""
+        return 2 if self.target_crop == "own" else 1
 
 
 @dataclass(frozen=True)

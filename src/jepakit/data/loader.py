@@ -50,7 +50,7 @@ class Batch:
 
     @property
     def images(self) -> Tensor:
-        """(B, C, H, W): the only view, or the first."""
+        """(B, C, H, W): the only view, or the encoder's."""
         return self.views[0]
 
 
@@ -58,8 +58,8 @@ class Batch:
 class Loader:
     """Batches of a source; whole batches only, each sample at most once an epoch.
 
-    batch_size is that of all processes together: process p of n has the p-th n-th of every part of it. views: how many
-    independent crops of each image. pin: buffers that CUDA copies from while it computes.
+    batch_size is that of all processes together: process p of n has the p-th n-th of every part of it.
+    pin: buffers that CUDA copies from while it computes.
     """
 
     source: Source
@@ -71,7 +71,6 @@ class Loader:
     parts: int = 1
     threads: int = 2
     read_timeout_seconds: float = 60.0
-    views: int = 1
     process: int = 0
     processes: int = 1
     pin: bool = False
@@ -109,7 +108,7 @@ class Loader:
         ids = np.concatenate([part[own] for part in parts])
         seconds = self.read_timeout_seconds
         self.source.soon(self._next(epoch, place * self.batch_size))
-        crops = [Crops.draw(self.images, ids, self.seed, epoch, view) for view in range(self.views)]
+        crops = [Crops.draw(self.images, ids, self.seed, epoch, view) for view in range(self.images.views)]
         buffers = [self._buffer(len(ids)) for _ in crops]
         deep: list[dict[int, Tensor]] = [{} for _ in crops]
         places = ids.copy()  # what each row reads at the moment: another sample where the first is bad
@@ -149,7 +148,7 @@ class Loader:
             for i, part in enumerate(parts)
         )
         images = tuple(_joined(buffer, others) for buffer, others in zip(buffers, deep, strict=True))
-        return Batch(step, epoch, images, tuple(self._turned(ids, epoch, view) for view in range(self.views)), masks)
+        return Batch(step, epoch, images, tuple(self._turned(ids, epoch, view) for view in range(self.images.views)), masks)
 
     def __call__(self, first: int, steps: int) -> Iterator[Batch]:
         """Batches from step `first` up to `steps`, made ahead of need."""

@@ -1,19 +1,29 @@
-"""What the settings leave to the data: mean and deviation of each channel, and the order that the storage wants."""
+"""What the settings leave to the data: shapes, mean and deviation of each channel, and the order that the storage wants."""
 
+import io
 import logging
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
+from PIL import Image
 
 from jepakit.data.crops import BandsError, Images, channels_of
-from jepakit.data.pixels import BadImageError, Pixels
+from jepakit.data.decode import FORMATS, decode
+from jepakit.data.pixels import BadImageError, Pixels, refuse_bomb
 from jepakit.data.sources import Blocks, Source, spread
 from jepakit.data.threads import each, within
+from jepakit.data.tiff import TIFF
 from jepakit.errors import UserError
+
+T = TypeVar("T")
 
 log = logging.getLogger("jepakit")
 SAMPLED = 1024  # images that are measured
+SIZED = 256  # images whose size is looked up
 PROBED = 8  # images looked at for their bands
 LEAST_DEVIATION = 1 / 255  # of a channel that never changes
 
@@ -74,28 +84,66 @@ def channel_statistics(
     Every image counts the same whatever its size, as it does in training. Images that cannot be read are left out: the
     loader will name them.
     """
-    ids = spread(source, SAMPLED)
-    moments = np.full((len(ids), 2, images.channels), np.nan)
 
-    def measure(row: int) -> NDArray[np.float64] | None:
-        try:
-            pixels = channels_of(source.read(int(ids[row]), images.max_pixels), images)
-        except BadImageError:
-            return None
+    def moments_of(index: int) -> NDArray[np.float64]:
+        pixels = channels_of(source.read(index, images.max_pixels), images)
         white = 255 if pixels.dtype == np.uint8 else 1
         flat = pixels.reshape(-1, pixels.shape[2])
         return np.stack([flat.mean(0, dtype=np.float64) / white, np.square(flat, dtype=np.float64).mean(0) / white**2])
 
-    def put(row: int, found: NDArray[np.float64] | None) -> None:
-        if found is not None:
-            moments[row] = found
-
-    late: set[int] = set()
-    source.wait(ids, seconds)
-    each(len(ids), lambda row: None if row in late else measure(row), put, threads=threads, seconds=seconds, late=late.add)
-    good = moments[~np.isnan(moments[:, 0, 0])]
-    if not len(good):
+    moments = _of_some(source, SAMPLED, moments_of, threads, seconds)
+    if not moments:
         raise UserError(f"no readable image with images.channels={images.channels} in {source.name}")
-    mean, square = good.mean(0)
+    mean, square = np.stack(moments).mean(0)
     deviation = np.sqrt(np.maximum(square - mean**2, LEAST_DEVIATION**2))
-    return tuple(mean.round(4).tolist()), tuple(deviation.round(4).tolist()), len(good)
+    return tuple(mean.round(4).tolist()), tuple(deviation.round(4).tolist()), len(moments)
+
+
+def shapes_of(source: Source, most_pixels: int, *, threads: int = 2, seconds: float = 60.0) -> NDArray[np.int64]:
+    """Height, width and bands of up to 256 images, by their headers where a header says it: (n, 3). EXIF turns nothing here.
+
+    Images that cannot be read are left out. Raises UserError where none can.
+    """
+    shapes = _of_some(source, SIZED, lambda index: _shape(source.raw(index), most_pixels), threads, seconds)
+    if not shapes:
+        raise UserError(f"no readable image in {source.name}")
+    return np.array(shapes)
+
+
+def _shape(raw: bytes | Pixels, most_pixels: int) -> tuple[int, ...]:
+    """Height, width and bands of what `decode` would give. Raises BadImageError."""
+    if not isinstance(raw, bytes):
+        return raw.shape
+    if raw[:4] in TIFF:
+        return decode(raw, most_pixels).shape
+    try:
+        if raw[:2] == b"\xff\xd8":
+            height, width, *_ = simplejpeg.decode_jpeg_header(raw)
+            bands = 3
+        else:
+            with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
+                (width, height), mode = image.size, image.mode
+            bands = 1 if mode in ("I", "F") or mode.startswith("I;16") else 3
+    except Exception as error:  # whatever a broken file provokes, as in decode
+        raise BadImageError(str(error)) from None
+    refuse_bomb(width, height, most_pixels)
+    return height, width, bands
+
+
+def _of_some(source: Source, count: int, look: Callable[[int], T], threads: int, seconds: float) -> list[T]:
+    """look(index) of up to so many samples, in their order; those that are bad, or come too late, are left out."""
+    ids, found, late = spread(source, count), dict[int, T](), set[int]()
+
+    def work(row: int) -> T | None:
+        try:
+            return None if row in late else look(int(ids[row]))
+        except BadImageError:
+            return None
+
+    def put(row: int, value: T | None) -> None:
+        if value is not None:
+            found[row] = value
+
+    source.wait(ids, seconds)
+    each(len(ids), work, put, threads=threads, seconds=seconds, late=late.add)
+    return [found[row] for row in sorted(found)]

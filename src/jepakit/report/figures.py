@@ -27,7 +27,13 @@ Floats = NDArray[np.float64]
 Series = Mapping[str, tuple[Floats, Floats]]  # steps and values of each logged name
 Pictures = Mapping[str, NDArray[Any]]  # the arrays of evaluation/pictures.npz
 
-TERMS = {"prediction": "Prediction loss", "sim": "Similarity term", "std": "Variance term", "cov": "Covariance term"}
+TERMS = {
+    "prediction": "Prediction loss",
+    "sim": "Similarity term",
+    "std": "Variance term",
+    "cov": "Covariance term",
+    "sigreg": "SIGReg term",
+}
 # Title, what the reader should know, and the logged names: the first drawn solid, the second dashed.
 PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("kNN accuracy", "Looks at the encoder on a few images; dashed, before training.", ("probe/knn",)),

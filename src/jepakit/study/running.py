@@ -1,0 +1,167 @@
+"""Cells as processes of their own, some at a time: `jepakit pretrain`, then `jepakit evaluate`, each as a user would type it.
+
+All state is in files. OUT/cells/NAME is a run's folder, NAME.log what its processes said, NAME.json its row, which is
+written when the cell is over: finished, pruned or failed. A cell without a row is taken up where it was stopped.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from jepakit.errors import UserError
+from jepakit.files import locked, save_json
+from jepakit.run import Run
+from jepakit.study.cells import Cell, words
+from jepakit.study.table import Row, row_of
+
+log = logging.getLogger("jepakit")
+POLL_SECONDS = 0.2
+STOPPED = (0, -signal.SIGTERM, -signal.SIGINT)  # exit codes of a process that did not come to its end, and did not fail
+Job = Generator[None, None, None]  # yields while it waits for a process
+Launch = Callable[[Sequence[str], Path, int], "subprocess.Popen[bytes]"]
+Prune = Callable[[Run], bool]  # asked again and again while a run goes on
+
+
+def launch(arguments: Sequence[str], said: Path, threads: int) -> "subprocess.Popen[bytes]":
+    """Start `jepakit ARGUMENTS`. In a session of its own, so that Ctrl-C reaches it once, by way of the study."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "jepakit", *arguments]
+    with said.open("ab") as file:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
+        )
+
+
+@dataclass
+class Runner:
+    """How the cells of one study are run. how: settings of `run`, its threads among them; evaluation: words for `evaluate`."""
+
+    out: Path
+    how: Mapping[str, Any]
+    evaluation: tuple[str, ...]
+    launch: Launch = launch
+    stopping: bool = False  # asked to end
+
+    def path(self, cell: Cell, ending: str = "") -> Path:
+        """The cell's run, or a file beside it."""
+        return self.out / "cells" / f"{cell.name}{ending}"
+
+    def row(self, cell: Cell) -> Row | None:
+        """What came of a cell that is over."""
+        path = self.path(cell, ".json")
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def job(self, cell: Cell, prune: Prune = lambda run: False) -> Job:
+        """Pretrain and evaluate, as far as that is not done; a row at the end, unless the study is stopped before."""
+        run, status = Run(self.path(cell)), ""
+        while _busy(run.path) and not self.stopping:  # a process that outlived a killed study
+            yield
+        if self.row(cell) or self.stopping:
+            return
+        code, cut = 0, False
+        if not run.finished:
+            code, cut = yield from self._process(cell, self._pretraining(cell), lambda: prune(run))
+            status = "pruned" if cut else "" if code in STOPPED else "failed"
+        if run.finished and not self.stopping:
+            code, _ = yield from self._process(cell, self._evaluating(cell), lambda: False)
+            status = "finished" if code == 0 else "" if code in STOPPED else "failed"
+        if status and not self.stopping:
+            said = _last_words(self.path(cell, ".log"), code) if status == "failed" else ""
+            save_json(self.path(cell, ".json"), row_of(cell, run, status, said))
+
+    def _process(
+        self, cell: Cell, arguments: Sequence[str], prune: Callable[[], bool]
+    ) -> Generator[None, None, tuple[int, bool]]:
+        """Run to the end, or to the study's; gives the exit status, and whether it was pruned."""
+        process, asked, cut = self.launch(arguments, self.path(cell, ".log"), self.how["threads"]), False, False
+        try:
+            while process.poll() is None:
+                if not asked:
+                    cut = prune()
+                    asked = cut or self.stopping
+                    if asked:
+                        process.terminate()
+                yield
+            return process.returncode, cut
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def _pretraining(self, cell: Cell) -> list[str]:
+        path = self.path(cell)
+        how = words({f"run.{key}": value for key, value in self.how.items()})
+        if (path / "checkpoints" / "latest").exists():
+            return ["pretrain", "--resume", str(path), *how]
+        start = ["pretrain", "--config", str(self.out / "base.yaml"), "--out", str(path), "--overwrite"]
+        return [*start, *how, *words(cell.change), f"seed={cell.seed}"]
+
+    def _evaluating(self, cell: Cell) -> list[str]:
+        return ["evaluate", str(self.path(cell)), *self.evaluation]
+
+
+def together(jobs: Iterable[Job], most: int, stopping: Callable[[], bool]) -> None:
+    """Run jobs side by side, each taken when there is room for it; once `stopping`, only those that were begun."""
+    waiting, live, over = iter(jobs), list[Job](), object()
+    try:
+        while True:
+            while len(live) < most and not stopping() and (job := next(waiting, None)):
+                live.append(job)
+            if not live:
+                return
+            live = [job for job in live if next(job, over) is not over]
+            time.sleep(POLL_SECONDS if live else 0)
+    finally:
+        for job in live:
+            job.close()  # kills what it started
+
+
+@contextmanager
+def signals(runner: Runner) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the study to stop, and it its processes; a second one stops all at once."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if runner.stopping:
+            raise KeyboardInterrupt
+        runner.stopping = True
+        log.warning("%s: the running cells are being saved", signal.Signals(number).name)
+
+    try:
+        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _busy(folder: Path) -> bool:
+    """Whether a process works on a run."""
+    if not folder.is_dir():
+        return False
+    try:
+        with locked(folder):
+            return False
+    except UserError:
+        return True
+
+
+def _last_words(said: Path, code: int) -> str:
+    """Why a process failed: its sentence to the user, else the last line it said."""
+    lines = [line for line in said.read_text(errors="replace").splitlines() if line.strip()] if said.is_file() else []
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}"
+    return lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
