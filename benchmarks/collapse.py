@@ -34,14 +34,15 @@ from jepakit.train import Training
 
 DOCS = Path(__file__).parents[1] / "docs"
 NO_EMA = "optim.momentum=0 optim.final_momentum=0"
+VICREG = "regularizer.weight=0.04"  # as the demo's was when the thresholds were found; its depth was 6
 CASES = {  # name: method, settings beside the demo's
-    "C-JEPA (the demo)": ("c_jepa", ""),
-    "EC-C-JEPA": ("ec_c_jepa", ""),
+    "C-JEPA": ("c_jepa", VICREG),
+    "EC-C-JEPA": ("ec_c_jepa", VICREG),
     "I-JEPA": ("ijepa", ""),
     "no average": ("ijepa", NO_EMA),
     "no average, no stop-gradient": ("ijepa", NO_EMA),
     "tiny contexts": ("ijepa", "masking.min_keep=1 masking.target_scale=[.4,.6] masking.context_scale=[.02,.05]"),
-    "position-only images": ("c_jepa", "images.crop_scale=[1,1] images.crop_aspect=[1,1]"),
+    "position-only images": ("c_jepa", f"{VICREG} images.crop_scale=[1,1] images.crop_aspect=[1,1]"),
 }
 SIGNS = ("target_std", "effective_rank", "position_share", "own_cosine", "other_cosine")
 
@@ -56,7 +57,9 @@ class NoStop(JEPA):
 def one(name: str, steps: int) -> dict[str, Any]:
     """Train a case; its signs each ten steps, kNN at looks, and the doctor's alarms."""
     method, words = CASES[name]
-    chosen = settings("demo", None, {}, method_layer(method), overrides([*words.split(), f"optim.steps={steps}"]))
+    chosen = settings(
+        "demo", None, {}, method_layer(method), overrides([*words.split(), "encoder.depth=6", f"optim.steps={steps}"])
+    )
     source: Source = ArraySource("one image", same_place(), None) if name == "position-only images" else EmojiSource()
     training = Training.prepare(chosen, source)
     if name == "no average, no stop-gradient":

@@ -42,7 +42,9 @@ PROTOCOL: dict[str, list[str]] = {
     "emoji": [],
     "textures": ["linear.layers=[last]", "linear.heads=[bn]", "linear.weight_decay=[0]"],
 }
-SHAPE = {"emoji": [], "textures": ["images.size=64", "encoder.patch_size=8"]}
+# The demo as it was when the rows were made: all methods alike, and what came of them led to the demo as it is now.
+SHAPE = {"emoji": ["encoder.depth=6"], "textures": ["encoder.depth=6", "images.size=64", "encoder.patch_size=8"]}
+VICREG = ["regularizer.weight=0.04"]
 
 
 def one(kind: str, method: str, seed: int, steps: int, folder: Path, textures: Path) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def one(kind: str, method: str, seed: int, steps: int, folder: Path, textures: P
     out = folder / f"{kind}-{method}-{seed}-{steps}"
     data = "emoji" if kind == "emoji" else str(textures / "left")
     begun = (out / "checkpoints" / "latest").exists()
-    settings = [f"seed={seed}", f"optim.steps={steps}", *SHAPE[kind]]
+    settings = [f"seed={seed}", f"optim.steps={steps}", *SHAPE[kind], *(VICREG if METHODS[method]["regularizer"] else [])]
     run = Run.open(out) if begun else None
     if run is None or not run.finished:
         new = {"data": data, "out": out, "recipe": "demo", "method": method, "set": settings, "overwrite": True}

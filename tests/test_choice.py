@@ -52,7 +52,7 @@ def test_a_cpu_takes_64_px_the_demos_encoder_and_600_000_images() -> None:
         "images.size": 64,
         "encoder.patch_size": 8,
         "encoder.width": 128,
-        "encoder.depth": 6,
+        "encoder.depth": 4,
         "encoder.heads": 4,
         "predictor.width": 64,
         "predictor.depth": 2,

@@ -48,8 +48,8 @@ def _has_varlen(x: Tensor) -> bool:
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    if valid is not None:
-        scores = scores.masked_fill(~valid, float("-inf"))
+    if valid is not None:  # added in place: masked_fill would copy the scores, and their gradient, which is 0 there anyway
+        scores += torch.zeros_like(valid, dtype=scores.dtype).masked_fill_(~valid, float("-inf"))
     out: Tensor = scores.softmax(-1) @ v
     return out
 

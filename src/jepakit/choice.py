@@ -31,7 +31,7 @@ def _vit(size: str, predictor_width: int, predictor_depth: int) -> Values:
 SIZES = (32, 48, 64, 96, 128)  # pixels: the largest that is no larger than the images
 LARGEST = {"cpu": 64, "cuda": 128}
 GRIDS = ((0, 8), (96, 12), (128, 16))  # pixels, patches on a side
-DEMO = {"encoder.width": 128, "encoder.depth": 6, "encoder.heads": 4, "predictor.width": 64, "predictor.depth": 2}
+DEMO = {"encoder.width": 128, "encoder.depth": 4, "encoder.heads": 4, "predictor.width": 64, "predictor.depth": 2}
 TINY, SMALL, BASE = _vit("tiny", 96, 4), _vit("small", 192, 4), _vit("base", 384, 6)  # predictors half as wide
 ENCODERS = {"cpu": ((0, DEMO), (100_000, TINY)), "cuda": ((0, TINY), (50_000, SMALL), (500_000, BASE))}  # images
 BATCHES = {"cpu": ((0, 64), (20_000, 128)), "cuda": ((0, 64), (20_000, 128), (50_000, 256))}  # images

@@ -166,6 +166,8 @@ def recipes(name: Annotated[str | None, typer.Argument(help="One recipe: all its
     print(f"{name}: {recipe(name).about}")
     for key, value, source in table(name):
         print(f"{key:31} {value:27} {source}")
+    for line in recipe(name).reached:
+        print(line)
 
 
 @app.command()

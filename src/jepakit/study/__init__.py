@@ -48,6 +48,8 @@ SMOKE = [
     *("optim.batch_size=32", "optim.warmup_steps=2", "run.log_every_steps=1", "run.probe_images=60"),
 ]
 SMOKE_EVALUATION = ["images_limit=300", "linear.epochs=2"]
+# One linear head instead of six: what is compared is cells, and there are many
+EVALUATION = ["linear.layers=[last]", "linear.heads=[bn]", "linear.weight_decay=[0]"]
 LOOKS = 8  # at the encoder in a run, or one a pass
 
 
@@ -81,7 +83,7 @@ def study(
     turned = chosen(every, levers)
     cells = grid(base, turned, seeds)[: 3 if smoke else None] if turned else []
     source = open_source(str(config.data), labels)
-    evaluation = [*_tasks(source, labels), *(SMOKE_EVALUATION if smoke else [])]
+    evaluation = [*_tasks(source, labels), *EVALUATION, *(SMOKE_EVALUATION if smoke else [])]
     most = processes or (1 if device_of(config.run.device).type == "cuda" else cores())
     runner = Runner(out, _how(config, base.get("run", {}), len(source), most), tuple(evaluation))
     with _claimed(out, {"study": name, "base": base, "evaluation": evaluation}):
