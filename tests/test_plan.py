@@ -247,7 +247,7 @@ def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_plan_says_what_a_run_takes_and_writes_nothing(nowhere: Path) -> None:
-    one = jepakit.plan("demo", device="pocket", encoder={"depth": 2})
+    one = jepakit.plan("demo", device="pocket", encoder={"depth": 2}, optim={"epochs": 4})
     two = jepakit.plan("demo", device="Pocket", devices=2, encoder={"depth": 2}, optim={"epochs": 8})
     assert one.speed and two.speed and one.speed.images and one.speed.hours
     rate = 0.4 * 10e12 / one.flops.total

@@ -299,7 +299,7 @@ def test_a_method_with_it_has_no_name_of_the_family() -> None:
     for words in ([], ["conditioning.encoder=true"]):
         config = settings("demo", None, overrides(["regularizer.kind=sigreg", *words]))
         assert config.method is None and name_of(config) is None
-    over_a_file = settings("demo", None, {"regularizer": {"kind": "sigreg"}}, {"regularizer": {"kind": "vicreg"}})
+    over_a_file = settings("demo", "c_jepa", {"regularizer": {"kind": "sigreg"}}, {"regularizer": {"kind": "vicreg"}})
     assert over_a_file.method == "c_jepa"
 
 
