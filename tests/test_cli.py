@@ -219,7 +219,9 @@ def test_the_eleven_recipes_are_there_and_the_papers_keep_the_released_masks() -
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_recipe_prints_every_value_with_its_source(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["recipes", name])
-    lines = capsys.readouterr().out.splitlines()[1:]
+    about, lines = RECIPES[name].reached, capsys.readouterr().out.splitlines()
+    assert tuple(lines[1 : 1 + len(about)]) == about
+    lines = lines[1 + len(about) :]
     config = settings(name, None).model_dump()
     printed = {}
     for line in lines:

@@ -163,11 +163,9 @@ def recipes(name: Annotated[str | None, typer.Argument(help="One recipe: all its
         for each, chosen in RECIPES.items():
             print(f"{each:20}{chosen.about}")
         return
-    print(f"{name}: {recipe(name).about}")
+    print("\n".join([f"{name}: {recipe(name).about}", *recipe(name).reached]))
     for key, value, source in table(name):
         print(f"{key:31} {value:27} {source}")
-    for line in recipe(name).reached:
-        print(line)
 
 
 @app.command()

@@ -5,13 +5,10 @@ All that varies is a function of the step, so a checkpoint is weights, optimiser
 
 import logging
 import math
-import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from types import FrameType
 from typing import Any
 
 import torch
@@ -35,6 +32,7 @@ from jepakit.logs import summary_writer
 from jepakit.model import JEPA, Output
 from jepakit.optim import Now, Schedule, gradient_norm, optimizer, set_now
 from jepakit.run import Run
+from jepakit.stopping import signals
 from jepakit.watch import watch
 from jepakit.weights import jepa_of
 
@@ -172,7 +170,7 @@ class Training:
         total, settings_, warmup = self.schedule.steps, self.config.run, self.schedule.warmup
         saved, again = True, f"jepakit pretrain --resume {quote(str(run.path))}"
         online = Online.prepare(self.config, self.loader.source, self.loader.steps_per_epoch)
-        with _signals(self), watch(run, self.config, online, total, warmup, self.step) as watching:
+        with signals(self._ask_to_stop), watch(run, self.config, online, total, warmup, self.step) as watching:
             if watching.fresh:
                 watching.start(self.jepa if not self.step else jepa_of(self.config).to(self.device), self.dtype)
             for batch in self._batches(run):
@@ -219,6 +217,10 @@ class Training:
         self.adamw.step()
         self.jepa.update_target_encoder(now.momentum)
         return out, norm
+
+    def _ask_to_stop(self, by: str) -> None:
+        self.stop = True
+        log.warning("%s: saving after this step", by)
 
     def _batches(self, run: Run) -> Iterator[Batch]:
         """The batches still to come. Where they cannot be made (too many bad images, no answer), what was learnt is saved."""
@@ -274,25 +276,3 @@ class Training:
         self.loader.bad = {int(k): v for k, v in found.state["bad"].items()}
         self.loader.look_again()
         self.step = int(found.state["step"])
-
-
-@contextmanager
-def _signals(training: Training) -> Iterator[None]:
-    """SIGINT and SIGTERM ask for a stop after the step; a second one stops at once."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if training.stop:
-            raise KeyboardInterrupt
-        training.stop = True
-        log.warning("%s: saving after this step", signal.Signals(number).name)
-
-    try:
-        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -23,10 +23,11 @@ from jepakit.files import locked, whole
 from jepakit.optim import Schedule
 from jepakit.progress import progress
 from jepakit.run import Run
+from jepakit.stopping import signals
 from jepakit.study import small_data
 from jepakit.study.cells import BASE, Cell, Lever, chosen, configuration, grid, turning
 from jepakit.study.curves import save_curves
-from jepakit.study.running import Job, Runner, signals, together
+from jepakit.study.running import Job, Runner, together
 from jepakit.study.search import Search
 from jepakit.study.table import Row, save_table
 
@@ -89,7 +90,7 @@ def study(
     with _claimed(out, {"study": name, "base": base, "evaluation": evaluation}):
         search = Search.open(runner, base, turned or every, cells, trials) if trials else None
         save = partial(_save, out, name, base, [BASE, *(lever.name for lever in every)])
-        with signals(runner):
+        with signals(runner.stop):
             _go(runner, cells, search, most, save)
         rows = save()
         save_curves(out / "curves.png", rows, [Run(out / "cells" / row["run"]).metrics() for row in rows])

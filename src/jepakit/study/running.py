@@ -11,11 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from jepakit.errors import UserError
@@ -51,6 +49,11 @@ class Runner:
     evaluation: tuple[str, ...]
     launch: Launch = launch
     stopping: bool = False  # asked to end
+
+    def stop(self, by: str) -> None:
+        """Ask it to end, and its processes."""
+        self.stopping = True
+        log.warning("%s: the running cells are being saved", by)
 
     def path(self, cell: Cell, ending: str = "") -> Path:
         """The cell's run, or a file beside it."""
@@ -124,28 +127,6 @@ def together(jobs: Iterable[Job], most: int, stopping: Callable[[], bool]) -> No
     finally:
         for job in live:
             job.close()  # kills what it started
-
-
-@contextmanager
-def signals(runner: Runner) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the study to stop, and it its processes; a second one stops all at once."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if runner.stopping:
-            raise KeyboardInterrupt
-        runner.stopping = True
-        log.warning("%s: the running cells are being saved", signal.Signals(number).name)
-
-    try:
-        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _busy(folder: Path) -> bool:
