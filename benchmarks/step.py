@@ -381,9 +381,13 @@ def resident(key: str) -> float:
     return int(status[key].split()[0]) * 1024 / 1e6
 
 
-def masks_cost(rounds: int, batch: int = 128, batches: int = 10) -> list[Row]:
-    """CPU microseconds an image of mask sampling on 14x14, one thread."""
+def masks_cost(rounds: int, sizes: tuple[int, ...] = (128, 512), batches: int = 10) -> list[Row]:
+    """CPU microseconds an image of mask sampling on 14x14, one thread, for each size of batch."""
     torch.set_num_threads(1)
+    return [row for batch in sizes for row in _masks_cost(rounds, batch, batches)]
+
+
+def _masks_cost(rounds: int, batch: int, batches: int) -> list[Row]:
     grid, released, ids = (14, 14), MultiBlock(compat="released"), np.arange(batch)
     laws: dict[str, Callable[[int], object]] = {
         "plain collator": lambda step: collate(released, grid, batch, step),
@@ -398,7 +402,9 @@ def masks_cost(rounds: int, batch: int = 128, batches: int = 10) -> list[Row]:
     rows = []
     for name, own in found.items():
         faster = statistics.median(b / o for b, o in list(zip(found["plain collator"], own, strict=True))[1:])
-        rows.append({"way": name, "cpu_us_an_image": round(statistics.median(own[1:]), 2), "faster": round(faster, 2)})
+        rows.append(
+            {"way": name, "batch": batch, "cpu_us_an_image": round(statistics.median(own[1:]), 2), "faster": round(faster, 2)}
+        )
     return rows
 
 

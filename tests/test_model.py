@@ -557,3 +557,40 @@ def test_recomputed_blocks_have_the_same_gradients_and_keep_little() -> None:
     for (name, a), (_, b) in zip(jepa.named_parameters(), twin.named_parameters(), strict=True):
         assert (a.grad is None) == (b.grad is None), name
         assert a.grad is None or torch.equal(a.grad, b.grad), name
+
+
+@pytest.mark.parametrize("parts", DRAW_PARTS, ids=["plain", "ec"])
+def test_blocks_of_fixed_rows_see_one_shape_and_give_the_same_numbers(parts: dict[str, Any]) -> None:
+    grid, count = (8, 8), 16
+    model = build(grid, **parts, regularizer={"tensor": "context_pooled", "projector": ()})
+    fixed = copy.deepcopy(model)
+    masks = [model.method.masking.sample(grid, np.arange(count), seed=0, epoch=i) for i in range(20)]
+    fixed.fix_rows(masks)
+    shapes: dict[int, set[int]] = {}
+    for block in (b for part in (fixed.encoder.blocks, fixed.predictor.predictor_blocks[:-1]) for b in part):
+        block.register_forward_hook(lambda m, inputs, out: shapes.setdefault(id(m), set()).add(len(inputs[0])))
+    images = pictures(count, grid)
+    for own in masks[:5]:
+        outputs = []
+        for jepa in (model, fixed):
+            jepa.zero_grad()
+            out = jepa(images, own)
+            out.loss.backward()
+            outputs.append([out.loss, out.context, out.predictions, out.targets, out.features])
+        for ours, plain in zip(*outputs, strict=True):
+            torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-11)
+        for (name, a), (_, b) in zip(model.trained_parameters(), fixed.trained_parameters(), strict=True):
+            assert a.grad is not None and b.grad is not None, name
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-11, msg=name)
+    assert len(shapes) == 3 and all(len(rows) == 1 for rows in shapes.values())
+    told = 8 * count if parts["conditioning"] is not None else 0  # two tokens for each of four targets
+    rows = fixed.encoder.row_unit
+    assert rows and rows % 8 == 0 and rows < 1.35 * (np.mean([len(m.context) for m in masks]) + told)  # of 16 images only
+
+
+def test_a_batch_larger_than_the_fixed_rows_is_still_right() -> None:
+    model = build()
+    images, masks = pictures(3), Masks.from_indices(CONTEXT, TARGETS)
+    plain = model(images, masks)
+    model.encoder.row_unit, model.predictor.row_unit = 8, 16
+    torch.testing.assert_close(model(images, masks).predictions, plain.predictions, rtol=1e-11, atol=1e-11)

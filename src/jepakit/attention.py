@@ -13,7 +13,9 @@ from jepakit.layout import Layout
 # A compiled block is what stands around attention: lengths are the host's, and the kernels are made already.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def attention(qkv: Tensor, layout: Layout) -> Tensor:
-    """Softmax attention of each token over the tokens of its own sequence: (S, 3, H, d) -> (S, H * d)."""
+    """Softmax attention of each token over the tokens of its own sequence: (S, 3, H, d) -> (S, H * d); 0 in spare rows."""
+    if layout.spare:
+        return layout.fill(attention(qkv[: layout.used], layout.without_spare))
     if _has_varlen(qkv):
         q, k, v = qkv.unbind(1)
         return _varlen(q, k, v, layout, layout)
@@ -24,6 +26,8 @@ def attention(qkv: Tensor, layout: Layout) -> Tensor:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def attention_of(q: Tensor, kv: Tensor, queries: Layout, layout: Layout) -> Tensor:
     """The same for some tokens of each sequence only: q (S', H, d), laid out by `queries`, and kv (S, 2, H, d) -> (S', H * d)."""
+    if layout.spare:
+        kv, layout = kv[: layout.used], layout.without_spare
     if _has_varlen(q):
         k, v = kv.unbind(1)
         return _varlen(q, k, v, queries, layout)

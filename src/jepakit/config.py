@@ -22,6 +22,9 @@ class RunSettings(Settings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes in it")
     compile: bool = Field(False, description="compile the blocks (worth it on CUDA)")
+    fixed_rows: bool = Field(
+        False, description="with compile: pad packed batches to one number of rows, so that CUDA replays graphs of the blocks"
+    )
     recompute: bool = Field(False, description="keep no activations inside blocks, compute them again in the backward pass")
     threads: int | None = Field(None, ge=1, description="CPU threads of the model; none: all cores")
     loader_threads: int = Field(2, ge=1, description="threads that decode images")
@@ -32,6 +35,12 @@ class RunSettings(Settings):
     probe_images: int = Field(512, ge=0, description="images of the look at the encoder during the run: kNN or RankMe; 0: none")
     probe_every_epochs: int | None = Field(None, ge=1, description="passes between looks; none: under 3 % of the run's work")
     tensorboard: bool = Field(False, description="write tensorboard/ too (extra 'tensorboard')")
+
+    @model_validator(mode="after")
+    def _compiled(self) -> "RunSettings":
+        if self.fixed_rows and not self.compile:
+            raise ValueError("fixed_rows is for compiled blocks; set run.compile=true too")
+        return self
 
 
 class Config(Method):

@@ -4,12 +4,13 @@ Sequences of different lengths are stored one after the other as rows of one (S,
 begins. Everything but attention is then a plain 2-D operation without padding. S packed tokens, D width.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,20 +33,45 @@ class Layout:
     """Lengths (n,) of the packed sequences, on the host; what attention needs of them lives on `device`.
 
     room: rows that each sequence takes, the last of them empty where it is shorter; none: as many as it has tokens.
+    unit: all rows are a multiple of it, the last of them in no sequence; none: there are none such.
     """
 
     lengths: Indices
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     room: int | None = None
+    unit: int | None = None
 
     @cached_property
     def max_length(self) -> int:
         return self.room or int(self.lengths.max())
 
     @cached_property
-    def rows(self) -> int:
-        """S, empty rows among them."""
+    def used(self) -> int:
+        """S, empty rows of sequences among them."""
         return len(self.lengths) * self.room if self.room else int(self.lengths.sum())
+
+    @cached_property
+    def spare(self) -> int:
+        """Rows behind the last sequence."""
+        return -self.used % self.unit if self.unit else 0
+
+    @cached_property
+    def rows(self) -> int:
+        """All rows."""
+        return self.used + self.spare
+
+    @cached_property
+    def without_spare(self) -> "Layout":
+        """The same sequences, and no row behind them."""
+        return replace(self, unit=None)
+
+    def in_units(self, unit: int | None) -> "Layout":
+        """The same sequences, all rows a multiple of `unit`."""
+        return replace(self, unit=unit) if unit else self
+
+    def fill(self, x: Tensor) -> Tensor:
+        """(S, ...) -> (rows, ...), zeros in the spare rows."""
+        return F.pad(x, (0, 0) * (x.ndim - 1) + (0, self.spare)) if self.spare else x
 
     @cached_property
     def full(self) -> bool:
@@ -152,12 +178,18 @@ class Joint:
 
 
 def joint(
-    a_lengths: Indices, b_lengths: Indices, device: torch.device, a_of_b: Indices | None = None, *, room: int | None = None
+    a_lengths: Indices,
+    b_lengths: Indices,
+    device: torch.device,
+    a_of_b: Indices | None = None,
+    *,
+    room: int | None = None,
+    unit: int | None = None,
 ) -> Joint:
-    """How a and b join: sequence i holds a's sequence a_of_b[i] (i if not given), then b's sequence i; `room` as a Layout's."""
+    """How a and b join: sequence i holds a's sequence a_of_b[i] (i if not given), then b's; `room` and `unit` as a Layout's."""
     chosen = np.arange(len(b_lengths)) if a_of_b is None else a_of_b
     a_taken = a_lengths[chosen]
-    layout = Layout(a_taken + b_lengths, device, room)
+    layout = Layout(a_taken + b_lengths, device, room, unit)
     first = np.arange(len(layout.lengths)) * room if room else starts(layout.lengths)
 
     def send(index: Indices) -> Tensor:

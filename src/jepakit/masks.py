@@ -7,6 +7,7 @@ B images, R draws (one sampling of masks), M target blocks of a draw, N patches.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -126,7 +127,7 @@ class _Law(Settings):
         key = rng.keys(seed, "masks", epoch, ids[image_of_draw], np.tile(np.arange(self.draws), len(ids)))
         context, targets = self.try_grids(grid, key)
         for attempt in range(1, MAX_TRIES):
-            small = np.nonzero((context.sum(-1) < self.min_keep).any(-1))[0]
+            small = np.nonzero((context.view(np.uint8).sum(-1, dtype=np.uint32) < self.min_keep).any(-1))[0]  # bool is slow
             if not len(small):
                 break
             context[small], targets[small] = self.try_grids(grid, rng.keys(attempt, "retry", key[small].view(np.int64)))
@@ -260,9 +261,10 @@ Masking = Annotated[MultiBlock | Quadrants | SingleBlock | RandomPatches, Field(
 
 
 def _packed(grids: Grids) -> tuple[Indices, Indices]:
-    """Where rows (n, N) are true, row after row, and how often each is. (nonzero of two axes takes five times as long.)"""
-    lengths = grids.sum(-1)
-    return np.flatnonzero(grids) - np.repeat(np.arange(len(grids)) * grids.shape[-1], lengths), lengths
+    """Where rows (n, N) are true, row after row, and how often each is. (Much faster than nonzero and sum of two axes.)"""
+    flat, first = np.flatnonzero(grids), np.arange(len(grids) + 1) * grids.shape[-1]
+    lengths = np.diff(np.searchsorted(flat, first))
+    return flat - np.repeat(first[:-1], lengths), lengths
 
 
 def _require_ranges(law: _Law, *names: str) -> None:
@@ -287,15 +289,20 @@ def _between(u: NDArray[np.float64], span: tuple[float, float]) -> NDArray[np.fl
 
 
 def _whole(size: NDArray[np.float64], most: int) -> Indices:
-    return np.clip(np.rint(size), 1, most).astype(np.int64)
+    return np.minimum(np.maximum(np.rint(size), 1), most).astype(np.int64)  # clip takes three times as long on few numbers
 
 
 def _blocks(grid: tuple[int, int], size: tuple[Indices, Indices], places: NDArray[np.float64]) -> Grids:
     """Rectangles of a size (R,), (R,) at places (R, n, 2) in [0, 1), every position of the grid alike: (R, n, N)."""
-    inside = np.ones((*places.shape[:2], grid[0] * grid[1]), bool)
-    narrow = np.min_scalar_type(max(grid))  # of bytes, most often: half of the time goes into moving them
+    bands = []
     for axis, (length, extent) in enumerate(zip(size, grid, strict=True)):
-        first = (places[..., axis] * (extent - length + 1)[:, None]).astype(narrow)
-        behind = np.indices(grid, narrow)[axis].ravel() - first[..., None]  # before the first it wraps around, beyond any length
-        inside &= behind < length[:, None, None].astype(narrow)
-    return inside
+        first = (places[..., axis] * (extent - length + 1)[:, None]).astype(np.int64)
+        before, to_end = (_below(grid, axis).take(end, 0) for end in (first, first + length[:, None]))
+        bands.append(np.bitwise_xor(before, to_end, out=to_end))  # what lies before the first lies before the end, too
+    return np.bitwise_and(bands[0], bands[1], out=bands[0])
+
+
+@lru_cache(maxsize=8)
+def _below(grid: tuple[int, int], axis: int) -> Grids:
+    """Row k: the patches whose row (axis 0) or column (axis 1) is below k, for k from 0 to all: (rows + 1, N)."""
+    return np.indices(grid)[axis].ravel() < np.arange(grid[axis] + 1)[:, None]  # type: ignore[no-any-return]

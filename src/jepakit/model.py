@@ -3,11 +3,13 @@
 B images, N patches, S packed tokens, R draws, D encoder width.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,11 +116,31 @@ class JEPA(nn.Module):
         features = full_precision(full).unflatten(0, (-1, n)).mean(1)
         return targets, features if len(features) == masks.images else features[masks.first_draws]
 
+    def fix_rows(self, batches: Sequence[Masks]) -> None:
+        """Have blocks see the same number of rows at every step: as many as nearly all batches such as these fit into.
+
+        A larger batch takes a multiple of it. Rows beyond the tokens are in no sequence, and nothing of them comes out.
+        """
+        context, whole, predictor = [], [], []
+        n, told = self.grid[0] * self.grid[1], self.method.conditioning
+        for masks in batches:
+            of = (masks, self.encoder.positions, self.grid)
+            context.append(masks.context_lengths.sum() + (told.for_encoder(*of)[1].sum() if told and told.encoder else 0))
+            if told and told.target_encoder:  # else all of its sequences are whole images
+                whole.append(len(masks.context_lengths) * n + told.for_target_encoder(*of)[1].sum())
+            predictor.append((masks.context_lengths[masks.draw_of_block] + masks.target_lengths).sum())
+        parts = (self.encoder, context), (self.target_encoder, whole), (self.predictor, predictor)
+        for part, rows in parts:
+            part.row_unit = _most_rows(rows) if rows else None
+
     def compile_blocks(self) -> None:
-        """Compile what stands around attention in each block, once for sequences of all lengths (torch.compile)."""
+        """Compile what stands around attention in each block (torch.compile): once for sequences of all lengths or, where
+        rows are fixed, for that one shape, which on CUDA becomes CUDA graphs."""
+        how: dict[str, Any] = {"dynamic": False, "mode": "reduce-overhead"} if self.predictor.row_unit else {"dynamic": True}
         for block in (*self.encoder.blocks, *self.target_encoder.blocks, *self.predictor.predictor_blocks):
-            block.compile(dynamic=True)
-            block.of_rows = torch.compile(block.of_rows, dynamic=True)  # type: ignore[assignment]  # lazily: only the last is used so
+            block.compile(**how)
+            # lazily, as only the last is used so, and its targets are as many as they are
+            block.of_rows = torch.compile(block.of_rows, dynamic=True)  # type: ignore[assignment]
 
     def recompute_blocks(self) -> None:
         """Keep the input of each block only, and compute the rest again in the backward pass: the same numbers, less memory."""
@@ -154,6 +176,11 @@ def conditioned(encoder: ViT, tokens: Tensor, lengths: Indices, extra: Tensor, c
     """The encoder on sequences with conditioning tokens behind them, whose outputs are dropped: (S, D) -> (S, D)."""
     sequences = joint(lengths, counts, tokens.device, room=room_of(lengths + counts, tokens.device))
     return take(encoder(sequences.join(tokens, extra.to(tokens.dtype)), sequences.layout), sequences.a_rows)
+
+
+def _most_rows(rows: Sequence[int]) -> int:
+    """Mean and four deviations, in eights (for the multiplication units of devices)."""
+    return 8 * math.ceil((np.mean(rows) + 4 * np.std(rows)) / 8)
 
 
 def _patch_rows(image: Indices, lengths: Indices, index: Indices, grid: tuple[int, int]) -> Tensor:

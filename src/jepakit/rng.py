@@ -15,25 +15,22 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    with np.errstate(over="ignore"):
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)  # arrays wrap around in silence
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
 def keys(seed: int, stream: str, *parts: int | NDArray[np.int64]) -> NDArray[np.uint64]:
     """64-bit keys of a stream; integer parts (epoch, sample ids (B,)) are folded in one after the other."""
     key = _mix(np.atleast_1d(np.uint64(seed & 0xFFFFFFFFFFFFFFFF) ^ (np.uint64(zlib.crc32(stream.encode())) << np.uint64(32))))
-    with np.errstate(over="ignore"):
-        for part in parts:
-            key = _mix((key ^ np.asarray(part).astype(np.uint64)) + _GOLDEN)
+    for part in parts:
+        key = _mix((key ^ np.asarray(part).astype(np.uint64)) + _GOLDEN)
     return key
 
 
 def uniform(key: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
     """The first `count` numbers of each key, uniform in [0, 1): (B,) -> (B, count)."""
-    with np.errstate(over="ignore"):
-        bits = _mix(key[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
+    bits = _mix(key[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

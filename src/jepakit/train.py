@@ -7,10 +7,12 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -37,6 +39,7 @@ from jepakit.watch import watch
 from jepakit.weights import jepa_of
 
 log = logging.getLogger("jepakit")
+ROWS_FROM = 64  # batches of masks by which fixed rows are chosen
 
 
 def pretrain(
@@ -156,6 +159,10 @@ class Training:
         jepa = jepa_of(config).to(device)
         if config.run.recompute:
             jepa.recompute_blocks()
+        if config.run.fixed_rows:
+            at_a_time = np.arange(o.batch_size // o.accumulate)
+            law = partial(config.masking.sample, config.grid, at_a_time, seed=config.seed)
+            jepa.fix_rows([law(epoch=i, step=i) for i in range(ROWS_FROM)])
         if config.run.compile:
             jepa.compile_blocks()
         if config.run.tensorboard:
@@ -204,6 +211,8 @@ class Training:
         """One update: forward, backward, AdamW, average of the target encoder. The output is that of the last part."""
         set_now(self.adamw, now)
         self.adamw.zero_grad(set_to_none=True)
+        if self.config.run.fixed_rows:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs left may be overwritten
         parts = len(batch.masks)
         views = [mirrored(v.to(self.device, non_blocking=True), m) for v, m in zip(batch.views, batch.mirrored, strict=True)]
         for masks, *shown in zip(batch.masks, *(view.chunk(parts) for view in views), strict=True):

@@ -149,6 +149,7 @@ class ViT(nn.Module):
     """Patches to features, any subset of the patches of each image at a time."""
 
     positions: Tensor
+    row_unit: int | None = None  # blocks see a multiple of so many rows (JEPA.fix_rows)
 
     def __init__(self, config: ViTConfig, grid: tuple[int, int], channels: int = 3) -> None:
         super().__init__()
@@ -169,11 +170,12 @@ class ViT(nn.Module):
 
     def layers(self, tokens: Tensor, layout: Layout, last: int) -> list[Tensor]:
         """What leaves the `last` blocks, (S, D) each, through the last norm, as VISSL takes layers for probes."""
-        kept = []
+        kept, layout = [], layout.in_units(self.row_unit)
+        tokens = layout.fill(tokens)
         for depth, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, layout)
             if depth > len(self.blocks) - last:
-                kept.append(self.norm(tokens))
+                kept.append(self.norm(tokens[: layout.used]))
         return kept
 
 
