@@ -1,6 +1,6 @@
 """Every method beside every baseline, three seeds: kNN, linear, RankMe and LiDAR on the emoji and on textures.
 
-    python benchmarks/quality.py                     # both sets, 30 runs: two hours or so on two cores
+    python benchmarks/quality.py                     # both sets, 30 runs: three hours or so on two cores
     python benchmarks/quality.py --supervised        # an encoder trained on ImageNet, too (benchmarks/supervised.py)
     python benchmarks/quality.py --sets emoji --methods c_jepa --seeds 1
     python benchmarks/quality.py --smoke             # seconds: that it runs
@@ -26,6 +26,7 @@ from supervised import NAME as SUPERVISED
 from supervised import supervised
 from textures import prepare
 
+from jepakit.choice import DEMO
 from jepakit.data.opening import open_source
 from jepakit.evaluation import evaluate
 from jepakit.evaluation.tasks import settings_of
@@ -42,9 +43,15 @@ PROTOCOL: dict[str, list[str]] = {
     "emoji": [],
     "textures": ["linear.layers=[last]", "linear.heads=[bn]", "linear.weight_decay=[0]"],
 }
-# The demo as it was when the rows were made: all methods alike, and what came of them led to the demo as it is now.
-SHAPE = {"emoji": ["encoder.depth=6"], "textures": ["encoder.depth=6", "images.size=64", "encoder.patch_size=8"]}
-VICREG = ["regularizer.weight=0.04"]
+# Emoji: the demo as it was when the rows were made: all methods alike, and what came of them led to the demo as it is now.
+# Textures: the recipe for small sets, with the demo's encoder, and crops of about the probe's scale of the whole half.
+RECIPE = {"emoji": "demo", "textures": "small"}
+STEPS = {"emoji": 300, "textures": 1500}
+SHAPE = {
+    "emoji": ["encoder.depth=6"],
+    "textures": [*(f"{key}={value}" for key, value in DEMO.items()), "images.crop_scale=[0.06,0.25]"],
+}
+VICREG = {"emoji": ["regularizer.weight=0.04"], "textures": []}
 
 
 def one(kind: str, method: str, seed: int, steps: int, folder: Path, textures: Path) -> dict[str, Any]:
@@ -52,10 +59,10 @@ def one(kind: str, method: str, seed: int, steps: int, folder: Path, textures: P
     out = folder / f"{kind}-{method}-{seed}-{steps}"
     data = "emoji" if kind == "emoji" else str(textures / "left")
     begun = (out / "checkpoints" / "latest").exists()
-    settings = [f"seed={seed}", f"optim.steps={steps}", *SHAPE[kind], *(VICREG if METHODS[method]["regularizer"] else [])]
+    settings = [f"seed={seed}", f"optim.steps={steps}", *SHAPE[kind], *(VICREG[kind] if METHODS[method]["regularizer"] else [])]
     run = Run.open(out) if begun else None
     if run is None or not run.finished:
-        new = {"data": data, "out": out, "recipe": "demo", "method": method, "set": settings, "overwrite": True}
+        new = {"data": data, "out": out, "recipe": RECIPE[kind], "method": method, "set": settings, "overwrite": True}
         run = pretrain(resume=out) if begun else pretrain(**new)
     if not run.finished:
         raise SystemExit(f"stopped; the same command goes on with {out}")
@@ -106,7 +113,7 @@ def main() -> None:
     parser.add_argument("--sets", default="emoji,textures")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, help="updates of each run")
     parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
     parser.add_argument("--textures", type=Path)
     parser.add_argument("--data", type=Path, nargs="*", default=[])
@@ -126,11 +133,12 @@ def main() -> None:
     rows = json.loads(evidence.read_text()) if evidence.is_file() else []
     evidence.parent.mkdir(parents=True, exist_ok=True)
     for kind in arguments.sets.split(","):
+        steps = arguments.steps or STEPS[kind]
         for seed in range(arguments.seeds):
             for method in arguments.methods.split(","):
-                key = (kind, method, seed, arguments.steps)
+                key = (kind, method, seed, steps)
                 if not any((r["set"], r["method"], r["seed"], r["steps"]) == key for r in rows):
-                    rows.append(one(kind, method, seed, arguments.steps, arguments.runs, textures))
+                    rows.append(one(kind, method, seed, steps, arguments.runs, textures))
                     save_json(evidence, rows)
         if arguments.supervised and (kind, SUPERVISED) not in {(r["set"], r["method"]) for r in rows}:
             source = open_source("emoji" if kind == "emoji" else str(textures / "probe"))

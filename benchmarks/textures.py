@@ -3,8 +3,8 @@
     python benchmarks/textures.py OUT                     # fetches two Debian packages with apt-get (430 MB)
     python benchmarks/textures.py OUT --data FILE ...     # .deb files, a tar, or a folder of images
 
-OUT/left holds overlapping 96-pixel tiles of the left halves of all textures, to pretrain on; OUT/probe/train/ID eight
-64-pixel crops of the left half and OUT/probe/test/ID four of the right half of 400 of them. The two halves share no pixel.
+OUT/left holds the left halves of all textures, to pretrain on; OUT/probe/train/ID eight 64-pixel crops of the left half and
+OUT/probe/test/ID four of the right half of 400 of them. The two halves share no pixel.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from PIL import Image
 
 PACKAGES = ("ufoai-textures", "openarena-081-textures")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tga")
-LONG, IDS, CROP, TILE, TRAIN, TEST = 384, 400, 64, 96, 8, 4
+LONG, IDS, CROP, TRAIN, TEST = 384, 400, 64, 8, 4
 
 
 def prepare(out: Path, data: list[Path]) -> None:
@@ -34,8 +34,7 @@ def prepare(out: Path, data: list[Path]) -> None:
     for number, image in enumerate(textures):
         half = image.width // 2
         left, right = image.crop((0, 0, half, image.height)), image.crop((half, 0, image.width, image.height))
-        for k, tile in enumerate(tiles(left)):
-            tile.save(draft / "left" / f"t{number:04d}-{k}.jpg", quality=95)
+        left.save(draft / "left" / f"t{number:04d}.jpg", quality=95)
         if number in chosen:
             for split, part, count in (("train", left, TRAIN), ("test", right, TEST)):
                 folder = draft / "probe" / split / f"t{number:04d}"
@@ -43,13 +42,6 @@ def prepare(out: Path, data: list[Path]) -> None:
                 for k, crop in enumerate(crops(part, count, number)):
                     crop.save(folder / f"{k}.png")
     draft.rename(out)
-
-
-def tiles(image: Image.Image) -> Iterator[Image.Image]:
-    """Tiles that cover an image evenly, overlapping where they must."""
-    side = min(TILE, *image.size)
-    columns, rows = (np.linspace(0, n - side, -(-n // side)).round().astype(int) for n in image.size)
-    return (image.crop((x, y, x + side, y + side)) for y in rows for x in columns)
 
 
 def crops(image: Image.Image, count: int, number: int) -> Iterator[Image.Image]:

@@ -216,6 +216,12 @@ def test_the_eleven_recipes_are_there_and_the_papers_keep_the_released_masks() -
         assert config == resolve(json.loads(config.model_dump_json()))
 
 
+def test_pixels_are_asked_of_the_crop_that_was_seen_whatever_the_recipe_has_for_features() -> None:
+    assert settings("small", None).images.target_crop == "own"
+    pixels = settings("small", "mae_pixels")
+    assert pixels.images.target_crop == "same" and pixels.target.kind == "pixels"
+
+
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_recipe_prints_every_value_with_its_source(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["recipes", name])

@@ -117,7 +117,9 @@ def method_layer(name: str) -> dict[str, Any]:
     """The layer that turns settings into a method of the family. Raises UserError for an unknown name."""
     if name not in METHODS:
         raise UserError(f"unknown method '{name}': choose from {', '.join(METHODS)}{nearest(name, METHODS)}")
-    return {**METHODS[name], "method": name}
+    layer = {**METHODS[name], "method": name}
+    # whatever a recipe says for features: of a crop of its own, pixels would be asked of what nothing was seen of
+    return {**layer, "images": {"target_crop": "same"}} if layer["target"]["kind"] == "pixels" else layer
 
 
 def overrides(pairs: list[str], model: type[BaseModel] = Config) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""What the large directions of an encoder's features tell of a labelled set: the class, or only the mean colour, or neither.
+
+    python benchmarks/directions.py RUN --data LABELLED           # minutes; the encoders of a run and its untrained one
+
+A cosine between features sees directions by their variance. For each principal direction of the training half's features:
+variance (per cent of all); class (share of its variance that lies between classes); held (correlation of the classes' means
+in the training and in the test half: what generalises); colour (R2, on the test half, of a fit by mean red, green and blue
+and their squares). Below them kNN with all directions as they are, and whitened, where each weighs the same.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jepakit.data.opening import open_source
+from jepakit.evaluation.features import RAW, RAW_SIDE, extract
+from jepakit.evaluation.knn import knn
+from jepakit.evaluation.split import Split, labelled, split
+from jepakit.evaluation.subject import subject
+
+SHOWN = (*range(12), 16, 24, 32, 48, 64, 96)
+LEAST = 1e-3  # of the largest deviation: what whitening adds to each
+
+
+def class_means(x: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """(n, d), (n,) -> (classes, d)."""
+    count = torch.bincount(labels, minlength=classes).clamp(min=1)
+    return torch.zeros(len(count), x.shape[1]).index_add(0, labels, x) / count[:, None]
+
+
+def between(x: Tensor, labels: Tensor) -> Tensor:
+    """Share of the variance of each column that lies between classes (a one-way analysis, unbiased): (n, d) -> (d,)."""
+    means = class_means(x, labels, int(labels.max()) + 1)
+    within = (x - means[labels]).square().sum(0) / (len(x) - len(labels.unique()))
+    return 1 - within / x.var(0)
+
+
+def explained(by: Tensor, x: Tensor, halves: Split) -> Tensor:
+    """R2 on the test half of each column of x (n, d) by a least-squares fit on the training half."""
+    by = torch.cat([by, by.square(), torch.ones(len(by), 1)], 1)
+    fit = by[halves.test] @ torch.linalg.lstsq(by[halves.train], x[halves.train]).solution
+    seen = x[halves.test]
+    return 1 - (seen - fit).square().sum(0) / (seen - seen.mean(0)).square().sum(0)
+
+
+def accuracy(x: Tensor, halves: Split) -> float:
+    right = knn(x[halves.train], halves.train_labels, x[halves.test]) == halves.test_labels
+    return 100 * float(right.float().mean())
+
+
+def told(x: Tensor, colour: Tensor, halves: Split) -> str:
+    """The table of one encoder, as Markdown."""
+    centred = x - x[halves.train].mean(0)
+    _, deviation, directions = torch.linalg.svd(centred[halves.train], full_matrices=False)
+    along = centred @ directions.T
+    share = 100 * deviation.square() / deviation.square().sum()
+    of_class, of_colour = between(along[halves.train], halves.train_labels), explained(colour, along, halves)
+    parts, tested = ((halves.train, halves.train_labels), (halves.test, halves.test_labels)), halves.test_labels.unique()
+    here, there = (class_means(along[rows], y, int(halves.train_labels.max()) + 1)[tested] for rows, y in parts)
+    lines = ["| direction | variance, % | class | held | colour |", "|" + "---|" * 5]
+    for i in (i for i in SHOWN if i < len(share)):
+        held = np.corrcoef(here[:, i], there[:, i])[0, 1]
+        lines.append(f"| {i + 1} | {share[i]:.1f} | {of_class[i]:.2f} | {held:.2f} | {of_colour[i]:.2f} |")
+    white = along / (deviation + LEAST * deviation[0])
+    lines.append(f"\nkNN {accuracy(x, halves):.1f}, whitened {accuracy(white, halves):.1f}\n")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", default="emoji")
+    arguments = parser.parse_args()
+    judged, source = subject(arguments.run, arguments.run), open_source(arguments.data)
+    if source.labels is None:
+        raise SystemExit(f"{arguments.data} has no labels")
+    ids = labelled(source, source.labels)
+    features, ids = extract(source, judged.encoders, ids, whole=source.labels.whole, precision=judged.precision)
+    halves = split(source, source.labels, ids)
+    colour = features[RAW].last.unflatten(1, (-1, RAW_SIDE * RAW_SIDE)).mean(2)
+    for name in judged.encoders:
+        print(f"{name}\n\n{told(features[name].last, colour, halves)}")
+
+
+if __name__ == "__main__":
+    main()
