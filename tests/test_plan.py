@@ -124,16 +124,18 @@ CPU = Place("", torch.float32, cuda=False, flash=False, memory=10**12)
 
 
 def config_of(*words: str) -> Config:
-    return recipe_settings("small", None, overrides(["optim.batch_size=16", "run.precision=fp32", "predictor.depth=2", *words]))
+    given = overrides(["optim.batch_size=16", "run.precision=fp32", "predictor.depth=2", *words])
+    return recipe_settings("small", given.pop("method", None), given)
 
 
 @pytest.mark.parametrize(
     "words",
     [
         ("method=ijepa",),
+        ("method=ijepa", "images.target_crop=same", "target.norm=layer"),
         ("method=ec_ijepa", "masking.draws=2"),
         ("method=c_jepa", "regularizer.projector=[256,256]", "images.flip=true"),
-        ("method=mae_pixels", "masking.kind=random", "optim.accumulate=2"),
+        ("method=c_jepa", "masking.kind=random", "optim.accumulate=2", "images.target_crop=same", "target.norm=layer"),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -142,12 +144,13 @@ def test_the_fullest_moment_is_that_of_torchs_allocator(words: tuple[str, ...], 
     parts = config.optim.accumulate
     jepa = jepa_of(config)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        images = torch.zeros(16, 3, 64, 64, dtype=torch.uint8)
-        shown = mirrored(images, torch.zeros(16, dtype=torch.bool) if config.images.flip else None)
-        for part in shown.chunk(parts):
+        views = [torch.zeros(16, 3, 64, 64, dtype=torch.uint8) for _ in range(config.images.views)]
+        shown = [mirrored(view, torch.zeros(16, dtype=torch.bool) if config.images.flip else None) for view in views]
+        for part in zip(*(view.chunk(parts) for view in shown), strict=True):
             masks = config.masking.sample(config.grid, np.arange(16 // parts), seed=config.seed)
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                out = jepa(normalise(part, config.images), masks)
+                images, *of_target = (normalise(view, config.images) for view in part)
+                out = jepa(images, masks, *of_target)
             (out.loss / parts).backward()
     kineto: Any = profile.profiler.kineto_results  # type: ignore[union-attr]
     changes = sorted((e.start_ns(), e.nbytes()) for e in kineto.events() if e.name() == "[memory]")
@@ -307,7 +310,7 @@ def test_the_command_prints_a_table_and_writes_json(nowhere: Path, capsys: pytes
         (["--data", "emoji", "optim.batch_size=65536"], "optim.batch_size"),
         (["--json", "no/such/plan.json"], "--json"),
         (["encoder.wdith=3"], "did you mean 'encoder.width'?"),
-        (["--devices", "128"], "two images"),
+        (["--devices", "64"], "two images"),  # of a batch of 64
     ],
 )
 def test_mistakes_are_said_in_one_sentence(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -285,8 +285,14 @@ def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint_good(
 
 def gradients_and_weights(photos: Path, accumulate: int) -> dict[str, Tensor]:
     # blocks of one size, so that the mean of the parts' means is the whole's mean; a large epsilon, so that AdamW's
-    # update is a smooth function of the gradient
-    fixed = ["masking.target_scale=[0.25,0.25]", "masking.target_aspect=[1,1]", "optim.eps=0.01", "run.precision=fp32"]
+    # update is a smooth function of the gradient; targets that are normalised one by one, not over the part they are in
+    fixed = [
+        "target.norm=layer",
+        "masking.target_scale=[0.25,0.25]",
+        "masking.target_aspect=[1,1]",
+        "optim.eps=0.01",
+        "run.precision=fp32",
+    ]
     config = settings("small", "ijepa", overrides([*TINY, *fixed, f"optim.accumulate={accumulate}", f"data={photos}"]))
     training = Training.prepare(config, open_source(config.data))
     for batch in training.loader(0, 3):
