@@ -46,7 +46,7 @@ PROTOCOL: dict[str, list[str]] = {
 # Emoji: the demo as it was when the rows were made: all methods alike, and what came of them led to the demo as it is now.
 # Textures: the recipe for small sets, with the demo's encoder, and crops of about the probe's scale of the whole half.
 RECIPE = {"emoji": "demo", "textures": "small"}
-STEPS = {"emoji": 300, "textures": 1500}
+STEPS = {"emoji": 300, "textures": 800}
 SHAPE = {
     "emoji": ["encoder.depth=6"],
     "textures": [*(f"{key}={value}" for key, value in DEMO.items()), "images.crop_scale=[0.06,0.25]"],

@@ -17,7 +17,7 @@ class Features(Settings):
 
     kind: Literal["features"] = "features"
     norm: Literal["layer", "batch", "none"] = Field(
-        "layer", description="layer norm (released code), per dimension over the batch, or none"
+        "layer", description="layer norm (released code), per dimension over the batch (a part of it, on one process), or none"
     )
 
     @field_validator("norm", mode="before")
