@@ -138,7 +138,7 @@ RECIPES: dict[str, Recipe] = {
             "optim.warmup_epochs": (5, "a twentieth of the run"),
         },
         (
-            "reached: which of 400 textures, kNN 47.4 % (47.4-49.9, seeds 0-2), untrained 31.5, raw pixels 12.1, in 14 minutes of",
+            "reached: which of 400 textures, kNN 47.4 % (47.4-49.9, seeds 0-2), untrained 31.5, raw pixels 12.1, 14 minutes of",
             "  one core: the demo's encoder, 3,000 updates, images.crop_scale=[0.06,0.25] (docs/small-data.md has the commands)",
             "  whole, on a GPU for 100 passes: not measured",
         ),
