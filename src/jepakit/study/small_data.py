@@ -8,7 +8,7 @@ from jepakit.config import Config
 from jepakit.study.cells import Change, Lever
 
 RECIPE = "demo"
-# The part that the VICReg levers turn, where the base has none: the recipes' for small data.
+# The part that the VICReg levers turn, where the base has none: as in the first trials on the emoji.
 VICREG: Change = {
     "regularizer.kind": "vicreg",
     "regularizer.tensor": "context_pooled",
