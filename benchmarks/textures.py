@@ -26,6 +26,8 @@ LONG, IDS, CROP, TRAIN, TEST = 384, 400, 64, 8, 4
 def prepare(out: Path, data: list[Path]) -> None:
     """Write the set to `out`, whole or not at all."""
     if (out / "probe").is_dir():
+        if any((out / "left").glob("t*-*.jpg")):
+            raise SystemExit(f"{out} holds tiles, as an older version of this script made them: remove it")
         return
     draft = out.with_name(out.name + ".part")
     textures = distinct(data or fetch(draft / "packages"))

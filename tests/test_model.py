@@ -567,7 +567,9 @@ def test_blocks_of_fixed_rows_see_one_shape_and_give_the_same_numbers(parts: dic
     masks = [model.method.masking.sample(grid, np.arange(count), seed=0, epoch=i) for i in range(20)]
     fixed.fix_rows(masks)
     shapes: dict[int, set[int]] = {}
-    for block in (b for part in (fixed.encoder.blocks, fixed.predictor.predictor_blocks[:-1]) for b in part):
+    for block in (
+        b for part in (fixed.encoder.blocks, fixed.target_encoder.blocks, fixed.predictor.predictor_blocks[:-1]) for b in part
+    ):
         block.register_forward_hook(lambda m, inputs, out: shapes.setdefault(id(m), set()).add(len(inputs[0])))
     images = pictures(count, grid)
     for own in masks[:5]:
@@ -582,7 +584,10 @@ def test_blocks_of_fixed_rows_see_one_shape_and_give_the_same_numbers(parts: dic
         for (name, a), (_, b) in zip(model.trained_parameters(), fixed.trained_parameters(), strict=True):
             assert a.grad is not None and b.grad is not None, name
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-11, msg=name)
-    assert len(shapes) == 3 and all(len(rows) == 1 for rows in shapes.values())
+    assert len(shapes) == 5 and all(len(rows) == 1 for rows in shapes.values())
+    for part in (fixed.encoder, fixed.target_encoder):  # in one unit, not in twice as many rows
+        unit = part.row_unit or count * 64
+        assert all(shapes[id(block)] == {unit} for block in part.blocks)
     told = 8 * count if parts["conditioning"] is not None else 0  # two tokens for each of four targets
     rows = fixed.encoder.row_unit
     assert rows and rows % 8 == 0 and rows < 1.35 * (np.mean([len(m.context) for m in masks]) + told)  # of 16 images only

@@ -39,7 +39,7 @@ class RunSettings(Settings):
     @model_validator(mode="after")
     def _compiled(self) -> "RunSettings":
         if self.fixed_rows and not self.compile:
-            raise ValueError("fixed_rows is for compiled blocks; set run.compile=true too")
+            raise ValueError("fixed_rows is for compiled blocks; set run.compile=true too, or run.fixed_rows=false")
         return self
 
 
@@ -65,7 +65,9 @@ class Config(Method):
                 near = max(patch, round(side / patch) * patch)
                 raise ValueError(f"images.size {side} is not a multiple of encoder.patch_size {patch}; the nearest is {near}")
         if self.images.target_crop == "own" and self.target.kind == "pixels":
-            raise ValueError("images.target_crop=own asks for pixels of a crop that nothing was seen of; leave it same")
+            raise ValueError(
+                "images.target_crop=own asks for pixels of a crop that nothing was seen of; set images.target_crop=same"
+            )
         if self.regularizer and self.optim.batch_size // self.optim.accumulate < 2:
             raise ValueError("the regulariser needs two images at a time: lower optim.accumulate")
         heads = self.predictor.heads or self.encoder.heads

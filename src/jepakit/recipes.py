@@ -131,7 +131,7 @@ RECIPES: dict[str, Recipe] = {
             "masking.min_keep": (6, "about a tenth of the patches"),
             **_SMALL_DATA,
             "images.target_crop": ("own", "docs/small-data.md: what two crops of an image share is what it is an image of"),
-            "target.norm": ("batch", "docs/small-data.md: layer-normed targets leave it to a few directions to be predicted"),
+            "target.norm": ("batch", "docs/small-data.md: no worse than layer norm, and ijepa keeps its rank with it"),
             "regularizer.weight": (0.003, "docs/small-data.md: more spreads features that no other crop confirms"),
             "optim.lr": (5e-4, "docs/small-data.md"),
             "optim.epochs": (100, "hours on one GPU"),
