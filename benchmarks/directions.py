@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from jepakit.data.opening import open_source
-from jepakit.evaluation.features import RAW, RAW_SIDE, extract
+from jepakit.evaluation.features import RAW, RAW_SIDE, extract, pca
 from jepakit.evaluation.knn import knn
 from jepakit.evaluation.split import Split, labelled, split
 from jepakit.evaluation.subject import subject
+from jepakit.metrics import position_share
 
 SHOWN = (*range(12), 16, 24, 32, 48, 64, 96)
 LEAST = 1e-3  # of the largest deviation: what whitening adds to each
@@ -29,13 +30,6 @@ def class_means(x: Tensor, labels: Tensor, classes: int) -> Tensor:
     """(n, d), (n,) -> (classes, d)."""
     count = torch.bincount(labels, minlength=classes).clamp(min=1)
     return torch.zeros(len(count), x.shape[1]).index_add(0, labels, x) / count[:, None]
-
-
-def between(x: Tensor, labels: Tensor) -> Tensor:
-    """Share of the variance of each column that lies between classes (a one-way analysis, unbiased): (n, d) -> (d,)."""
-    means = class_means(x, labels, int(labels.max()) + 1)
-    within = (x - means[labels]).square().sum(0) / (len(x) - len(labels.unique()))
-    return 1 - within / x.var(0)
 
 
 def explained(by: Tensor, x: Tensor, halves: Split) -> Tensor:
@@ -53,17 +47,16 @@ def accuracy(x: Tensor, halves: Split) -> float:
 
 def told(x: Tensor, colour: Tensor, halves: Split) -> str:
     """The table of one encoder, as Markdown."""
-    centred = x - x[halves.train].mean(0)
-    _, deviation, directions = torch.linalg.svd(centred[halves.train], full_matrices=False)
-    along = centred @ directions.T
-    share = 100 * deviation.square() / deviation.square().sum()
-    of_class, of_colour = between(along[halves.train], halves.train_labels), explained(colour, along, halves)
-    parts, tested = ((halves.train, halves.train_labels), (halves.test, halves.test_labels)), halves.test_labels.unique()
-    here, there = (class_means(along[rows], y, int(halves.train_labels.max()) + 1)[tested] for rows, y in parts)
+    along = pca(x, halves.train, x.shape[1])
+    deviation, labels = along[halves.train].norm(dim=0), halves.train_labels
+    share, of_colour = 100 * deviation.square() / deviation.square().sum(), explained(colour, along, halves)
+    parts, tested = ((halves.train, labels), (halves.test, halves.test_labels)), halves.test_labels.unique()
+    here, there = (class_means(along[rows], y, int(labels.max()) + 1)[tested] for rows, y in parts)
     lines = ["| direction | variance, % | class | held | colour |", "|" + "---|" * 5]
     for i in (i for i in SHOWN if i < len(share)):
+        of_class = position_share(along[halves.train, i : i + 1], labels.numpy())  # with classes in the place of positions
         held = np.corrcoef(here[:, i], there[:, i])[0, 1]
-        lines.append(f"| {i + 1} | {share[i]:.1f} | {of_class[i]:.2f} | {held:.2f} | {of_colour[i]:.2f} |")
+        lines.append(f"| {i + 1} | {share[i]:.1f} | {of_class:.2f} | {held:.2f} | {of_colour[i]:.2f} |")
     white = along / (deviation + LEAST * deviation[0])
     lines.append(f"\nkNN {accuracy(x, halves):.1f}, whitened {accuracy(white, halves):.1f}\n")
     return "\n".join(lines)

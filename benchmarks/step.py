@@ -381,7 +381,7 @@ def resident(key: str) -> float:
     return int(status[key].split()[0]) * 1024 / 1e6
 
 
-def masks_cost(rounds: int, sizes: tuple[int, ...] = (128, 512), batches: int = 10) -> list[Row]:
+def masks_cost(rounds: int, sizes: tuple[int, ...] = (128, 256, 512), batches: int = 10) -> list[Row]:
     """CPU microseconds an image of mask sampling on 14x14, one thread, for each size of batch."""
     torch.set_num_threads(1)
     return [row for batch in sizes for row in _masks_cost(rounds, batch, batches)]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 import jepakit
 from bomb import Bomb
 from jepakit import cli
-from jepakit.config import Config, _models, fields, known_keys, read_yaml, resolve
+from jepakit.config import Config, _models, fields, known_keys, overrides, read_yaml, resolve
 from jepakit.errors import UserError
 from jepakit.method import METHODS
 from jepakit.recipes import RECIPES, settings
@@ -220,6 +220,9 @@ def test_pixels_are_asked_of_the_crop_that_was_seen_whatever_the_recipe_has_for_
     assert settings("small", None).images.target_crop == "own"
     pixels = settings("small", "mae_pixels")
     assert pixels.images.target_crop == "same" and pixels.target.kind == "pixels"
+    assert settings("small", None, overrides(["target.kind=pixels"])).images.target_crop == "same"
+    with pytest.raises(UserError, match="target_crop=same"):  # who asks for both is told
+        settings("small", "mae_pixels", overrides(["images.target_crop=own"]))
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

@@ -567,9 +567,7 @@ def test_blocks_of_fixed_rows_see_one_shape_and_give_the_same_numbers(parts: dic
     masks = [model.method.masking.sample(grid, np.arange(count), seed=0, epoch=i) for i in range(20)]
     fixed.fix_rows(masks)
     shapes: dict[int, set[int]] = {}
-    for block in (
-        b for part in (fixed.encoder.blocks, fixed.target_encoder.blocks, fixed.predictor.predictor_blocks[:-1]) for b in part
-    ):
+    for block in (*fixed.encoder.blocks, *fixed.target_encoder.blocks, *fixed.predictor.predictor_blocks[:-1]):
         block.register_forward_hook(lambda m, inputs, out: shapes.setdefault(id(m), set()).add(len(inputs[0])))
     images = pictures(count, grid)
     for own in masks[:5]:

@@ -92,6 +92,8 @@ def resolve(*layers: Mapping[str, Any], where: str = "settings") -> Config:
             merged["encoder"] = {key: value for key, value in merged["encoder"].items() if key not in SHAPE}  # a size is whole
         if isinstance(layer.get("images"), Mapping) and layer["images"].get("channels"):  # of other channels nothing is known
             merged["images"] = {key: value for key, value in merged.get("images", {}).items() if key not in ("mean", "std")}
+        if isinstance(layer.get("target"), Mapping) and layer["target"].get("kind") == "pixels":  # of the crop that is seen
+            merged["images"] = {key: value for key, value in merged.get("images", {}).items() if key != "target_crop"}
         if isinstance(layer.get("regularizer"), Mapping) and not merged.get("regularizer"):  # runs of old name no kind
             layer = {**layer, "regularizer": {"kind": "vicreg", **layer["regularizer"]}}
         merged = merge(merged, layer)
@@ -119,9 +121,7 @@ def method_layer(name: str) -> dict[str, Any]:
     """The layer that turns settings into a method of the family. Raises UserError for an unknown name."""
     if name not in METHODS:
         raise UserError(f"unknown method '{name}': choose from {', '.join(METHODS)}{nearest(name, METHODS)}")
-    layer = {**METHODS[name], "method": name}
-    # whatever a recipe says for features: of a crop of its own, pixels would be asked of what nothing was seen of
-    return {**layer, "images": {"target_crop": "same"}} if layer["target"]["kind"] == "pixels" else layer
+    return {**METHODS[name], "method": name}
 
 
 def overrides(pairs: list[str], model: type[BaseModel] = Config) -> dict[str, Any]:
