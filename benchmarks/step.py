@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from plain import Dense, Plain, PlainStep, collate
 from torch import Tensor
 
-from jepakit import attention, layout
+from jepakit import attention, layout, linear
 from jepakit.data.crops import IMAGENET, Images, normalise
 from jepakit.data.sources import EmojiSource
 from jepakit.device import device_of, lowered, use_cpu
@@ -233,6 +233,24 @@ def padded(masks: Masks) -> Masks:
     return Masks(**{**vars(masks), "context": context.ravel(), "context_lengths": np.full_like(lengths, len(place))})
 
 
+def own_product(step: OurStep) -> AbstractContextManager[Any]:
+    """Linear maps by torch's own product, in fp32 MKL's."""
+    return mock.patch.object(linear, "BY_ONEDNN", frozenset())
+
+
+def rows_as_they_come(step: OurStep) -> AbstractContextManager[Any]:
+    """Another number of rows at each step, for which a CPU's library makes its code anew."""
+    stack = ExitStack()
+    for module in (layout, linear):
+        stack.enter_context(mock.patch.object(module, "unit_of", lambda rows: 1))
+    return stack
+
+
+def keys_as_they_come(step: OurStep) -> AbstractContextManager[Any]:
+    """Softmax over the keys that there are, not over whole registers."""
+    return mock.patch.object(attention, "REGISTER", 1)
+
+
 ABLATIONS: dict[str, Callable[[OurStep], AbstractContextManager[Any]]] = {
     "the other attention": other_attention,
     "AdamW not fused": default_adamw,
@@ -240,6 +258,9 @@ ABLATIONS: dict[str, Callable[[OurStep], AbstractContextManager[Any]]] = {
     "gathered after embedding": embedded_first,
     "torch's own gathers": stock_gathers,
     "contexts padded": padded_contexts,
+    "torch's own product": own_product,
+    "rows as they come": rows_as_they_come,
+    "keys as they come": keys_as_they_come,
     # The exact algebra: a row for each identity, which has it done the long way
     "last block on all rows": all_rows,
 }

@@ -147,11 +147,16 @@ def test_packed_explicit_and_dense_attention_agree(lengths: list[int]) -> None:
         torch.testing.assert_close(gradient, gradients[-1], rtol=0, atol=3e-6)
 
 
-def test_bfloat16_attention_is_close_to_the_exact_one() -> None:
+@pytest.mark.parametrize("lengths", [[3, 7, 1, 5], [27, 3, 30], [45, 56]], ids=["short", "a register", "two registers"])
+def test_bfloat16_attention_is_close_to_the_exact_one(lengths: list[int]) -> None:
     torch.manual_seed(0)
-    qkv, layout = torch.randn(16, 3, 2, 8), Layout(np.array([3, 7, 1, 5]))
-    rounded = attention(qkv.bfloat16(), layout).float()
-    torch.testing.assert_close(rounded, attention(qkv.bfloat16().float(), layout), rtol=0, atol=0.03)
+    qkv, layout = torch.randn(sum(lengths), 3, 2, 8).bfloat16().requires_grad_(), Layout(np.array(lengths))
+    exact, weight = qkv.detach().float().requires_grad_(), torch.randn(sum(lengths), 16)
+    rounded, expected = attention(qkv, layout).float(), attention(exact, layout)
+    torch.testing.assert_close(rounded, expected, rtol=0, atol=0.03)
+    for y in (rounded, expected):
+        (y * weight).sum().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(qkv.grad.float(), exact.grad, rtol=0, atol=0.08)  # type: ignore[union-attr]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

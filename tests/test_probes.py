@@ -420,12 +420,12 @@ def test_which_mixture_a_step_takes_and_how_much_follow_their_laws() -> None:
 
 def test_drop_path_drops_whole_images_and_keeps_the_expectation() -> None:
     x = normal(8 * 5, 3)
-    assert ft.drop_path(x, 0.0, torch.zeros(8)) is x
-    out = ft.drop_path(x, 0.25, torch.tensor([0.1, 0.9] * 4)).view(8, 5, 3)
+    assert ft.drop_path(x, 0.0, torch.zeros(40)) is x
+    out = ft.drop_path(x, 0.25, torch.tensor([0.1, 0.9] * 4).repeat_interleave(5)).view(8, 5, 3)
     assert not out[::2].any()
     torch.testing.assert_close(out[1::2], x.view(8, 5, 3)[1::2] / 0.75)
     chances = (torch.arange(100) + 0.5) / 100  # every hundredth of [0, 1) once
-    mean = torch.stack([ft.drop_path(x, 0.25, chance.expand(8)) for chance in chances]).mean(0)
+    mean = torch.stack([ft.drop_path(x, 0.25, chance.expand(40)) for chance in chances]).mean(0)
     torch.testing.assert_close(mean, x, rtol=1e-4, atol=1e-5)
 
 

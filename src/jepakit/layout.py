@@ -66,12 +66,13 @@ class Layout:
         return replace(self, unit=None)
 
     def in_units(self, unit: int | None) -> "Layout":
-        """The same sequences, all rows a multiple of `unit`."""
-        return replace(self, unit=unit) if unit else self
+        """The same sequences, all rows a multiple of `unit`; none: on a CPU, of few different numbers."""
+        return replace(self, unit=unit or (unit_of(self.used) if self.device.type == "cpu" else None))
 
     def fill(self, x: Tensor) -> Tensor:
-        """(S, ...) -> (rows, ...), zeros in the spare rows."""
-        return F.pad(x, (0, 0) * (x.ndim - 1) + (0, self.spare)) if self.spare else x
+        """(S, ...) -> (rows, ...), zeros in the spare rows, if it has not got them."""
+        lacking = self.rows - len(x)
+        return F.pad(x, (0, 0) * (x.ndim - 1) + (0, lacking)) if lacking else x
 
     @cached_property
     def full(self) -> bool:
@@ -148,6 +149,15 @@ def spread(x: Tensor, index: Tensor, rows: int) -> Tensor:
     return _Spread.apply(x, index, rows)  # type: ignore[no-any-return]
 
 
+def unit_of(rows: int) -> int:
+    """What rows are rounded up to a multiple of, so that they have six significant bits.
+
+    A CPU's library makes code for each shape that it meets, and its memory falls to pieces of all sizes; ragged sequences have
+    another number of rows at each step.
+    """
+    return 1 << max(rows.bit_length() - 6, 0)
+
+
 def segment_mean(x: Tensor, lengths: Indices) -> Tensor:
     """Mean of each run of rows: (S, D), lengths (n,) -> (n, D)."""
     return torch.segment_reduce(x, "mean", lengths=torch.from_numpy(lengths).to(x.device), axis=0)
@@ -189,7 +199,7 @@ def joint(
     """How a and b join: sequence i holds a's sequence a_of_b[i] (i if not given), then b's; `room` and `unit` as a Layout's."""
     chosen = np.arange(len(b_lengths)) if a_of_b is None else a_of_b
     a_taken = a_lengths[chosen]
-    layout = Layout(a_taken + b_lengths, device, room, unit)
+    layout = Layout(a_taken + b_lengths, device, room).in_units(unit)
     first = np.arange(len(layout.lengths)) * room if room else starts(layout.lengths)
 
     def send(index: Indices) -> Tensor:

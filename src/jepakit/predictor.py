@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from jepakit.layout import Layout, joint
+from jepakit.linear import Linear
 from jepakit.masks import Masks
 from jepakit.settings import Settings
 from jepakit.vit import NORM_EPS, Block, ViTConfig, initialise, sincos
@@ -34,11 +35,11 @@ class Predictor(nn.Module):
         heads = config.heads or encoder.heads
         if config.width % heads:
             raise ValueError(f"predictor.width {config.width} is not a multiple of its {heads} heads; set predictor.heads")
-        self.predictor_embed = nn.Linear(encoder.width, config.width)
+        self.predictor_embed = Linear(encoder.width, config.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.predictor_blocks = nn.ModuleList(Block(config.width, heads, encoder.mlp_ratio) for _ in range(config.depth))
         self.predictor_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
-        self.predictor_proj = nn.Linear(config.width, out_width)
+        self.predictor_proj = Linear(config.width, out_width)
         self.register_buffer("positions", torch.from_numpy(sincos(config.width, grid)).float(), persistent=False)
         initialise(self, self.predictor_blocks, encoder.depth_rescale)
         nn.init.trunc_normal_(self.mask_token, std=0.02)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from jepakit.attention import attention, attention_of
 from jepakit.errors import UserError
 from jepakit.layout import Layout, take
+from jepakit.linear import Linear, linear
 from jepakit.settings import Settings
 
 NORM_EPS = 1e-6
@@ -94,15 +95,15 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, width, patch_size, patch_size)
 
     def forward(self, patches: Tensor) -> Tensor:
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         return self.proj(attention(self.qkv(x).unflatten(1, (3, self.heads, -1)), layout))  # type: ignore[no-any-return]
@@ -112,16 +113,16 @@ class Attention(nn.Module):
         (q_weight, kv_weight), (q_bias, kv_bias) = (
             w.split([len(w) // 3, 2 * len(w) // 3]) for w in (self.qkv.weight, self.qkv.bias)
         )
-        q = F.linear(take(x, rows), q_weight, q_bias).unflatten(1, (self.heads, -1))
-        kv = F.linear(x, kv_weight, kv_bias).unflatten(1, (2, self.heads, -1))
+        q = linear(take(x, rows), q_weight, q_bias).unflatten(1, (self.heads, -1))
+        kv = linear(x, kv_weight, kv_bias).unflatten(1, (2, self.heads, -1))
         return self.proj(attention_of(q, kv, queries, layout))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]

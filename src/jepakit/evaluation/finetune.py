@@ -138,14 +138,11 @@ def drop_rates(depth: int, most: float) -> list[float]:
 
 
 def drop_path(branch: Tensor, rate: float, chance: Tensor) -> Tensor:
-    """A residual branch (S, D) without the images whose `chance` (B,) in [0, 1) is below the rate, the others made up for it.
-
-    Images are as long as each other, S / B tokens.
-    """
+    """A residual branch (S, D) without the rows whose `chance` (S,) in [0, 1) is below the rate, the others made up for it."""
     if rate == 0:
         return branch
     kept = (chance >= rate).to(branch.dtype) / (1 - rate)
-    return branch * kept.repeat_interleave(len(branch) // len(chance))[:, None]
+    return branch * kept[:, None]
 
 
 def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
@@ -201,8 +198,9 @@ class DropPathBlock(nn.Module):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         if self.chance is None:
             return self.block(x, layout)  # type: ignore[no-any-return]
-        x = x + drop_path(self.block.attn(self.block.norm1(x), layout), self.rate, self.chance[0])
-        return x + drop_path(self.block.mlp(self.block.norm2(x)), self.rate, self.chance[1])
+        attn, mlp = (layout.fill(of.repeat_interleave(layout.used // len(of))) for of in self.chance)  # images of one length
+        x = x + drop_path(self.block.attn(self.block.norm1(x), layout), self.rate, attn)
+        return x + drop_path(self.block.mlp(self.block.norm2(x)), self.rate, mlp)
 
 
 class Classifier(nn.Module):
