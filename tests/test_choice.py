@@ -47,7 +47,7 @@ def folder(root: Path, count: int, side: int, **save: Any) -> Path:
 # ---- the choice
 
 
-def test_a_cpu_takes_64_px_the_demos_encoder_and_600_000_images() -> None:
+def test_a_cpu_takes_64_px_the_demos_encoder_and_two_million_images() -> None:
     assert chosen(found()) == {
         "images.size": 64,
         "encoder.patch_size": 8,
@@ -57,8 +57,8 @@ def test_a_cpu_takes_64_px_the_demos_encoder_and_600_000_images() -> None:
         "predictor.width": 64,
         "predictor.depth": 2,
         "optim.batch_size": 64,
-        "optim.epochs": 48,
-        "optim.warmup_epochs": 4.8,
+        "optim.epochs": 161,
+        "optim.warmup_epochs": 16.1,
     }
 
 
@@ -103,7 +103,7 @@ def test_every_choice_is_a_run_that_can_be(images: int, short: int, bands: int, 
     assert config.grid == (rows, rows) and rows == {96: 12, 128: 16}.get(config.images.height_width[0], 8)
     assert o.batch_size == 2 or o.batch_size <= images / 4
     assert 5 <= o.epochs <= 800 and o.warmup_epochs == o.epochs / 10
-    seen = 600_000 if device == "cpu" else 20_000_000
+    seen = 2_000_000 if device == "cpu" else 20_000_000
     assert o.epochs in (5, 800) or math.isclose(o.epochs * images, seen, rel_tol=0.1)
     assert bool(choice.warning) == (images < 1000)
     for reason in choice.reasons:  # what is said is what is set
