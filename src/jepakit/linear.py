@@ -33,7 +33,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """F.linear, autocast or not: (..., I), (O, I), (O,) -> (..., O)."""
     if x.device.type == "cpu" and x.numel() * len(weight) >= LEAST and not torch.compiler.is_compiling():
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if dtype in BY_ONEDNN:
+        if dtype in BY_ONEDNN and x.dtype != torch.float64:  # which autocast leaves alone
             return _Linear.apply(x.flatten(0, -2), weight, bias, dtype).unflatten(0, x.shape[:-1])  # type: ignore[no-any-return]
     return F.linear(x, weight, bias)
 
