@@ -229,6 +229,14 @@ def test_the_flash_kernel_keeps_no_weights_of_attention() -> None:
     assert a_token(192, flash=False) - many > 5 * (a_token(64, flash=False) - few)  # each meets nine times as many
 
 
+def test_a_plan_for_cuda_has_no_rows_or_products_that_only_a_cpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, place = config_of("encoder.depth=2", "predictor.depth=1"), replace(CPU, cuda=True, dtype=torch.bfloat16, flash=True)
+    found, on_cpu = fullest(config, place, 9), fullest(config, replace(CPU, dtype=torch.bfloat16), 9)
+    monkeypatch.setattr(layout, "unit_of", lambda rows: 1)
+    monkeypatch.setattr(linear, "BY_ONEDNN", frozenset())
+    assert fullest(config, place, 9) == found != on_cpu
+
+
 def test_a_plan_leaves_the_attention_of_real_tensors_as_it_is() -> None:
     before = attention._has_varlen, attention._varlen
     with pytest.raises(RuntimeError), _flash():

@@ -62,7 +62,7 @@ def step(method: Method, grid: tuple[int, int], channels: int, masks: Masks, *, 
     """FLOPs of a step on the images of `masks`.
 
     padded: as a CPU computes it, with empty rows where it leaves some (`layout.room_of`), and attention over all of each
-    batch of sequences, padded to the longest; otherwise the useful part.
+    batch of sequences, padded to the longest (`layout.unit_of`'s spare rows apart); otherwise the useful part.
     """
     encoder, pixels = method.encoder, channels * method.encoder.patch_size**2
     patches, (told, told_target) = grid[0] * grid[1], _conditioning_tokens(method, grid, masks)

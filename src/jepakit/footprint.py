@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from jepakit import attention, flops
+from jepakit import attention, flops, layout, linear
 from jepakit.config import Config
 from jepakit.data.crops import mirrored, normalise
 from jepakit.data.loader import AHEAD
@@ -129,7 +129,8 @@ def fullest(config: Config, place: Place, images: int) -> Fullest:
         jepa.recompute_blocks()
     masks, parts = _large_masks(config, images, images * place.devices), config.optim.accumulate
     # Indices of masks are real numbers.
-    with FakeTensorMode(allow_non_fake_inputs=True), _flash() if place.flash else nullcontext():
+    flash, rows = _flash() if place.flash else nullcontext(), _rows_of_cuda() if place.cuda else nullcontext()
+    with FakeTensorMode(allow_non_fake_inputs=True), flash, rows:
         weights = {name: torch.empty_like(value, device=CPU) for name, value in jepa.state_dict().items()}
         jepa.load_state_dict(weights, assign=True)
         shape = (images * parts, config.images.channels, *config.images.height_width)
@@ -224,6 +225,17 @@ class _Live(TorchDispatchMode):
         if id(p) not in self._with_gradient:  # the gradient of a second part is added in place
             self._with_gradient.add(id(p))
             self._gradients += p.nbytes
+
+
+@contextmanager
+def _rows_of_cuda() -> Iterator[None]:
+    """Tensors without storage are the CPU's: leave out the rows, and the products, that only a CPU has."""
+    theirs = layout.unit_of, linear.BY_ONEDNN
+    layout.unit_of, linear.BY_ONEDNN = lambda rows: 1, frozenset()
+    try:
+        yield
+    finally:
+        layout.unit_of, linear.BY_ONEDNN = theirs
 
 
 @contextmanager

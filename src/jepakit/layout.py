@@ -72,6 +72,7 @@ class Layout:
     def fill(self, x: Tensor) -> Tensor:
         """(S, ...) -> (rows, ...), zeros in the spare rows, if it has not got them."""
         lacking = self.rows - len(x)
+        assert lacking >= 0, "rows of another layout"
         return F.pad(x, (0, 0) * (x.ndim - 1) + (0, lacking)) if lacking else x
 
     @cached_property
@@ -155,7 +156,7 @@ def unit_of(rows: int) -> int:
     A CPU's library makes code for each shape that it meets, and its memory falls to pieces of all sizes; ragged sequences have
     another number of rows at each step.
     """
-    return 1 << max(rows.bit_length() - 6, 0)
+    return 1 << max(int(rows).bit_length() - 6, 0)
 
 
 def segment_mean(x: Tensor, lengths: Indices) -> Tensor:
@@ -196,7 +197,10 @@ def joint(
     room: int | None = None,
     unit: int | None = None,
 ) -> Joint:
-    """How a and b join: sequence i holds a's sequence a_of_b[i] (i if not given), then b's; `room` and `unit` as a Layout's."""
+    """How a and b join: sequence i holds a's sequence a_of_b[i] (i if not given), then b's.
+
+    room is as a Layout's, unit as for `in_units`.
+    """
     chosen = np.arange(len(b_lengths)) if a_of_b is None else a_of_b
     a_taken = a_lengths[chosen]
     layout = Layout(a_taken + b_lengths, device, room).in_units(unit)

@@ -1,10 +1,14 @@
-"""Linear maps. On CPUs with wide registers they are oneDNN's, on rows rounded up (docs/performance.md)."""
+"""Linear maps. On CPUs that multiply in bfloat16 they are oneDNN's, on rows rounded up (docs/performance.md).
+
+A large map there has no second derivative, and torch's FlopCounterMode does not see it.
+"""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from jepakit.layout import unit_of
 
@@ -16,7 +20,7 @@ def _by_onednn() -> frozenset[torch.dtype]:
     about: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 has none
     if not (torch.backends.mkldnn.is_available() and about.get("avx512_bf16")):
         return frozenset()
-    return frozenset({torch.bfloat16} if "Intel" in str(about["cpu_name"]) else {torch.bfloat16, torch.float32})
+    return frozenset({torch.bfloat16} if "Intel" in str(about.get("cpu_name")) else {torch.bfloat16, torch.float32})
 
 
 BY_ONEDNN = _by_onednn()
@@ -31,29 +35,32 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """F.linear, autocast or not: (..., I), (O, I), (O,) -> (..., O)."""
-    if x.device.type == "cpu" and x.numel() * len(weight) >= LEAST and not torch.compiler.is_compiling():
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if dtype in BY_ONEDNN and x.dtype != torch.float64:  # which autocast leaves alone
-            return _Linear.apply(x.flatten(0, -2), weight, bias, dtype).unflatten(0, x.shape[:-1])  # type: ignore[no-any-return]
+    lowered = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64  # which autocast leaves alone
+    dtype = torch.get_autocast_dtype("cpu") if lowered else x.dtype
+    ours = x.device.type == "cpu" and x.ndim > 1 and dtype in BY_ONEDNN and (lowered or x.dtype == weight.dtype)
+    if ours and not torch.compiler.is_compiling() and x.numel() * len(weight) >= LEAST:
+        rows = x.flatten(0, -2)
+        out = _Linear.apply(rows, weight, bias, dtype)
+        return (out if len(out) == len(rows) else out[: len(rows)]).unflatten(0, x.shape[:-1])  # type: ignore[no-any-return]
     return F.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
-    """Of rows (S, I): x W^T + b; its gradients are g W, g^T x and the sum of g."""
+    """Of rows (S, I), zeros behind them up to S' of `_rounded`: x W^T + b (S', O). Gradients are g W, g^T x and the sum of g."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         rows, low = _rounded(x, dtype), weight.to(dtype)
         ctx.save_for_backward(rows, low)
-        ctx.of = x.dtype, weight.dtype
-        return _product(rows, low, bias if bias is None else bias.to(dtype))[: len(x)]
+        ctx.of = len(x), x.dtype, weight.dtype
+        return _product(rows, low, bias if bias is None else bias.to(dtype))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (rows, low), (of_x, of_weight) = ctx.saved_tensors, ctx.of
-        grad = _rounded(grads[0], low.dtype)
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (rows, low), (count, of_x, of_weight) = ctx.saved_tensors, ctx.of
         return (
-            _product(grad, low.t())[: len(grads[0])].to(of_x) if ctx.needs_input_grad[0] else None,
+            _product(grad, low.t())[:count].to(of_x) if ctx.needs_input_grad[0] else None,
             _of_weight(grad, rows).to(of_weight) if ctx.needs_input_grad[1] else None,
             grad.sum(0).to(of_weight) if ctx.needs_input_grad[2] else None,
             None,

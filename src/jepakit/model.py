@@ -174,7 +174,8 @@ def encode_windows(
 
 def conditioned(encoder: ViT, tokens: Tensor, lengths: Indices, extra: Tensor, counts: Indices) -> Tensor:
     """The encoder on sequences with conditioning tokens behind them, whose outputs are dropped: (S, D) -> (S, D)."""
-    sequences = joint(lengths, counts, tokens.device, room=None if encoder.row_unit else room_of(lengths + counts, tokens.device))
+    room = None if encoder.row_unit else room_of(lengths + counts, tokens.device)
+    sequences = joint(lengths, counts, tokens.device, room=room, unit=encoder.row_unit)
     return take(encoder(sequences.join(tokens, extra.to(tokens.dtype)), sequences.layout), sequences.a_rows)
 
 
