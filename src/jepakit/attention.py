@@ -53,8 +53,8 @@ def _has_varlen(x: Tensor) -> bool:
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
-    # A bf16 softmax takes up to five times as long on rows that end within a register: keys that nobody sees fill it.
-    if valid is not None and 0 < 3 * (spare := -k.shape[2] % REGISTER) <= k.shape[2]:
+    # A bf16 softmax takes up to five times as long on rows that end within a register: keys that nobody sees fill its last half.
+    if valid is not None and 0 < (spare := -k.shape[2] % REGISTER) <= REGISTER // 2:
         k, v, valid = F.pad(k, (0, 0, 0, spare)), F.pad(v, (0, 0, 0, spare)), F.pad(valid, (0, spare))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if valid is not None:  # added in place: masked_fill would copy the scores, and their gradient, which is 0 there anyway
