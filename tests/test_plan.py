@@ -24,7 +24,7 @@ from jepakit.config import Config, overrides
 from jepakit.data.crops import mirrored, normalise
 from jepakit.data.sources import EmojiSource
 from jepakit.flops import Flops
-from jepakit.footprint import Place, _flash, fullest, memory_of, step_memory
+from jepakit.footprint import Place, _flash, _rows_of_cuda, fullest, memory_of, step_memory
 from jepakit.masks import Masks
 from jepakit.method import Method
 from jepakit.model import JEPA
@@ -60,18 +60,15 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def counted(
-    monkeypatch: pytest.MonkeyPatch, method: Method, grid: tuple[int, int], channels: int, masks: Masks
-) -> tuple[Flops, float]:
+def counted(method: Method, grid: tuple[int, int], channels: int, masks: Masks) -> tuple[Flops, float]:
     """What torch counts in a step of the real model, by part (the regulariser's apart from the rest), and in all."""
     model = JEPA(method, grid, channels)
-    monkeypatch.setattr(linear, "BY_ONEDNN", ())  # the counter does not know oneDNN's product
-    monkeypatch.setattr(layout, "unit_of", lambda rows: 1)  # and would count a CPU's spare rows
     images = torch.randn(masks.images, channels, *(n * method.encoder.patch_size for n in grid))
-    with FlopCounterMode(display=False) as forward, sdpa_kernel(SDPBackend.MATH):
-        out = model(images, masks)
-    with FlopCounterMode(display=False) as backward, sdpa_kernel(SDPBackend.MATH):
-        out.loss.backward()
+    with _rows_of_cuda(), sdpa_kernel(SDPBackend.MATH):  # the counter knows no product of oneDNN's, but a CPU's spare rows
+        with FlopCounterMode(display=False) as forward:
+            out = model(images, masks)
+        with FlopCounterMode(display=False) as backward:
+            out.loss.backward()
     names = ("target_encoder", "encoder", "predictor")
     found = forward.get_flop_counts()  # patches are embedded beside the blocks' forward
     parts = [sum(sum(found.get(f"JEPA.{place}", {}).values()) for place in (name, f"{name}.patch_embed")) for name in names]
@@ -80,7 +77,7 @@ def counted(
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("shape", range(len(SHAPES)))
-def test_flops_are_those_that_torch_counts_in_the_model(monkeypatch: pytest.MonkeyPatch, name: str, shape: int) -> None:
+def test_flops_are_those_that_torch_counts_in_the_model(name: str, shape: int) -> None:
     grid, channels, sizes = SHAPES[shape]
     draws = [Masks.from_indices(EQUAL_CONTEXT, EQUAL_TARGETS)]
     for law in ({}, {"draws": 2}, {"contexts": 2, "targets": 2}):
@@ -88,7 +85,7 @@ def test_flops_are_those_that_torch_counts_in_the_model(monkeypatch: pytest.Monk
         draws.append(method.masking.sample(grid, np.arange(3), seed=len(draws)))
     for masks in draws:
         ours = flops.step(method, grid, channels, masks, padded=True)
-        parts, total = counted(monkeypatch, method, grid, channels, masks)
+        parts, total = counted(method, grid, channels, masks)
         assert (ours.target_encoder, ours.encoder_forward, ours.predictor_forward) == (
             parts.target_encoder,
             parts.encoder_forward,
