@@ -24,6 +24,7 @@ from jepakit.metrics import position_share
 
 SHOWN = (*range(12), 16, 24, 32, 48, 64, 96)
 LEAST = 1e-3  # of the largest deviation: what whitening adds to each
+NOTHING = 1e-6  # of the largest deviation: below it a direction is rounding
 
 
 def class_means(x: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -53,7 +54,7 @@ def told(x: Tensor, colour: Tensor, halves: Split) -> str:
     parts, tested = ((halves.train, labels), (halves.test, halves.test_labels)), halves.test_labels.unique()
     here, there = (class_means(along[rows], y, int(labels.max()) + 1)[tested] for rows, y in parts)
     lines = ["| direction | variance, % | class | held | colour |", "|" + "---|" * 5]
-    for i in (i for i in SHOWN if i < len(share)):
+    for i in (i for i in SHOWN if i < len(share) and deviation[i] > NOTHING * deviation[0]):
         of_class = position_share(along[halves.train, i : i + 1], labels.numpy())  # with classes in the place of positions
         held = np.corrcoef(here[:, i], there[:, i])[0, 1]
         lines.append(f"| {i + 1} | {share[i]:.1f} | {of_class:.2f} | {held:.2f} | {of_colour[i]:.2f} |")

@@ -43,15 +43,14 @@ PROTOCOL: dict[str, list[str]] = {
     "emoji": [],
     "textures": ["linear.layers=[last]", "linear.heads=[bn]", "linear.weight_decay=[0]"],
 }
-# Emoji: the demo as it was when the rows were made: all methods alike, and what came of them led to the demo as it is now.
-# Textures: the recipe for small sets, with the demo's encoder, and crops of about the probe's scale of the whole half.
+# Emoji: the demo, as long as it is. Textures: the recipe for small sets, with the demo's encoder, and crops of about the
+# probe's scale of the whole half.
 RECIPE = {"emoji": "demo", "textures": "small"}
-STEPS = {"emoji": 300, "textures": 800}
-SHAPE = {
-    "emoji": ["encoder.depth=6"],
+STEPS = {"emoji": 693, "textures": 800}
+CHANGES: dict[str, list[str]] = {
+    "emoji": [],
     "textures": [*(f"{key}={value}" for key, value in DEMO.items()), "images.crop_scale=[0.06,0.25]"],
 }
-VICREG = {"emoji": ["regularizer.weight=0.04"], "textures": []}
 
 
 def one(kind: str, method: str, seed: int, steps: int, folder: Path, textures: Path) -> dict[str, Any]:
@@ -59,7 +58,7 @@ def one(kind: str, method: str, seed: int, steps: int, folder: Path, textures: P
     out = folder / f"{kind}-{method}-{seed}-{steps}"
     data = "emoji" if kind == "emoji" else str(textures / "left")
     begun = (out / "checkpoints" / "latest").exists()
-    settings = [f"seed={seed}", f"optim.steps={steps}", *SHAPE[kind], *(VICREG[kind] if METHODS[method]["regularizer"] else [])]
+    settings = [f"seed={seed}", f"optim.steps={steps}", *CHANGES[kind]]
     run = Run.open(out) if begun else None
     if run is None or not run.finished:
         new = {"data": data, "out": out, "recipe": RECIPE[kind], "method": method, "set": settings, "overwrite": True}
