@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import jepakit
 from jepakit import attention, flops, layout, linear
+from jepakit.choice import settled
 from jepakit.cli import main
 from jepakit.config import Config, overrides
 from jepakit.data.crops import mirrored, normalise
@@ -277,6 +278,20 @@ def test_a_plan_says_what_a_run_takes_and_writes_nothing(nowhere: Path) -> None:
     assert one.parameters.predictor == sum(p.numel() for p in jepa.predictor.parameters())
     assert one.memory.moments == 8 * sum(p.numel() for _, p in jepa.trained_parameters())
     assert not list(nowhere.iterdir())
+
+
+def test_without_a_recipe_a_plan_is_of_what_pretrain_would_choose_on_that_device(nowhere: Path) -> None:
+    words = ["optim.lr=3e-4", "method=ijepa"]
+    here, source, choice = settled(None, "ijepa", {"data": "emoji", "run": {"device": "cpu"}})
+    on_cpu = plan(data="emoji", seconds=0.3, set=[*words, "run.device=cpu"])
+    on_cuda = plan(data="emoji", device="pocket", set=words)
+    assert on_cpu.choice[1:] == choice.reasons and on_cpu.method == on_cuda.method == "ijepa"
+    assert on_cpu.parameters.encoder == sum(p.numel() for p in jepa_of(here).encoder.parameters())
+    assert (
+        on_cpu.speed and on_cpu.speed.images == here.optim.epochs * (len(source) // here.optim.batch_size) * here.optim.batch_size
+    )
+    assert on_cuda.parameters.encoder > 4 * on_cpu.parameters.encoder, "a larger encoder is chosen for CUDA"
+    assert "on a CUDA device" in as_table(on_cuda) and not plan("small", data="emoji", device="pocket").choice
 
 
 def test_the_parts_that_a_plan_advises_fit(nowhere: Path) -> None:

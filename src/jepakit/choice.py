@@ -92,11 +92,12 @@ class Said(Settings):
 
 
 def settled(
-    recipe: str | None, method: str | None, *layers: dict[str, Any], labels: str | None = None
+    recipe: str | None, method: str | None, *layers: dict[str, Any], labels: str | None = None, device: str | None = None
 ) -> tuple[Config, Source, Choice]:
     """The settings of a run, its images, and what was chosen: nothing where a recipe is named. Raises UserError.
 
-    method: where no layer says another; layers: settings over the recipe, later over earlier, `data` among them.
+    method: where no layer says another; layers: settings over the recipe, later over earlier, `data` among them; device: cpu
+    or cuda, where the run will be elsewhere.
     """
     if recipe:
         config, choice = settings(recipe, method, *layers), Choice()
@@ -104,7 +105,7 @@ def settled(
     else:
         said = _said(layers)
         source = _opened(said, labels)
-        choice = choose(found_in(source, said), said)
+        choice = choose(found_in(source, said, device), said)
         config = settings(None, method, choice.settings, *layers)
     return config.model_copy(update={"data": absolute(config.data or "")}), source, choice  # to be opened from anywhere
 
@@ -125,10 +126,10 @@ def _opened(said: Config | Said, labels: str | None) -> Source:
     return open_source(absolute(said.data), labels, most_pixels=said.images.max_pixels)
 
 
-def found_in(source: Source, said: Said) -> Found:
+def found_in(source: Source, said: Said, device: str | None = None) -> Found:
     """What a choice goes by, of some images. Raises UserError where none can be read, or the device is not there."""
     run, most = said.run, said.images.max_pixels
-    device = device_of(run.device).type
+    device = device or device_of(run.device).type
     shapes = shapes_of(source, most, threads=run.loader_threads, seconds=run.read_timeout_seconds)
     short, long = np.median(np.sort(shapes[:, :2]), axis=0).astype(int).tolist()
     return Found(len(source), long, short, int(np.bincount(shapes[:, 2]).argmax()), device, cores())

@@ -170,7 +170,9 @@ def recipes(name: Annotated[str | None, typer.Argument(help="One recipe: all its
 
 @app.command()
 def plan(
-    recipe: Annotated[str | None, typer.Option(help="A preset; 'jepakit recipes' lists them. Default: small.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A preset. Default: small, fitted to --data if given, as pretrain does.")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
     data: Annotated[str | None, typer.Option(help="Images, for the hours of the whole run: all that pretrain takes.")] = None,
     device: Annotated[str, typer.Option(help="H200, A100-80, L4 ...; here: this machine, timed for 20 seconds.")] = "here",

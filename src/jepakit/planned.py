@@ -75,7 +75,8 @@ class Speed:
 class Plan:
     """What a run will take. batch: images an update; at_a_time: those that a device holds; flops: an image's.
 
-    speed is none where a step does not fit the present machine, so that nothing could be measured.
+    speed is none where a step does not fit the present machine, so that nothing could be measured; choice: for what images
+    settings were chosen, and which and why, if no recipe was named.
     """
 
     recipe: str | None
@@ -92,6 +93,7 @@ class Plan:
     memory: Memory
     speed: Speed | None
     verdict: str
+    choice: tuple[str, ...] = ()
 
 
 WIDE = 100  # columns
@@ -106,6 +108,7 @@ def as_table(plan: Plan) -> str:
         f"{plan.recipe or 'settings'}, {plan.method or 'a method of your own'}, on {several}{plan.device} in {plan.precision}, "
         f"{plan.batch:,} images an update{parts}"
     ]
+    lines += [line if i == 0 else f"  {line}" for i, line in enumerate(plan.choice)]
     p, m = plan.parameters, plan.memory
     names = ("encoder", p.encoder), ("target encoder", p.target_encoder), ("predictor", p.predictor), ("projector", p.projector)
     lines += _section("parameters, M (counted)", [(name, n / 1e6, "") for name, n in names if n])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from jepakit import flops
+from jepakit.choice import Choice, settled
 from jepakit.config import Config, merge, overrides
 from jepakit.data.loader import Batch, Loader
 from jepakit.data.opening import open_source
@@ -72,15 +73,16 @@ def plan(
 ) -> Plan:
     """What a pretraining with these settings will take, on `devices` devices of one kind.
 
-    data: the images, to say how long the whole run is; device: a name of `DEVICES`, or 'here': this machine, where real
-    steps are timed for some `seconds`; json: a file for what is returned; set: 'group.key=value' words; groups: settings as
-    keywords. Raises UserError.
+    data: the images, to say how long the whole run is, and to choose what no recipe gives, as `pretrain` does; device: a name
+    of `DEVICES`, or 'here': this machine, where real steps are timed for some `seconds`; json: a file for what is returned;
+    set: 'group.key=value' words; groups: settings as keywords. Raises UserError.
     """
     if json is not None and not Path(json).parent.is_dir():
         raise UserError(f"--json {json}: there is no such folder")
     given = merge(overrides(set or []), groups)
+    given = given if data is None else given | {"data": str(data)}
     asked_recipe, asked_method = given.pop("recipe", None), given.pop("method", None)
-    config = settings(recipe or asked_recipe, method or asked_method, given, {} if data is None else {"data": str(data)})
+    config, choice = _settled(recipe or asked_recipe, method or asked_method, given, device)
     config.masking.check(config.grid)
     place, share = place_of(device, devices, config), _share(config, devices)
     seen, at_a_time = _images_seen(config, devices), share // config.optim.accumulate
@@ -103,10 +105,19 @@ def plan(
         memory=memory,
         speed=speed,
         verdict=_verdict(config, share, memory),
+        choice=(f"chosen for {choice.about}:", *choice.reasons) if choice.reasons else (),
     )
     if json is not None:
         save_json(Path(json), asdict(found))
     return found
+
+
+def _settled(recipe: str | None, method: str | None, given: dict[str, Any], device: str) -> tuple[Config, Choice]:
+    """The settings, and what of them was chosen; the devices of the table are CUDA's."""
+    if recipe or not given.get("data"):
+        return settings(recipe, method, given), Choice()
+    config, _, choice = settled(recipe, method, given, device=None if device == "here" else "cuda")
+    return config, choice
 
 
 def place_of(name: str, devices: int, config: Config) -> Place:
