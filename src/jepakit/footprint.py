@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -228,33 +229,37 @@ class _Live(TorchDispatchMode):
 
 
 @contextmanager
-def _rows_of_cuda() -> Iterator[None]:
-    """Tensors without storage are the CPU's: leave out the rows, and the products, that only a CPU has."""
-    theirs = layout.unit_of, linear.BY_ONEDNN
-    layout.unit_of, linear.BY_ONEDNN = lambda rows: 1, frozenset()
+def _instead(module: ModuleType, **others: Any) -> Iterator[None]:
+    """Other functions and constants in a module, for a while."""
+    theirs = {name: getattr(module, name) for name in others}
+    vars(module).update(others)
     try:
         yield
     finally:
-        layout.unit_of, linear.BY_ONEDNN = theirs
+        vars(module).update(theirs)
+
+
+@contextmanager
+def _rows_of_cuda() -> Iterator[None]:
+    """Tensors without storage are the CPU's: leave out the rows, and the products, that only a CPU has."""
+    with _instead(layout, unit_of=lambda rows: 1), _instead(linear, BY_ONEDNN=frozenset()):
+        yield
 
 
 @contextmanager
 def _flash() -> Iterator[None]:
     """Have tensors without storage take the kernel for sequences of any length; it keeps what one long sequence would."""
+    real_has_varlen, real_varlen = attention._has_varlen, attention._varlen
 
     def has_varlen(x: Tensor) -> bool:
-        return x.shape[-1] % 8 == 0 and x.dtype != torch.float32 if isinstance(x, FakeTensor) else theirs[0](x)
+        return x.shape[-1] % 8 == 0 and x.dtype != torch.float32 if isinstance(x, FakeTensor) else real_has_varlen(x)
 
     def varlen(q: Tensor, k: Tensor, v: Tensor, queries: Layout, layout: Layout) -> Tensor:
         if not isinstance(q, FakeTensor):
-            return theirs[1](q, k, v, queries, layout)
+            return real_varlen(q, k, v, queries, layout)
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v)
         return out[0].transpose(0, 1).flatten(1)
 
-    theirs = attention._has_varlen, attention._varlen
-    attention._has_varlen, attention._varlen = has_varlen, varlen
-    try:
+    with _instead(attention, _has_varlen=has_varlen, _varlen=varlen):
         yield
-    finally:
-        attention._has_varlen, attention._varlen = theirs
