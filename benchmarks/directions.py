@@ -24,7 +24,7 @@ from jepakit.metrics import position_share
 
 SHOWN = (*range(12), 16, 24, 32, 48, 64, 96)
 LEAST = 1e-3  # of the largest deviation: what whitening adds to each
-NOTHING = 1e-6  # of the largest deviation: below it a direction is rounding
+NOTHING = 1e-5  # of the largest deviation: below it a direction is rounding
 
 
 def class_means(x: Tensor, labels: Tensor, classes: int) -> Tensor:

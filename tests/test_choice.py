@@ -209,7 +209,7 @@ def test_a_run_keeps_and_says_what_was_chosen_and_check_says_the_same(tmp_path: 
     assert pretrain(resume=run.path).config == config
     cli.main(["data", "check", str(photos), *BRIEF])
     table = " ".join(capsys.readouterr().out.split())
-    for line in (f"pretrain chooses for {choice.about}:", *choice.reasons):
+    for line in (f"pretrain chooses for {choice.about}:", *choice.reasons, "only 40 images"):
         assert line in table
 
 

@@ -16,7 +16,7 @@ CLASSES, EACH = 20, 40  # in each half
 
 
 def test_a_direction_is_of_the_class_or_held_by_nothing_or_of_the_colour() -> None:
-    """Largest first: the class; classes' means that differ, but not the same way in the other half; colour; chance; nothing."""
+    """Largest first: class; class means that differ, but not the same way in the other half; colour; chance. Then nothing."""
     g = np.random.default_rng(0)
     labels = np.tile(np.repeat(np.arange(CLASSES), EACH), 2)
     train, test = np.split(np.arange(len(labels)), 2)
@@ -28,13 +28,13 @@ def test_a_direction_is_of_the_class_or_held_by_nothing_or_of_the_colour() -> No
     features[:, 1] = 8 * (np.concatenate([means[1, labels[train]], means[2, labels[test]]]) + 0.1 * chance[:, 1])
     features[:, 2] = 4 * (2 * colour[:, 0] - 3 * colour[:, 1] ** 2)
     features[:, 3] = chance[:, 3]
-    turned = features @ np.linalg.qr(g.standard_normal((5, 5)))[0]
+    turned = 3 + features @ np.linalg.qr(g.standard_normal((128, 128)))[0][:5]
     halves = Split(train, test, torch.from_numpy(labels[train]), torch.from_numpy(labels[test]), None)
 
     table = told(torch.from_numpy(turned).float(), torch.from_numpy(colour).float(), halves)
 
     rows = [[float(cell) for cell in line.strip("| ").split(" | ")] for line in table.splitlines()[2:] if line.startswith("|")]
-    assert [row[0] for row in rows] == [1, 2, 3, 4], "the fifth direction has no variance"
+    assert [row[0] for row in rows] == [1, 2, 3, 4], "the others have no variance"
     of_class, held, of_colour = np.array(rows)[:, 2:].T
     assert min(of_class[:2]) > 0.9 and max(abs(of_class[2:])) < 0.2
     assert held[0] > 0.98 and max(held[1:]) < 0.7

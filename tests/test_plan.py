@@ -23,7 +23,8 @@ from jepakit.choice import settled
 from jepakit.cli import main
 from jepakit.config import Config, overrides
 from jepakit.data.crops import mirrored, normalise
-from jepakit.data.sources import EmojiSource
+from jepakit.data.sources import ArraySource, EmojiSource, Source
+from jepakit.errors import UserError
 from jepakit.flops import Flops
 from jepakit.footprint import Place, _flash, _rows_of_cuda, fullest, memory_of, step_memory
 from jepakit.masks import Masks
@@ -285,13 +286,36 @@ def test_without_a_recipe_a_plan_is_of_what_pretrain_would_choose_on_that_device
     here, source, choice = settled(None, "ijepa", {"data": "emoji", "run": {"device": "cpu"}})
     on_cpu = plan(data="emoji", seconds=0.3, set=[*words, "run.device=cpu"])
     on_cuda = plan(data="emoji", device="pocket", set=words)
-    assert on_cpu.choice[1:] == choice.reasons and on_cpu.method == on_cuda.method == "ijepa"
+    assert on_cpu.choice == choice.told and on_cpu.method == on_cuda.method == "ijepa"
     assert on_cpu.parameters.encoder == sum(p.numel() for p in jepa_of(here).encoder.parameters())
     assert (
         on_cpu.speed and on_cpu.speed.images == here.optim.epochs * (len(source) // here.optim.batch_size) * here.optim.batch_size
     )
     assert on_cuda.parameters.encoder > 4 * on_cpu.parameters.encoder, "a larger encoder is chosen for CUDA"
     assert "on a CUDA device" in as_table(on_cuda) and not plan("small", data="emoji", device="pocket").choice
+    lines = as_table(on_cpu).splitlines()
+    chosen = lines[2 : lines.index("parameters, M (counted)")]
+    assert max(map(len, lines)) <= 100 and len(chosen) > len(choice.reasons), "a line is too long for one"
+    assert all(line.startswith("  ") for line in chosen)
+
+
+def test_few_images_are_warned_of_and_opened_once(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def few(data: str, *_: Any, **__: Any) -> Source:
+        opened.append(data)
+        return ArraySource("few", np.zeros((70, 32, 32, 3), np.uint8), None)
+
+    monkeypatch.setattr("jepakit.choice.open_source", few)
+    found = plan(data="few", device="pocket")
+    assert len(opened) == 1 and found.choice[-1].startswith("only 70 images")
+    assert not any("loader_threads" in line for line in found.choice), "another machine's cores are not this one's"
+
+
+def test_an_unknown_device_is_said_before_images_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jepakit.choice.open_source", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(UserError, match="unknown device"):
+        plan(data="emoji", device="H2000")
 
 
 def test_the_parts_that_a_plan_advises_fit(nowhere: Path) -> None:
@@ -335,6 +359,7 @@ def test_the_command_prints_a_table_and_writes_json(nowhere: Path, capsys: pytes
         (["--devices", "3"], "--devices"),
         (["--recipe", "smal"], "did you mean 'small'?"),
         (["--data", "nothing-there"], "nothing-there"),
+        (["--data", ""], "give --data"),
         (["--data", "emoji", "optim.batch_size=65536"], "optim.batch_size"),
         (["--json", "no/such/plan.json"], "--json"),
         (["encoder.wdith=3"], "did you mean 'encoder.width'?"),

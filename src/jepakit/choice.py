@@ -53,7 +53,7 @@ class Found:
     short: int
     bands: int
     device: str  # cpu or cuda
-    cores: int
+    cores: int  # 0: the device is elsewhere, and theirs are not known
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class Choice:
     about: str = ""
     reasons: tuple[str, ...] = ()
     warning: str = ""
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """For what was chosen, what and why, and the warning; nothing where nothing was chosen."""
+        return (self.about, *self.reasons, *([self.warning] if self.warning else [])) if self.reasons else ()
 
     def say(self, log: logging.Logger) -> None:
         """A line for what was found, and one for each choice; nothing where nothing was chosen."""
@@ -129,10 +134,11 @@ def _opened(said: Config | Said, labels: str | None) -> Source:
 def found_in(source: Source, said: Said, device: str | None = None) -> Found:
     """What a choice goes by, of some images. Raises UserError where none can be read, or the device is not there."""
     run, most = said.run, said.images.max_pixels
+    own = cores() if device is None else 0
     device = device or device_of(run.device).type
     shapes = shapes_of(source, most, threads=run.loader_threads, seconds=run.read_timeout_seconds)
     short, long = np.median(np.sort(shapes[:, :2]), axis=0).astype(int).tolist()
-    return Found(len(source), long, short, int(np.bincount(shapes[:, 2]).argmax()), device, cores())
+    return Found(len(source), long, short, int(np.bincount(shapes[:, 2]).argmax()), device, own)
 
 
 def choose(found: Found, said: Said | None = None) -> Choice:

@@ -174,7 +174,7 @@ def plan(
         str | None, typer.Option(help="A preset. Default: small, fitted to --data if given, as pretrain does.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
-    data: Annotated[str | None, typer.Option(help="Images, for the hours of the whole run: all that pretrain takes.")] = None,
+    data: Annotated[str | None, typer.Option(help="Images: for hours, and for what no recipe says.")] = None,
     device: Annotated[str, typer.Option(help="H200, A100-80, L4 ...; here: this machine, timed for 20 seconds.")] = "here",
     devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
     json: Annotated[Path | None, typer.Option(help="Write the plan to this file, too.")] = None,

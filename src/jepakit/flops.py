@@ -33,10 +33,6 @@ class Flops:
         """The sum of all parts."""
         return float(sum(astuple(self)))
 
-    def over(self, count: int) -> "Flops":
-        """A `count`-th of everything."""
-        return Flops(*(part / count for part in astuple(self)))
-
 
 def linear(tokens: int, inputs: int, outputs: int) -> int:
     """A linear map."""

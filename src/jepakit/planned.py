@@ -76,7 +76,7 @@ class Plan:
     """What a run will take. batch: images an update; at_a_time: those that a device holds; flops: an image's.
 
     speed is none where a step does not fit the present machine, so that nothing could be measured; choice: for what images
-    settings were chosen, and which and why, if no recipe was named.
+    settings were chosen, and which and why, if images were given and no recipe was named.
     """
 
     recipe: str | None
@@ -108,7 +108,7 @@ def as_table(plan: Plan) -> str:
         f"{plan.recipe or 'settings'}, {plan.method or 'a method of your own'}, on {several}{plan.device} in {plan.precision}, "
         f"{plan.batch:,} images an update{parts}"
     ]
-    lines += [line if i == 0 else f"  {line}" for i, line in enumerate(plan.choice)]
+    lines += _of_choice(plan.choice)
     p, m = plan.parameters, plan.memory
     names = ("encoder", p.encoder), ("target encoder", p.target_encoder), ("predictor", p.predictor), ("projector", p.projector)
     lines += _section("parameters, M (counted)", [(name, n / 1e6, "") for name, n in names if n])
@@ -119,6 +119,11 @@ def as_table(plan: Plan) -> str:
     if plan.speed:
         lines += _section(f"time ({plan.speed.source}{'; linear in devices' if several else ''})", _of_speed(plan.speed))
     return "\n".join(part for line in [*lines, plan.verdict] for part in wrap(line, WIDE, replace_whitespace=False))
+
+
+def _of_choice(choice: tuple[str, ...]) -> list[str]:
+    indented = (wrap(line, WIDE, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False) for line in choice[1:])
+    return [f"chosen for {choice[0]}:", *(line for lines in indented for line in lines)] if choice else []
 
 
 def _section(title: str, rows: list[Row]) -> list[str]:

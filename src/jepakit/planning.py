@@ -14,8 +14,7 @@ from jepakit import flops
 from jepakit.choice import Choice, settled
 from jepakit.config import Config, merge, overrides
 from jepakit.data.loader import Batch, Loader
-from jepakit.data.opening import open_source
-from jepakit.data.sources import ArraySource
+from jepakit.data.sources import ArraySource, Source
 from jepakit.device import device_of, precision_of
 from jepakit.errors import UserError, nearest
 from jepakit.files import save_json
@@ -82,10 +81,11 @@ def plan(
     given = merge(overrides(set or []), groups)
     given = given if data is None else given | {"data": str(data)}
     asked_recipe, asked_method = given.pop("recipe", None), given.pop("method", None)
-    config, choice = _settled(recipe or asked_recipe, method or asked_method, given, device)
+    elsewhere = None if device == "here" else _known(device)
+    config, source, choice = _with_images(recipe or asked_recipe, method or asked_method, given, elsewhere)
     config.masking.check(config.grid)
-    place, share = place_of(device, devices, config), _share(config, devices)
-    seen, at_a_time = _images_seen(config, devices), share // config.optim.accumulate
+    place, share = place_of(elsewhere, devices, config), _share(config, devices)
+    seen, at_a_time = _images_seen(config, source, devices), share // config.optim.accumulate
     parameters, (tokens, each) = _parameters(config), _work(config)
     memory = memory_of(config, place, at_a_time)
     again = each.encoder_forward + each.predictor_forward if config.run.recompute else 0
@@ -105,25 +105,37 @@ def plan(
         memory=memory,
         speed=speed,
         verdict=_verdict(config, share, memory),
-        choice=(f"chosen for {choice.about}:", *choice.reasons) if choice.reasons else (),
+        choice=choice.told,
     )
     if json is not None:
         save_json(Path(json), asdict(found))
     return found
 
 
-def _settled(recipe: str | None, method: str | None, given: dict[str, Any], device: str) -> tuple[Config, Choice]:
-    """The settings, and what of them was chosen; the devices of the table are CUDA's."""
-    if recipe or not given.get("data"):
-        return settings(recipe, method, given), Choice()
-    config, _, choice = settled(recipe, method, given, device=None if device == "here" else "cuda")
-    return config, choice
+def _known(name: str) -> Device:
+    """A device of the table. Raises UserError, with the nearest name."""
+    known = {d.name.lower(): d for d in DEVICES}
+    if name.lower() not in known:
+        names = ", ".join(d.name for d in DEVICES)
+        raise UserError(f"unknown device '{name}': choose here, {names}{nearest(name.lower(), known)}")
+    return known[name.lower()]
 
 
-def place_of(name: str, devices: int, config: Config) -> Place:
-    """Where a run would be. Raises UserError for a device that is not known, or has not the precision that is set."""
+def _with_images(
+    recipe: str | None, method: str | None, given: dict[str, Any], elsewhere: Device | None
+) -> tuple[Config, Source | None, Choice]:
+    """The settings, the images if there are any, and what was chosen; devices of the table are CUDA's."""
+    if given.get("data") is None:
+        config = settings(recipe, method, given)
+        if config.data is None:
+            return config, None, Choice()
+    return settled(recipe, method, given, device="cuda" if elsewhere else None)
+
+
+def place_of(elsewhere: Device | None, devices: int, config: Config) -> Place:
+    """Where a run would be; none: here. Raises UserError for a device that has not the precision that is set."""
     wanted = config.run.precision
-    if name == "here":
+    if elsewhere is None:
         device = device_of(config.run.device)
         dtype, cuda = precision_of(wanted, device), device.type == "cuda"
         if not cuda:
@@ -131,11 +143,7 @@ def place_of(name: str, devices: int, config: Config) -> Place:
         about = torch.cuda.get_device_properties(device)
         flash = dtype == torch.bfloat16 and about.major >= 8
         return Place(about.name, dtype, True, flash, about.total_memory, devices, device=device)
-    known = {d.name.lower(): d for d in DEVICES}
-    if name.lower() not in known:
-        names = ", ".join(d.name for d in DEVICES)
-        raise UserError(f"unknown device '{name}': choose here, {names}{nearest(name.lower(), known)}")
-    d = known[name.lower()]
+    d = elsewhere
     if wanted == "bf16" and d.bf16 is None:
         raise UserError(f"{d.name} does not compute in bf16: set run.precision=fp32")
     tflops, lower = (d.fp32, False) if wanted == "fp32" or d.bf16 is None else (d.bf16, True)
@@ -165,12 +173,11 @@ def _share(config: Config, devices: int) -> int:
     return share
 
 
-def _images_seen(config: Config, devices: int) -> int | None:
+def _images_seen(config: Config, source: Source | None, devices: int) -> int | None:
     """Images of a whole run, if the settings or the data say. Raises UserError where a batch is more than there is."""
     o = config.optim
-    if config.data is None:
+    if source is None:
         return o.steps * o.batch_size if o.steps else None
-    source = open_source(config.data)
     loader = Loader(
         source, config.images, config.masking, config.grid, o.batch_size, config.seed, parts=o.accumulate, processes=devices
     )

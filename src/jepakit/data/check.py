@@ -188,7 +188,7 @@ def _checked(data: str, source: Source, look: _Look, altered: tuple[str, ...], c
         labels=_labels(source.labels) if source.labels else None,
         bad=bad,
         altered=altered,
-        choice=(choice.about, *choice.reasons) if choice.reasons else (),
+        choice=choice.told,
         fit=fit,
         stops=stops,
         verdict=verdict_of(len(read), smallest, config.encoder.patch_size, fit, stops),
