@@ -28,7 +28,7 @@ def test_a_direction_is_of_the_class_or_held_by_nothing_or_of_the_colour() -> No
     features[:, 1] = 8 * (np.concatenate([means[1, labels[train]], means[2, labels[test]]]) + 0.1 * chance[:, 1])
     features[:, 2] = 4 * (2 * colour[:, 0] - 3 * colour[:, 1] ** 2)
     features[:, 3] = chance[:, 3]
-    turned = 3 + features @ np.linalg.qr(g.standard_normal((128, 128)))[0][:5]
+    turned = 30 + features @ np.linalg.qr(g.standard_normal((384, 384)))[0][:5]
     halves = Split(train, test, torch.from_numpy(labels[train]), torch.from_numpy(labels[test]), None)
 
     table = told(torch.from_numpy(turned).float(), torch.from_numpy(colour).float(), halves)

@@ -27,7 +27,7 @@ class Alarm:
     words: str
 
 
-def settled(steps: int, warmup: int) -> int:
+def position_counts_from(steps: int, warmup: int) -> int:
     """The step from which position is an alarm, in a run of so many steps and steps of warm-up."""
     return max(200, 2 * warmup, steps // 4)
 

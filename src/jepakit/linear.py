@@ -16,7 +16,7 @@ LEAST = 1 << 20  # multiply-adds: with fewer, a call costs more than it saves
 
 
 def _by_onednn() -> frozenset[torch.dtype]:
-    """What this CPU multiplies faster so: bfloat16; float32 too if torch's product is MKL's, which has AVX-512 for Intel's."""
+    """What this CPU multiplies faster so: bfloat16; float32 too if torch's product is MKL's on a CPU not Intel's."""
     about: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 has none
     if not (torch.backends.mkldnn.is_available() and about.get("avx512_bf16")):
         return frozenset()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepakit.collapse import Doctor, settled
+from jepakit.collapse import Doctor, position_counts_from
 from jepakit.config import Config
 from jepakit.data.loader import Batch
 from jepakit.evaluation.online import Online
@@ -67,6 +67,6 @@ class Watch:
 def watch(run: Run, config: Config, online: Online | None, steps: int, warmup: int, step: int) -> Iterator[Watch]:
     """Watch a run from a step on; the doctor knows what was logged before."""
     rows = run.metrics()
-    doctor = Doctor(config.target.kind, settled(steps, warmup), rows)
+    doctor = Doctor(config.target.kind, position_counts_from(steps, warmup), rows)
     with metrics_writer(run, config) as write, progress("pretrain", steps, step) as report:
         yield Watch(config, doctor, online, write, report, step, steps, not rows)

@@ -26,18 +26,18 @@ NOTES = {
     "segmentation": "A linear layer names each pixel from frozen patch tokens: mean intersection over union of the classes.",
     "davis": "The first frame’s masks, carried through a video by likeness of patch tokens: mean of region (J) and boundary (F).",
 }
-FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Method", ("method",)),
-    ("Recipe", ("recipe",)),
-    ("Data", ("data",)),
-    ("Image size", ("images.size",)),
-    ("Encoder", ("encoder",)),
-    ("Predictor", ("predictor",)),
-    ("Steps", ("optim.steps",)),
-    ("Epochs", ("optim.epochs",)),
-    ("Batch", ("optim.batch_size",)),
-    ("Seed", ("seed",)),
-)
+FACTS = {
+    "Method": "method",
+    "Recipe": "recipe",
+    "Data": "data",
+    "Image size": "images.size",
+    "Encoder": "encoder",
+    "Predictor": "predictor",
+    "Steps": "optim.steps",
+    "Epochs": "optim.epochs",
+    "Batch": "optim.batch_size",
+    "Seed": "seed",
+}
 NAMES = ("name", "kind", "preset", "size", "source", "path")  # keys whose value speaks for itself
 
 
@@ -147,8 +147,8 @@ def interval(row: Row) -> str:
 
 
 def _steps(config: Mapping[str, Any]) -> int | None:
-    found = (lookup(config, path) for path in dict(FACTS)["Steps"])
-    return next((value for value in found if isinstance(value, int)), None)
+    steps = lookup(config, FACTS["Steps"])
+    return steps if isinstance(steps, int) else None
 
 
 def _words(value: Any) -> str:
@@ -165,8 +165,8 @@ def _words(value: Any) -> str:
 def _facts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Rows of the facts table: a title, a value per run, and whether the runs differ."""
     rows = []
-    for title, paths in FACTS:
-        found = [next((v for path in paths if (v := lookup(run.config, path)) is not None), None) for run in runs]
+    for title, path in FACTS.items():
+        found = [lookup(run.config, path) for run in runs]
         values = ["–" if value is None else _words(value) or "–" for value in found]
         if set(values) != {"–"}:
             rows.append({"title": title, "cells": values, "differs": len(set(values)) > 1})
