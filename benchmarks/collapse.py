@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jepakit.collapse import FULL, GAP, POSITION, RANK, Doctor, settled
+from jepakit.collapse import FULL, GAP, POSITION, RANK, Doctor, position_counts_from
 from jepakit.config import Config, method_layer, overrides
 from jepakit.data.sources import ArraySource, EmojiSource, Source
 from jepakit.device import use_cpu
@@ -64,7 +64,7 @@ def one(name: str, steps: int) -> dict[str, Any]:
     training = Training.prepare(chosen, source)
     if name == "no average, no stop-gradient":
         training.jepa.__class__, training.jepa.target_encoder = NoStop, training.jepa.encoder
-    doctor = Doctor("features", settled(steps, training.schedule.warmup), [])
+    doctor = Doctor("features", position_counts_from(steps, training.schedule.warmup), [])
     rows, alarms = [], []
     with progress(name, steps) as report:
         for batch in training.loader(0, steps):
