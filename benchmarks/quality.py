@@ -1,6 +1,6 @@
 """Every method beside every baseline, three seeds: kNN, linear, RankMe and LiDAR on the emoji and on textures.
 
-    python benchmarks/quality.py                     # both sets, 30 runs: three hours or so on two cores
+    python benchmarks/quality.py                     # both sets, 30 runs: an hour and a half or so on two cores
     python benchmarks/quality.py --supervised        # an encoder trained on ImageNet, too (benchmarks/supervised.py)
     python benchmarks/quality.py --sets emoji --methods c_jepa --seeds 1
     python benchmarks/quality.py --smoke             # seconds: that it runs

@@ -114,9 +114,9 @@ RECIPES: dict[str, Recipe] = {
             "optim.warmup_epochs": (1, "a seventh of the run"),
         },
         (
-            "reached: kNN of emoji groups 59.1 % (58.6-59.9, seeds 0-2), raw pixels 55.1 %: jepakit demo seed=0",
-            "  in 300 updates with encoder.depth=6 (benchmarks/quality.py, seeds 0-2): ec_c_jepa 52.5, c_jepa 49.6 (both with",
-            "  regularizer.weight=0.04), mae_pixels 39.7, ijepa 38.9, ec_ijepa 38.2; untrained 42.3: the last three fail",
+            "reached: kNN of emoji groups 59.1 % (57.4-59.2, seeds 0-2), raw pixels 55.1 %: jepakit demo seed=0",
+            "  with other methods (benchmarks/quality.py, seeds 0-2): c_jepa 56.3, ec_ijepa 43.6, ijepa 41.7, mae_pixels 41.2;",
+            "  untrained 42.3: the last three fail",
         ),
     ),
     "small": Recipe(
@@ -139,7 +139,7 @@ RECIPES: dict[str, Recipe] = {
         },
         (
             "reached, with the demo's encoder on one core (docs/small-data.md has the commands): which of 400 textures, kNN",
-            "  73.7 % in 16,000 updates, 52 minutes (one seed; 47.4-49.9 in 3,000, seeds 0-2), untrained 31.5, raw pixels 12.1;",
+            "  73.7, 74.8 % in 16,000 updates, an hour (two seeds; 47.4-49.9 in 3,000, three), untrained 31.5, raw pixels 12.1;",
             "  groups of emoji 66.1 % in 25,740 updates, 80 minutes (one seed), untrained 41.6, raw pixels 55.1",
             "  whole, on a GPU for 100 passes: not measured",
         ),
