@@ -140,6 +140,8 @@ RECIPES: dict[str, Recipe] = {
         (
             "reached, with the demo's encoder on one core (docs/small-data.md has the commands): which of 400 textures, kNN",
             "  73.7, 74.8 % in 16,000 updates, an hour (two seeds; 47.4-49.9 in 3,000, three), untrained 31.5, raw pixels 12.1;",
+            "  in 800 updates (benchmarks/quality.py, seeds 0-2): mae_pixels 42.6, c_jepa 39.1, ec_c_jepa 38.6, ec_ijepa 31.6,",
+            "  ijepa 31.1; untrained 31.4;",
             "  groups of emoji 66.1 % in 25,740 updates, 80 minutes (one seed), untrained 41.6, raw pixels 55.1",
             "  whole, on a GPU for 100 passes: not measured",
         ),
