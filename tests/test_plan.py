@@ -288,9 +288,8 @@ def test_without_a_recipe_a_plan_is_of_what_pretrain_would_choose_on_that_device
     on_cuda = plan(data="emoji", device="pocket", set=words)
     assert on_cpu.choice == choice.told and on_cpu.method == on_cuda.method == "ijepa"
     assert on_cpu.parameters.encoder == sum(p.numel() for p in jepa_of(here).encoder.parameters())
-    assert (
-        on_cpu.speed and on_cpu.speed.images == here.optim.epochs * (len(source) // here.optim.batch_size) * here.optim.batch_size
-    )
+    batch = here.optim.batch_size
+    assert on_cpu.speed and on_cpu.speed.images == here.optim.epochs * (len(source) // batch) * batch
     assert on_cuda.parameters.encoder > 4 * on_cpu.parameters.encoder, "a larger encoder is chosen for CUDA"
     assert "on a CUDA device" in as_table(on_cuda) and not plan("small", data="emoji", device="pocket").choice
     lines = as_table(on_cpu).splitlines()

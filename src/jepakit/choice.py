@@ -134,11 +134,10 @@ def _opened(said: Config | Said, labels: str | None) -> Source:
 def found_in(source: Source, said: Said, device: str | None = None) -> Found:
     """What a choice goes by, of some images. Raises UserError where none can be read, or the device is not there."""
     run, most = said.run, said.images.max_pixels
-    own = cores() if device is None else 0
-    device = device or device_of(run.device).type
+    where, own = (device, 0) if device else (device_of(run.device).type, cores())
     shapes = shapes_of(source, most, threads=run.loader_threads, seconds=run.read_timeout_seconds)
     short, long = np.median(np.sort(shapes[:, :2]), axis=0).astype(int).tolist()
-    return Found(len(source), long, short, int(np.bincount(shapes[:, 2]).argmax()), device, own)
+    return Found(len(source), long, short, int(np.bincount(shapes[:, 2]).argmax()), where, own)
 
 
 def choose(found: Found, said: Said | None = None) -> Choice:

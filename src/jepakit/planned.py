@@ -108,7 +108,7 @@ def as_table(plan: Plan) -> str:
         f"{plan.recipe or 'settings'}, {plan.method or 'a method of your own'}, on {several}{plan.device} in {plan.precision}, "
         f"{plan.batch:,} images an update{parts}"
     ]
-    lines += _of_choice(plan.choice)
+    lines += [f"chosen for {plan.choice[0]}:", *(f"  {line}" for line in plan.choice[1:])] if plan.choice else []
     p, m = plan.parameters, plan.memory
     names = ("encoder", p.encoder), ("target encoder", p.target_encoder), ("predictor", p.predictor), ("projector", p.projector)
     lines += _section("parameters, M (counted)", [(name, n / 1e6, "") for name, n in names if n])
@@ -118,12 +118,12 @@ def as_table(plan: Plan) -> str:
     lines += _section(f"memory of {'each' if several else 'the'} device, {unit} (a step simulated)", _of_memory(m, size))
     if plan.speed:
         lines += _section(f"time ({plan.speed.source}{'; linear in devices' if several else ''})", _of_speed(plan.speed))
-    return "\n".join(part for line in [*lines, plan.verdict] for part in wrap(line, WIDE, replace_whitespace=False))
+    return "\n".join(part for line in [*lines, plan.verdict] for part in _wrapped(line))
 
 
-def _of_choice(choice: tuple[str, ...]) -> list[str]:
-    indented = (wrap(line, WIDE, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False) for line in choice[1:])
-    return [f"chosen for {choice[0]}:", *(line for lines in indented for line in lines)] if choice else []
+def _wrapped(line: str) -> list[str]:
+    """What an indented line goes on with is indented, too."""
+    return wrap(line, WIDE, replace_whitespace=False, subsequent_indent="    " if line.startswith(" ") else "")
 
 
 def _section(title: str, rows: list[Row]) -> list[str]:

@@ -110,7 +110,7 @@ RECIPES: dict[str, Recipe] = {
             **_SMALL_DATA,
             "regularizer.weight": (0.015, "docs/small-data.md: better than .04 on the emoji; not so on textures"),
             "optim.lr": (1e-3, "trial on the emoji"),
-            "optim.epochs": (7, "about five minutes with evaluation"),
+            "optim.epochs": (7, "a minute or two on two quick cores, five on slow ones"),
             "optim.warmup_epochs": (1, "a seventh of the run"),
         },
         (
