@@ -87,6 +87,8 @@ def pretrain(
             training.schedule.steps,
             o.batch_size,
         )
+        for note in source.notes:
+            log.warning("%s", plain(note))
         if not training.save(run):  # so that there is always something to go on from
             raise UserError(f"no checkpoint can be written to {run.path} (run.log says why): make room, start with --overwrite")
         return training.go(run)

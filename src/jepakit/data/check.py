@@ -188,6 +188,7 @@ def _checked(data: str, source: Source, look: _Look, altered: tuple[str, ...], c
         labels=_labels(source.labels) if source.labels else None,
         bad=bad,
         altered=altered,
+        notes=source.notes,
         choice=choice.told,
         fit=fit,
         stops=stops,

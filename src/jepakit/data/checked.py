@@ -70,6 +70,7 @@ class Checked:
     labels: LabelsSeen | None
     bad: tuple[tuple[str, str], ...]  # title, reason
     altered: tuple[str, ...]  # files of a pack that are not as they were written
+    notes: tuple[str, ...]  # what of the data is not used, used in part, or taken by a guess
     choice: tuple[str, ...]  # where no recipe is named: for what pretrain chooses settings, and which, and why
     fit: Fit
     stops: tuple[str, ...]  # why a pretraining would stop, and what to set
@@ -132,6 +133,7 @@ def as_table(checked: Checked) -> str:
         *(("", f"{_title(title)}: {plain(reason)}") for title, reason in checked.bad[:FIRST]),
         *([("", f"and {len(checked.bad) - FIRST:,} more: --json FILE names all")] if len(checked.bad) > FIRST else []),
         *(("altered", f"{name}: not as it was packed") for name in checked.altered),
+        *((("notes", "")[i > 0], plain(note)) for i, note in enumerate(checked.notes)),
         *_of_choice(checked.choice),
         *_of_fit(checked.fit),
         ("verdict", checked.verdict),

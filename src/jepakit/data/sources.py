@@ -48,11 +48,15 @@ class Blocks:
 
 
 class Source(Protocol):
-    """Images by index. A class of this kind names it as its base and gives `raw`; reading is safe from several threads."""
+    """Images by index. A class of this kind names it as its base and gives `raw`; reading is safe from several threads.
+
+    notes: a sentence for whatever of the user's data is not used, used in part, or taken by a guess: how many, and what to do.
+    """
 
     name: str
     labels: Labels | None
     blocks: Blocks | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int: ...
 
