@@ -299,6 +299,25 @@ def test_a_run_written_to_yaml_reads_back_as_it_was(world: Path) -> None:
 # ---- the house
 
 
+@pytest.mark.parametrize("first", ["", "jepakit.reporting", "jepakit.study", "jepakit.metrics, jepakit.data.pack, jepakit.cli"])
+def test_every_public_name_is_there_whatever_was_imported_before(first: str) -> None:
+    code = (
+        f"import {first or 'sys'}\nfrom jepakit import *\nimport jepakit, jepakit.evaluation, jepakit.planning, inspect\n"
+        "assert len(set(jepakit.__all__)) == len(jepakit.__all__) and {'pretrain', 'report'} <= {*jepakit.__all__}\n"
+        "for name in jepakit.__all__:\n"
+        "    value = getattr(jepakit, name)\n"
+        "    assert value is globals()[name] and (callable(value) or name == 'metrics' and inspect.ismodule(value)), name\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_folder_has_the_name_of_a_public_function() -> None:
+    folders = {path.name for path in SOURCE.iterdir() if path.is_dir()}
+    modules = {path.stem for path in SOURCE.glob("*.py")}  # importing one sets the package's attribute of its name
+    assert not (folders | modules) & ({*jepakit.__all__} - {"metrics"})
+
+
 def models(model: type[BaseModel] = Config) -> Iterator[type[BaseModel]]:
     yield model
     for info in model.model_fields.values():
@@ -384,8 +403,8 @@ def test_imports_run_downwards_only() -> None:
         return {name.split(".")[0] for name in names}
 
     for file in used:
-        if file.startswith("report/"):
-            assert top(of(file)) <= {"report"}, file
+        if file.startswith("reporting/"):
+            assert top(of(file)) <= {"reporting", "errors", "files"}, file
         if file != "__main__.py":
             assert "cli" not in top(of(file)), file
     primitives = {"errors", "rng", "layout", "attention", "losses", "metrics"}
@@ -405,10 +424,10 @@ def test_imports_run_downwards_only() -> None:
         "method",
     }
     for name in parts | primitives:
-        assert not top(of(f"{name}.py")) & {"train", "evaluation", "report", "run", "checkpoint", "config"}, name
+        assert not top(of(f"{name}.py")) & {"train", "evaluation", "reporting", "run", "checkpoint", "config"}, name
     for file in used:
         if file.startswith("data/"):
-            assert not top(of(file)) & {"model", "train", "evaluation", "report", "run"}, file
+            assert not top(of(file)) & {"model", "train", "evaluation", "reporting", "run"}, file
 
 
 def test_another_programs_folder_is_never_overwritten(world: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from jepakit.evaluation.split import labelled, split
 from jepakit.evaluation.tasks import FROZEN, chosen_tasks, evaluate, settings_of
 from jepakit.metrics import rankme
 from jepakit.model import JEPA
-from jepakit.report import report
+from jepakit.reporting import report
 from jepakit.run import Run
 from jepakit.train import pretrain
 from jepakit.weights import jepa_of, load

@@ -12,8 +12,8 @@ import pytest
 from jepakit import collapse
 from jepakit.evaluation import results as written
 from jepakit.evaluation.tasks import TASKS
-from jepakit.report import RunFolderError, reading, report
-from jepakit.report.figures import POINTS, short, thinned
+from jepakit.reporting import RunFolderError, reading, report
+from jepakit.reporting.figures import POINTS, short, thinned
 
 SECTIONS = ("summary", "curves", "masks", "probes", "neighbours", "configuration")
 EVIL = "<script>alert(1)</script>"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jepakit.method import Method
     from jepakit.model import JEPA
     from jepakit.planning import plan
+    from jepakit.reporting import report
     from jepakit.run import Run
     from jepakit.train import pretrain
     from jepakit.weights import load
@@ -54,6 +55,7 @@ _PLACES = {
     "pack": "data.pack",
     "plan": "planning",
     "pretrain": "train",
+    "report": "reporting",
 }
 
 

@@ -41,7 +41,7 @@ def demo(
     """Embedded images: pretrain, evaluate, report. CPU, minutes."""
     from jepakit.evaluation.results import as_table
     from jepakit.evaluation.tasks import evaluate
-    from jepakit.report import report as write_report
+    from jepakit.reporting import report as write_report
     from jepakit.train import pretrain as train
 
     run = train(out=out, recipe="demo", method=method, overwrite=overwrite, set=settings)
@@ -121,8 +121,8 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The HTML file; default: report.html in the first run.")] = None,
 ) -> None:
     """Draw a run, or several, as one HTML file."""
-    from jepakit.report import RunFolderError
-    from jepakit.report import report as write_report
+    from jepakit.reporting import RunFolderError
+    from jepakit.reporting import report as write_report
 
     try:
         print(write_report(runs, out))

@@ -12,6 +12,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from jepakit.errors import UserError
+
 from .figures import PALETTE, Series
 
 PROBES = {
@@ -35,7 +37,7 @@ Row = Mapping[str, Any]  # of a result: what the file has, and the numbers value
 Result = Mapping[str, Any]  # what the file has, and rows: a Row for each name
 
 
-class RunFolderError(ValueError):
+class RunFolderError(UserError):
     """The folder holds no run, or a file of it cannot be read."""
 
 
