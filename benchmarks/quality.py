@@ -31,7 +31,7 @@ from jepakit.data.opening import open_source
 from jepakit.evaluation import evaluate
 from jepakit.evaluation.tasks import settings_of
 from jepakit.files import save_json
-from jepakit.method import METHODS
+from jepakit.method import METHODS, Method, called
 from jepakit.run import Run
 from jepakit.train import pretrain
 
@@ -94,7 +94,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         ]
         for method in dict.fromkeys(r["method"] for r in here):
             own = [r for r in here if r["method"] == method]
-            name = "encoder" if method == "mae_pixels" else "target encoder"
+            name = called(Method.model_validate(METHODS[method]).which)
             cells = " | ".join(cell(own, task, name) for task in ("knn", "linear", "rankme", "lidar"))
             lines.append(f"| `{method}` | {cells} | {len(own)} |")
         for name in BASELINES:

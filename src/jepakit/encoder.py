@@ -10,15 +10,18 @@ from torch import Tensor, nn
 from jepakit.conditioning import EncoderPositions
 from jepakit.data.crops import Images, normalise
 from jepakit.layout import Layout, joint, take
+from jepakit.method import Which
 from jepakit.vit import ViT, patchify, sincos
 
 
 class Encoder(nn.Module):
     """A ViT with what it needs to see images: their normalisation, and EC-IJEPA's conditioning where it was trained with it."""
 
-    def __init__(self, vit: ViT, images: Images, conditioning: EncoderPositions | None = None) -> None:
+    def __init__(
+        self, vit: ViT, images: Images, conditioning: EncoderPositions | None = None, which: Which = "target_encoder"
+    ) -> None:
         super().__init__()
-        self.vit, self.images = vit, images
+        self.vit, self.images, self.which = vit, images, which
         self.training_conditioning = conditioning
         told = conditioning is not None and conditioning.encoder and conditioning.inference
         self.conditioning = conditioning if told else None  # at inference

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,11 +15,11 @@ from jepakit.data.crops import Images
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError, line_of
 from jepakit.files import save_json, whole
+from jepakit.method import Which
 from jepakit.model import JEPA
 from jepakit.vit import NORM_EPS, ViT, ViTConfig, require_positions
 
 State = dict[str, Tensor]
-Which = Literal["target_encoder", "encoder"]
 
 # transformers' names on disk (model_type "ijepa"), ours first
 _HF = {
@@ -76,8 +76,12 @@ def from_hf(state: State) -> State:
     return ours
 
 
-def save_model(jepa: JEPA, images: Images, folder: Path, which: Which = "target_encoder") -> None:
-    """Write the encoder for use: transformers' I-JEPA layout where the method fits it, renamed into place file by file."""
+def save_model(jepa: JEPA, images: Images, folder: Path, which: Which | None = None) -> None:
+    """Write the encoder for use: transformers' I-JEPA layout where the method fits it, renamed into place file by file.
+
+    `which` is the method's by default (`Method.which`).
+    """
+    which = which or jepa.method.which
     vit: ViT = getattr(jepa, which)
     shape, side = vit.config, images.height_width
     conditioning = jepa.method.conditioning
@@ -146,7 +150,7 @@ def load_hf(folder: Path, which: Which | None) -> Encoder:
     vit = ViT(shape, (size[0] // shape.patch_size, size[1] // shape.patch_size), channels)
     require_positions(vit.positions, positions, str(folder))
     load_state(vit, ours, str(folder))
-    return Encoder(vit, images, told).requires_grad_(False).eval()
+    return Encoder(vit, images, told, held or "target_encoder").requires_grad_(False).eval()
 
 
 def _processor(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A method of the family as one frozen value: a part for each axis. The papers are lines at the end."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from jepakit.regularizers import Regularizer
 from jepakit.settings import Settings
 from jepakit.targets import Features, Target
 from jepakit.vit import ViTConfig
+
+Which = Literal["target_encoder", "encoder"]
 
 
 class Method(Settings):
@@ -25,6 +27,12 @@ class Method(Settings):
     encoder: ViTConfig = Field(default_factory=ViTConfig)
     predictor: PredictorConfig = Field(default_factory=PredictorConfig)
 
+    @property
+    def which(self) -> Which:
+        """Which of the two encoders is the run's: judged, loaded and exported. The average where it gives the targets; with
+        pixels as targets nothing looks at it, so the encoder."""
+        return "encoder" if self.target.kind == "pixels" else "target_encoder"
+
     @model_validator(mode="after")
     def _one_projector(self) -> "Method":
         r = self.regularizer
@@ -34,6 +42,11 @@ class Method(Settings):
                 "set regularizer.projector=[]"
             )
         return self
+
+
+def called(which: Which) -> str:
+    """What tables call it: 'target encoder' or 'encoder'."""
+    return which.replace("_", " ")
 
 
 # What sets the methods apart; the rest (masks, sizes) is common to all. The one place where their names mean something.

@@ -52,6 +52,11 @@ class JEPA(nn.Module):
         self.predictor = Predictor(method.predictor, method.encoder, grid, target_width)
         self.projector = projector(method.regularizer.projector if method.regularizer else (), target_width)
 
+    @property
+    def to_use(self) -> ViT:
+        """The encoder that is judged, loaded and exported (`Method.which`)."""
+        return self.target_encoder if self.method.which == "target_encoder" else self.encoder
+
     @classmethod
     def from_checkpoint(cls, path: str | Path, heads: int | None = None) -> "JEPA":
         """Encoder, target encoder and predictor of a run, a checkpoint folder, or a released `.pth.tar` (I-JEPA's format).

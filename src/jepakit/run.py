@@ -129,7 +129,7 @@ class Run:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from None
 
     def encoder(self) -> "Encoder":
-        """The target encoder of the newest checkpoint, to use."""
+        """The encoder of the newest checkpoint, to use (which one: `Method.which`)."""
         from jepakit.weights import load
 
         return load(self.path)

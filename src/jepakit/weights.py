@@ -10,7 +10,8 @@ from jepakit.config import Config, resolve
 from jepakit.data.crops import Images
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
-from jepakit.hf import Which, load_hf
+from jepakit.hf import load_hf
+from jepakit.method import Which
 from jepakit.model import JEPA
 from jepakit.released import jepa_from_released
 
@@ -38,8 +39,8 @@ def jepa_from_checkpoint(path: Path, heads: int | None = None) -> JEPA:
 def load(path: str | Path, which: Which | None = None, heads: int | None = None) -> Encoder:
     """An encoder to use, in eval mode, from a run, a checkpoint, a transformers folder, a released .pth.tar or a hub id.
 
-    `which` is the target encoder by default, or what the transformers folder holds. Raises UserError where there is none
-    to be found, or what is there is not to be trusted.
+    `which` is by default the target encoder (with pixels as targets the encoder), or what the transformers folder holds.
+    Raises UserError where there is none to be found, or what is there is not to be trusted.
     """
     place = Path(path).expanduser()
     if place.is_dir() and (place / "config.json").is_file():
@@ -54,7 +55,8 @@ def load(path: str | Path, which: Which | None = None, heads: int | None = None)
         if isinstance(config, Config)
         else Images(size=(jepa.grid[0] * patch, jepa.grid[1] * patch), channels=jepa.encoder.channels)
     )
-    return Encoder(getattr(jepa, which or "target_encoder"), images, config.conditioning).requires_grad_(False).eval()
+    which = which or config.which
+    return Encoder(getattr(jepa, which), images, config.conditioning, which).requires_grad_(False).eval()
 
 
 def _from_hub(name: str) -> Path:

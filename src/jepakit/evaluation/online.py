@@ -71,8 +71,7 @@ class Online:
     @torch.no_grad()
     def look(self, jepa: JEPA, config: Config, dtype: torch.dtype) -> dict[str, float]:
         """'probe/knn' (share of test images named rightly) or 'probe/rankme' of the encoder that users will get."""
-        vit = jepa.encoder if config.target.kind == "pixels" else jepa.target_encoder
-        encoder = Encoder(vit, config.images, config.conditioning)
+        encoder = Encoder(jepa.to_use, config.images, config.conditioning)
         with lowered(encoder.device, dtype):
             parts = [encoder.embed(encoder.normalise(part.to(encoder.device))).float().cpu() for part in self.images.split(BATCH)]
         x = torch.cat(parts)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from jepakit.evaluation.compare import Difference, interval, paired
 from jepakit.evaluation.probes import Problem, Protocol, Right
 from jepakit.evaluation.split import Rows, Split
 from jepakit.files import save_json, whole
+from jepakit.method import Which, called
 
 Row = dict[str, Any]
 MAJORITY = "majority class"
@@ -88,6 +89,7 @@ def save_rows(folder: Path, task: str, data: str, rows: list[Row], protocol: Pro
 def differences(a: Path, b: Path, tasks: Sequence[str]) -> dict[str, dict[str, Difference]]:
     """Paired tests of two evaluation folders: by task, by name of the encoder, a minus b.
 
+    The judged encoders, each its sheet's first, are paired and, where both are of one kind, the other two of the runs too.
     Raises UserError where a task was not done on the same images in both.
     """
     found: dict[str, dict[str, Difference]] = {}
@@ -97,11 +99,13 @@ def differences(a: Path, b: Path, tasks: Sequence[str]) -> dict[str, dict[str, D
             with np.load(ours) as x, np.load(theirs) as y:
                 if not all(np.array_equal(x[key], y[key]) for key in ("data", "ids")):
                     raise UserError(f"{task}: {a} and {b} were tested on other images: evaluate both on the same data")
-                of_b = dict(zip(y["names"].tolist(), y["right"], strict=True))
+                of_a, of_b = (dict(zip(z["names"].tolist(), z["right"], strict=True)) for z in (x, y))
+                pairs = [(next(iter(of_a)), next(iter(of_b)))]
+                if pairs[0][0] == pairs[0][1]:
+                    pairs = [(name, name) for name in of_a if name in of_b and name in map(called, get_args(Which))]
                 found[task] = {
-                    name: paired(right, of_b[name], x.get("clusters"))
-                    for name, right in zip(x["names"].tolist(), x["right"], strict=True)
-                    if name in of_b and name in ("target encoder", "encoder")
+                    one if one == other else f"{one} against {other}": paired(of_a[one], of_b[other], x.get("clusters"))
+                    for one, other in pairs
                 }
     return found
 

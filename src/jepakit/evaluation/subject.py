@@ -10,16 +10,17 @@ from jepakit.device import device_of, precision_of, use_cpu
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
 from jepakit.masks import Masking, MultiBlock
+from jepakit.method import Which, called
 from jepakit.run import Run
 from jepakit.vit import ViT
 from jepakit.weights import jepa_from_checkpoint, jepa_of, load
 
-TRAINED, UNTRAINED = "target encoder", "untrained encoder"
+UNTRAINED = "untrained encoder"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Encoders by name, the trained one first; the folder for results; how to run; config where it is a run."""
+    """Encoders by name, the one that is judged first; the folder for results; how to run; config where it is a run."""
 
     encoders: dict[str, Encoder]
     folder: Path
@@ -29,9 +30,14 @@ class Subject:
     config: Config | None
 
     @property
-    def width(self) -> int:
-        """D."""
-        return self.encoders[TRAINED].width
+    def name(self) -> str:
+        """What the judged encoder is called in tables: which of a run's two it is."""
+        return next(iter(self.encoders))
+
+    @property
+    def encoder(self) -> Encoder:
+        """The judged encoder."""
+        return self.encoders[self.name]
 
 
 def subject(path: Run | str | Path, out: str | Path | None = None) -> Subject:
@@ -48,14 +54,16 @@ def subject(path: Run | str | Path, out: str | Path | None = None) -> Subject:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         fresh = Encoder(ViT(vit.config, vit.grid, vit.channels), encoder.images, encoder.training_conditioning)
-    return _subject({TRAINED: encoder, UNTRAINED: fresh}, Path(out), MultiBlock(min_keep=1), RunSettings(), None, None)
+    encoders = {called(encoder.which): encoder, UNTRAINED: fresh}
+    return _subject(encoders, Path(out), MultiBlock(min_keep=1), RunSettings(), None, None)
 
 
 def _of_run(run: Run, folder: Path) -> Subject:
     jepa = jepa_from_checkpoint(run.path)
     config = jepa.method
     assert isinstance(config, Config)  # that of a run always is
-    vits = {TRAINED: jepa.target_encoder, "encoder": jepa.encoder, UNTRAINED: jepa_of(config).encoder}
+    both: dict[Which, ViT] = {config.which: jepa.to_use, "target_encoder": jepa.target_encoder, "encoder": jepa.encoder}
+    vits = {**{called(which): vit for which, vit in both.items()}, UNTRAINED: jepa_of(config).encoder}
     encoders = {name: Encoder(vit, config.images, config.conditioning) for name, vit in vits.items()}
     return _subject(encoders, folder, config.masking, config.run, config.data, config)
 

@@ -30,7 +30,7 @@ from jepakit.evaluation.results import Row, Sheet, differences, save_rows
 from jepakit.evaluation.segmentation import segmentation
 from jepakit.evaluation.spectrum import lidar_rows, rankme_rows, spread
 from jepakit.evaluation.split import Rows, labelled, split
-from jepakit.evaluation.subject import TRAINED, UNTRAINED, Subject, subject
+from jepakit.evaluation.subject import UNTRAINED, Subject, subject
 from jepakit.progress import progress
 from jepakit.run import Run
 
@@ -137,17 +137,17 @@ def _on_images(judged: Subject, source: Source, tasks: Sequence[str], protocol: 
         rows = rankme_rows(features, protocol.rankme, told)
         results["rankme"] = save_rows(judged.folder, "rankme", source.name, rows, protocol)
         if judged.config:
-            save_pictures(judged.folder / "pictures.npz", judged.config, source, features[TRAINED].last, ids)
+            save_pictures(judged.folder / "pictures.npz", judged.config, source, features[judged.name].last, ids)
     if made and labels is not None and probes:
         halves, raw = split(source, labels, ids), features[RAW].last
-        features[PCA] = Frozen(pca(raw, halves.train, min(judged.width, len(halves.train), raw.shape[1])))
+        features[PCA] = Frozen(pca(raw, halves.train, min(judged.encoder.width, len(halves.train), raw.shape[1])))
         sheets = {task: Sheet(source, labels, halves, ids) for task in probes}
         results |= _probed(judged.folder, sheets, features, protocol)
     if "lidar" in tasks:
         rows = lidar_rows(source, judged.encoders, judged.masking, protocol.lidar, protocol.seed, judged.precision)
         results["lidar"] = save_rows(judged.folder, "lidar", source.name, rows, protocol)
     if "finetune" in tasks and labels is not None:
-        ids = ids if made else _readable(source, ids, next(iter(judged.encoders.values())).images)
+        ids = ids if made else _readable(source, ids, judged.encoder.images)
         results["finetune"] = _finetuned(judged, Sheet(source, labels, split(source, labels, ids), ids), protocol)
     if labels is None and {*tasks} - {"rankme", "lidar"}:
         log.warning("%s has no labels: put images into sub-folders, one a class, to probe; RankMe was measured", source.name)
@@ -199,11 +199,11 @@ def _probed(
 
 
 def _finetuned(judged: Subject, sheet: Sheet, protocol: Protocol) -> list[Row]:
-    """Fine-tuning end to end, of the target encoder and of the untrained one, which is then trained from scratch."""
-    halves, shape = sheet.halves, judged.encoders[TRAINED].vit.config
+    """Fine-tuning end to end, of the judged encoder and of the untrained one, which is then trained from scratch."""
+    halves, shape = sheet.halves, judged.encoder.vit.config
     settings = protocol.finetune.over(recipe_for(shape.width, shape.depth))
     values, rows = sheet.labels.values, (sheet.ids[halves.train], sheet.ids[halves.test])
-    for name in (TRAINED, UNTRAINED):
+    for name in (judged.name, UNTRAINED):
         log.info("fine-tuning the %s", name)
         predicted, about = finetune(
             judged.encoders[name],

@@ -13,7 +13,7 @@ from .reading import PROBES, RANKS, Result, Row, Run, RunFolderError, lookup, nu
 
 __all__ = ["RunFolderError", "report"]
 
-TRAINED, UNTRAINED = "target encoder", "untrained encoder"
+UNTRAINED = "untrained encoder"
 PIXELS = ("raw pixels", "pixel PCA", "first mask kept")  # the best of them is what an encoder must beat
 NOTES = {
     "knn": "The nearest training images vote.",
@@ -94,7 +94,7 @@ def _no_alarm(run: Run) -> str:
 
 def _verdict(title: str, rows: Mapping[str, Row]) -> str:
     """The encoder's figure, beside that of the untrained one and of the best that pixels give."""
-    name = TRAINED if TRAINED in rows else next(iter(rows), "")
+    name = next(iter(rows), "")
     measured = {key: row for key, row in rows.items() if not math.isnan(row["value"])}
     best = measured.pop(name, None)
     if best is None:
@@ -116,7 +116,7 @@ def _verdict(title: str, rows: Mapping[str, Row]) -> str:
 def _rank(title: str, result: Result | None) -> str:
     """RankMe 18.0 (untrained 4.0), or nothing."""
     values = {name: row["value"] for name, row in result["rows"].items()} if result else {}
-    trained, untrained = values.get(TRAINED, math.nan), values.get(UNTRAINED, math.nan)
+    trained, untrained = next(iter(values.values()), math.nan), values.get(UNTRAINED, math.nan)
     if math.isnan(trained):
         return ""
     return f"{title} {trained:.1f}" + ("" if math.isnan(untrained) else f" (untrained {untrained:.1f})")
@@ -191,7 +191,7 @@ def _head(probe: Result | None) -> dict[str, str]:
     """What was probed, how, and what the probe of the encoder came to choose."""
     if probe is None:
         return {"of": "", "how": "", "chosen": ""}
-    row: Row = probe["rows"].get(TRAINED, {})
+    row: Row = next(iter(probe["rows"].values()), {})
     of = [Path(_words(probe["data"])).name] if "data" in probe else []
     of += [_words(probe["labels"])] if "labels" in probe else []
     if isinstance(row.get("per_class"), list):

@@ -34,7 +34,7 @@ LOOKS = 5  # rows it wants to have seen
 AT_START = "_at_start"
 
 Row = Mapping[str, Any]  # of a result: what the file has, and the numbers value, low and high, NaN where there is none
-Result = Mapping[str, Any]  # what the file has, and rows: a Row for each name
+Result = Mapping[str, Any]  # what the file has, and rows: a Row for each name, that of the judged encoder first
 
 
 class RunFolderError(UserError):
@@ -66,6 +66,11 @@ class Run:
     def colour(self) -> int:
         """The run's colour in the page's palette."""
         return self.index % PALETTE
+
+    @property
+    def judged(self) -> str:
+        """What the encoder is called that was judged: the first of each result's rows."""
+        return next((name for result in self.results.values() for name in result["rows"]), "encoder")
 
     @property
     def watched(self) -> bool:

@@ -14,6 +14,7 @@ from jepakit.collapse import LOOKS
 from jepakit.config import read_yaml, resolve
 from jepakit.errors import UserError
 from jepakit.files import save_json, whole
+from jepakit.method import called
 from jepakit.optim import Schedule
 from jepakit.run import Run
 from jepakit.study.cells import BASE, Cell, label
@@ -42,7 +43,7 @@ def row_of(cell: Cell, run: Run, status: str, said: str = "") -> Row:
         "quarters": quarters(metrics, planned or 0),
         "alarms": [{"step": row["step"], "words": words} for row in metrics for words in row.get("alarms", ())],
         "looks": {key: looks(metrics, key) for key in LOOK_KEYS},
-        "judged": "encoder" if settings and settings["target"]["kind"] == "pixels" else "target encoder",
+        "judged": called(resolve(settings).which if settings else "target_encoder"),
         **{task: _result(run.path / "evaluation" / f"{task}.json") for task in ("knn", "linear", "rankme")},
         "settings": settings,
     }  # fmt: skip
