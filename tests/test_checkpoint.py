@@ -1,22 +1,28 @@
 """A checkpoint is whole or is not there, and what changed since is noticed."""
 
+import errno
+import fcntl
 import json
 import logging
 import os
 import pickle
 import resource
+import shutil
 import signal
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from bomb import Bomb
 from jepakit import checkpoint
-from jepakit.checkpoint import MANIFEST, Checkpoint, load, load_newest, name_of, save, steps
+from jepakit.checkpoint import MANIFEST, Checkpoint, load, load_newest, name_of, not_finite, save, steps
 from jepakit.errors import UserError
+from jepakit.files import locked
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", MANIFEST)
 Damage = Callable[[Path], None]
@@ -194,3 +200,106 @@ def test_a_broken_newer_checkpoint_does_not_push_out_the_good_ones(tmp_path: Pat
     assert checkpoint.steps(tmp_path) == [23]
     assert checkpoint.load_newest(tmp_path).state["step"] == 23
     assert list(tmp_path.glob("broken-step-00000030-*"))  # kept, for whoever wants to look
+
+
+# ---- file systems that cannot do everything
+
+
+def no_links(self: Path, target: str, **more: Any) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted", str(self))
+
+
+def test_where_there_are_no_links_a_file_names_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path, 5)  # as a run that was begun where there are links
+    monkeypatch.setattr(Path, "symlink_to", no_links)
+    for step in (9, 12):
+        filled(tmp_path, step)
+        assert (tmp_path / "latest").read_text() == name_of(step) and not (tmp_path / "latest").is_symlink()
+        assert equal(load(tmp_path / "latest"), example(step)) and equal(load_newest(tmp_path), example(step))
+    monkeypatch.undo()
+    filled(tmp_path, 15)  # and the other way round
+    assert os.readlink(tmp_path / "latest") == name_of(15) and equal(load(tmp_path / "latest"), example(15))
+
+
+@pytest.mark.parametrize("text", ["", "../other", "/etc", "step-00000099", "\x00"])
+def test_a_file_latest_that_names_no_checkpoint_is_one_sentence(tmp_path: Path, text: str) -> None:
+    filled(tmp_path, 5)
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(tmp_path / "latest")
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_a_copy_that_followed_the_link_keeps_no_save_from_being_made(tmp_path: Path) -> None:
+    filled(tmp_path / "run", 5)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")  # `latest` is a folder now
+    filled(tmp_path / "copy", 9)
+    assert equal(load(tmp_path / "copy/latest"), example(9)) and steps(tmp_path / "copy") == [9, 5]
+    kept = list((tmp_path / "copy").glob("copy-of-latest-*"))
+    assert len(kept) == 1 and equal(load(kept[0]), example(5))
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_a_folder_has_checkpoints_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert equal(load_newest(filled(tmp_path, 5)), example(5))
+
+
+def test_a_file_system_without_locks_is_said_and_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(*of: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with caplog.at_level(logging.WARNING, "jepakit"), locked(tmp_path):
+        pass
+    assert "without locks" in caplog.text
+
+
+# ---- no more than is needed, and nothing that is no number
+
+
+@pytest.mark.parametrize("damage", [flip, delete])
+def test_of_a_part_no_other_files_tensors_are_looked_at(tmp_path: Path, damage: Damage, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path, 5)
+    damage(tmp_path / name_of(5) / "optimizer.safetensors")
+    hashed: list[str] = []
+    real = checkpoint._sha256
+    monkeypatch.setattr(checkpoint, "_sha256", lambda path: hashed.append(path.name) or real(path))
+    for found in (load(tmp_path / name_of(5), only=("model",)), load_newest(tmp_path, ("model",))):
+        assert equal(Checkpoint(found.tensors, found.state), Checkpoint({"model": example(5).tensors["model"]}, {"step": 5}))
+        assert found.tensors.keys() == {"model"}
+    assert set(hashed) == {"model.safetensors", "state.json"}
+    flip(tmp_path / name_of(5) / "model.safetensors")  # what is read is still verified
+    with pytest.raises(UserError, match=r"model\.safetensors has changed"):
+        load(tmp_path / name_of(5), only=("model",))
+
+
+@pytest.mark.parametrize("group", ["model", "optimizer"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_value_that_is_no_number_is_named_and_a_resume_takes_the_one_before(
+    tmp_path: Path, group: str, value: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    filled(tmp_path, 5)
+    broken = example(9)
+    name = next(iter(broken.tensors[group]))
+    broken.tensors[group][name].view(-1)[-1] = value
+    assert not_finite(example(9).tensors) == "" and not_finite(broken.tensors) == f"{group} {name}"
+    assert save(tmp_path, 9, broken, 10)
+    with caplog.at_level(logging.WARNING, "jepakit"):
+        assert equal(load_newest(tmp_path, finite=True), example(5))
+    assert f"step 9 is no use, falling back to the one before: its {group} {name} is not finite" in caplog.text
+    (tmp_path / name_of(5) / MANIFEST).unlink()
+    with pytest.raises(UserError, match="2 tried"):
+        load_newest(tmp_path, finite=True)

@@ -1,5 +1,6 @@
 """Stopped anywhere and gone on with, a run ends in the same bits as one that was never stopped."""
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -12,7 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from jepakit.errors import UserError
 from jepakit.recipes import settings
 from jepakit.run import Run
 from jepakit.train import Training, pretrain
+from jepakit.weights import load
 
 STEPS = 60
 TINY = (
@@ -347,3 +351,79 @@ def test_a_run_whose_storage_goes_away_is_saved_and_goes_on_when_it_is_back(
     assert f"--resume {shlex.quote(str(tmp_path / 'run'))}" in caplog.text
     monkeypatch.undo()
     same_bits(pretrain(resume=tmp_path / "run"), straight)
+
+
+def test_weights_that_are_no_numbers_are_not_saved_when_the_storage_goes_away(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on CUDA, where the loss is looked at on logged steps only: broken weights may be there when the data end."""
+    words = [*TINY, "run.precision=fp32", "run.save_every_steps=100", "run.log_every_steps=100", "run.probe_images=0"]
+    real_batch, real_step = Loader.batch, Training.train_step
+
+    def gone(self: Loader, step: int, *more: Any) -> Any:
+        if step == 5:
+            raise StuckError("the storage does not answer")
+        return real_batch(self, step, *more)
+
+    def broken(self: Training, *args: Any, **more: Any) -> Any:
+        found = real_step(self, *args, **more)
+        if self.step == 4:
+            next(iter(self.jepa.encoder.parameters())).data.view(-1)[0] = float("nan")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loader, "batch", gone)
+        patch.setattr(Training, "train_step", broken)
+        with caplog.at_level(logging.INFO, "jepakit"), pytest.raises(StuckError, match="does not answer"):
+            pretrain(photos, tmp_path / "run", method="ijepa", set=words)
+    assert checkpoint.steps(tmp_path / "run/checkpoints") == [0]
+    assert "at step 5 model encoder." in caplog.text and "saved at step 5" not in caplog.text
+    assert pretrain(resume=tmp_path / "run").finished
+
+
+def test_a_run_whose_newest_checkpoint_is_no_number_goes_on_from_the_one_before(
+    straight: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = copy(straight, tmp_path / "run")
+    newest = checkpoint.load_newest(run.checkpoints)
+    newest.tensors["model"]["encoder.norm.weight"][0] = float("nan")  # as an older version may have left it
+    checkpoint.save(run.checkpoints, newest.state["step"], newest, keep=10)
+    with caplog.at_level(logging.WARNING, "jepakit"):
+        same_bits(straight, pretrain(resume=run.path))
+    assert "falling back to the one before: its model encoder.norm.weight is not finite" in caplog.text
+
+
+def test_a_save_takes_the_bad_images_while_threads_find_more(photos: Path, tmp_path: Path) -> None:
+    config = settings("small", "ijepa", overrides([*TINY, f"data={photos}"]))
+    training, found, stop = Training.prepare(config, open_source(config.data)), count(), threading.Event()
+    training.loader.images = config.images.model_copy(update={"max_bad": 1.0})
+    training.loader.bad = {i: "" for i in range(10**6, 10**6 + 20_000)}
+
+    def find() -> None:
+        while not stop.is_set():
+            with training.loader._lock:
+                training.loader.bad[next(found)] = "broken"
+
+    thread = threading.Thread(target=find)
+    thread.start()
+    try:
+        for _ in range(3):
+            assert training.save(Run(tmp_path))
+    finally:
+        stop.set()
+        thread.join()
+    assert checkpoint.load_newest(tmp_path / "checkpoints").state["bad"]["1000000"] == ""
+
+
+def test_a_run_without_links_resumes_to_the_same_bits(
+    photos: Path, straight: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*of: Any, **more: Any) -> None:
+        raise OSError(errno.ENOTSUP, "no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", no_links)
+    run = copy(straight, tmp_path / "run")  # a run of an older version, with its link
+    shutil.rmtree(run.checkpoints / checkpoint.name_of(STEPS))
+    same_bits(straight, pretrain(resume=run.path))
+    assert (run.checkpoints / "latest").read_text() == checkpoint.name_of(STEPS)
+    assert load(run.checkpoints / "latest").width == load(run.path).width

@@ -40,6 +40,10 @@ from jepakit.weights import jepa_of
 
 log = logging.getLogger("jepakit")
 ROWS_FROM = 64  # batches of masks by which fixed rows are chosen
+LAST_IS_GOOD = (
+    "the last checkpoint is good. Resume with run.precision=fp32, or start a new run with a lower optim.lr, optim.clip_grad=1 "
+    "or more optim.warmup_epochs"
+)
 
 
 def pretrain(
@@ -112,7 +116,7 @@ def _resume(run: Run, changes: Mapping[str, Any]) -> Run:
     if fixed:
         raise UserError(f"--resume goes on with the run's own settings; only run.* and images.max_bad may change, not {fixed[0]}")
     with run.lock(), run.logged():
-        found = checkpoint.load_newest(run.checkpoints)
+        found = checkpoint.load_newest(run.checkpoints, finite=True)
         config = resolve(found.state["config"], changes, where=str(run.checkpoints))  # verified, unlike config.yaml
         if resolve(found.state["config"]).model_copy(update={"run": run.config.run}) != run.config:
             log.warning("%s was edited since the run began: going on with the run's own settings", run.path / "config.yaml")
@@ -238,8 +242,11 @@ class Training:
         try:
             yield from self.loader(self.step, self.schedule.steps)
         except UserError:
-            if self.save(run):
-                log.info("saved at step %d; to go on: jepakit pretrain --resume %s", self.step, quote(str(run.path)))
+            try:
+                if self.save(run):
+                    log.info("saved at step %d; to go on: jepakit pretrain --resume %s", self.step, quote(str(run.path)))
+            except UserError as error:  # what was learnt is no use; the first error is raised all the same
+                log.warning("%s", error)
             raise
 
     def _require_finite(self, out: Output, norm: Tensor) -> None:
@@ -248,12 +255,11 @@ class Training:
             return
         raise UserError(
             f"at step {self.step} the loss is {loss:g} and the gradient's norm {float(norm):g}; nothing of this step was "
-            f"kept, the last checkpoint is good. Resume with run.precision=fp32, or start a new run with a lower optim.lr, "
-            f"optim.clip_grad=1 or more optim.warmup_epochs"
+            f"kept, {LAST_IS_GOOD}"
         )
 
     def save(self, run: Run) -> bool:
-        """A checkpoint of this step. False, with a warning, if it cannot be written."""
+        """A checkpoint of this step. False, with a warning, if it cannot be written; UserError where weights are not finite."""
         names: dict[Tensor, str] = {p: name for name, p in self.jepa.trained_parameters()}
         moments = {f"{names[p]}.{key}": value for p, state in self.adamw.state.items() for key, value in state.items()}
         state = {
@@ -261,11 +267,13 @@ class Training:
             "finished": self.step == self.schedule.steps,
             "images": len(self.loader.source),
             "names": self.names,
-            "bad": {str(k): v for k, v in self.loader.bad.items()},
+            "bad": {str(k): v for k, v in self.loader.bad_now().items()},
             "torch": torch.__version__,
             "config": self.config.model_dump(mode="json"),
         }
         tensors = {"model": self.jepa.state_dict(), **({"optimizer": moments} if moments else {})}
+        if bad := checkpoint.not_finite(tensors):
+            raise UserError(f"at step {self.step} {bad} is not finite: the step is not saved, {LAST_IS_GOOD}")
         return checkpoint.save(run.checkpoints, self.step, Checkpoint(tensors, state), self.config.run.keep_checkpoints)
 
     def restore(self, found: Checkpoint) -> None:

@@ -25,12 +25,14 @@ def jepa_of(config: Config) -> JEPA:
 
 def jepa_from_checkpoint(path: Path, heads: int | None = None) -> JEPA:
     """See `JEPA.from_checkpoint`."""
+    path = checkpoint.pointed(path)
     if path.is_file():
         return jepa_from_released(path, heads)
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: give a run, a checkpoint folder or a released .pth.tar")
     is_run = (path / "config.yaml").is_file()
-    found = checkpoint.load_newest(path / "checkpoints") if is_run else checkpoint.load(path)
+    only = ("model",)  # the optimiser's moments are twice as large
+    found = checkpoint.load_newest(path / "checkpoints", only) if is_run else checkpoint.load(path, only)
     jepa = jepa_of(resolve(found.state["config"], where=str(path)))  # verified, unlike config.yaml
     load_state(jepa, found.tensors["model"], str(path))
     return jepa

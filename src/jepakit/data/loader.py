@@ -180,6 +180,11 @@ class Loader:
             stop.set()
             maker.join(5.0)  # a read that hangs must not keep the process
 
+    def bad_now(self) -> dict[int, str]:
+        """A copy of `bad`, to which threads may add meanwhile."""
+        with self._lock:
+            return dict(self.bad)
+
     def look_again(self) -> None:
         """Forget those bad images that can be read by now. Raises TooManyBadImagesError where too many are left."""
         known, self.bad, self._late = self.bad, {}, set()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jepakit.checkpoint import steps
 from jepakit.errors import UserError
 from jepakit.files import locked, save_json
 from jepakit.run import Run
@@ -104,7 +105,7 @@ class Runner:
     def _pretraining(self, cell: Cell) -> list[str]:
         path = self.path(cell)
         how = words({f"run.{key}": value for key, value in self.how.items()})
-        if (path / "checkpoints" / "latest").exists():
+        if steps(path / "checkpoints"):
             return ["pretrain", "--resume", str(path), *how]
         start = ["pretrain", "--config", str(self.out / "base.yaml"), "--out", str(path), "--overwrite"]
         return [*start, *how, *words(cell.change), f"seed={cell.seed}"]
