@@ -18,7 +18,7 @@ from jepakit.evaluation.online import Online
 from jepakit.evaluation.results import differences
 from jepakit.evaluation.tasks import evaluate
 from jepakit.metrics import rankme
-from jepakit.report import report
+from jepakit.reporting import report
 from jepakit.run import Run
 from jepakit.study.cells import BASE, Cell
 from jepakit.study.table import row_of, value_of
