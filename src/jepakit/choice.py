@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from jepakit.config import Config, RunSettings, merge, nested, sentence
 from jepakit.data.crops import Images
 from jepakit.data.opening import absolute, open_source
+from jepakit.data.part import training_part, with_split
 from jepakit.data.sources import Source
 from jepakit.data.statistics import shapes_of
 from jepakit.device import cores, device_of
@@ -99,7 +100,7 @@ class Said(Settings):
 def settled(
     recipe: str | None, method: str | None, *layers: dict[str, Any], labels: str | None = None, device: str | None = None
 ) -> tuple[Config, Source, Choice]:
-    """The settings of a run, its images, and what was chosen: nothing where a recipe is named. Raises UserError.
+    """The settings of a run, all images of its source, and what was chosen: nothing where a recipe is named. Raises UserError.
 
     method: where no layer says another; layers: settings over the recipe, later over earlier, `data` among them; device: cpu
     or cuda, where the run will be elsewhere.
@@ -110,9 +111,11 @@ def settled(
     else:
         said = _said(layers)
         source = _opened(said, labels)
-        choice = choose(found_in(source, said, device), said)
+        part = training_part(source, with_split(said.images, source))
+        choice = choose(found_in(part, said, device), said)
         config = settings(None, method, choice.settings, *layers)
-    return config.model_copy(update={"data": absolute(config.data or "")}), source, choice  # to be opened from anywhere
+    decided = {"data": absolute(config.data or ""), "images": with_split(config.images, source)}
+    return config.model_copy(update=decided), source, choice  # to be opened from anywhere
 
 
 def _said(layers: tuple[dict[str, Any], ...]) -> Said:

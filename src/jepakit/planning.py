@@ -14,6 +14,7 @@ from jepakit import flops
 from jepakit.choice import Choice, settled
 from jepakit.config import Config, merge, overrides
 from jepakit.data.loader import Batch, Loader
+from jepakit.data.part import training_part
 from jepakit.data.sources import ArraySource, Source
 from jepakit.device import device_of, precision_of
 from jepakit.errors import UserError, nearest
@@ -179,7 +180,14 @@ def _images_seen(config: Config, source: Source | None, devices: int) -> int | N
     if source is None:
         return o.steps * o.batch_size if o.steps else None
     loader = Loader(
-        source, config.images, config.masking, config.grid, o.batch_size, config.seed, parts=o.accumulate, processes=devices
+        training_part(source, config.images),
+        config.images,
+        config.masking,
+        config.grid,
+        o.batch_size,
+        config.seed,
+        parts=o.accumulate,
+        processes=devices,
     )
     return Schedule(o, loader.steps_per_epoch).steps * o.batch_size
 

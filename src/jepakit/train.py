@@ -24,6 +24,7 @@ from jepakit.config import Config, merge, method_layer, overrides, read_yaml, re
 from jepakit.data.crops import mirrored, normalise
 from jepakit.data.loader import Batch, Loader
 from jepakit.data.opening import open_source
+from jepakit.data.part import split_sentences, training_part
 from jepakit.data.sources import Source, fingerprint
 from jepakit.data.statistics import fitted
 from jepakit.device import device_of, lowered, precision_of, use_cpu
@@ -77,7 +78,8 @@ def pretrain(
     Run.new(out, overwrite=overwrite)  # says what is wrong with the place before any work is done
     chosen, source, choice = _chosen(data, recipe, method, config, given)
     threads, seconds = chosen.run.loader_threads, chosen.run.read_timeout_seconds
-    chosen = chosen.model_copy(update={"images": fitted(chosen.images, source, threads=threads, seconds=seconds)})
+    part = training_part(source, chosen.images)
+    chosen = chosen.model_copy(update={"images": fitted(chosen.images, part, threads=threads, seconds=seconds)})
     training = Training.prepare(chosen, source)
     run = Run.create(out, chosen, overwrite=overwrite)
     with run.lock(), run.logged():
@@ -87,12 +89,14 @@ def pretrain(
             "%s on %s: %d images, %d steps of %d",
             name,
             plain(source.name),
-            len(source),
+            len(part),
             training.schedule.steps,
             o.batch_size,
         )
-        for note in source.notes:
-            log.warning("%s", plain(note))
+        said, *warnings = split_sentences(source, chosen.images)
+        log.info("%s", said)
+        for warning in (*warnings, *source.notes):
+            log.warning("%s", plain(warning))
         if not training.save(run):  # so that there is always something to go on from
             raise UserError(f"no checkpoint can be written to {run.path} (run.log says why): make room, start with --overwrite")
         return training.go(run)
@@ -137,6 +141,7 @@ class Training:
     dtype: torch.dtype
     jepa: JEPA
     adamw: torch.optim.AdamW
+    source: Source  # all of it; the loader's is what is trained on
     loader: Loader
     schedule: Schedule
     names: str
@@ -150,8 +155,9 @@ class Training:
         device = device_of(config.run.device)
         use_cpu(config.run.threads)
         o = config.optim
+        part = training_part(source, config.images)
         loader = Loader(
-            source,
+            part,
             config.images,
             config.masking,
             config.grid,
@@ -176,13 +182,13 @@ class Training:
         dtype, schedule = precision_of(config.run.precision, device), Schedule(o, loader.steps_per_epoch)
         if schedule.warmup >= schedule.steps:
             log.warning("warm-up takes %d of %d steps: the learning rate never reaches optim.lr", schedule.warmup, schedule.steps)
-        return cls(config, device, dtype, jepa, optimizer(jepa, o), loader, schedule, fingerprint(source))
+        return cls(config, device, dtype, jepa, optimizer(jepa, o), source, loader, schedule, fingerprint(part))
 
     def go(self, run: Run) -> Run:
         """Train to the end, or to a signal; leaves a checkpoint and the model either way."""
         total, settings_, warmup = self.schedule.steps, self.config.run, self.schedule.warmup
         saved, again = True, f"jepakit pretrain --resume {quote(str(run.path))}"
-        online = Online.prepare(self.config, self.loader.source, self.loader.steps_per_epoch)
+        online = Online.prepare(self.config, self.source, self.loader.steps_per_epoch)
         with signals(self._ask_to_stop), watch(run, self.config, online, total, warmup, self.step) as watching:
             if watching.fresh:
                 watching.start(self.jepa if not self.step else jepa_of(self.config).to(self.device), self.dtype)

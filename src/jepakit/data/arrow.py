@@ -36,6 +36,7 @@ class ArrowSource(Source):
     starts: NDArray[np.int64]  # first sample of each record batch, and the number of samples
     firsts: NDArray[np.int64]  # the same of each file
     blocks: Blocks | None = None
+    held_out: NDArray[np.bool_] | None = None
     _sound: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # parts of the batches that were looked at
 
     def __len__(self) -> int:
@@ -81,8 +82,10 @@ def arrow(root: Path, labels: str | None) -> Source | None:
     firsts = np.cumsum([0, *(len(table) for table in read)], dtype=np.int64)
     mean = sum(path.stat().st_size for path in paths) / len(chunks)
     blocks = Blocks(starts, max(1, int(NEAR / mean)), dear=False)
-    found = _labels(str(root), paths, read, column, labels)
-    return ArrowSource(str(root), paths, tables.below([str(path) for path in paths]), chunks, found, starts, firsts, blocks)
+    titles, places = tables.below([str(path) for path in paths]), np.repeat(np.arange(len(read)), [*map(len, read)])
+    parts = splits.parts(titles)
+    found, held_out = _labels(str(root), paths, read, column, labels, parts, places), splits.held_out(parts, places)
+    return ArrowSource(str(root), paths, titles, chunks, found, starts, firsts, blocks, held_out)
 
 
 def _saved(root: Path) -> list[Path]:
@@ -174,7 +177,15 @@ def _is_compressed(message: Any) -> bool:
     return message.type in ("record batch", "dictionary") and place(table, 3) > 0
 
 
-def _labels(name: str, paths: list[Path], read: list[Any], image: str, labels: str | None) -> Labels | None:
+def _labels(
+    name: str,
+    paths: list[Path],
+    read: list[Any],
+    image: str,
+    labels: str | None,
+    parts: list[str],
+    places: NDArray[np.int64],
+) -> Labels | None:
     told = [path.parent / "dataset_info.json" for path in paths]
     found = _content(told[0]).get("features") if told[0].is_file() else None
     named = tables.class_names(tables.features(read[0].schema)) | tables.class_names(found)
@@ -190,5 +201,4 @@ def _labels(name: str, paths: list[Path], read: list[Any], image: str, labels: s
     except ValueError as error:
         raise UserError(f"{where} cannot be read: {line_of(error)}") from None
     classes, values = splits.class_values(unique, codes, named.get(chosen), where)
-    parts = splits.parts(tables.below([str(path) for path in paths]))
-    return splits.split_labels(chosen, classes, values, parts, np.repeat(np.arange(len(read)), [*map(len, read)]))
+    return splits.split_labels(chosen, classes, values, parts, places)

@@ -22,6 +22,7 @@ from jepakit.data.crops import BandsError, Images, channels_of
 from jepakit.data.decode import FORMATS, decode, jpeg_turn, pillow_turn
 from jepakit.data.packed import PackedSource
 from jepakit.data.packfiles import DEPTHS, name_of
+from jepakit.data.part import split_sentences, training_part
 from jepakit.data.pixels import BadImageError, Pixels
 from jepakit.data.remote import shown
 from jepakit.data.shrink import ready, threads_of
@@ -174,7 +175,7 @@ def _checked(data: str, source: Source, look: _Look, altered: tuple[str, ...], c
     places = {"smallest": 0, "median": (len(read) - 1) // 2, "largest": len(read) - 1} if len(read) else {}
     short = np.quantile(np.minimum(height, width), np.array(QUANTILES) / 100, method="inverted_cdf") if len(read) else []
     smallest = int(np.minimum(height, width).min(initial=2**32))
-    fit = _fit(len(source), read, config)
+    fit = _fit(len(training_part(source, config.images)), read, config)
     stops = stops_of(len(source), len(bad), fit, read["bands"], altered)
     return Checked(
         data=data,
@@ -188,6 +189,7 @@ def _checked(data: str, source: Source, look: _Look, altered: tuple[str, ...], c
         labels=_labels(source.labels) if source.labels else None,
         bad=bad,
         altered=altered,
+        split=tuple(split_sentences(source, config.images)),
         notes=source.notes,
         choice=choice.told,
         fit=fit,

@@ -70,6 +70,7 @@ class Checked:
     labels: LabelsSeen | None
     bad: tuple[tuple[str, str], ...]  # title, reason
     altered: tuple[str, ...]  # files of a pack that are not as they were written
+    split: tuple[str, ...]  # what of it is trained on
     notes: tuple[str, ...]  # what of the data is not used, used in part, or taken by a guess
     choice: tuple[str, ...]  # where no recipe is named: for what pretrain chooses settings, and which, and why
     fit: Fit
@@ -133,6 +134,7 @@ def as_table(checked: Checked) -> str:
         *(("", f"{_title(title)}: {plain(reason)}") for title, reason in checked.bad[:FIRST]),
         *([("", f"and {len(checked.bad) - FIRST:,} more: --json FILE names all")] if len(checked.bad) > FIRST else []),
         *(("altered", f"{name}: not as it was packed") for name in checked.altered),
+        *((("split", "")[i > 0], line) for i, line in enumerate(checked.split)),
         *((("notes", "")[i > 0], plain(note)) for i, note in enumerate(checked.notes)),
         *_of_choice(checked.choice),
         *_of_fit(checked.fit),

@@ -55,6 +55,9 @@ class Images(Settings):
     std: tuple[PositiveFloat, ...] = Field(
         default_factory=_usual(1), description="channels are divided by it; by default measured in the data"
     )
+    split: Literal["auto", "train", "all"] = Field(
+        "auto", description="what is trained on: all, or not what is held out; auto: train where the set has a split of its own"
+    )
     shuffle: Literal["auto", "full", "blocks"] = Field(
         "auto", description="an epoch's order: full, or a few shards or row groups at a time; auto: as the storage wants it"
     )

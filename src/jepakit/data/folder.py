@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jepakit.data import splits
 from jepakit.data.decode import SUFFIXES, file_bytes
@@ -23,6 +24,7 @@ class FilesSource(Source):
     root: Path
     files: list[str]
     labels: Labels | None
+    held_out: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         self.name = str(self.root)
@@ -68,7 +70,8 @@ class FolderSource(FilesSource):
             log.warning("%s: %d of its folders cannot be read, so their images are left out: %s%s", root, len(unread), some, more)
         if not self.files:
             raise UserError(f"no images in {root} (looked for {', '.join(sorted(SUFFIXES))}, in sub-folders too)")
-        self.name, self.root, self.labels = str(root), root, _folder_labels(self.files)
+        self.name, self.root = str(root), root
+        self.labels, self.held_out, self.notes = _folder_labels(self.files)
 
 
 def _images(root: str) -> tuple[list[str], list[tuple[str, str]]]:
@@ -115,15 +118,15 @@ def _entries(folder: str, path: str, real: str) -> list[tuple[str, str]]:
     return [(f"{path}/{name}" if path else name, real) for name, real in sorted(here)]
 
 
-def _folder_labels(files: list[str]) -> Labels | None:
-    """Classes and parts by the upper folders (`splits`); none where an image lies in no folder, or all in one."""
+def _folder_labels(files: list[str]) -> tuple[Labels | None, NDArray[np.bool_] | None, tuple[str, ...]]:
+    """Classes and parts by folders (`splits`), and what is guessed; none where an image lies in no folder, or all in one."""
     if any("/" not in file for file in files):
-        return None
+        return None, None, ()
     place: dict[str, int] = {}
-    uppers = ("/".join(file.split("/", 2)[:-1]) for file in files)
-    places = np.fromiter((place.setdefault(upper, len(place)) for upper in uppers), np.int64, len(files))
-    named, parts = splits.of_folders([*place])
-    classes, values = splits.class_values(named, places, None, "")
-    if len(classes) < 2:
-        return None
-    return splits.split_labels("folder", classes, values, parts or ["train"] * len(place), places)
+    folders = (file.rpartition("/")[0] for file in files)
+    places = np.fromiter((place.setdefault(folder, len(place)) for folder in folders), np.int64, len(files))
+    told = splits.of_folders([*place], np.bincount(places).tolist())
+    classes, values = splits.class_values(told.classes, places, None, "")
+    parts = told.parts or ["train"] * len(place)
+    labels = splits.split_labels("folder", classes, values, parts, places) if len(classes) > 1 else None
+    return labels, splits.held_out(parts, places), told.notes

@@ -59,6 +59,7 @@ class NumpySource(Source):
     titles: list[str]
     starts: NDArray[np.int64]  # first sample of each array, and the number of samples
     labels: Labels | None
+    held_out: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -116,7 +117,9 @@ def npz(root: Path, labels: str | None) -> Source | None:
     rows = [arrays[key].shape[0] for key in images.values()]
     found_labels = _labels(str(root), images, others, arrays, labels)
     starts = np.cumsum([0, *rows], dtype=np.int64)
-    return NumpySource(str(root), [arrays[key].load() for key in images.values()], [*images.values()], starts, found_labels)
+    held_out = splits.held_out([split or "train" for split in images], np.repeat(np.arange(len(rows)), rows))
+    loaded = [arrays[key].load() for key in images.values()]
+    return NumpySource(str(root), loaded, [*images.values()], starts, found_labels, held_out)
 
 
 def _files(root: Path) -> list[Path]:
@@ -221,8 +224,8 @@ def _images(root: Path, arrays: dict[str, Stored]) -> tuple[Names, dict[str, Nam
     named: dict[str, Names] = {}
     for key in arrays:
         words = re.split(r"[-_.\s]+", key.lower())
-        split = next((splits.PARTS[word] for word in words if word in splits.PARTS), "")
-        base = "_".join(word for word in words if word not in splits.PARTS)
+        split = next((part for word in words if (part := splits.part_of_word(word))), "")
+        base = "_".join(word for word in words if splits.part_of_word(word) != split or not split)
         named.setdefault(base, {}).setdefault(split, key)
     fit = {base: {s: key for s, key in keys.items() if arrays[key].is_images} for base, keys in named.items()}
     fit = {base: keys for base, keys in fit.items() if keys}

@@ -116,7 +116,8 @@ def _begun(root: Path, plan: Manifest, source: Source, threads: int, overwrite: 
     begun = plan
     if found is not None and not overwrite:
         before = manifest_of(found)
-        begun = before.model_copy(update={"source": plan.source, "max_bad": plan.max_bad, "threads": plan.threads})
+        now = {"source": plan.source, "held_out": plan.held_out, "max_bad": plan.max_bad, "threads": plan.threads}
+        begun = before.model_copy(update=now)
         if begun.model_copy(update={"parts": (), "bad": ()}) != plan:
             raise UserError(
                 f"{root} holds another pack (of {before.samples} images of {before.source}, --size {before.size}), or the images "

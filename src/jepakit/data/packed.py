@@ -52,6 +52,7 @@ class PackedSource(Source):
     index: list[NDArray[Any]]  # INDEX records of each part
     titles: list[Texts]
     maps: list[NDArray[np.uint8]]
+    held_out: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         self.name = str(self.root)
@@ -100,7 +101,8 @@ def packed(root: Path, labels: str | None) -> Source | None:
     index = [records(root, number, part) for number, part in numbered]
     titles = [_texts(name_of(root, "titles", number), part.titles, part.count) for number, part in numbered]
     found = _labels(root, manifest, manifest.labels) if manifest.labels else None
-    return PackedSource(root, manifest, found, index, titles, [_mapped(root, number, part) for number, part in numbered])
+    maps = [_mapped(root, number, part) for number, part in numbered]
+    return PackedSource(root, manifest, found, index, titles, maps, _held_out(manifest))
 
 
 def _mapped(root: Path, number: int, part: Part) -> NDArray[np.uint8]:
@@ -127,6 +129,14 @@ def records(root: Path, number: int, part: Part) -> NDArray[Any]:
     return rows
 
 
+def _held_out(manifest: Manifest) -> NDArray[np.bool_] | None:
+    """What the source's own split keeps from training, of the images that are packed."""
+    held = np.zeros(manifest.samples, np.bool_)
+    for start, end in manifest.held_out or ():
+        held[start:end] = True
+    return np.delete(held, [entry.index for entry in manifest.bad]) if held.any() else None
+
+
 def _texts(path: Path, file: File, count: int) -> Texts:
     found = Texts.parsed(content_of(path, file), count)
     if found is None:
@@ -148,4 +158,5 @@ def _labels(root: Path, manifest: Manifest, said: Labelled) -> Labels:
         raise broken(root / CLASSES, "lacks classes that labels name")
     clusters = rows["cluster"].astype(np.int64) if said.clusters else None
     names = tuple(classes[i] for i in range(len(classes)))
-    return Labels(said.name, names, rows["value"].astype(np.int64), rows["test"].astype(bool), clusters, said.whole)
+    own = manifest.held_out is None  # an old pack may have come from a set with a split; others tell it apart from labels
+    return Labels(said.name, names, rows["value"].astype(np.int64), rows["test"].astype(bool), clusters, said.whole, own)

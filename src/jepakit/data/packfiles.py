@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from jepakit.data.part import held_out
 from jepakit.data.pixels import MOST_PIXELS, Pixels
 from jepakit.data.sources import Labels, Source, fingerprint
 from jepakit.errors import UserError, plain
@@ -81,6 +82,7 @@ class Labelled(_Stored):
 class Manifest(_Stored):
     """What was packed: a source of so many samples and such titles, with its labels, at a size; and what came of it.
 
+    held_out: samples that the source's own split keeps from training, from and up to; none: not told, in packs of old.
     max_bad, threads: what was asked of the command, where that is not its default; a finished pack says nothing of them.
     """
 
@@ -93,6 +95,7 @@ class Manifest(_Stored):
     labels: Labelled | None
     parts: tuple[Part, ...] = ()
     bad: tuple[Bad, ...] = ()
+    held_out: tuple[tuple[int, int], ...] | None = None
     max_bad: float | None = Field(None, ge=0, le=1)
     threads: int | None = Field(None, ge=1)
 
@@ -120,7 +123,18 @@ class Manifest(_Stored):
                 name=said.name, whole=said.whole, clusters=clusters, digest=digest, classes=classes, names=_file(names)
             )
         name, names_of_all, samples = plain(data), fingerprint(source), len(source)
-        return cls(source=name, fingerprint=names_of_all, samples=samples, size=size, max_pixels=max_pixels, labels=about)
+        mask = held_out(source)
+        edges = np.flatnonzero(np.diff(np.zeros(samples, np.int8) if mask is None else mask, prepend=0, append=0)).tolist()
+        held = tuple(zip(edges[::2], edges[1::2], strict=True))
+        return cls(
+            source=name,
+            fingerprint=names_of_all,
+            samples=samples,
+            size=size,
+            max_pixels=max_pixels,
+            labels=about,
+            held_out=held,
+        )
 
     @property
     def count(self) -> int:

@@ -99,6 +99,7 @@ class ParquetSource(Source):
     sizes: NDArray[np.int64]  # bytes of its images: claimed, and true once it was read
     firsts: list[int]  # first sample of each file
     blocks: Blocks | None = None
+    held_out: NDArray[np.bool_] | None = None
     _kept: Kept[Group] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -195,7 +196,8 @@ def _source(name: str, fs: AbstractFileSystem | None, paths: list[str], labels: 
     held = max(1, int(KEPT / 2 / max(sizes.mean(), 1)))
     blocks = Blocks(starts, held, dear=fs is not None or int(sizes.sum()) > KEPT)
     found = _labels(shown(name), files, schema, column, labels, rows)
-    return ParquetSource(name, files, column, found, starts, places, sizes, np.cumsum([0, *rows]).tolist(), blocks)
+    held_out = splits.held_out(splits.parts(files.titles), np.repeat(np.arange(len(rows)), rows))
+    return ParquetSource(name, files, column, found, starts, places, sizes, np.cumsum([0, *rows]).tolist(), blocks, held_out)
 
 
 @contextmanager

@@ -56,6 +56,8 @@ class ShardSource(Source):
     ends: NDArray[np.int64]
     labels: Labels | None
     fetched: Fetched | None
+    held_out: NDArray[np.bool_] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.blocks: Blocks = Blocks(self.starts, TOGETHER, dear=self.fetched is not None)
@@ -138,6 +140,7 @@ def shards_of(places: Places, name: str, labels: str | None) -> ShardSource:
     found, titles = [indexes[i] for i in used], _titles(places.paths)
     starts = np.cumsum([0, *(len(index.sizes) for index in found)]).astype(np.int64)
     lengths = np.cumsum([0, *(len(index.names) for index in found)])
+    found_labels, held_out, notes = _labels(found, [titles[i] for i in used], labels, name)
     return ShardSource(
         name=name,
         shards=tuple(titles[i] for i in used),
@@ -148,7 +151,9 @@ def shards_of(places: Places, name: str, labels: str | None) -> ShardSource:
         sizes=np.concatenate([index.sizes for index in found]),
         text=b"".join(index.names for index in found),
         ends=np.concatenate([index.ends + before for index, before in zip(found, lengths, strict=False)]),
-        labels=_labels(found, [titles[i] for i in used], labels, name),
+        labels=found_labels,
+        held_out=held_out,
+        notes=notes,
         fetched=fetched,
     )
 
@@ -244,21 +249,25 @@ def _titles(paths: tuple[str, ...]) -> list[str]:
     return ["/".join(part[shared:]) for part in parts]
 
 
-def _labels(indexes: list[TarIndex], titles: list[str], labels: str | None, name: str) -> Labels | None:
+def _labels(
+    indexes: list[TarIndex], titles: list[str], labels: str | None, name: str
+) -> tuple[Labels | None, NDArray[np.bool_] | None, tuple[str, ...]]:
+    """Labels, what the split keeps from training, and what of it is guessed."""
     told, codes = splits.merged((index.labels.table, index.labels.places) for index in indexes)
     folders, lies = splits.merged((index.folders.table, index.folders.places) for index in indexes)
-    named, parts = splits.of_folders(folders)
     by_folder = bool((lies >= 0).all())
-    choices = (*(("label",) if told else ()), *(("folder",) if by_folder and len({*named} - {None}) > 1 else ()))
+    of = splits.of_folders(folders, np.bincount(lies[lies >= 0], minlength=len(folders)).tolist())
+    choices = (*(("label",) if told else ()), *(("folder",) if by_folder and len({*of.classes} - {None}) > 1 else ()))
     chosen = pick(labels, choices, name)
-    if not chosen:
-        return None
-    places = lies
+    parts, places = of.parts, lies
     if not (parts and by_folder):
         parts, places = splits.parts(titles), np.repeat(np.arange(len(indexes)), [len(index.sizes) for index in indexes])
-    unique, codes = (_numbers(told), codes) if chosen == "label" else (named, lies)
+    held, notes = splits.held_out(parts, places), of.notes if chosen == "folder" else ()
+    if not chosen:
+        return None, held, ()
+    unique, codes = (_numbers(told), codes) if chosen == "label" else (of.classes, lies)
     classes, values = splits.class_values(unique, codes, None, name)
-    return splits.split_labels(chosen, classes, values, parts, places)
+    return splits.split_labels(chosen, classes, values, parts, places), held, notes
 
 
 def _numbers(words: list[str]) -> list[int] | list[str]:

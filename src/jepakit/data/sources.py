@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from jepakit.data import emoji as embedded
 from jepakit.data.decode import decode
-from jepakit.data.emoji import Emoji, emoji, held_out
 from jepakit.data.pixels import MOST_PIXELS, Pixels
 from jepakit.errors import UserError, nearest
 
@@ -19,7 +19,8 @@ class Labels:
 
     values (n,): int64 in `classes`, or -1 for a sample that has no label or no part in the split; test (n,): held out.
     clusters (n,): samples of one number are not independent (one identity, one scene), so intervals resample them
-    together. whole: the label speaks of the whole image, so that evaluation resizes it and crops nothing.
+    together. whole: the label speaks of the whole image, so that evaluation resizes it and crops nothing. own_split: the set
+    brings the split, or the papers do; else a fifth was held out.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Labels:
     test: NDArray[np.bool_]
     clusters: NDArray[np.int64] | None = None
     whole: bool = False
+    own_split: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +52,14 @@ class Blocks:
 class Source(Protocol):
     """Images by index. A class of this kind names it as its base and gives `raw`; reading is safe from several threads.
 
+    held_out (n,): what files or folders named as a split keep from training, validation too; None where they name none.
     notes: a sentence for whatever of the user's data is not used, used in part, or taken by a guess: how many, and what to do.
     """
 
     name: str
     labels: Labels | None
     blocks: Blocks | None = None
+    held_out: NDArray[np.bool_] | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int: ...
@@ -88,9 +92,9 @@ class EmojiSource(Source):
     name = "emoji"
 
     def __init__(self) -> None:
-        self._set: Emoji = emoji()
+        self._set: embedded.Emoji = embedded.emoji()
         identity = self._set.identity
-        self.labels: Labels | None = Labels("group", self._set.groups, self._set.group, held_out(identity), identity)
+        self.labels: Labels | None = Labels("group", self._set.groups, self._set.group, embedded.held_out(identity), identity)
 
     def __len__(self) -> int:
         return len(self._set.images)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -11,7 +12,28 @@ from numpy.typing import NDArray
 from jepakit.data.sources import Labels, fifths
 from jepakit.errors import UserError
 
-PARTS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
+PARTS = {
+    "train": re.compile(r"train(ing)?(set|data|images?|imgs?)?"),
+    "test": re.compile(r"test(ing)?(set|data|images?|imgs?)?|holdout"),
+    "validation": re.compile(r"(val(id(ation)?)?|dev(el(opment)?)?|eval(uation)?)(set|data|images?|imgs?)?"),
+}
+# words beside the one for the part, as in 'seg_train', 'training_set' and 'trainA'
+FILLERS = re.compile(r"sets?|data|dataset|images?|imgs?|seg|splits?|part|folder|files|photos|pictures|raw|classification|[a-z]")
+DEEPEST = 3  # folders above that of the parts
+
+
+@dataclass(frozen=True)
+class Folders:
+    """What folders say of the images in them: a class and a part each (parts: [] where they name none), and what is guessed."""
+
+    classes: list[str | None]
+    parts: list[str]
+    notes: tuple[str, ...] = ()
+
+
+def part_of_word(word: str) -> str | None:
+    """'train', 'test' or 'validation' for a word that means it, in lower case."""
+    return next((part for part, pattern in PARTS.items() if pattern.fullmatch(word)), None)
 
 
 def split_of(path: str | PurePath) -> str | None:
@@ -21,10 +43,10 @@ def split_of(path: str | PurePath) -> str | None:
     """
     path = PurePath(path)
     for name in (path.stem, path.parent.name):
-        words = _words(name)
-        found = [word for word in words if word in PARTS]
+        words = [part_of_word(word) for word in _words(name)]
+        found = [part for part in words if part]
         if found:
-            return PARTS[words[0] if words[0] in PARTS else found[-1]]
+            return words[0] or found[-1]
     return None
 
 
@@ -33,20 +55,71 @@ def parts(titles: Iterable[str]) -> list[str]:
     return [split_of(title) or "train" for title in titles]
 
 
-def of_folders(folders: Sequence[str]) -> tuple[list[str | None], list[str]]:
-    """Classes of images, and their parts, by the two upper folders that they lie in: 'cat', 'train/cat'.
+def of_folders(folders: Sequence[str], counts: Sequence[int] | None = None) -> Folders:
+    """Classes and parts by the folders that images lie in, as in 'cat', 'train/cat', 'set/Training/cat', 'cat/train'.
 
-    The upper ones are parts where each is a word for one, and classes lie below; an image right in a part has no class, as
-    in a test whose labels are hidden. Else they are classes, and of parts there are none.
+    Folders around all are left away. Where folders of one level are named as train and as something held out, they are the
+    parts, and the class is the uppermost other folder: an image right in a part has none, as in a test whose labels are
+    hidden. Beside parts at the top a third folder has no part: its images are no probe's. Else the tops are classes.
+    counts: images right in each folder, to say how many a guess is about.
     """
-    tops = [folder.split("/")[0] for folder in folders]
-    below = [folder.split("/")[1] if "/" in folder else None for folder in folders]
-    found = [PARTS[word] for top in tops if (word := " ".join(_words(top))) in PARTS]
-    return (below, found) if len(found) == len(tops) and any(below) else ([*tops], [])
+    many = [1] * len(folders) if counts is None else counts
+    paths = [folder.split("/") if folder else [] for folder in folders]
+    while paths and min(map(len, paths)) > 1 and len({path[0] for path in paths}) == 1:
+        paths = [path[1:] for path in paths]
+    for level in range(DEEPEST):
+        names = [path[level] if len(path) > level else "" for path in paths]
+        found = [_part_of_folder(name) for name in names]
+        others = [name for name, part in zip(names, found, strict=True) if part is None]
+        if {*found} & {"test", "validation"} and (("train" in found and level == 0) or not others):
+            rest = [[*path[:level], *path[level + 1 :]] for path in paths]
+            of_parts = [part or "" for part in found]
+            classes = [path[0] if path and part else None for path, part in zip(rest, of_parts, strict=True)]
+            left = sum(n for n, part in zip(many, of_parts, strict=True) if not part)
+            return Folders(classes, of_parts, (_of_third(others, left),) if others else ())
+    return Folders([path[0] if path else None for path in paths], [], _of_tops(paths))
+
+
+def held_out(parts: Sequence[str], places: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+    """Which samples (n,) are in a part for testing or validation, places (n,) in `parts`; None where none, or all are."""
+    held = np.array([part in ("test", "validation") for part in parts], np.bool_)[places]
+    return held if held.any() and not held.all() else None
+
+
+def _part_of_folder(name: str) -> str | None:
+    """The part that a folder is: one of its words says it, and no other says anything else."""
+    words = _words(re.sub(r"(?i)hold[-_ ]?out", "holdout", name))
+    found = [part for word in words if (part := part_of_word(word))]
+    plain = all(part_of_word(word) or FILLERS.fullmatch(word) for word in words)
+    return found[0] if len(found) == 1 and plain else None
+
+
+def _of_third(names: list[str], count: int) -> str:
+    few = ", ".join(sorted({*names})[:3])
+    return f"{count:,} images in {few}, beside the folders of a split, have no part in it: trained on, and seen by no probe"
+
+
+def _of_tops(paths: list[list[str]]) -> tuple[str, ...]:
+    """What is guessed where the upper folders are taken for the classes."""
+    below: dict[str, set[str]] = {}
+    for path in paths:
+        below.setdefault(path[0] if path else "", set()).update(path[1:2])
+    tops = sorted(below)
+    shown = ", ".join(tops[:3]) + (", ..." if len(tops) > 3 else "")
+    if any({part_of_word(word) for word in _words(top)} & {"test", "validation"} for top in tops) and len(tops) > 1:
+        return (f"the folders {shown} are taken for the classes, though some are named like a split: call them train and test",)
+    if len(tops) > 1 and len(below[tops[0]]) > 1 and all(names == below[tops[0]] for names in below.values()):
+        inner = ", ".join(sorted(below[tops[0]])[:3])
+        return (
+            f"the folders {shown} are taken for the classes, though each holds the same folders ({inner}): if those are the "
+            f"classes, call the upper ones train and test, or give --data one of them",
+        )
+    return ()
 
 
 def _words(name: str) -> list[str]:
-    return re.findall(r"[^\W\d_]+", name.lower())
+    """Its words of letters, in lower case; 'trainSet' has two."""
+    return re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
 def split_labels(
@@ -64,7 +137,7 @@ def split_labels(
     train, labelled = of("train"), values >= 0
     held = next((test for test in (of("test"), of("validation")) if (test & labelled).any()), None)
     if held is None or not (train & labelled).any():
-        return Labels(name, classes, values, fifths(values))
+        return Labels(name, classes, values, fifths(values), own_split=False)
     return Labels(name, classes, np.where(train | held, values, -1), held)
 
 

@@ -22,7 +22,7 @@ from jepakit.data.decode import SUFFIXES
 from jepakit.data.fetched import OpenFile
 from jepakit.errors import UserError
 
-VERSION = 2  # of what is cached
+VERSION = 3  # of what is cached
 MOST_HEADER = 1 << 17  # bytes of headers that one member may have
 MOST_LABEL = 1 << 16  # bytes of a .cls or .json file that may tell a label
 LONGEST = 256  # characters of a label
@@ -44,7 +44,7 @@ class TarIndex:
     """The n images of a tar, in its order: their bytes begin at offsets (n,) and are sizes (n,) long, both int64.
 
     names: all names after each other, in UTF-8; ends (n,) int64: where each ends. labels: what its .cls or .json says.
-    folders: the two upper folders, as in 'train/cat'. cut: what is wrong after the last image, '' if nothing is.
+    folders: those that it lies in, as in 'train/cat'. cut: what is wrong after the last image, '' if nothing is.
     others, links: how many images are left out, as their sample has another, or as they have no bytes of their own.
     """
 
@@ -111,7 +111,7 @@ def tar_index(file: OpenFile, name: str) -> TarIndex:
             sizes.append(info.size)
             names += title.encode(errors="surrogateescape")
             ends.append(len(names))
-            folders.append("/".join(parts[:-1][:2]))
+            folders.append("/".join(parts[:-1]))
     kept, text, last = _one_a_sample(bytes(names), np.array(ends, np.int64))
     labels.places.extend(told.get(_key(title), -1) for title in split(text, last))
     lie = [np.array(values, np.int64)[kept] for values in (offsets, sizes)]

@@ -15,6 +15,7 @@ import yaml
 
 from jepakit.config import Config, overrides, read_yaml
 from jepakit.data.opening import absolute, open_source
+from jepakit.data.part import training_part, with_split
 from jepakit.data.sources import Source
 from jepakit.device import cores, device_of
 from jepakit.errors import UserError, nearest
@@ -84,9 +85,10 @@ def study(
     turned = chosen(every, levers)
     cells = grid(base, turned, seeds)[: 3 if smoke else None] if turned else []
     source = open_source(str(config.data), labels)
+    part = training_part(source, with_split(config.images, source))
     evaluation = [*_tasks(source, labels), *EVALUATION, *(SMOKE_EVALUATION if smoke else [])]
     most = processes or (1 if device_of(config.run.device).type == "cuda" else cores())
-    runner = Runner(out, _how(config, base.get("run", {}), len(source), most), tuple(evaluation))
+    runner = Runner(out, _how(config, base.get("run", {}), len(part), most), tuple(evaluation))
     with _claimed(out, {"study": name, "base": base, "evaluation": evaluation}):
         search = Search.open(runner, base, turned or every, cells, trials) if trials else None
         save = partial(_save, out, name, base, [BASE, *(lever.name for lever in every)])

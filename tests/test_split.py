@@ -1,0 +1,306 @@
+"""Splits: the words by which sets name them, and that pretraining sees nothing that is held out."""
+
+import io
+import logging
+import pickle
+import re
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from jepakit.config import resolve
+from jepakit.data.check import check
+from jepakit.data.checked import as_table
+from jepakit.data.crops import Images
+from jepakit.data.folder import FolderSource
+from jepakit.data.loader import Loader
+from jepakit.data.opening import open_source
+from jepakit.data.pack import pack
+from jepakit.data.part import TrainingPart, held_out, training_part, with_split
+from jepakit.data.sources import ArraySource, Blocks, EmojiSource, Labels, Source, fifths
+from jepakit.data.splits import of_folders, split_of
+from jepakit.errors import UserError
+from jepakit.masks import MultiBlock
+from jepakit.run import Run
+from jepakit.train import Training, pretrain
+from test_data import folder
+
+TINY = ["encoder.width=16", "encoder.depth=1", "encoder.heads=2", "encoder.patch_size=4", "predictor.width=8", "predictor.depth=1", "images.size=16", "masking.min_keep=2", "optim.batch_size=4", "optim.steps=2", "optim.warmup_steps=1", "run.threads=1", "run.probe_images=0"]  # fmt: skip
+
+
+def told(root: Path) -> str:
+    """Class of each image, in the order of paths; ! marks what is held out, - what has no label."""
+    labels = FolderSource(root).labels
+    assert labels is not None
+    names = [labels.classes[value].replace(" ", "_") if value >= 0 else "-" for value in labels.values]
+    return " ".join(name + "!" * bool(test) for name, test in zip(names, labels.test, strict=True))
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    ("train", "held"),
+    [
+        ("train", "test"),
+        ("Training", "Testing"),
+        ("TRAIN", "Test"),
+        ("seg_train", "seg_test"),
+        ("training_set", "test_set"),
+        ("train_images", "test_images"),
+        ("trainset", "testset"),
+        ("TrainData", "ValidationData"),
+        ("Train Images", "Hold-Out"),
+        ("train", "dev"),
+        ("train", "eval"),
+        ("train", "holdout"),
+        ("train2017", "val2017"),
+        ("training", "development"),
+        ("train", "evaluation"),
+    ],
+)
+@pytest.mark.parametrize("around", ["", "set/", "set/images/"])
+def test_parts_are_known_by_their_words_and_are_no_classes(tmp_path: Path, train: str, held: str, around: str) -> None:
+    for name in ("cat", "dog"):
+        folder(tmp_path, 3, sub=f"{around}{train}/{name}")
+        folder(tmp_path, 2, sub=f"{around}{held}/{name}")
+    source = FolderSource(tmp_path)
+    assert source.labels is not None and source.labels.classes == ("cat", "dog") and source.labels.own_split
+    of_held = [source.title(i).removeprefix(around).startswith(held + "/") for i in range(len(source))]
+    assert source.labels.test.tolist() == of_held and held_out(source).tolist() == of_held  # type: ignore[union-attr]
+    assert source.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected", "kept"),
+    [
+        ("cat/test, cat/train, dog/test, dog/train", "cat! cat dog! dog", 2),  # parts below the classes
+        ("set/cat/Testing, set/cat/Training, set/dog/Testing, set/dog/Training", "cat! cat dog! dog", 2),
+        ("set/a, set/b", "a b", 0),
+        ("bus/a, train/b", "bus train", 0),  # a vehicle
+        ("test tube/a, train station/b", "test_tube train_station", 0),
+        ("train/a, train/b", "a b", 0),
+        ("test/a, train/a, train/b, val/a", "a! a b -", 2),  # validation is kept from training too
+        ("test, train/a, train/b", "- a b", 1),  # labels are hidden: still not trained on
+    ],
+)
+def test_layouts_of_classes_and_parts(tmp_path: Path, folders: str, expected: str, kept: int) -> None:
+    for place in folders.split(", "):
+        folder(tmp_path, 1, sub=place)
+    held = held_out(FolderSource(tmp_path))
+    assert told(tmp_path) == expected and (0 if held is None else int(held.sum())) == kept
+
+
+@pytest.mark.parametrize("third", ["unlabeled", "unlabeled/x", "seg_pred", "extra/a"])
+def test_a_third_folder_beside_train_and_test_is_trained_on_and_said(tmp_path: Path, third: str) -> None:
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        folder(tmp_path, 2, sub=place)
+    folder(tmp_path, 3, sub=third)
+    source = FolderSource(tmp_path)
+    assert source.labels is not None and source.labels.classes == ("a", "b")
+    apart = np.array([source.title(i).startswith(third) for i in range(len(source))])
+    assert (source.labels.values[apart] == -1).all() and (source.labels.values[~apart] >= 0).all()
+    assert held_out(source).sum() == 4 and not held_out(source)[apart].any()  # type: ignore[union-attr,index]
+    assert len(source.notes) == 1 and f"3 images in {third.split('/')[0]}" in source.notes[0]
+
+
+@pytest.mark.parametrize("names", ["train test", "trainA trainB testA testB", "Training Testing other"])
+def test_parts_without_classes_are_a_split_without_labels(tmp_path: Path, names: str) -> None:
+    for name in names.split():
+        folder(tmp_path, 2, sub=name)
+    source = FolderSource(tmp_path)
+    held = held_out(source)
+    assert source.labels is None and held is not None
+    assert held.tolist() == [source.title(i).lower().startswith("test") for i in range(len(source))]
+
+
+@pytest.mark.parametrize(
+    ("folders", "words"),
+    [
+        ("siteA/pos, siteA/neg, siteB/pos, siteB/neg", r"siteA, siteB are taken for the classes.*\(neg, pos\)"),
+        ("cats_test/x, cats_train/x, dogs_test/x, dogs_train/x", "named like a split: call them train and test"),
+        ("cats, dogs, test", "named like a split"),
+    ],
+)
+def test_a_guess_at_the_classes_is_said(folders: str, words: str) -> None:
+    (note,) = of_folders(folders.split(", ")).notes
+    assert re.search(words, note)
+    assert of_folders(["a/x", "b/y"]).notes == () and of_folders(["a", "b"]).notes == ()
+
+
+def test_words_of_files_are_those_of_folders() -> None:
+    of = {"train-000.tar": "train", "Testing-3.parquet": "test", "dev.npz": "validation", "x/eval/0.tar": "validation"}
+    of |= {"holdout_1.parquet": "test", "trainset.npz": "train", "contest.tar": None, "trainer.tar": None, "device.npz": None}
+    assert {name: split_of(name) for name in of} == of
+
+
+# ---- what is trained on
+
+
+def rows(count: int, start: int = 0) -> list[dict[str, Any]]:
+    return [{"bytes": png(start + i), "path": None} for i in range(count)]
+
+
+def png(i: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((20, 20, 3), i % 256, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def in_a_folder(root: Path) -> Path:
+    for part, count in (("train", 6), ("test", 2)):
+        for c, name in enumerate("ab"):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                (root / part / name / f"{i}.png").write_bytes(png(40 * c + i + 20 * (part == "test")))
+    return root
+
+
+def in_parquet(root: Path) -> Path:
+    root.mkdir()
+    for part, count, start in (("train", 12, 0), ("test", 4, 20)):
+        table = pa.table({"image": rows(count, start), "label": [i % 2 for i in range(count)]})
+        pq.write_table(table, root / f"{part}-00000-of-00001.parquet", row_group_size=3)
+    return root
+
+
+def in_tars(root: Path) -> Path:
+    root.mkdir()
+    for part, count, start in (("train", 12, 0), ("val", 4, 20)):
+        with tarfile.open(root / f"{part}-0.tar", "w") as file:
+            for i in range(count):
+                info = tarfile.TarInfo(f"{i}.png")
+                info.size = len(png(start + i))
+                file.addfile(info, io.BytesIO(png(start + i)))
+    return root
+
+
+def in_npz(root: Path) -> Path:
+    root.mkdir()
+    shades = np.zeros((16, 20, 20, 3), np.uint8) + np.arange(16, dtype=np.uint8)[:, None, None, None]
+    parts = {"x_train": shades[:12], "y_train": np.arange(12) % 2, "x_test": shades[:4] + 20, "y_test": np.arange(4) % 2}
+    np.savez(root / "set.npz", **parts)
+    return root / "set.npz"
+
+
+def in_cifar(root: Path) -> Path:
+    root.mkdir()
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    for k, name in enumerate(names):
+        pixels = np.full((3, 3072), 20 + k if name == "test_batch" else k, np.uint8)
+        (root / name).write_bytes(pickle.dumps({b"data": pixels, b"labels": [0, 1, 2]}))
+    (root / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"a", b"b", b"c"]}))
+    return root
+
+
+def in_a_pack(root: Path) -> Path:
+    return pack(in_a_folder(root.with_name("raw")), root, 16)
+
+
+def in_a_pack_of_parts_alone(root: Path) -> Path:
+    return pack(in_tars(root.with_name("tars")), root, 16)
+
+
+SETS = [in_a_folder, in_parquet, in_tars, in_npz, in_cifar, in_a_pack, in_a_pack_of_parts_alone]
+
+
+@pytest.mark.parametrize("layout", SETS, ids=lambda layout: layout.__name__)
+def test_of_a_set_with_a_split_of_its_own_no_held_out_image_is_seen(tmp_path: Path, layout: Any) -> None:
+    source = open_source(str(layout(tmp_path / "set")))
+    images = with_split(Images(size=16), source)
+    assert images.split == "train"
+    part, held = training_part(source, images), held_out(source)
+    assert held is not None and len(part) == (~held).sum() == (15 if layout is in_cifar else 12)
+    shades = {int(part.read(i).flat[0]) % 40 for i in range(len(part))}  # held-out images are 20 brighter
+    assert max(shades) < 20 and any(int(source.read(int(i)).flat[0]) % 40 >= 20 for i in np.flatnonzero(held))
+    for batch in Loader(part, images, MultiBlock(min_keep=2), (4, 4), 4, 0)(0, 6):
+        assert set((batch.images.flatten(1)[:, 0] % 40).tolist()) <= shades
+    everything = training_part(source, with_split(Images(size=16, split="all"), source))
+    assert everything is source
+
+
+def test_the_emoji_are_trained_on_without_the_identities_of_the_test() -> None:
+    source = EmojiSource()
+    part = training_part(source, with_split(Images(size=32), source))
+    assert isinstance(part, TrainingPart) and source.labels is not None and source.labels.clusters is not None
+    identities = source.labels.clusters
+    assert not set(identities[part.ids]) & set(identities[source.labels.test]) and len(part) == (~source.labels.test).sum()
+
+
+def test_without_a_split_of_its_own_all_is_trained_on_unless_it_is_said(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        folder(tmp_path / "own", 10, sub=name)
+    source = FolderSource(tmp_path / "own")
+    assert with_split(Images(), source).split == "all"
+    part = training_part(source, with_split(Images(split="train"), source))
+    assert source.labels is not None and len(part) == 16
+    assert {part.title(i) for i in range(16)} == {source.title(int(i)) for i in np.flatnonzero(~source.labels.test)}
+    folder(tmp_path / "flat", 4)
+    with pytest.raises(UserError, match="neither a split of its own nor labels"):
+        with_split(Images(split="train"), FolderSource(tmp_path / "flat"))
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=8), st.data())
+def test_blocks_of_a_part_are_those_of_the_whole_less_what_is_held_out(sizes: list[int], data: st.DataObject) -> None:
+    n = sum(sizes)
+    ids = np.array(sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1))))
+    source = ArraySource("s", np.zeros((n, 2, 2, 3), np.uint8), None)
+    source.blocks = Blocks(np.cumsum([0, *sizes]), 2, True)
+    part = TrainingPart(source, ids)
+    assert part.blocks is not None and part.blocks.starts[-1] == len(ids) and (np.diff(part.blocks.starts) > 0).all()
+    here, there = part.blocks.of(np.arange(len(ids))), source.blocks.of(ids)
+    assert [len({*here[there == b]}) for b in {*there.tolist()}] == [1] * len({*there.tolist()})
+
+
+def test_a_run_says_what_it_is_trained_on_and_writes_it_down(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = in_a_folder(tmp_path / "set")
+    with caplog.at_level(logging.INFO, "jepakit"):
+        run = pretrain(data, tmp_path / "run", set=TINY)
+    assert run.config.images.split == "train"
+    assert "images.split=train: 12 of 16 images are trained on; 4 are held out" in caplog.text
+    assert "12 images, 2 steps of 4" in caplog.text
+    with caplog.at_level(logging.INFO, "jepakit"):
+        run = pretrain(data, tmp_path / "all", set=[*TINY, "images.split=all"])
+    assert run.config.images.split == "all" and "4 of them are held out by the set's own split" in caplog.text
+    assert "16 images, 2 steps of 4" in caplog.text
+    table = as_table(check(data, set=TINY))
+    assert "split             images.split=train: 12 of 16 images" in table and "3 steps an epoch" in table
+
+
+def test_statistics_are_of_what_is_trained_on(tmp_path: Path) -> None:
+    for part, shade in (("train", 0), ("test", 255)):
+        for name in "ab":
+            (tmp_path / "set" / part / name).mkdir(parents=True)
+            for i in range(4):
+                Image.fromarray(np.full((20, 20, 3), shade, np.uint8)).save(tmp_path / "set" / part / name / f"{i}.png")
+    assert pretrain(tmp_path / "set", tmp_path / "run", set=TINY).config.images.mean == (0, 0, 0)
+
+
+def test_a_run_of_before_there_was_a_split_goes_on_with_all(tmp_path: Path) -> None:
+    config = resolve({"images": {"size": 16}, "encoder": {"patch_size": 4, "width": 16, "depth": 1, "heads": 2}})
+    assert config.images.split == "auto"
+    training = Training.prepare(
+        config.model_copy(update={"optim": config.optim.model_copy(update={"batch_size": 4})}), coloured()
+    )
+    assert len(training.loader.source) == 20
+
+
+def coloured() -> Source:
+    values = np.arange(20) % 2
+    return ArraySource("s", np.zeros((20, 16, 16, 3), np.uint8), Labels("l", ("a", "b"), values, fifths(values)))
+
+
+def test_resuming_sees_the_same_part(tmp_path: Path) -> None:
+    data = in_a_folder(tmp_path / "set")
+    run = pretrain(data, tmp_path / "run", set=TINY)
+    (data / "test" / "a" / "0.png").unlink()  # held-out images are no part of the run
+    assert pretrain(resume=run.path).finished
+    assert Run.open(run.path).config.images.split == "train"
