@@ -437,6 +437,23 @@ def test_samples_without_a_label_take_no_part(run: Run, monkeypatch: pytest.Monk
         assert file["ids"].tolist() == [i for i in range(40, 60) if i % 3]
 
 
+@pytest.mark.parametrize("classes", [("a", "b"), ()])
+def test_a_picture_of_a_sample_without_a_label_has_no_name(
+    classes: tuple[str, ...], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.arange(60, dtype=np.uint8)[:, None, None, None] + np.zeros((60, 20, 20, 3), np.uint8)  # tells its place
+    values = np.where(np.arange(60) % 3 == 0, -1, np.arange(60) % 2) if classes else np.full(60, -1)
+    given(monkeypatch, ArraySource("greys", images, Labels("kind", classes, values, np.arange(60) % 5 == 4)))
+    evaluate(run, tasks=["rankme"])
+    names = ["" if value < 0 else classes[value] for value in values]
+    with np.load(run.path / "evaluation/pictures.npz", allow_pickle=False) as file:
+        for kind in ("query", "neighbour"):
+            shown, told = file[f"{kind}_images"], file[f"{kind}_labels"]
+            places = shown.reshape(-1, *shown.shape[-3:])[:, 0, 0, 0]
+            assert told.ravel().tolist() == [names[place] for place in places] and "" in told.ravel()
+    assert ('title="a"' in report([run.path]).read_text()) == bool(classes)
+
+
 def test_images_limit_is_of_labelled_images_over_all_of_the_set(run: Run) -> None:
     evaluate(run, tasks=["knn"], set=["images_limit=20"])
     about = read(run, "knn")

@@ -61,5 +61,6 @@ def _images(source: Source, ids: NDArray[np.int64], config: Config) -> NDArray[n
 
 
 def _labels(source: Source, ids: NDArray[np.int64]) -> NDArray[np.str_]:
+    """Names of classes; empty for a sample without a label."""
     labels = source.labels
-    return np.array([labels.classes[labels.values[i]] if labels else "" for i in ids])
+    return np.array([labels.classes[labels.values[i]] if labels and labels.values[i] >= 0 else "" for i in ids], np.str_)
