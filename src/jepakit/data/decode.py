@@ -16,6 +16,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from jepakit.data.kinds import HEAD, kind_of
 from jepakit.data.pixels import MOST_PIXELS, BadImageError, Pixels, native, refuse_bomb
 from jepakit.data.tiff import TIFF, bands_of, is_for_pillow, turn_of
 
@@ -23,7 +24,10 @@ PART = 1 << 20  # pixels that are converted at a time
 MOST_BYTES = 1 << 30  # of an image file
 MOST_SCANS = 4_000_000_000  # pixels times scans of a JPEG: a good one of the most pixels has a dozen scans; some 3 s
 MOST_RUNS = 1 << 24  # pixels of a BMP in run lengths, which Pillow decodes in Python: some 1 s
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+SUFFIXES = frozenset(  # of what is read; in MPO are JPEGs after each other
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif"}
+    | {".tif", ".tiff", ".gtiff", ".btf", ".tf2", ".tf8", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"}
+)
 FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow's part; it runs Ghostscript on others
 MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # of a JPEG, with a length after it, or its end
 # a line for every odd tag; what a reader should know is in BadImageError
@@ -68,7 +72,9 @@ def decode(data: bytes, most_pixels: int = MOST_PIXELS) -> Pixels:
         raise
     except UnidentifiedImageError:
         kind = next((kind for kind in FORMATS if Image.OPEN[kind][1](data[:16])), None)  # type: ignore[misc]
-        raise BadImageError(f"a {kind}, broken or cut" if kind else f"none of JPEG, {', '.join(FORMATS)}") from None
+        other = kind_of(data[:HEAD])
+        none = f"none of JPEG, {', '.join(FORMATS)}" + (f", but {other}: convert it to JPEG or PNG" if other else "")
+        raise BadImageError(f"a {kind}, broken or cut" if kind else none) from None
     except Image.DecompressionBombError as error:  # Pillow's own limit, which images.max_pixels does not move
         raise BadImageError(str(error)) from None
     except MemoryError:

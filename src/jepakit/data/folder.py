@@ -1,8 +1,8 @@
 """Image files on disk: all below a folder, or those that a list names."""
 
-import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 
 from jepakit.data import splits
 from jepakit.data.decode import SUFFIXES, file_bytes
+from jepakit.data.leftout import LeftOut, head_of, number, some
 from jepakit.data.sources import Labels, Source
 from jepakit.errors import UserError, plain
-
-log = logging.getLogger("jepakit")
-SAID = 3  # of folders that cannot be read
 
 
 @dataclass(eq=False)
@@ -25,6 +23,7 @@ class FilesSource(Source):
     files: list[str]
     labels: Labels | None
     held_out: NDArray[np.bool_] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.name = str(self.root)
@@ -63,23 +62,26 @@ class FolderSource(FilesSource):
             raise UserError(f"no such folder: {root}")
         if not root.is_dir():
             raise UserError(f"{root} is a file; give the folder that holds the images")
-        self.files, unread = _images(str(root))
+        self.files, left, unread = _images(str(root))
+        notes = left.notes(len(self.files))
         if unread:
-            some = ", ".join(plain(f"{folder or '.'} ({reason})") for folder, reason in unread[:SAID])
-            more = ", ..." if len(unread) > SAID else ""
-            log.warning("%s: %d of its folders cannot be read, so their images are left out: %s%s", root, len(unread), some, more)
+            reasons = [plain(f"{folder or '.'} ({reason})") for folder, reason in unread]
+            notes += (f"{number(len(unread), 'folder')} cannot be read, so that images there are left out: {some(reasons)}",)
         if not self.files:
-            raise UserError(f"no images in {root} (looked for {', '.join(sorted(SUFFIXES))}, in sub-folders too)")
+            said = "".join(f"; {note}" for note in notes)
+            raise UserError(f"no images in {root} (looked for {', '.join(sorted(SUFFIXES))}, in sub-folders too){plain(said)}")
         self.name, self.root = str(root), root
-        self.labels, self.held_out, self.notes = _folder_labels(self.files)
+        self.labels, self.held_out, guessed = _folder_labels(self.files)
+        self.notes = (*notes, *guessed)
 
 
-def _images(root: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """Images below a folder, as paths from there, sorted by their parts; and folders that cannot be read, and why.
+def _images(root: str) -> tuple[list[str], LeftOut, list[tuple[str, str]]]:
+    """Images below a folder, as paths from there, sorted by their parts; other files; folders that cannot be read, and why.
 
     Followed folders are remembered by their real path, so that a link to a parent ends.
     """
     found: list[str] = []
+    left = LeftOut()
     unread: list[tuple[str, str]] = []
     seen: set[str] = set()
     ahead: list[tuple[str, str]] = [("", os.path.realpath(root))]  # path from the root, and its real one if it is a folder
@@ -90,31 +92,38 @@ def _images(root: str) -> tuple[list[str], list[tuple[str, str]]]:
         elif real not in seen:
             seen.add(real)
             try:
-                ahead += reversed(_entries(os.path.join(root, path), path, real))
+                ahead += reversed(_entries(os.path.join(root, path), path, real, left))
             except OSError as error:
                 unread.append((path, error.strerror or type(error).__name__))
-    return found, unread
+    return found, left, unread
 
 
-def _entries(folder: str, path: str, real: str) -> list[tuple[str, str]]:
+def _entries(folder: str, path: str, real: str, left: LeftOut) -> list[tuple[str, str]]:
     """Images and folders of a folder, by name, each as its path from the root and, of a folder, its real one."""
-    here = []
+    here, others = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            name = entry.name
+            if name.startswith("."):
                 continue
+            by_name = os.path.splitext(name)[1].lower() in SUFFIXES
             try:
-                is_folder = entry.is_dir()
-                is_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file()
+                is_folder, is_file = entry.is_dir(), entry.is_file()
             except PermissionError:  # where a link leads: told when it is to be read
                 is_folder = True
             except OSError:  # a link to itself
-                continue
+                is_folder = is_file = False
             if is_folder:
-                at = os.path.join(real, entry.name)
-                here.append((entry.name, os.path.realpath(at) if entry.is_symlink() else at))
-            elif is_image:
-                here.append((entry.name, ""))
+                at = os.path.join(real, name)
+                here.append((name, os.path.realpath(at) if entry.is_symlink() else at))
+            elif is_file and by_name:
+                here.append((name, ""))
+            elif is_file:
+                others.append(name)
+            elif by_name and entry.is_symlink():
+                left.links.add(f"{path}/{name}" if path else name)
+    for name in sorted(others):
+        left.add(f"{path}/{name}" if path else name, partial(head_of, os.path.join(folder, name)))
     return [(f"{path}/{name}" if path else name, real) for name, real in sorted(here)]
 
 

@@ -69,6 +69,8 @@ def pack(
     root, source = Path(out).expanduser(), open_source(str(data), labels, most_pixels=max_pixels)
     if isinstance(source, PackedSource) and root.resolve() == source.root.resolve():
         raise UserError(f"{root} is what is to be packed: give another --out")
+    for note in source.notes:
+        log.warning("%s", plain(note))
     asked = {"max_bad": None if max_bad == MAX_BAD else max_bad, "threads": threads}
     plan = Manifest.of(source, shown(absolute(str(data))), size, max_pixels).model_copy(update=asked)
     again = f"{plan.command} --out {quote(str(root))}"
@@ -116,7 +118,13 @@ def _begun(root: Path, plan: Manifest, source: Source, threads: int, overwrite: 
     begun = plan
     if found is not None and not overwrite:
         before = manifest_of(found)
-        now = {"source": plan.source, "held_out": plan.held_out, "max_bad": plan.max_bad, "threads": plan.threads}
+        now = {
+            "source": plan.source,
+            "held_out": plan.held_out,
+            "notes": plan.notes,
+            "max_bad": plan.max_bad,
+            "threads": plan.threads,
+        }
         begun = before.model_copy(update=now)
         if begun.model_copy(update={"parts": (), "bad": ()}) != plan:
             raise UserError(

@@ -55,7 +55,10 @@ class PackedSource(Source):
     held_out: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
-        self.name = str(self.root)
+        self.name, self.notes = str(self.root), self.manifest.notes
+        if bad := self.manifest.bad:
+            some = ", ".join(entry.title for entry in bad[:3]) + ", ..." * (len(bad) > 3)
+            self.notes += (f"{len(bad):,} of {self.manifest.samples:,} images could not be read and were not packed: {some}",)
         ends = np.cumsum([part.count for part in self.manifest.parts]).tolist()
         self._firsts, self._count = [0, *ends[:-1]], ends[-1]
 

@@ -82,6 +82,7 @@ class Labelled(_Stored):
 class Manifest(_Stored):
     """What was packed: a source of so many samples and such titles, with its labels, at a size; and what came of it.
 
+    notes: what the source said of what it does not use, or guesses.
     held_out: samples that the source's own split keeps from training, from and up to; none: not told, in packs of old.
     max_bad, threads: what was asked of the command, where that is not its default; a finished pack says nothing of them.
     """
@@ -96,6 +97,7 @@ class Manifest(_Stored):
     parts: tuple[Part, ...] = ()
     bad: tuple[Bad, ...] = ()
     held_out: tuple[tuple[int, int], ...] | None = None
+    notes: tuple[str, ...] = ()
     max_bad: float | None = Field(None, ge=0, le=1)
     threads: int | None = Field(None, ge=1)
 
@@ -134,6 +136,7 @@ class Manifest(_Stored):
             max_pixels=max_pixels,
             labels=about,
             held_out=held,
+            notes=tuple(map(plain, source.notes)),
         )
 
     @property

@@ -19,7 +19,7 @@ from jepakit.data.opening import open_source
 from jepakit.data.pixels import BadImageError
 from jepakit.data.sources import Source
 from jepakit.data.statistics import usable
-from jepakit.errors import UserError, nearest
+from jepakit.errors import UserError, nearest, plain
 from jepakit.evaluation.compare import Difference
 from jepakit.evaluation.davis import davis
 from jepakit.evaluation.features import PCA, RAW, Frozen, extract, pca
@@ -96,7 +96,10 @@ def _evaluated(
         return {
             task: save_rows(judged.folder, task, place, _dense(judged, task, Path(place), protocol), protocol) for task in dense
         }
-    return _on_images(judged, open_source(place, labels), tasks, protocol)
+    source = open_source(place, labels)
+    for note in source.notes:
+        log.warning("%s", plain(note))
+    return _on_images(judged, source, tasks, protocol)
 
 
 def chosen_tasks(tasks: Sequence[str]) -> tuple[str, ...]:

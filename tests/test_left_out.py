@@ -1,0 +1,169 @@
+"""What of the user's data is not used, or taken by a guess, is said with its count and what to do."""
+
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jepakit
+from jepakit.data.check import check
+from jepakit.data.decode import FORMATS, SUFFIXES, decode
+from jepakit.data.folder import FolderSource
+from jepakit.data.kinds import ARCHIVES, IMAGES, PLAIN, TABLES, VIDEOS, ending_of, kind_of
+from jepakit.data.opening import open_source
+from jepakit.data.pixels import BadImageError
+from jepakit.errors import UserError
+
+FAST = [
+    "encoder.width=16",
+    "encoder.patch_size=4",
+    "encoder.depth=1",
+    "encoder.heads=1",
+    "predictor.width=16",
+    "predictor.depth=1",
+    "predictor.heads=1",
+    "images.size=16",
+    "masking.min_keep=2",
+    "optim.batch_size=2",
+    "optim.steps=1",
+    "optim.warmup_steps=0",
+    "run.threads=1",
+    "run.probe_images=0",
+]
+HEADS = {  # as the formats' specifications begin them
+    "heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "avif": b"\0\0\0\x1cftypavif\0\0\0\0mif1avif",
+    "jp2": b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 ",
+    "jxl": b"\0\0\0\x0cJXL \r\n\x87\n",
+    "dcm": bytes(128) + b"DICM",
+    "exr": b"v/1\x01\x02\0\0\0",
+    "psd": b"8BPS\0\x01",
+    "svg": b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>',
+    "fits": b"SIMPLE  =                    T",
+}
+
+
+def photo(seed: int = 0, side: int = 20) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))
+
+
+def put(path: Path, image: Image.Image | None = None, kind: str = "JPEG") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image or photo(sum(path.name.encode()))).save(path, kind)
+
+
+def note_of(notes: tuple[str, ...], *words: str) -> str:
+    """The one note that holds these words."""
+    (found,) = [note for note in notes if all(word in note for word in words)]
+    return found
+
+
+# ---- files
+
+
+def test_every_name_of_a_format_that_is_read_is_known() -> None:
+    Image.init()
+    pillow = {ending for ending, kind in Image.registered_extensions().items() if kind in (*FORMATS, "JPEG", "MPO", "DIB")}
+    assert pillow <= SUFFIXES and not SUFFIXES & (IMAGES | VIDEOS | ARCHIVES | TABLES | PLAIN)
+    others = set(Image.registered_extensions()) - pillow - {".bufr", ".pdf", ".grib", ".h5", ".hdf", ".mpg", ".mpeg"}
+    rare = {".blp", ".flc", ".fli", ".ftc", ".ftu", ".gbr", ".iim", ".im", ".msp", ".palm", ".pxr"}
+    assert others - rare <= IMAGES
+
+
+@pytest.mark.parametrize("ending", sorted(SUFFIXES))
+def test_each_of_them_is_read_in_any_case(tmp_path: Path, ending: str) -> None:
+    kind = {"p": "PPM", "t": "TIFF", "b": "BMP", "g": "GIF", "w": "WEBP", "d": "BMP"}.get(ending[1], "JPEG")
+    kind = {".png": "PNG", ".apng": "PNG", ".gtiff": "TIFF", ".btf": "TIFF"}.get(ending, kind)
+    put(tmp_path / f"a{ending}", kind=kind)
+    put(tmp_path / f"b{ending.upper()}", kind=kind)
+    source = FolderSource(tmp_path)
+    assert len(source) == 2 and source.notes == () and source.read(1).shape == (20, 20, 3)
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tmp_path / f"b{ending.upper()}", "x" + ending)
+    assert len(open_source(str(tmp_path / "x.tar"))) == 1
+
+
+def test_images_of_other_formats_are_counted_and_named_in_check_and_pretrain(tmp_path: Path) -> None:
+    for i in range(4):
+        put(tmp_path / "d" / f"{i}.jpg")
+    for i in range(20):
+        (tmp_path / "d" / f"{i:02}.HEIC").write_bytes(HEADS["heic"])
+    for name in ("e/x.dcm", "e/y.dcm", "brain.nii.gz", "raw.DNG"):
+        (tmp_path / "d" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(b"II*\0")
+    (tmp_path / "d" / "._0.jpg").write_bytes(b"no image")
+    (said,) = open_source(str(tmp_path / "d")).notes
+    assert said.startswith("24 files left out: .heic 20, .dcm 2, .dng 1, .nii.gz 1 (") and "convert them to JPEG, PNG" in said
+    assert check(tmp_path / "d", "small", set=["optim.batch_size=2"]).notes == (said,)
+    jepakit.pretrain(data=tmp_path / "d", out=tmp_path / "run", recipe="small", set=FAST)
+    assert said in (tmp_path / "run" / "run.log").read_text()
+
+
+@pytest.mark.parametrize("ending", sorted(HEADS))
+def test_a_folder_of_nothing_that_is_read_says_what_it_holds(tmp_path: Path, ending: str) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.{ending}").write_bytes(HEADS[ending])
+    with pytest.raises(UserError, match=rf"no images in .*3 files left out: \.{ending} 3 \(0\.{ending}, .*convert them"):
+        open_source(str(tmp_path))
+    assert kind_of(HEADS[ending])
+    with pytest.raises(BadImageError, match=r"none of JPEG, .* convert it"):  # under the name of a JPEG
+        decode(HEADS[ending] + bytes(200))
+
+
+def test_images_without_an_ending_or_with_a_wrong_one_are_found_by_their_first_bytes(tmp_path: Path) -> None:
+    put(tmp_path / "a.jpg")
+    for name in ("one", "two", "three.jpg_large", "four.jpg.1", "five.dat", "six.jpg?width=100", "seven.heic"):
+        put(tmp_path / name)
+    (tmp_path / "IM_0001").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "LICENSE").write_text("x")
+    source = FolderSource(tmp_path)
+    assert len(source) == 1
+    (said,) = source.notes
+    assert said.startswith("9 files left out: no known ending 6, .dat 1, .heic 1, .jpg_large 1 (")
+    assert "among which are images (DICOM, JPEG) under another ending: give them that of their format" in said
+
+
+def test_what_plainly_is_no_image_is_not_worth_a_word_until_it_is_many(tmp_path: Path) -> None:
+    for i in range(20):
+        put(tmp_path / f"{i}.jpg")
+    for name in ("README.md", "notes.txt", "LICENSE", "run.py", "Thumbs.db"):
+        (tmp_path / name).write_text("x")
+    assert FolderSource(tmp_path).notes == ()
+    for i in range(1000):
+        (tmp_path / f"{i}.xml").write_text("x")
+    (said,) = FolderSource(tmp_path).notes
+    assert said.startswith("1,005 other files not read: .xml 1,000, ")
+
+
+def test_archives_tables_videos_and_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    put(tmp_path / "a.jpg")
+    for name in ("x.zip", "y.tar.gz", "z.tar", "clip.MP4", "more.parquet", "labels.csv"):
+        (tmp_path / name).write_bytes(b"x")
+    os.symlink(tmp_path / "gone.jpg", tmp_path / "b.jpg")
+    notes = FolderSource(tmp_path).notes
+    assert len(notes) == 5
+    assert note_of(notes, "unpack them").startswith("3 files left out: .tar 1, .tar.gz 1, .zip 1 (z.tar, y.tar.gz, x.zip)")
+    assert note_of(notes, "videos").startswith("1 file left out: .mp4 1 (clip.MP4)")
+    assert note_of(notes, "1 link left out (b.jpg)") and note_of(notes, "1 file left out: .parquet 1 (more.parquet)")
+    assert note_of(notes, "labels.csv may tell labels and is not read")
+
+
+def test_endings_are_words() -> None:
+    names = {"a.HEIC": ".heic", "a.nii.gz": ".nii.gz", "a.tar.gz": ".tar.gz", "a.csv.gz": ".csv", "a-ubyte.gz": ".gz"}
+    names |= {"a": "", "a.0001": "", "a.jpg?w=1": "", ".hidden": "", "a.": "", "a.b c": "", "IMG.3fr": ".3fr"}
+    assert {name: ending_of(name) for name in names} == names
+
+
+def test_a_pack_tells_what_its_source_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(3):
+        put(tmp_path / "d" / f"{i}.jpg")
+    (tmp_path / "d" / "x.heic").write_bytes(HEADS["heic"])
+    (tmp_path / "d" / "y.jpg").write_bytes(b"broken")
+    jepakit.pack(tmp_path / "d", tmp_path / "p", max_bad=1)
+    notes = open_source(str(tmp_path / "p")).notes
+    assert note_of(notes, "1 file left out: .heic 1") in caplog.text and note_of(
+        notes, "1 of 4 images could not be read", "y.jpg"
+    )
