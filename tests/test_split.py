@@ -33,7 +33,21 @@ from jepakit.run import Run
 from jepakit.train import Training, pretrain
 from test_data import folder
 
-TINY = ["encoder.width=16", "encoder.depth=1", "encoder.heads=2", "encoder.patch_size=4", "predictor.width=8", "predictor.depth=1", "images.size=16", "masking.min_keep=2", "optim.batch_size=4", "optim.steps=2", "optim.warmup_steps=1", "run.threads=1", "run.probe_images=0"]  # fmt: skip
+TINY = [
+    "encoder.width=16",
+    "encoder.depth=1",
+    "encoder.heads=2",
+    "encoder.patch_size=4",
+    "predictor.width=8",
+    "predictor.depth=1",
+    "images.size=16",
+    "masking.min_keep=2",
+    "optim.batch_size=4",
+    "optim.steps=2",
+    "optim.warmup_steps=1",
+    "run.threads=1",
+    "run.probe_images=0",
+]
 
 
 def told(root: Path) -> str:
