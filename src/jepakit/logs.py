@@ -12,6 +12,7 @@ from torch import Tensor
 from jepakit.config import Config
 from jepakit.data.loader import Batch
 from jepakit.errors import UserError
+from jepakit.masks import Masks
 from jepakit.metrics import content_cosines, position_share, rankme
 from jepakit.model import Output
 from jepakit.optim import Now
@@ -21,8 +22,8 @@ log = logging.getLogger("jepakit")
 
 
 def step_row(step: int, batch: Batch, out: Output, norm: Tensor, now: Now) -> dict[str, float]:
-    """What a logged step says. Standard deviations are over the batch's tokens, the mean over features."""
-    masks = batch.masks[-1]
+    """What a logged step says of the whole batch. Standard deviations are over its tokens, the mean over features."""
+    masks = Masks.joined(batch.masks)
     image = np.repeat(masks.image_of_draw[masks.draw_of_block], masks.target_lengths)
     own, other = content_cosines(out.predictions, out.targets, masks.targets, image)
     return {

@@ -80,6 +80,22 @@ class Masks:
             image_of_draw=image_of_draw,
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence["Masks"]) -> "Masks":
+        """The masks of the images of each part, one part after the other."""
+
+        def after(own: list[Indices], counts: list[int]) -> Indices:
+            return np.concatenate([index + before for index, before in zip(own, np.cumsum([0, *counts[:-1]]), strict=True)])
+
+        return cls(
+            context=np.concatenate([part.context for part in parts]),
+            context_lengths=np.concatenate([part.context_lengths for part in parts]),
+            targets=np.concatenate([part.targets for part in parts]),
+            target_lengths=np.concatenate([part.target_lengths for part in parts]),
+            draw_of_block=after([part.draw_of_block for part in parts], [len(part.context_lengths) for part in parts]),
+            image_of_draw=after([part.image_of_draw for part in parts], [part.images for part in parts]),
+        )
+
     def of_images(self, which: slice) -> "Masks":
         """The masks of some images that stand one after the other."""
         first, last, _ = which.indices(self.images)

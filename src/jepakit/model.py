@@ -39,6 +39,22 @@ class Output:
     context: Tensor
     features: Tensor
 
+    def kept(self, *, rows: bool) -> "Output":
+        """What is remembered of a part of a batch: no graph; on the host, all rows, or none but the loss and its terms."""
+        tensors = (self.predictions, self.targets, self.context, self.features)
+        own = [x.detach().cpu() if rows else x.new_empty(0, x.shape[1]) for x in tensors]
+        return Output(self.loss.detach(), {name: term.detach() for name, term in self.terms.items()}, *own)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Output"]) -> "Output":
+        """That of a batch from its parts': the mean of losses and of terms, and the rows of all, part after part."""
+        names = ("predictions", "targets", "context", "features")
+        return cls(
+            torch.stack([part.loss for part in parts]).mean(),
+            {name: torch.stack([part.terms[name] for part in parts]).mean() for name in parts[0].terms},
+            *(torch.cat([getattr(part, name) for part in parts]) for name in names),
+        )
+
 
 class JEPA(nn.Module):
     """A method with its parameters. `images` are normalised floats (B, C, H, W); `grid` is (rows, columns) of patches."""

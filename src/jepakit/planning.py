@@ -245,7 +245,7 @@ def _measured(config: Config, device: torch.device, most: int, seconds: float) -
         images = torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=generator)
         masks = config.masking.sample(config.grid, np.arange(count), seed=config.seed, step=step)
         start = perf_counter()
-        training.train_step(Batch(step, 0, (images,), (None,), (masks,)), training.schedule.at(0), check=False)
+        training.train_step(Batch(step, 0, (images,), (None,), (masks,)), training.schedule.at(0), check=False, rows=False)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return perf_counter() - start

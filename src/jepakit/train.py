@@ -198,7 +198,7 @@ class Training:
                 save_now = done % settings_.save_every_steps == 0 or done == total
                 now = self.schedule.at(self.step)
                 check = log_now or save_now or self.device.type == "cpu"  # a look at the loss makes CUDA wait
-                out, norm = self.train_step(batch, now, check=check)
+                out, norm = self.train_step(batch, now, check=check, rows=log_now)
                 self.step = done
                 if log_now:
                     watching.log(done, batch, out, norm, now, self.jepa, self.dtype)
@@ -219,19 +219,24 @@ class Training:
             log.info("finished: %d steps; %d bad images", total, len(self.loader.bad))
         return run
 
-    def train_step(self, batch: Batch, now: Now, *, check: bool) -> tuple[Output, Tensor]:
-        """One update: forward, backward, AdamW, average of the target encoder. The output is that of the last part."""
+    def train_step(self, batch: Batch, now: Now, *, check: bool, rows: bool = True) -> tuple[Output, Tensor]:
+        """One update: forward, backward, AdamW, average of the target encoder. Gives the batch's output and gradient's norm.
+
+        rows: where a batch comes in parts, hold the predictions, targets and features of all; else its loss and terms alone.
+        """
         set_now(self.adamw, now)
         self.adamw.zero_grad(set_to_none=True)
         if self.config.run.fixed_rows:
             torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs left may be overwritten
-        parts = len(batch.masks)
+        parts, outputs = len(batch.masks), list[Output]()
         views = [mirrored(v.to(self.device, non_blocking=True), m) for v, m in zip(batch.views, batch.mirrored, strict=True)]
         for masks, *shown in zip(batch.masks, *(view.chunk(parts) for view in views), strict=True):
             images, *of_target = (normalise(view, self.config.images) for view in shown)
             with lowered(self.device, self.dtype):
                 out = self.jepa(images, masks, *of_target, seed=rng.torch_seed(self.config.seed, "directions", batch.step))
             (out.loss / parts).backward()
+            outputs.append(out.kept(rows=rows) if parts > 1 else out)
+        out = Output.joined(outputs) if parts > 1 else out
         norm = gradient_norm(self.jepa, self.config.optim.clip_grad)
         if check:
             self._require_finite(out, norm)
