@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from jepakit.config import Config, RunSettings, merge, nested, sentence
 from jepakit.data.crops import Images
@@ -81,16 +81,33 @@ class Choice:
             log.warning("%s", self.warning)
 
 
+class Shape(ViTConfig):
+    """What the user has set of an encoder's shape."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Shape":
+        return self
+
+
 class Said(Settings):
     """What the user has set, of all that a choice goes by. (Whether settings fit each other is seen when all are there.)"""
 
     model_config = ConfigDict(extra="ignore")
     data: str | None = None
     images: Images = Field(default_factory=Images)
-    encoder: ViTConfig = Field(default_factory=ViTConfig)
+    encoder: Shape = Field(default_factory=Shape)
     predictor: PredictorConfig = Field(default_factory=PredictorConfig)
     optim: Optim = Field(default_factory=Optim)
     run: RunSettings = Field(default_factory=RunSettings)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fitting(cls, data: Any) -> Any:
+        """Without what must fit images.channels, which may be chosen."""
+        images = data.get("images") if isinstance(data, dict) else None
+        if not isinstance(images, dict):
+            return data
+        return {**data, "images": {key: value for key, value in images.items() if key not in ("mean", "std")}}
 
     def has(self, *keys: str) -> bool:
         """Whether any of these dotted keys was set."""
@@ -182,9 +199,11 @@ def _images(found: Found, said: Said) -> list[Row]:
 
 def _encoder(found: Found, said: Said) -> Row:
     """Encoder and predictor go together: who shapes the one has the recipe's other."""
-    if said.has("encoder.size", *(f"encoder.{name}" for name in SHAPE)):
-        return {}, ""
     values, why = _row(ENCODERS[found.device], found.images)
+    shape = ViTConfig.model_validate({key.removeprefix("encoder."): v for key, v in values.items() if key.startswith("encoder.")})
+    own = [name for name in ("size", *SHAPE) if said.has(f"encoder.{name}")]
+    if any(getattr(said.encoder, name) != getattr(shape, name) for name in own):
+        return {}, ""
     papers = "; 'jepakit recipes' names the papers' own" if values is BASE else ""
     return values, f"{why} on {NAMES[found.device]}{papers}"
 
@@ -201,7 +220,7 @@ def _length(found: Found, said: Said) -> list[Row]:
     steps = said.optim.steps
     length: Values = {} if steps else {"optim.epochs": epochs}
     warmup: Values = {"optim.warmup_steps": steps // WARMUP} if steps else {"optim.warmup_epochs": epochs / WARMUP}
-    if said.has("optim.warmup_steps", "optim.warmup_epochs"):  # the one would take the place of the other
+    if said.optim.warmup_steps is not None or said.has("optim.warmup_epochs"):  # the one would take the place of the other
         warmup = {}
     return [(length, f"about {round(epochs * found.images):,} images in all"), (warmup, f"1/{WARMUP} of the run")]
 

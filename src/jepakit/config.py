@@ -90,8 +90,10 @@ def resolve(*layers: Mapping[str, Any], where: str = "settings") -> Config:
     for layer in layers:
         if isinstance(merged.get("encoder"), dict) and isinstance(layer.get("encoder"), Mapping) and layer["encoder"].get("size"):
             merged["encoder"] = {key: value for key, value in merged["encoder"].items() if key not in SHAPE}  # a size is whole
-        if isinstance(layer.get("images"), Mapping) and layer["images"].get("channels"):  # of other channels nothing is known
-            merged["images"] = {key: value for key, value in merged.get("images", {}).items() if key not in ("mean", "std")}
+        if isinstance(layer.get("images"), Mapping) and "channels" in layer["images"]:  # of other channels nothing is known
+            below = merged.get("images", {})
+            if layer["images"]["channels"] != below.get("channels", Images.model_fields["channels"].default):
+                merged["images"] = {key: value for key, value in below.items() if key not in ("mean", "std")}
         if isinstance(layer.get("target"), Mapping) and layer["target"].get("kind") == "pixels":  # of the crop that is seen
             merged["images"] = {key: value for key, value in merged.get("images", {}).items() if key != "target_crop"}
         if isinstance(layer.get("regularizer"), Mapping) and not merged.get("regularizer"):  # runs of old name no kind

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from jepakit.conditioning import EncoderPositions
 from jepakit.data.crops import Images, normalise
+from jepakit.given import Given, in_units_of_white, require_normalised, require_shape, tensor_of
 from jepakit.layout import Layout, joint, take
 from jepakit.method import Which
 from jepakit.vit import ViT, patchify, sincos
@@ -35,22 +36,24 @@ class Encoder(nn.Module):
         """D."""
         return self.vit.config.width
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised floats (B, C, H, W), H and W multiples of the patch size -> patch tokens (B, T, D).
+    def forward(self, images: Given) -> Tensor:
+        """Normalised floats (B, C, H, W), H and W multiples of the patch size -> patch tokens (B, T, D). B may be 0.
 
-        An image larger or smaller than in training gets positions within the range that the encoder knows.
+        An image larger or smaller than in training gets positions within the range that the encoder knows. Raises
+        ImagesError, a UserError and a ValueError, for other shapes, and for what is seen not to be normalised.
         """
         return self.layers(images, last=1)[0]
 
-    def layers(self, images: Tensor, last: int = 4) -> list[Tensor]:
+    def layers(self, images: Given, last: int = 4) -> list[Tensor]:
         """Patch tokens (B, T, D) of the `last` blocks, first to last, each through the encoder's last norm."""
-        p = self.vit.config.patch_size
-        if images.ndim != 4 or images.shape[1] != self.vit.channels or images.shape[2] % p or images.shape[3] % p:
-            raise ValueError(
-                f"images must be (B, {self.vit.channels}, H, W) with H and W multiples of {p}, got {tuple(images.shape)}"
-            )
+        p, images = self.vit.config.patch_size, tensor_of(images)
+        require_shape(images, self.vit.channels, p)
+        require_normalised(images, self.images)
         grid = (images.shape[2] // p, images.shape[3] // p)
         b, n, positions = len(images), grid[0] * grid[1], self._positions(grid)
+        images = images.to(positions.device, positions.dtype)
+        if not b:
+            return [images.new_zeros(0, n, self.width)] * min(last, self.vit.config.depth)
         tokens = self.vit.patch_embed(patchify(images, p)) + positions.repeat(b, 1)
         lengths = np.full(b, n)
         if self.conditioning is None:
@@ -61,13 +64,19 @@ class Encoder(nn.Module):
         layers = self.vit.layers(both, sequences.layout, last)
         return [take(x, sequences.a_rows).view(b, n, -1) for x in layers]
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Mean over patch tokens: (B, C, H, W) -> (B, D)."""
+    def embed(self, images: Given) -> Tensor:
+        """Mean over patch tokens: (B, C, H, W) -> (B, D). Takes and raises what `forward` does."""
         return self(images).mean(1)  # type: ignore[no-any-return]
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Images as they come, (B, 3, H, W) uint8 -> floats for `forward`."""
-        return normalise(images, self.images)
+    def normalise(self, images: Given) -> Tensor:
+        """Images as they come, a tensor or an array (B, C, H, W) -> float32 for `forward`, as the loader makes them.
+
+        uint8 is divided by 255, deeper integers by images.white (65535); floats are in units of white (0 black, 1 white).
+        Raises ImagesError, a UserError and a ValueError, for other shapes, types and ranges.
+        """
+        images = tensor_of(images)
+        require_shape(images, self.vit.channels)
+        return normalise(in_units_of_white(images, self.images), self.images)
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         if grid == self.vit.grid:

@@ -26,7 +26,7 @@ from jepakit.data.loader import Batch, Loader
 from jepakit.data.opening import open_source
 from jepakit.data.part import split_sentences, training_part
 from jepakit.data.sources import Source, fingerprint
-from jepakit.data.statistics import fitted
+from jepakit.data.statistics import fitted, told_of
 from jepakit.device import device_of, lowered, precision_of, use_cpu
 from jepakit.errors import UserError, plain
 from jepakit.evaluation.online import Online
@@ -78,8 +78,8 @@ def pretrain(
     Run.new(out, overwrite=overwrite)  # says what is wrong with the place before any work is done
     chosen, source, choice = _chosen(data, recipe, method, config, given)
     threads, seconds = chosen.run.loader_threads, chosen.run.read_timeout_seconds
-    part = training_part(source, chosen.images)
-    chosen = chosen.model_copy(update={"images": fitted(chosen.images, part, threads=threads, seconds=seconds)})
+    part, given_images = training_part(source, chosen.images), chosen.images
+    chosen = chosen.model_copy(update={"images": fitted(given_images, part, threads=threads, seconds=seconds)})
     training = Training.prepare(chosen, source)
     run = Run.create(out, chosen, overwrite=overwrite)
     with run.lock(), run.logged():
@@ -95,7 +95,7 @@ def pretrain(
         )
         said, *warnings = split_sentences(source, chosen.images)
         log.info("%s", said)
-        for warning in (*warnings, *source.notes):
+        for warning in (*warnings, *source.notes, *told_of(given_images, chosen.images)):
             log.warning("%s", plain(warning))
         if not training.save(run):  # so that there is always something to go on from
             raise UserError(f"no checkpoint can be written to {run.path} (run.log says why): make room, start with --overwrite")

@@ -55,7 +55,7 @@ def load(path: str | Path, which: Which | None = None, heads: int | None = None)
     images = (
         config.images
         if isinstance(config, Config)
-        else Images(size=(jepa.grid[0] * patch, jepa.grid[1] * patch), channels=jepa.encoder.channels)
+        else Images(size=(jepa.grid[0] * patch, jepa.grid[1] * patch), channels=jepa.encoder.channels, depth="uint8")
     )
     which = which or config.which
     return Encoder(getattr(jepa, which), images, config.conditioning, which).requires_grad_(False).eval()

@@ -43,6 +43,9 @@ class Images(Settings):
     white: PositiveFloat | None = Field(
         None, description="value of white in images deeper than 8 bits (10000: Sentinel-2); none: 65535, or 1 for floats"
     )
+    depth: Literal["uint8", "uint16", "float32"] | None = Field(
+        None, description="of the images' values, as pretrain finds them: what an encoder takes floats and wide integers for"
+    )
     crop_scale: tuple[float, float] = Field((0.3, 1.0), description="area of a crop over the image's")
     crop_aspect: tuple[float, float] = Field((0.75, 4 / 3), description="width over height of a crop")
     target_crop: Literal["same", "own"] = Field(
@@ -50,10 +53,10 @@ class Images(Settings):
     )
     flip: bool = Field(False, description="mirror half of the images (released code: off)")
     mean: tuple[float, ...] = Field(
-        default_factory=_usual(0), description="subtracted from channels in [0, 1]; by default measured in the data"
+        default_factory=_usual(0), description="subtracted from channels in [0, 1]; auto or not given: measured in the data"
     )
     std: tuple[PositiveFloat, ...] = Field(
-        default_factory=_usual(1), description="channels are divided by it; by default measured in the data"
+        default_factory=_usual(1), description="channels are divided by it; auto or not given: measured in the data"
     )
     split: Literal["auto", "train", "all"] = Field(
         "auto", description="what is trained on: all, or not what is held out; auto: train where the set has a split of its own"
@@ -63,6 +66,14 @@ class Images(Settings):
     )
     max_pixels: int = Field(MOST_PIXELS, ge=1, description="pixels of an image; more are taken for a decompression bomb")
     max_bad: float = Field(0.01, ge=0, le=1, description="share of unreadable images at which the run stops")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto(cls, data: Any) -> Any:
+        """'auto' is as if it were not given."""
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if key not in ("mean", "std") or value != "auto"}
 
     @model_validator(mode="after")
     def _ordered(self) -> "Images":
@@ -176,9 +187,11 @@ def stacked(images: list[Tensor]) -> Tensor:
 
 
 def to_show(image: Tensor) -> Tensor:
-    """(C, H, W) uint8 or float32 -> (3, H, W) uint8 to look at: other bands' mean as gray, floats up to their largest."""
+    """(C, H, W) uint8 or float32 -> (3, H, W) uint8 to look at: other bands' mean as gray, floats up to their largest, from
+    their least where that is negative."""
     if image.dtype != torch.uint8:
-        image = image / image.max().clamp(min=1e-9) * 255
+        low = image.min().clamp(max=0)
+        image = (image - low) / (image.max() - low).clamp(min=1e-9) * 255
     if len(image) != 3:
         image = image.float().mean(0, keepdim=True).expand(3, -1, -1)
     return image if image.dtype == torch.uint8 else image.clamp(0, 255).round().to(torch.uint8)

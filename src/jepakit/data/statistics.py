@@ -4,14 +4,14 @@ import io
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from jepakit.data.crops import BandsError, Images, channels_of
+from jepakit.data.crops import IMAGENET, BandsError, Images, channels_of
 from jepakit.data.decode import FORMATS, decode
 from jepakit.data.pixels import BadImageError, Pixels, refuse_bomb
 from jepakit.data.sources import Blocks, Source, spread
@@ -29,20 +29,47 @@ LEAST_DEVIATION = 1 / 255  # of a channel that never changes
 
 
 def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float = 60.0) -> Images:
-    """Settings with `mean`, `std` and `shuffle` filled in where they are not given, so that a run can be repeated anywhere.
+    """Settings with `mean`, `std`, `shuffle` and `depth` filled in where they are not given, so that a run can be repeated.
 
-    The same for any number of threads. Raises UserError where no image can be read.
+    ImageNet's mean and deviation, which the papers' recipes bring, are of colour of 8 bits: on other images they are measured
+    too (`told_of` says so). The same for any number of threads. Raises UserError where no image can be read.
     """
     shuffle = "full" if ordered_by(images, source) is None else "blocks"
     require_bands(source, images, seconds)
+    depth, bands = _kind(images, source, threads, seconds)
+    if images.depth not in (None, depth):
+        raise UserError(f"images.depth={images.depth}, and {source.name} holds {depth}: leave it out, it is looked up")
     missing = {"mean", "std"} - images.model_fields_set
+    if (images.mean, images.std) == IMAGENET and (depth, bands) != ("uint8", 3):
+        missing = {"mean", "std"}
     found = {}
     if missing:
         mean, std, count = channel_statistics(images, source, threads=threads, seconds=seconds)
         found = {name: value for name, value in (("mean", mean), ("std", std)) if name in missing}
-        words = " ".join(f"images.{name}=[{','.join(map(str, value))}]" for name, value in found.items())
-        log.info("measured on %d images: %s", count, words)
-    return images.model_copy(update={"shuffle": shuffle, **found})
+        log.info("measured on %d images: %s", count, _words(found))
+    return images.model_copy(update={"shuffle": shuffle, "depth": depth, **found})
+
+
+def told_of(given: Images, fitted: Images) -> tuple[str, ...]:
+    """A sentence where what was given has been measured instead."""
+    changed: dict[str, Any] = {name: getattr(given, name) for name in ("mean", "std") if name in given.model_fields_set}
+    if all(value == getattr(fitted, name) for name, value in changed.items()):
+        return ()
+    measured = _words({name: getattr(fitted, name) for name in changed})
+    kind = f"{fitted.depth} images" if fitted.depth != "uint8" else "gray ones"
+    return (f"{_words(changed)} are ImageNet's, of colour of 8 bits; for these {kind} they were measured: {measured}",)
+
+
+def _words(values: dict[str, tuple[float, ...]]) -> str:
+    return " ".join(f"images.{name}=[{','.join(map(str, value))}]" for name, value in values.items())
+
+
+def _kind(images: Images, source: Source, threads: int, seconds: float) -> tuple[str, int]:
+    """The deepest type of eight images (uint8, uint16, float32), and the bands of most."""
+    found = _of_some(source, PROBED, lambda index: source.read(index, images.max_pixels)[:1, :1], threads, seconds)
+    kinds = {str(pixels.dtype) for pixels in found}
+    bands = np.bincount([pixels.shape[2] for pixels in found] or [images.channels])
+    return next((kind for kind in ("float32", "uint16") if kind in kinds), "uint8"), int(bands.argmax())
 
 
 def ordered_by(images: Images, source: Source) -> Blocks | None:
