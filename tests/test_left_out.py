@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +168,105 @@ def test_a_pack_tells_what_its_source_told(tmp_path: Path, caplog: pytest.LogCap
     assert note_of(notes, "1 file left out: .heic 1") in caplog.text and note_of(
         notes, "1 of 4 images could not be read", "y.jpg"
     )
+
+
+# ---- folders
+
+
+def mask(seed: int = 0, side: int = 40) -> Image.Image:
+    y, x = np.mgrid[:side, :side]
+    return Image.fromarray((np.hypot(y - 20, x - 15 - seed) < 9).astype(np.uint8) * 255)
+
+
+def levels(seed: int = 0) -> Image.Image:
+    """Numbers of classes, each anywhere."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 4, (40, 40), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "images, masks, elsewhere",
+    [
+        ("images/{}.jpg", "masks/{}.png", "images"),
+        ("imgs/{}.jpg", "labels/{}.png", "imgs"),
+        ("JPEGImages/{}.jpg", "SegmentationClass/{}.png", "JPEGImages"),
+        ("train/images/{}.jpg", "train/GT/{}.png", "train/images"),
+        ("images/training/{}.jpg", "annotations/training/{}.png", "images/training"),
+        ("leftImg8bit/aachen/{}_leftImg8bit.png", "gtFine/aachen/{}_gtFine_labelIds.png", "leftImg8bit/aachen"),
+        ("{}.jpg", "{}_mask.png", ""),
+        ("{}/x.tif", "{}/x_mask_1.tif", ""),
+        ("a/img_{}.png", "a/img_{}-seg.png", ""),
+        ("data/benign ({}).png", "data/benign ({})_mask.png", ""),
+    ],
+)
+@pytest.mark.parametrize("look", [mask, levels])
+def test_masks_are_told_from_images_and_are_no_class(
+    tmp_path: Path, images: str, masks: str, elsewhere: str, look: Callable[[int], Image.Image]
+) -> None:
+    for i in range(6):
+        put(tmp_path / images.format(i), photo(i, 40), "PNG")
+        put(tmp_path / masks.format(i), look(i), "PNG")
+    source = FolderSource(tmp_path)
+    said = note_of(source.notes, "6 of 12 images look like masks")
+    assert len(source) == 12
+    assert said.endswith(f"give --data {tmp_path / elsewhere}" if elsewhere else "move them out of the folder")
+    if source.labels is not None:
+        assert not {*source.labels.classes} & {"masks", "labels", "images", "imgs", "JPEGImages", "annotations", "gtFine"}
+
+
+def test_words_alone_make_no_mask(tmp_path: Path) -> None:
+    for name in ("with_mask", "without_mask", "labels"):
+        for i in range(5):
+            put(tmp_path / name / f"{i}_mask.png", photo(i, 40), "PNG")
+    source = FolderSource(tmp_path)
+    assert source.notes == () and source.labels is not None
+    assert source.labels.classes == ("labels", "with_mask", "without_mask")
+
+
+def test_a_folder_called_images_is_no_class(tmp_path: Path) -> None:
+    for name in ("images", "depth", "thermal"):
+        for i in range(5):
+            put(tmp_path / name / f"{i}.png", photo(i, 40), "PNG")
+    source = FolderSource(tmp_path)
+    (said,) = source.notes
+    assert source.labels is None and said.startswith("sub-folders are not taken for classes: images is called as if")
+
+
+def test_one_stray_image_has_no_label_and_takes_none_from_others(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        for i in range(5):
+            put(tmp_path / name / f"{i}.jpg")
+    put(tmp_path / "cover.jpg")
+    source = FolderSource(tmp_path)
+    (said,) = source.notes
+    assert said.startswith("1 image lies in no class folder, and so without a label") and source.labels is not None
+    labels = dict(zip(source.files, source.labels.values.tolist(), strict=True))
+    assert labels.pop("cover.jpg") == -1 and labels == {file: int(file[0] == "d") for file in labels}
+    assert sorted(file for file, test in zip(source.files, source.labels.test, strict=True) if test) == ["cat/4.jpg", "dog/4.jpg"]
+    for i in range(12):
+        put(tmp_path / f"{i}.jpg")
+    source = FolderSource(tmp_path)
+    (said,) = source.notes
+    assert source.labels is None and "13 of 23 images lie in none of them (cat, dog)" in said
+
+
+def test_a_stray_image_beside_the_parts_of_a_split_is_in_none(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            put(tmp_path / part / name / "x.jpg")
+    put(tmp_path / "cover.jpg")
+    source = FolderSource(tmp_path)
+    assert source.held_out is not None and source.labels is not None
+    assert [source.files[i] for i in np.flatnonzero(source.held_out)] == ["test/cat/x.jpg", "test/dog/x.jpg"]
+    assert source.labels.values[source.files.index("cover.jpg")] == -1 and "1 image lies in no class folder" in source.notes[-1]
+
+
+def test_folders_of_one_image_each_are_names_of_things(tmp_path: Path) -> None:
+    for i in range(8):
+        put(tmp_path / f"id{i}" / "x.jpg")
+    source = FolderSource(tmp_path)
+    (said,) = source.notes
+    assert source.labels is None and "each of the 8 holds one image (id0, id1, id2, ...)" in said
+    put(tmp_path / "id0" / "y.jpg")
+    source = FolderSource(tmp_path)
+    (said,) = source.notes
+    assert source.labels is not None and said.startswith("7 of 8 classes have one image (id1, id2, id3, ...)")

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.data import splits
+from jepakit.data.classes import of_folders
 from jepakit.data.decode import SUFFIXES, file_bytes
 from jepakit.data.leftout import LeftOut, head_of, number, some
+from jepakit.data.masks import Masks, masks_among, note_of
 from jepakit.data.sources import Labels, Source
 from jepakit.errors import UserError, plain
 
@@ -71,8 +73,30 @@ class FolderSource(FilesSource):
             said = "".join(f"; {note}" for note in notes)
             raise UserError(f"no images in {root} (looked for {', '.join(sorted(SUFFIXES))}, in sub-folders too){plain(said)}")
         self.name, self.root = str(root), root
-        self.labels, self.held_out, guessed = _folder_labels(self.files)
+        self.labels, self.held_out, guessed = self._by_folder()
         self.notes = (*notes, *guessed)
+
+    def _by_folder(self) -> tuple[Labels | None, NDArray[np.bool_] | None, tuple[str, ...]]:
+        """Classes and parts by folders, and what is guessed."""
+        place: dict[str, int] = {}
+        folders = (file.rpartition("/")[0] for file in self.files)
+        places = np.fromiter((place.setdefault(folder, len(place)) for folder in folders), np.int64, len(self))
+        masks = masks_among(self.title, [*place], places, self.read)
+        told = of_folders([*place], np.bincount(places).tolist(), masks.folders)
+        classes, values = splits.class_values(told.classes, places, None, "")
+        parts = told.parts or ["train"] * len(place)
+        labels = splits.split_labels("folder", classes, values, parts, places) if len(classes) > 1 else None
+        return labels, splits.held_out(parts, places), (*note_of(masks, len(self), self._others(masks)), *told.notes)
+
+    def _others(self, masks: Masks) -> str:
+        """The folder in which all images lie that are no masks, and no mask does; '' if there is none."""
+        if not len(masks.ids):
+            return ""
+        are = set(masks.ids.tolist())
+        others = {file.rpartition("/")[0] for index, file in enumerate(self.files) if index not in are}
+        common = os.path.commonpath(others) if others and "" not in others else ""
+        inside = common and not any(self.files[index].startswith(f"{common}/") for index in are)
+        return str(self.root / common) if inside else ""
 
 
 def _images(root: str) -> tuple[list[str], LeftOut, list[tuple[str, str]]]:
@@ -125,17 +149,3 @@ def _entries(folder: str, path: str, real: str, left: LeftOut) -> list[tuple[str
     for name in sorted(others):
         left.add(f"{path}/{name}" if path else name, partial(head_of, os.path.join(folder, name)))
     return [(f"{path}/{name}" if path else name, real) for name, real in sorted(here)]
-
-
-def _folder_labels(files: list[str]) -> tuple[Labels | None, NDArray[np.bool_] | None, tuple[str, ...]]:
-    """Classes and parts by folders (`splits`), and what is guessed; none where an image lies in no folder, or all in one."""
-    if any("/" not in file for file in files):
-        return None, None, ()
-    place: dict[str, int] = {}
-    folders = (file.rpartition("/")[0] for file in files)
-    places = np.fromiter((place.setdefault(folder, len(place)) for folder in folders), np.int64, len(files))
-    told = splits.of_folders([*place], np.bincount(places).tolist())
-    classes, values = splits.class_values(told.classes, places, None, "")
-    parts = told.parts or ["train"] * len(place)
-    labels = splits.split_labels("folder", classes, values, parts, places) if len(classes) > 1 else None
-    return labels, splits.held_out(parts, places), told.notes

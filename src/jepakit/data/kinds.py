@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import lru_cache
 
 HEAD = 132  # bytes that tell a format: DICOM's word comes last
 READ = frozenset({"JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF", "PPM"})  # formats that `decode` reads
@@ -49,6 +50,7 @@ IMAGES = _endings(  # of images that are not read
 )
 VIDEOS = _endings("mp4 mov avi mkv webm m4v mpg mpeg wmv flv 3gp mts m2ts")
 ARCHIVES = _endings("zip tar tar.gz tar.bz2 tar.xz tar.zst tgz tbz2 txz gz bz2 xz zst 7z rar lz4 cab iso")
+PACKED = (".gz", ".bz2", ".xz", ".zst")
 TABLES = _endings(
     "parquet arrow feather npz npy tfrecord tfrecords lmdb mdb h5 hdf5 hdf mat pkl pickle beton zarr"
 )  # may hold images
@@ -63,8 +65,14 @@ PLAIN = TELLING | _endings(  # what nobody takes for an image
 
 def ending_of(name: str) -> str:
     """'.heic' of 'x.HEIC', '.nii.gz' of 'x.nii.gz', '.csv' of 'x.csv.gz'; '' for none, a number, or what is no word."""
-    stem, ending = os.path.splitext(name.lower())
-    if ending in (".gz", ".bz2", ".xz", ".zst"):
-        inner = os.path.splitext(stem)[1]
-        ending = inner if inner in PLAIN else inner + ending if inner + ending in IMAGES | ARCHIVES else ending
-    return ending if re.fullmatch(r"(\.(?!\d+$)[a-z0-9_]{1,10}){1,2}", ending) else ""
+    stem, ending = os.path.splitext(name)
+    if ending in PACKED:
+        inner = os.path.splitext(stem)[1].lower()
+        return inner if inner in PLAIN else inner + ending if inner + ending in IMAGES | ARCHIVES else ending
+    return _word(ending)
+
+
+@lru_cache(1024)
+def _word(ending: str) -> str:
+    ending = ending.lower()
+    return ending if re.fullmatch(r"\.(?!\d+$)[a-z0-9_]{1,10}", ending) else ""

@@ -21,7 +21,9 @@ SAID = {
     "tables": "which may hold images: give one by itself to use it",
     "videos": "videos: save frames of them as images to use them",
 }
-TELLS = re.compile(r"(^|[\W_])(labels?|class(es)?|annotations?|metadata|targets?|categor(y|ies)|train|test|val)([\W_]|$)")
+TELLS = re.compile(
+    r"(^|[\W_])(labels?|class(es)?|annotations?|metadata|targets?|categor(y|ies)|train|test|val)([\W_]|$)", re.IGNORECASE
+)
 
 
 @dataclass
@@ -35,7 +37,8 @@ class Ending:
 
     def add(self, name: str) -> None:
         self.count += 1
-        self.names += [name] * (len(self.names) < NAMED)
+        if self.count <= NAMED:
+            self.names.append(name)
 
     def look(self, name: str, head: bytes) -> None:
         """Of images that are not read and of others that are, the latter can be had at once: they are what is told."""
@@ -58,14 +61,13 @@ class LeftOut:
 
     def add(self, path: str, head: Callable[[], bytes]) -> None:
         """Count a file; head: gives its first HEAD bytes, where they are wanted. Raises what it does."""
-        name = path.rpartition("/")[2]
-        ending = ending_of(name)
-        found = self.of.setdefault(ending, Ending())
+        ending = ending_of(path)
+        found = self.of.get(ending) or self.of.setdefault(ending if len(self.of) < 4 * MOST else "", Ending())
         found.add(path)
         n = found.count
         if ending not in KNOWN and (n <= LOOKED or not n & (n - 1)) and len(self.of) <= MOST:
             found.look(path, head())
-        if ending in TELLING and TELLS.search(name.lower().rpartition(".")[0]):
+        if ending in TELLING and TELLS.search(path.rpartition("/")[2].rpartition(".")[0]):
             self.labels.add(path)
 
     def count(self, ending: str) -> int:
