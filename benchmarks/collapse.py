@@ -21,6 +21,7 @@ from torch import Tensor
 
 from jepakit.collapse import FULL, GAP, POSITION, RANK, Doctor, position_counts_from
 from jepakit.config import Config, method_layer, overrides
+from jepakit.data.part import with_split
 from jepakit.data.sources import ArraySource, EmojiSource, Source
 from jepakit.device import use_cpu
 from jepakit.evaluation.online import Online
@@ -61,7 +62,7 @@ def one(name: str, steps: int) -> dict[str, Any]:
         "demo", None, {}, method_layer(method), overrides([*words.split(), "encoder.depth=6", f"optim.steps={steps}"])
     )
     source: Source = ArraySource("one image", same_place(), None) if name == "position-only images" else EmojiSource()
-    training = Training.prepare(chosen, source)
+    training = Training.prepare(chosen.model_copy(update={"images": with_split(chosen.images, source)}), source)
     if name == "no average, no stop-gradient":
         training.jepa.__class__, training.jepa.target_encoder = NoStop, training.jepa.encoder
     doctor = Doctor("features", position_counts_from(steps, training.schedule.warmup), [])

@@ -46,7 +46,7 @@ PROTOCOL: dict[str, list[str]] = {
 # Emoji: the demo, as long as it is. Textures: the recipe for small sets, with the demo's encoder, and crops of about the
 # probe's scale of the whole half.
 RECIPE = {"emoji": "demo", "textures": "small"}
-STEPS = {"emoji": 693, "textures": 800}
+STEPS = {"emoji": 711, "textures": 800}
 CHANGES: dict[str, list[str]] = {
     "emoji": [],
     "textures": [*(f"{key}={value}" for key, value in DEMO.items()), "images.crop_scale=[0.06,0.25]"],

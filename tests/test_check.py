@@ -99,14 +99,14 @@ def test_a_known_folder_gives_exactly_what_is_in_it(known: Path) -> None:
         "channels": 3,
         "batch_size": 4,
         "max_bad": 0.2,
-        "steps": 3,
-        "left_over": 2,
+        "steps": 2,  # of the nine images in train/
+        "left_over": 1,
         "smaller": 1,
         "elongated": 1,
         "longest": 4.29,
         "other_bands": {},
     }
-    assert found.stops == () and found.verdict == "fine for recipe small: 12 images, 3 steps an epoch"
+    assert found.stops == () and found.verdict == "fine for recipe small: 12 images, 2 steps an epoch"
 
 
 def test_the_json_is_the_python_value_and_threads_change_nothing(known: Path, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_the_table_is_aligned_narrow_and_ends_with_the_verdict(known: Path, caps
     code, out, _ = said([str(known), *FITS], capsys)
     lines = out.splitlines()
     assert code == 0 and max(map(len, lines)) <= 100 and "\x1b" not in out
-    assert lines[-1].split(None, 1) == ["verdict", "fine for recipe small: 12 images, 3 steps an epoch"]
+    assert lines[-1].split(None, 1) == ["verdict", "fine for recipe small: 12 images, 2 steps an epoch"]
     assert all(re.match(r"(\S.{0,16}| {17}) \S", line) for line in lines), out
     for words in ("JPEG: 6, PNG: 4, BMP: 1, WEBP: 1", "smallest 40x50, median 100x80", "3 x test/cat/copy.jpg, train/cat/0.jpg"):
         assert words in out

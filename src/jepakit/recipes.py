@@ -110,8 +110,8 @@ RECIPES: dict[str, Recipe] = {
             **_SMALL_DATA,
             "regularizer.weight": (0.015, "docs/small-data.md: better than .04 on the emoji; not so on textures"),
             "optim.lr": (1e-3, "trial on the emoji"),
-            "optim.epochs": (7, "a minute or two on two quick cores, five on slow ones"),
-            "optim.warmup_epochs": (1, "a seventh of the run"),
+            "optim.epochs": (9, "a minute or two on two quick cores, five on slow ones"),
+            "optim.warmup_epochs": (1, "a ninth of the run"),
         },
         (
             "reached: kNN of emoji groups 59.1 % (57.4-59.2, seeds 0-2), raw pixels 55.1 %: jepakit demo seed=0",
