@@ -1,6 +1,7 @@
 """Splits: the words by which sets name them, and that pretraining sees nothing that is held out."""
 
 import io
+import json
 import logging
 import pickle
 import re
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import jepakit
 from jepakit.config import resolve
 from jepakit.data.check import check
 from jepakit.data.checked import as_table
@@ -28,6 +30,8 @@ from jepakit.data.part import TrainingPart, held_out, training_part, with_split
 from jepakit.data.sources import ArraySource, Blocks, EmojiSource, Labels, Source, fifths
 from jepakit.data.splits import of_folders, split_of
 from jepakit.errors import UserError
+from jepakit.evaluation.results import as_table as results_table
+from jepakit.evaluation.tasks import evaluate
 from jepakit.masks import MultiBlock
 from jepakit.run import Run
 from jepakit.train import Training, pretrain
@@ -318,3 +322,47 @@ def test_resuming_sees_the_same_part(tmp_path: Path) -> None:
     (data / "test" / "a" / "0.png").unlink()  # held-out images are no part of the run
     assert pretrain(resume=run.path).finished
     assert Run.open(run.path).config.images.split == "train"
+
+
+# ---- what evaluation says of it
+
+
+def judged(run: Path | str, data: Path | str, **more: Any) -> tuple[int | None, str]:
+    """Test images that pretraining saw, as recorded, and the table."""
+    results = evaluate(run, data, ["knn"], **more)
+    folder = Path(more.get("out") or Path(run) / "evaluation")
+    return json.loads((folder / "knn.json").read_text())["seen_test"], results_table(results)
+
+
+def test_results_say_whether_pretraining_saw_the_test_images(tmp_path: Path) -> None:
+    data = in_a_folder(tmp_path / "set")
+    held, everything = (pretrain(data, tmp_path / n, set=[*TINY, f"images.split={n}"]).path for n in ("train", "all"))
+    assert judged(held, data)[0] == 0 and "pretraining saw" not in judged(held, data)[1]
+    seen, table = judged(everything, data)
+    assert seen == 4 and "pretraining saw 4 of the 4 test images" in table
+    page = jepakit.report([everything]).read_text()
+    assert "of which pretraining saw 4" in page
+    moved = data.rename(tmp_path / "moved")  # the same images elsewhere
+    assert judged(held, moved)[0] == 0 and judged(everything, moved)[0] == 4
+    other = in_a_folder(tmp_path / "other")
+    (other / "test" / "a" / "9.png").write_bytes(png(99))  # other images, of which nothing is known
+    assert judged(everything, other)[0] is None
+    model = jepakit.load(everything)
+    assert model is not None and judged(everything / "model", other, out=tmp_path / "e")[0] is None  # no run: not known
+
+
+def test_a_folder_within_the_run_s_images_or_around_them_is_compared_file_by_file(tmp_path: Path) -> None:
+    for name in "ab":
+        folder(tmp_path / "all" / "labelled", 10, sub=name)
+    folder(tmp_path / "all" / "more", 5)
+    run = pretrain(tmp_path / "all", tmp_path / "run", set=[*TINY, "images.split=all"]).path
+    assert judged(run, tmp_path / "all" / "labelled")[0] == 4
+    part = pretrain(tmp_path / "all" / "labelled" / "a", tmp_path / "part", set=TINY).path
+    assert judged(part, tmp_path / "all" / "labelled")[0] == 2
+
+
+def test_a_fifth_held_out_by_labels_is_seen_unless_it_is_kept_out(tmp_path: Path) -> None:
+    for name in "ab":
+        folder(tmp_path / "set", 10, sub=name)
+    auto, kept = (pretrain(tmp_path / "set", tmp_path / n, set=[*TINY, f"images.split={n}"]).path for n in ("auto", "train"))
+    assert judged(auto, tmp_path / "set")[0] == 4 and judged(kept, tmp_path / "set")[0] == 0

@@ -102,11 +102,17 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the newest checkpoint is that of the last step."""
+        return bool(self.state.get("finished"))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the newest checkpoint says of itself, not verified; empty where there is none that can be read."""
         found = steps(self.checkpoints)
         try:
-            return bool(found) and bool(json.loads((self.checkpoints / name_of(found[0]) / "state.json").read_text())["finished"])
-        except (OSError, ValueError, KeyError):
-            return False
+            said = json.loads((self.checkpoints / name_of(found[0]) / "state.json").read_text()) if found else {}
+        except (OSError, ValueError):
+            return {}
+        return said if isinstance(said, dict) else {}
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged steps, one mapping each; a line that a kill cut short is left out."""

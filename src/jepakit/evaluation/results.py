@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jepakit.data.sources import Labels, Source
 from jepakit.errors import UserError
 from jepakit.evaluation.compare import Difference, interval, paired
 from jepakit.evaluation.probes import Problem, Protocol, Right
-from jepakit.evaluation.split import Rows, Split
+from jepakit.evaluation.split import Rows, Split, split
 from jepakit.files import save_json, whole
 from jepakit.method import Which, called
 
@@ -22,14 +23,24 @@ VALUES = {"rankme": "rankme", "lidar": "lidar", "segmentation": "miou", "davis":
 
 @dataclass
 class Sheet:
-    """The results of one probe as they come in: a row and the right-or-wrongs (m,) of each encoder and baseline."""
+    """The results of one probe as they come in: a row and the right-or-wrongs (m,) of each encoder and baseline.
+
+    seen_test: how many of the test images the run's pretraining saw; None where that is not known.
+    """
 
     source: Source
     labels: Labels
     halves: Split
     ids: Rows
+    seen_test: int | None = None
     rows: list[Row] = field(default_factory=list)
     right: dict[str, Right] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, source: Source, labels: Labels, ids: Rows, seen: NDArray[np.bool_] | None = None) -> "Sheet":
+        """Of the samples `ids`, which are halved; seen (n,): those of the source that pretraining saw. Raises UserError."""
+        halves = split(source, labels, ids)
+        return cls(source, labels, halves, ids, None if seen is None else int(seen[ids[halves.test]].sum()))
 
     @property
     def problem(self) -> Problem:
@@ -44,6 +55,8 @@ class Sheet:
     def enter(self, name: str, right: Right, about: Mapping[str, Any]) -> None:
         """Note one result; the interval is a bootstrap over test images, unless the probe has one of its own."""
         low, high = interval(right, self.halves.clusters)
+        if self.seen_test and name in map(called, get_args(Which)):
+            about = {**about, "seen_test": self.seen_test, "n_test": len(right)}
         self.rows.append({"name": name, "accuracy": float(right.mean()), "low": low, "high": high, **about})
         self.right[name] = right
 
@@ -59,6 +72,7 @@ class Sheet:
             "classes": len(self.labels.classes),
             "n_train": len(halves.train),
             "n_test": len(halves.test),
+            "seen_test": self.seen_test,
             "independent": len(halves.test) if halves.clusters is None else len(np.unique(halves.clusters)),
             "settings": self.rows[0].get("settings") or protocol.model_dump(mode="json").get(task),
             "seed": protocol.seed,
@@ -119,7 +133,14 @@ def as_table(results: Mapping[str, Sequence[Row]]) -> str:
         cells = [next((row for row in results[task] if row["name"] == name), {}) for task in tasks]
         lines.append(f"{name:20}" + "".join(f"{_cell(task, row):>22}" for task, row in zip(tasks, cells, strict=True)))
     warnings = {f"{task}: {row['warning']}" for task in tasks for row in results[task] if "warning" in row}
-    return "\n".join([*lines, *sorted(warnings)])
+    return "\n".join([*lines, *sorted(warnings), *_of_seen(results)])
+
+
+def _of_seen(results: Mapping[str, Sequence[Row]]) -> list[str]:
+    """A line where pretraining saw images of the test."""
+    seen = {(row["seen_test"], row["n_test"]) for rows in results.values() for row in rows if row.get("seen_test")}
+    said = "pretraining saw {:,} of the {:,} test images: no accuracy is one on new images (images.split=train keeps them out)"
+    return [said.format(*counts) for counts in sorted(seen)]
 
 
 def as_sentences(found: Mapping[str, Mapping[str, Difference]], a: str, b: str) -> str:

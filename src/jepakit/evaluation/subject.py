@@ -20,7 +20,10 @@ UNTRAINED = "untrained encoder"
 
 @dataclass(frozen=True)
 class Subject:
-    """Encoders by name, the one that is judged first; the folder for results; how to run; config where it is a run."""
+    """Encoders by name, the one that is judged first; the folder for results; how to run; config where it is a run.
+
+    trained_on: fingerprint of the images that the run saw.
+    """
 
     encoders: dict[str, Encoder]
     folder: Path
@@ -28,6 +31,7 @@ class Subject:
     precision: torch.dtype
     data: str | None
     config: Config | None
+    trained_on: str | None = None
 
     @property
     def name(self) -> str:
@@ -65,13 +69,19 @@ def _of_run(run: Run, folder: Path) -> Subject:
     both: dict[Which, ViT] = {config.which: jepa.to_use, "target_encoder": jepa.target_encoder, "encoder": jepa.encoder}
     vits = {**{called(which): vit for which, vit in both.items()}, UNTRAINED: jepa_of(config).encoder}
     encoders = {name: Encoder(vit, config.images, config.conditioning) for name, vit in vits.items()}
-    return _subject(encoders, folder, config.masking, config.run, config.data, config)
+    return _subject(encoders, folder, config.masking, config.run, config.data, config, run.state.get("names"))
 
 
 def _subject(
-    encoders: dict[str, Encoder], folder: Path, masking: Masking, run: RunSettings, data: str | None, config: Config | None
+    encoders: dict[str, Encoder],
+    folder: Path,
+    masking: Masking,
+    run: RunSettings,
+    data: str | None,
+    config: Config | None,
+    trained_on: str | None = None,
 ) -> Subject:
     use_cpu(run.threads)
     device = device_of(run.device)
     ready = {name: encoder.to(device).requires_grad_(False).eval() for name, encoder in encoders.items()}
-    return Subject(ready, folder, masking, precision_of(run.precision, device), data, config)
+    return Subject(ready, folder, masking, precision_of(run.precision, device), data, config, trained_on)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from sklearn.exceptions import ConvergenceWarning
 
@@ -27,6 +28,7 @@ from jepakit.evaluation.finetune import finetune, recipe_for
 from jepakit.evaluation.pictures import save_pictures
 from jepakit.evaluation.probes import LAST4, PROBES, TOKENS, Protocol, Right
 from jepakit.evaluation.results import Row, Sheet, differences, save_rows
+from jepakit.evaluation.seen import seen_in_training
 from jepakit.evaluation.segmentation import segmentation
 from jepakit.evaluation.spectrum import lidar_rows, rankme_rows, spread
 from jepakit.evaluation.split import Rows, labelled, split
@@ -99,7 +101,8 @@ def _evaluated(
     source = open_source(place, labels)
     for note in source.notes:
         log.warning("%s", plain(note))
-    return _on_images(judged, source, tasks, protocol)
+    seen = seen_in_training(judged.config, judged.trained_on, source, place) if judged.config else None
+    return _on_images(judged, source, tasks, protocol, seen)
 
 
 def chosen_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
@@ -122,7 +125,9 @@ def settings_of(words: Sequence[str]) -> Protocol:
         raise UserError(sentence(error, "evaluate", Protocol)) from None
 
 
-def _on_images(judged: Subject, source: Source, tasks: Sequence[str], protocol: Protocol) -> dict[str, list[Row]]:
+def _on_images(
+    judged: Subject, source: Source, tasks: Sequence[str], protocol: Protocol, seen: NDArray[np.bool_] | None = None
+) -> dict[str, list[Row]]:
     labels, results = source.labels, {}
     probes = [task for task in tasks if task in PROBES and labels is not None]
     learning = probes or ("finetune" in tasks and labels is not None)
@@ -144,14 +149,14 @@ def _on_images(judged: Subject, source: Source, tasks: Sequence[str], protocol: 
     if made and labels is not None and probes:
         halves, raw = split(source, labels, ids), features[RAW].last
         features[PCA] = Frozen(pca(raw, halves.train, min(judged.encoder.width, len(halves.train), raw.shape[1])))
-        sheets = {task: Sheet(source, labels, halves, ids) for task in probes}
+        sheets = {task: Sheet.of(source, labels, ids, seen) for task in probes}
         results |= _probed(judged.folder, sheets, features, protocol)
     if "lidar" in tasks:
         rows = lidar_rows(source, judged.encoders, judged.masking, protocol.lidar, protocol.seed, judged.precision)
         results["lidar"] = save_rows(judged.folder, "lidar", source.name, rows, protocol)
     if "finetune" in tasks and labels is not None:
         ids = ids if made else _readable(source, ids, judged.encoder.images)
-        results["finetune"] = _finetuned(judged, Sheet(source, labels, split(source, labels, ids), ids), protocol)
+        results["finetune"] = _finetuned(judged, Sheet.of(source, labels, ids, seen), protocol)
     if labels is None and {*tasks} - {"rankme", "lidar"}:
         log.warning("%s has no labels: put images into sub-folders, one a class, to probe; RankMe was measured", source.name)
     return results

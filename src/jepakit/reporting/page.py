@@ -200,6 +200,8 @@ def _head(probe: Result | None) -> dict[str, str]:
     of += [words.format(_words(probe.get(key, "?"))) for key, words in counts.items() if "labels" in probe]
     if number(probe.get("independent")) < number(probe.get("n_test")):
         of[-1] += f" ({_words(probe['independent'])} independent)"
+    if number(probe.get("seen_test")) > 0:
+        of.append(f"of which pretraining saw {_words(probe['seen_test'])}")
     of += [f"{_words(row['objects'])} objects"] if "objects" in row else []
     return {"of": ", ".join(of) or "?", "how": _words(probe.get("settings") or {}), "chosen": _chosen(row)}
 

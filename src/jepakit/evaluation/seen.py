@@ -1,0 +1,43 @@
+"""Whether pretraining saw the images that an evaluation tests on: an accuracy on such is no test."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jepakit.config import Config
+from jepakit.data.folder import FilesSource
+from jepakit.data.opening import absolute, open_source
+from jepakit.data.part import TrainingPart, training_part
+from jepakit.data.sources import Source, fingerprint
+from jepakit.errors import UserError
+
+
+def seen_in_training(config: Config, names: str | None, source: Source, place: str) -> NDArray[np.bool_] | None:
+    """Which samples (n,) of a source, opened from `place`, a run was trained on; None where that cannot be told.
+
+    config, names: the run's settings, and the fingerprint of what it saw. The source is the run's own if it lies in the same
+    place, or if its training part has the same names; of folders within each other, the files are compared.
+    """
+    try:
+        part = training_part(source, config.images)
+    except UserError:
+        part = source
+    if absolute(place) == config.data or (names is not None and fingerprint(part) == names):
+        seen = np.ones(len(source), np.bool_)
+        if isinstance(part, TrainingPart):
+            seen = np.zeros(len(source), np.bool_)
+            seen[part.ids] = True
+        return seen
+    if not isinstance(source, FilesSource) or not config.data or not Path(config.data).is_dir():
+        return None
+    ours, theirs = os.path.realpath(source.root), os.path.realpath(config.data)
+    if os.path.commonpath([ours, theirs]) not in (ours, theirs):
+        return None
+    whole = open_source(config.data)
+    part = training_part(whole, config.images)
+    if not isinstance(whole, FilesSource):
+        return None
+    trained = {os.path.join(theirs, part.title(i)) for i in range(len(part))}
+    return np.array([os.path.join(ours, file) in trained for file in source.files], np.bool_)
