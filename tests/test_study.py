@@ -317,7 +317,7 @@ def test_each_run_has_its_share_of_the_cores_unless_the_base_says_otherwise(
 
 
 def test_there_are_looks_for_the_pruner_and_the_curves(tmp_path: Path, stand_ins: Callable[..., StandIns]) -> None:
-    for steps, epochs in ((396, 1), (99 * 40, 5)):  # 99 steps a pass: a look at each, or eight in all
+    for steps, epochs in ((316, 1), (79 * 40, 5)):  # 79 steps a pass: a look at each, or eight in all
         launch = stand_ins()
         study("small-data", out=tmp_path / f"{steps}", levers=["target-crop"], processes=2, set=[f"optim.steps={steps}"])
         assert f"run.probe_every_epochs={epochs}" in launch.started[0]

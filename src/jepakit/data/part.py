@@ -66,10 +66,9 @@ def training_part(source: Source, images: Images) -> Source:
     if images.split != "train":
         return source
     held = held_out(source)
-    if held is None:
-        assert source.labels is not None
+    if held is None and source.labels is not None:
         held = source.labels.test
-    return TrainingPart(source, np.flatnonzero(~held))
+    return source if held is None else TrainingPart(source, np.flatnonzero(~held))
 
 
 def split_sentences(source: Source, images: Images) -> Sequence[str]:
