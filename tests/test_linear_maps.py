@@ -10,6 +10,7 @@ from jepakit import linear
 from jepakit.masks import Masks
 from jepakit.method import Method
 from jepakit.model import JEPA
+from jepakit.torch_private import has_onednn_product
 
 SMALL: dict[str, Any] = {
     "encoder": {"width": 24, "depth": 2, "heads": 3, "patch_size": 4},
@@ -17,7 +18,7 @@ SMALL: dict[str, Any] = {
 }
 CONTEXT = [[0, 1, 2, 6], [19, 4], [3, 8, 9, 13, 14, 18, 7]]
 TARGETS = [[[10, 11, 15, 16], [5]], [[0, 1, 2, 5, 6, 7], [12, 13], [17, 18, 19]], [[0, 5]]]
-ONEDNN = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="a torch without oneDNN")
+ONEDNN = pytest.mark.skipif(not has_onednn_product(), reason="a torch without oneDNN")
 
 
 @ONEDNN
@@ -29,8 +30,8 @@ def test_linear_maps_by_onednn_have_the_values_and_gradients_of_torchs(
 ) -> None:
     monkeypatch.setattr(linear, "BY_ONEDNN", {torch.float32, torch.bfloat16})
     monkeypatch.setattr(linear, "LEAST", 0)
-    product, calls = linear._product, []
-    monkeypatch.setattr(linear, "_product", lambda *given: calls.append(given) or product(*given))
+    product, calls = linear.product, []
+    monkeypatch.setattr(linear, "product", lambda *given: calls.append(given) or product(*given))
     torch.manual_seed(0)
     ours, x, g = linear.Linear(24, 40, bias=bias), torch.randn(*shape, 24, requires_grad=True), torch.randn(*shape, 40)
     theirs = nn.Linear(24, 40, bias=bias)

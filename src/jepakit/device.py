@@ -7,6 +7,7 @@ import os
 import torch
 
 from jepakit.errors import UserError
+from jepakit.torch_private import cpu_has_bf16
 
 
 def device_of(name: str) -> torch.device:
@@ -25,10 +26,7 @@ def device_of(name: str) -> torch.device:
 def precision_of(name: str, device: torch.device) -> torch.dtype:
     """'auto' is bfloat16 where the hardware multiplies in it."""
     if name == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            fast = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
         return torch.bfloat16 if fast else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 

@@ -15,9 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from jepakit import attention, flops, layout, linear
 from jepakit.config import Config
@@ -28,8 +25,10 @@ from jepakit.layout import Layout
 from jepakit.masks import Masking, Masks, MultiBlock
 from jepakit.model import JEPA
 from jepakit.planned import Memory
+from jepakit.torch_private import dispatch_mode, fake_tensors, tensors_of
 from jepakit.weights import jepa_of
 
+TorchDispatchMode: Any = dispatch_mode()
 CPU = torch.device("cpu")
 USABLE_CUDA = 0.9  # of a device's memory: the rest is for what its allocator cannot use
 USABLE_CPU = 0.5  # gaps in the heap grow: measured, over hundreds of steps a process came to 1.8 times its first steps
@@ -131,7 +130,7 @@ def fullest(config: Config, place: Place, images: int) -> Fullest:
     masks, parts = _large_masks(config, images, images * place.devices), config.optim.accumulate
     # Indices of masks are real numbers.
     flash, rows = _flash() if place.flash else nullcontext(), _rows_of_cuda() if place.cuda else nullcontext()
-    with FakeTensorMode(allow_non_fake_inputs=True), flash, rows:
+    with fake_tensors()[0](allow_non_fake_inputs=True), flash, rows:
         weights = {name: torch.empty_like(value, device=CPU) for name, value in jepa.state_dict().items()}
         jepa.load_state_dict(weights, assign=True)
         shape = (images * parts, config.images.channels, *config.images.height_width)
@@ -188,9 +187,8 @@ class _Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        for x in tree_leaves(made):
-            if isinstance(x, Tensor):
-                self._born(x)
+        for x in tensors_of(made):
+            self._born(x)
         if self._all > self.at_fullest[2]:
             self.at_fullest = (self._gradients, self._kept, self._all)
         return made
@@ -249,13 +247,13 @@ def _rows_of_cuda() -> Iterator[None]:
 @contextmanager
 def _flash() -> Iterator[None]:
     """Have tensors without storage take the kernel for sequences of any length; it keeps what one long sequence would."""
-    real_has_varlen, real_varlen = attention._has_varlen, attention._varlen
+    (_, fake), real_has_varlen, real_varlen = fake_tensors(), attention._has_varlen, attention._varlen
 
     def has_varlen(x: Tensor) -> bool:
-        return x.shape[-1] % 8 == 0 and x.dtype != torch.float32 if isinstance(x, FakeTensor) else real_has_varlen(x)
+        return x.shape[-1] % 8 == 0 and x.dtype != torch.float32 if isinstance(x, fake) else real_has_varlen(x)
 
     def varlen(q: Tensor, k: Tensor, v: Tensor, queries: Layout, layout: Layout) -> Tensor:
-        if not isinstance(q, FakeTensor):
+        if not isinstance(q, fake):
             return real_varlen(q, k, v, queries, layout)
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v)

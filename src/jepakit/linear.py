@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from jepakit.layout import unit_of
+from jepakit.torch_private import has_onednn_product, product
 
 LEAST = 1 << 20  # multiply-adds: with fewer, a call costs more than it saves
 
@@ -18,7 +19,7 @@ LEAST = 1 << 20  # multiply-adds: with fewer, a call costs more than it saves
 def _by_onednn() -> frozenset[torch.dtype]:
     """What this CPU multiplies faster so: bfloat16; float32 too if torch's product is MKL's on a CPU not Intel's."""
     about: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 has none
-    if not (torch.backends.mkldnn.is_available() and about.get("avx512_bf16")):
+    if not (has_onednn_product() and torch.backends.mkldnn.is_available() and about.get("avx512_bf16")):
         return frozenset()
     return frozenset({torch.bfloat16} if "Intel" in str(about.get("cpu_name")) else {torch.bfloat16, torch.float32})
 
@@ -53,30 +54,25 @@ class _Linear(torch.autograd.Function):
         rows, low = _rounded(x, dtype), weight.to(dtype)
         ctx.save_for_backward(rows, low)
         ctx.of = len(x), x.dtype, weight.dtype
-        return _product(rows, low, bias if bias is None else bias.to(dtype))
+        return product(rows, low, bias if bias is None else bias.to(dtype))
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (rows, low), (count, of_x, of_weight) = ctx.saved_tensors, ctx.of
         return (
-            _product(grad, low.t())[:count].to(of_x) if ctx.needs_input_grad[0] else None,
+            product(grad, low.t())[:count].to(of_x) if ctx.needs_input_grad[0] else None,
             _of_weight(grad, rows).to(of_weight) if ctx.needs_input_grad[1] else None,
             grad.sum(0).to(of_weight) if ctx.needs_input_grad[2] else None,
             None,
         )
 
 
-def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a b^T + bias."""
-    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")  # type: ignore[no-any-return]
-
-
 def _of_weight(grad: Tensor, rows: Tensor) -> Tensor:
     """grad^T rows, the narrower of the two first: it is what is copied."""
     if rows.shape[1] < grad.shape[1]:
         return _of_weight(rows, grad).t()
-    return grad.t() @ rows if grad.dtype == torch.bfloat16 else _product(grad.t(), rows.t())
+    return grad.t() @ rows if grad.dtype == torch.bfloat16 else product(grad.t(), rows.t())
 
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -24,6 +24,7 @@ from jepakit.masks import Masks
 from jepakit.method import Method
 from jepakit.predictor import Predictor
 from jepakit.regularizers import projector
+from jepakit.torch_private import lerp_
 from jepakit.vit import ViT, patchify
 
 
@@ -177,7 +178,7 @@ class JEPA(nn.Module):
     @torch.no_grad()
     def update_target_encoder(self, momentum: float) -> None:
         """theta_bar <- momentum * theta_bar + (1 - momentum) * theta (I-JEPA, section 3)."""
-        torch._foreach_lerp_(list(self.target_encoder.parameters()), list(self.encoder.parameters()), 1 - momentum)
+        lerp_(list(self.target_encoder.parameters()), list(self.encoder.parameters()), 1 - momentum)
 
 
 def encode_windows(
