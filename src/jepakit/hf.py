@@ -1,10 +1,13 @@
 """The layout of transformers' I-JEPA models on disk, written and read without transformers."""
 
 import json
+import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -13,13 +16,15 @@ from jepakit.checkpoint import load_state
 from jepakit.conditioning import EncoderPositions
 from jepakit.data.crops import Images
 from jepakit.encoder import Encoder
-from jepakit.errors import UserError, line_of
+from jepakit.errors import UserError, line_of, nearest
 from jepakit.files import save_json, whole
 from jepakit.method import Which
 from jepakit.model import JEPA
-from jepakit.vit import NORM_EPS, ViT, ViTConfig, require_positions
+from jepakit.vit import NORM_EPS, Activation, ViT, ViTConfig, require_positions
 
 State = dict[str, Tensor]
+log = logging.getLogger("jepakit")
+IGNORED = ("pooler.", "classifier.", "embeddings.mask_token")  # of a whole model: no part of its patch tokens
 
 # transformers' names on disk (model_type "ijepa"), ours first
 _HF = {
@@ -29,6 +34,38 @@ _HF = {
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
+_tanh_gelu = partial(F.gelu, approximate="tanh")
+# transformers' names of functions
+ACTIVATIONS: dict[str, Activation] = {
+    **dict.fromkeys(("gelu", "gelu_python"), F.gelu),
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), _tanh_gelu),
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "swish": F.silu,
+    "mish": F.mish,
+    "hardswish": F.hardswish,
+    "leaky_relu": F.leaky_relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+# of transformers' IJepaConfig, for what a file leaves out
+DEFAULTS = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "qkv_bias": True,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "image_size": 224,
+    "patch_size": 16,
+    "num_channels": 3,
+}
+WHY_NOT_RESIZED = (
+    "transformers' processors crop and resize squares of 8 bits in one or three channels only: give arrays of {}x{} pixels in "
+    "{} channels ({}), cut and resized as jepakit's evaluation does (jepakit.data.crops.centre_crop)"
+)
 WHY_NOT_HF = (
     "EC-IJEPA appends conditioning tokens to the patch tokens; transformers' IJepaModel has no place for them, so these "
     "weights do not load there. jepakit.load reads this folder."
@@ -56,7 +93,7 @@ def to_hf(vit: ViT) -> State:
 
 
 def from_hf(state: State) -> State:
-    """The inverse of `to_hf`, positions left out."""
+    """The inverse of `to_hf`, positions left out. Raises ValueError for weights of which nothing is known."""
     ours: State = {}
     for name, value in state.items():
         leaf = name.rpartition(".")[2]
@@ -73,6 +110,8 @@ def from_hf(state: State) -> State:
             else:
                 mine = next(k for k, v in _HF.items() if rest == f"{v}.{leaf}")
                 ours[f"blocks.{layer}.{mine}.{leaf}"] = value
+        elif not name.startswith(("embeddings.position_embeddings", *IGNORED)):
+            raise ValueError(f"it holds {name}, for which I-JEPA's encoder has no place")
     return ours
 
 
@@ -100,33 +139,55 @@ def save_model(jepa: JEPA, images: Images, folder: Path, which: Which | None = N
         "qkv_bias": True,
         "jepakit": {
             "which": which,
-            "white": images.white,
+            "images": images.model_dump(mode="json"),
             "conditioning": conditioning.model_dump(mode="json") if conditioning and not fits else None,
         },
-    }
-    processor = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": dict(zip(("height", "width"), side, strict=True)),
-        "resample": 2,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,  # of 8 bits; deeper ones are divided by images.white
-        "do_normalize": True,
-        "image_mean": list(images.mean),
-        "image_std": list(images.std),
     }
     folder.mkdir(parents=True, exist_ok=True)
     with whole(folder / "model.safetensors") as draft:
         save_file(to_hf(vit), draft, {"format": "pt"})
     save_json(folder / "config.json", config)
-    save_json(folder / "preprocessor_config.json", processor)
+    save_json(folder / "preprocessor_config.json", processor(images))
+
+
+def processor(images: Images) -> dict[str, Any]:
+    """The settings of transformers' image processor that shows its model what our evaluation shows ours.
+
+    That of Perceiver cuts the largest centre square before it resizes, as `crops.centre_crop`. Processors resize by Pillow, in
+    8 bits of one or three channels; of all else they only scale and normalise, and the file says so.
+    """
+    height, width = images.height_width
+    shallow = images.depth in (None, "uint8") and images.white is None
+    whole = shallow and height == width and images.channels in (1, 3)
+    white = 255.0 if shallow else images.white or (1.0 if images.depth == "float32" else 65535.0)
+    size = {"height": height, "width": width}
+    return {
+        "image_processor_type": "PerceiverImageProcessor" if whole else "ViTImageProcessor",
+        **({} if whole else {"why_not_resized": WHY_NOT_RESIZED.format(height, width, images.channels, images.depth or "uint8")}),
+        "do_convert_rgb": whole and images.channels == 3,
+        "do_center_crop": whole,
+        "crop_size": size,
+        "do_resize": whole,
+        "size": size,
+        "resample": 2,  # bilinear, with antialias
+        "do_rescale": white != 1,
+        "rescale_factor": 1 / white,
+        "do_normalize": True,
+        "image_mean": list(images.mean),
+        "image_std": list(images.std),
+    }
 
 
 def load_hf(folder: Path, which: Which | None) -> Encoder:
-    """An encoder from a folder in transformers' I-JEPA layout: ours, or the hub's. Raises UserError if it holds the other one."""
+    """An encoder from a folder in transformers' I-JEPA layout: ours, or the hub's. Raises UserError if it holds the other one,
+    or a model of another kind."""
     try:
         config = json.loads((folder / "config.json").read_text())
-        state = load_file(folder / "model.safetensors")
+        own = config.get("jepakit", {})
+        if not own:
+            _require_ijepa(config, folder)
+        config = {**DEFAULTS, **config}
+        state = {name.removeprefix("ijepa."): value for name, value in _state(folder).items()}
         side = config["image_size"]
         size = (side, side) if isinstance(side, int) else tuple(side)
         shape = ViTConfig(
@@ -136,26 +197,77 @@ def load_hf(folder: Path, which: Which | None) -> Encoder:
             heads=config["num_attention_heads"],
             mlp_ratio=config["intermediate_size"] / config["hidden_size"],
         )
-        own = config.get("jepakit", {})
         conditioning, held = own.get("conditioning"), own.get("which", which)
-        channels = config.get("num_channels", 3)
-        state = {name.removeprefix("ijepa."): value for name, value in state.items()}
         ours, positions = from_hf(state), state.get("embeddings.position_embeddings")
-        images = Images(size=size, channels=channels, white=own.get("white"), **_processor(folder))
+        images = _images(folder, size, config["num_channels"], own)
         told = EncoderPositions.model_validate(conditioning) if conditioning else None
-    except (OSError, KeyError, TypeError, ValueError, StopIteration, SafetensorError) as error:
+        eps, activation = float(config["layer_norm_eps"]), _activation(config["hidden_act"], folder)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, StopIteration, SafetensorError) as error:
         raise UserError(f"{folder} holds no encoder in transformers' I-JEPA layout: {line_of(error)}") from None
     if which and held != which:
         raise UserError(f"{folder} holds the {held}, not the {which}: load the run itself")
-    vit = ViT(shape, (size[0] // shape.patch_size, size[1] // shape.patch_size), channels)
+    if not config["qkv_bias"]:
+        ours |= {f"blocks.{layer}.attn.qkv.bias": torch.zeros(3 * shape.width) for layer in range(shape.depth)}
+    vit = ViT(shape, (size[0] // shape.patch_size, size[1] // shape.patch_size), images.channels, eps, activation)
     require_positions(vit.positions, positions, str(folder))
     load_state(vit, ours, str(folder))
     return Encoder(vit, images, told, held or "target_encoder").requires_grad_(False).eval()
 
 
-def _processor(folder: Path) -> dict[str, Any]:
+def _require_ijepa(config: dict[str, Any], folder: Path) -> None:
+    """Raises UserError for a model that is not I-JEPA's encoder."""
+    kind = config.get("model_type")
+    if kind != "ijepa":
+        raise UserError(f"{folder} holds a model of type {kind!r}, not 'ijepa': only I-JEPA encoders are read")
+
+
+def _activation(name: Any, folder: Path) -> Activation:
+    if name not in ACTIVATIONS:
+        raise UserError(f"{folder}: hidden_act {name!r} is not among {', '.join(ACTIVATIONS)}{nearest(str(name), ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def _state(folder: Path) -> State:
+    """All tensors of a folder, of one file or of shards. Raises UserError, OSError, SafetensorError."""
+    index, pickles = folder / "model.safetensors.index.json", sorted(folder.glob("pytorch_model*.bin"))
+    if not (folder / "model.safetensors").is_file() and index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise UserError(f"{index} names a file outside the folder")
+        return {name: value for shard in names for name, value in load_file(folder / shard).items()}
+    if not (folder / "model.safetensors").is_file() and pickles:
+        raise UserError(
+            f"{folder} holds {pickles[0].name}, a pickle, which is not read, as code could run: "
+            f"save it anew with transformers' save_pretrained, which writes model.safetensors"
+        )
+    return load_file(folder / "model.safetensors")
+
+
+def _images(folder: Path, size: tuple[int, int], channels: int, own: dict[str, Any]) -> Images:
+    """What the encoder was shown: as its run's settings say, else as the image processor's do. Raises UserError."""
     path = folder / "preprocessor_config.json"
+    if "images" in own:
+        images = Images.model_validate(own["images"])
+        values = json.loads(path.read_text()) if path.is_file() else processor(images)
+        if any(values.get(f"image_{name}") != list(getattr(images, name)) for name in ("mean", "std")):
+            raise UserError(
+                f"{path} has another mean or deviation than config.json says of the training: restore it, or remove it"
+            )
+        return images
+    about: dict[str, Any] = {"size": size, "channels": channels, "white": own.get("white")}
     if not path.is_file():
-        return {}
+        log.warning("%s has no preprocessor_config.json: mean and deviation are taken to be %s", folder, Images(**about).mean)
+        return Images(**about)
     values = json.loads(path.read_text())
-    return {"mean": tuple(values["image_mean"]), "std": tuple(values["image_std"])}
+    statistics = {name: values.get(f"image_{name}") for name in ("mean", "std")}
+    if not values.get("do_normalize", True):
+        statistics = {"mean": [0.0] * channels, "std": [1.0] * channels}
+    for name, value in statistics.items():
+        if value is None:
+            raise UserError(f"{path} has no image_{name}")
+    scale = values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1.0
+    if own or abs(scale * 255 - 1) < 1e-3:
+        depth: dict[str, Any] = {} if own else {"depth": "uint8"}
+    else:
+        depth = {"depth": "float32" if scale == 1 else "uint16", "white": 1 / scale}
+    return Images.model_validate({**about, **depth, **statistics})

@@ -4,6 +4,7 @@ Parameter names and shapes are those of the released I-JEPA code and of timm. S 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from jepakit.linear import Linear, linear
 from jepakit.settings import Settings
 
 NORM_EPS = 1e-6
+Activation = Callable[[Tensor], Tensor]
 
 SHAPE = ("width", "depth", "heads", "mlp_ratio")
 # I-JEPA's released table
@@ -76,7 +78,10 @@ def sincos(width: int, grid: tuple[int, int], extent: tuple[int, int] | None = N
 
 def require_positions(ours: Tensor, theirs: Tensor | None, where: str) -> None:
     """Positions are fixed, so stored ones are only compared. Raises UserError if they are others, as learnt ones would be."""
-    if theirs is not None and (theirs.numel() != ours.numel() or (theirs.reshape(ours.shape) - ours).abs().max() > 1e-3):
+    if theirs is None:
+        return
+    near = max(1e-3, torch.finfo(theirs.dtype).eps) if theirs.is_floating_point() else 0.0  # they may be stored in half precision
+    if theirs.numel() != ours.numel() or (theirs.float().reshape(ours.shape) - ours).abs().max() > near:
         raise UserError(f"{where}: its positions are not the fixed sin-cos ones of I-JEPA")
 
 
@@ -119,22 +124,23 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, activation: Activation = F.gelu) -> None:
         super().__init__()
         self.fc1 = Linear(width, hidden)
         self.fc2 = Linear(hidden, width)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+        return self.fc2(self.activation(self.fc1(x)))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, eps: float = NORM_EPS, activation: Activation = F.gelu) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = MLP(width, round(width * mlp_ratio))
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, round(width * mlp_ratio), activation)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         x = x + self.attn(self.norm1(x), layout)
@@ -147,17 +153,25 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Patches to features, any subset of the patches of each image at a time."""
+    """Patches to features, any subset of the patches of each image at a time. eps, activation: of weights made elsewhere."""
 
     positions: Tensor
     row_unit: int | None = None  # blocks see a multiple of so many rows (JEPA.fix_rows)
 
-    def __init__(self, config: ViTConfig, grid: tuple[int, int], channels: int = 3) -> None:
+    def __init__(
+        self,
+        config: ViTConfig,
+        grid: tuple[int, int],
+        channels: int = 3,
+        eps: float = NORM_EPS,
+        activation: Activation = F.gelu,
+    ) -> None:
         super().__init__()
-        self.config, self.grid, self.channels = config, grid, channels
+        self.config, self.grid, self.channels, self.eps, self.activation = config, grid, channels, eps, activation
         self.patch_embed = PatchEmbed(channels, config.patch_size, config.width)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        shape = config.width, config.heads, config.mlp_ratio, eps, activation
+        self.blocks = nn.ModuleList(Block(*shape) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=eps)
         self.register_buffer("positions", torch.from_numpy(sincos(config.width, grid)).float(), persistent=False)
         initialise(self, self.blocks, config.depth_rescale)
 

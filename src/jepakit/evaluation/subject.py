@@ -57,7 +57,9 @@ def subject(path: Run | str | Path, out: str | Path | None = None) -> Subject:
     vit = encoder.vit
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        fresh = Encoder(ViT(vit.config, vit.grid, vit.channels), encoder.images, encoder.training_conditioning)
+        fresh = Encoder(
+            ViT(vit.config, vit.grid, vit.channels, vit.eps, vit.activation), encoder.images, encoder.training_conditioning
+        )
     encoders = {called(encoder.which): encoder, UNTRAINED: fresh}
     return _subject(encoders, Path(out), MultiBlock(min_keep=1), RunSettings(), None, None)
 
