@@ -1,5 +1,6 @@
 """The command line: parses, calls the Python function of the same name, and says errors in one sentence."""
 
+import io
 import logging
 import os
 import sys
@@ -9,18 +10,24 @@ from typing import Annotated, Any
 
 import typer
 
-from jepakit.errors import UserError, nearest
+from jepakit import __version__, mistakes
+from jepakit.errors import UserError
 
+ABOUT = "Pretrain image encoders without labels by predicting in latent space, see how good they are, and hand them on."
 # Verbs import what they need when called, so that --help answers at once.
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    help="Pretrain image encoders without labels by predicting in latent space, see how good they are, and hand them on.",
 )
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[group.key=value ...]", help="Any setting, as in optim.lr=5e-4; 'jepakit recipes NAME' lists them."),
+    typer.Argument(
+        metavar="[group.key=value ...]",
+        help="Any setting, as in optim.lr=5e-4; 'jepakit recipes NAME' lists them.",
+        callback=mistakes.settings_only,
+    ),
 ]
 
 
@@ -29,6 +36,19 @@ app.add_typer(data_app, name="data")
 Images = Annotated[str, typer.Argument(metavar="SRC", help="Images: all that pretrain's --data takes.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads that decode; default: all cores.")]
 Labels = Annotated[str | None, typer.Option(help="Which labels of a set that has several, such as count or distance.")]
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"jepakit {__version__}")
+        raise typer.Exit
+
+
+@app.callback(help=ABOUT)
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which it is.")] = False,
+) -> None:
+    """What stands before a verb."""
 
 
 @app.command()
@@ -121,13 +141,9 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The HTML file; default: report.html in the first run.")] = None,
 ) -> None:
     """Draw a run, or several, as one HTML file."""
-    from jepakit.reporting import RunFolderError
     from jepakit.reporting import report as write_report
 
-    try:
-        print(write_report(runs, out))
-    except (RunFolderError, OSError) as error:
-        raise UserError(str(error)) from None
+    print(write_report(runs, out))
 
 
 @app.command()
@@ -233,15 +249,20 @@ def main(arguments: list[str] | None = None) -> None:
     # slice, and a step 50 times its time (measured: 0.3 s -> 16 s). Spin briefly. It must be set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):  # a name that is no text in this encoding is printed as its bytes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace")
+    words = sys.argv[1:] if arguments is None else arguments
+    words = [*words[1:], "--help"] if words[:1] == ["help"] else words
     try:
-        code = app(arguments, standalone_mode=False)  # typer makes of Ctrl-C a code that it gives back
+        code = app(words, standalone_mode=False, prog_name="jepakit")  # typer makes of Ctrl-C a code that it gives back
         if code == 130:
             print("stopped", file=sys.stderr)
         if isinstance(code, int) and code:
             sys.exit(code)
     except _UsageError as error:
         needs_help = type(error).__name__ == "NoArgsIsHelpError"  # its message is the help
-        print(error.format_message() if needs_help else f"error: {_with_nearest(error)}", file=sys.stderr)
+        print(error.format_message() if needs_help else f"error: {mistakes.sentence(error, words)}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -257,11 +278,3 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         print("stopped", file=sys.stderr)
         sys.exit(130)
-
-
-def _with_nearest(error: Any) -> str:
-    """click's sentence; it suggests options itself, commands it does not."""
-    message, context = str(error.format_message()), getattr(error, "ctx", None)
-    commands: Any = getattr(getattr(context, "command", None), "commands", {})
-    word = message.split("'")[1] if message.startswith("No such command") and "'" in message else ""
-    return message.rstrip(".") + (nearest(word, commands) if word and "ean" not in message else "")

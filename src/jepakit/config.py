@@ -1,7 +1,8 @@
 """One tree of frozen, validated settings: the command line, the YAML file and the Python keywords are the same."""
 
+import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from jepakit.data.crops import Images
 from jepakit.errors import UserError, nearest
+from jepakit.guesses import suggestion
 from jepakit.method import METHODS, Method
 from jepakit.optim import Optim
 from jepakit.settings import Settings
@@ -126,11 +128,20 @@ def method_layer(name: str) -> dict[str, Any]:
     return {**METHODS[name], "method": name}
 
 
-def overrides(pairs: list[str], model: type[BaseModel] = Config) -> dict[str, Any]:
+def words_of(given: Sequence[str] | str | None) -> list[str]:
+    """'group.key=value' words; one string may hold several. Raises UserError for what is no string."""
+    if isinstance(given, str):
+        return re.split(r"\s+(?=[\w.]+=)", given.strip())
+    if isinstance(given, Mapping) or not all(isinstance(word, str) for word in given or ()):
+        raise UserError(f"set={given!r}: give words, as in set=['optim.lr=1e-3'], or groups, as in optim={{'lr': 1e-3}}")
+    return [*(given or ())]
+
+
+def overrides(pairs: Sequence[str] | str | None, model: type[BaseModel] = Config) -> dict[str, Any]:
     """'group.key=value' words to a layer of a tree of settings; values as in YAML, 'none' is none. Raises UserError."""
     layer: dict[str, Any] = {}
     known = known_keys(model)
-    for pair in pairs:
+    for pair in words_of(pairs):
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise UserError(f"'{pair}': settings are written group.key=value, as in optim.lr=1e-3{nearest(key, known)}")
@@ -139,7 +150,7 @@ def overrides(pairs: list[str], model: type[BaseModel] = Config) -> dict[str, An
         except (yaml.YAMLError, ValueError):  # a date that is none is a ValueError
             raise UserError(f"'{pair}': the value is not valid YAML; quote it") from None
         if key not in known:
-            raise UserError(f"'{pair}': {key}: unknown key{nearest(key, known)}")
+            raise UserError(f"'{pair}': {key}: unknown key{suggestion(key, known)}")
         value = text if key in ("recipe", "method") else value
         value = None if text.strip().lower() == "none" else value
         layer = merge(layer, nested(key, value))
@@ -208,6 +219,6 @@ def sentence(error: ValidationError, where: str, model: type[BaseModel] = Config
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         other = f"{where}: {key}: a key of another {path[0]}.kind" if key in known else ""
-        return other or f"{where}: {key}: unknown key{nearest(key, known)}"
+        return other or f"{where}: {key}: unknown key{suggestion(key, known)}"
     given = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
     return f"{where}: {key + ': ' if key else ''}{message[0].lower() + message[1:]}{given}"

@@ -1,6 +1,7 @@
 """What a run will take, before anything of it is spent: parameters, FLOPs, memory, time. Nothing is trained, nothing kept."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def plan(
     devices: int = 1,
     json: str | Path | None = None,
     seconds: float = PROBE_SECONDS,
-    set: list[str] | None = None,
+    set: Sequence[str] | str | None = None,
     **groups: Any,
 ) -> Plan:
     """What a pretraining with these settings will take, on `devices` devices of one kind.
@@ -79,7 +80,7 @@ def plan(
     """
     if json is not None and not Path(json).parent.is_dir():
         raise UserError(f"--json {json}: there is no such folder")
-    given = merge(overrides(set or []), groups)
+    given = merge(overrides(set), groups)
     given = given if data is None else given | {"data": str(data)}
     asked_recipe, asked_method = given.pop("recipe", None), given.pop("method", None)
     elsewhere = None if device == "here" else _known(device)

@@ -5,7 +5,7 @@ All that varies is a function of the step, so a checkpoint is weights, optimiser
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,7 @@ def pretrain(
     config: str | Path | None = None,
     resume: str | Path | None = None,
     overwrite: bool = False,
-    set: list[str] | None = None,
+    set: Sequence[str] | str | None = None,
     **groups: Any,
 ) -> Run:
     """Pretrain an encoder; all settings as on the command line.
@@ -66,7 +66,7 @@ def pretrain(
     settings may differ); set: 'group.key=value' words; groups: settings as keywords, such as optim={"lr": 1e-3}, seed=1.
     Raises UserError for anything the user can mend. Returns the run, finished or, after SIGINT or SIGTERM, saved.
     """
-    given = merge(overrides(set or []), groups)
+    given = merge(overrides(set), groups)
     if resume is not None:
         if any((data, out, recipe, method, config)):
             raise UserError(

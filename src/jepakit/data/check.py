@@ -5,6 +5,7 @@ What is known of a sample is a record of an array, so that a million take tens o
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
@@ -58,7 +59,7 @@ def check(
     labels: str | None = None,
     json: str | Path | None = None,
     threads: int | None = None,
-    set: list[str] | None = None,
+    set: Sequence[str] | str | None = None,
 ) -> Checked:
     """Read every sample of `data` and say what is there, and whether a pretraining could go.
 
@@ -69,7 +70,7 @@ def check(
     if json is not None and not Path(json).parent.is_dir():
         raise UserError(f"--json {json}: there is no such folder")
     many = threads_of(threads)
-    given = overrides(set or [])
+    given = overrides(set)
     asked, method = given.pop("recipe", None), given.pop("method", None)
     config, source, choice = settled(recipe or asked, method, given, {"data": str(data)}, labels=labels)
     config.masking.check(config.grid)

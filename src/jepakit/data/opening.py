@@ -4,9 +4,10 @@ import os
 from functools import partial
 from pathlib import Path
 
+from jepakit.data.decode import SUFFIXES
 from jepakit.data.folder import FolderSource
 from jepakit.data.pixels import MOST_PIXELS, BadImageError
-from jepakit.data.remote import MAGIC, NothingThereError, Places, expand, is_pattern, is_remote, shown
+from jepakit.data.remote import MAGIC, NothingThereError, Places, above, expand, is_pattern, is_remote, shown
 from jepakit.data.sets import labelled_set
 from jepakit.data.shards import shards_of
 from jepakit.data.sources import EmojiSource, Source, pick, spread
@@ -61,6 +62,8 @@ def _files(data: str, labels: str | None) -> Source:
         from jepakit.data.parquet import parquet_files
 
         return parquet_files(places, name, labels)
+    if kinds & SUFFIXES and places.local:
+        raise UserError(f"{name} names image files: give the folder that holds them, {above(places.paths)}")
     have = " and ".join(sorted(kind or "no ending" for kind in kinds))
     raise UserError(f"{name} names files of {have}: give .tar files or .parquet files, as in 'images-{{000..146}}.tar'")
 

@@ -146,17 +146,26 @@ def natural(paths: Iterable[str]) -> tuple[str, ...]:
 
 
 def _local(words: list[str], data: str) -> list[str]:
-    found: list[str] = []
+    found, folders = list[str](), list[str]()
     for word in words:
         path = os.path.expanduser(re.sub("^file://", "", word))
         many = not os.path.exists(path) and glob.has_magic(path)
-        here = [p for p in (glob.glob(path, recursive=True) if many else [path]) if os.path.isfile(p)]
+        matching = glob.glob(path, recursive=True) if many else [path]
+        here = [p for p in matching if os.path.isfile(p)]
+        folders += [p for p in matching if os.path.isdir(p)]
         if not here and not many:
             raise UserError(f"no such file: {path}" + (f", which {data} names" if path != data else ""))
         found += here
+    if not found and folders:
+        raise UserError(f"{data} matches folders: give the folder that holds them, {above(folders)}")
     if not found:
         raise NothingThereError(f"no file matches {data}")
     return [os.path.abspath(path) for path in found]
+
+
+def above(paths: Iterable[str]) -> str:
+    """The folder that holds all of these."""
+    return os.path.commonpath([os.path.dirname(path) for path in paths])
 
 
 def _remote(fs: AbstractFileSystem, paths: list[str], data: str) -> list[str]:

@@ -46,11 +46,11 @@ DEFAULT = ("rankme", "knn", "linear")
 def evaluate(
     run: Run | str | Path,
     data: str | Path | None = None,
-    tasks: Sequence[str] = DEFAULT,
+    tasks: Sequence[str] | str = DEFAULT,
     *,
     labels: str | None = None,
     out: str | Path | None = None,
-    set: Sequence[str] = (),
+    set: Sequence[str] | str = (),
     protocol: Protocol | None = None,
 ) -> dict[str, list[Row]]:
     """Judge a run, or anything that `jepakit.load` takes, on images (default: the run's own), beside baselines.
@@ -60,17 +60,18 @@ def evaluate(
     accuracy, low and high of its 95 % interval, and an account of how it was trained. Raises UserError for all that the
     user can mend.
     """
-    return _evaluated(subject(run, out), data, chosen_tasks(tasks), labels, protocol or settings_of(set))
+    tasks, protocol = chosen_tasks(tasks), protocol or settings_of(set)
+    return _evaluated(subject(run, out), data, tasks, labels, protocol)
 
 
 def evaluate_both(
     runs: Sequence[Run | str | Path],
     data: str | Path | None = None,
-    tasks: Sequence[str] = DEFAULT,
+    tasks: Sequence[str] | str = DEFAULT,
     *,
     labels: str | None = None,
     out: str | Path | None = None,
-    set: Sequence[str] = (),
+    set: Sequence[str] | str = (),
 ) -> tuple[list[dict[str, list[Row]]], dict[str, dict[str, Difference]]]:
     """`evaluate` of two, and paired tests, the first minus the second: by task, by name of encoder.
 
@@ -105,8 +106,12 @@ def _evaluated(
     return _on_images(judged, source, tasks, protocol, seen)
 
 
-def chosen_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
-    """The tasks of these names, RankMe among them wherever features are made. Raises UserError for an unknown one."""
+def chosen_tasks(tasks: Sequence[str] | str) -> tuple[str, ...]:
+    """The tasks of these names (or of one string, between commas), RankMe among them wherever features are made.
+
+    Raises UserError for an unknown one.
+    """
+    tasks = [task.strip() for task in tasks.split(",")] if isinstance(tasks, str) else tasks
     set_of_papers = [task for task in FROZEN if task != "logistic"]  # exact, and too slow for many features
     wanted = [each for task in tasks for each in (set_of_papers if task == "frozen" else (task,))]
     for task in wanted:
@@ -117,10 +122,10 @@ def chosen_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
     return tuple(task for task in TASKS if task in wanted or (task == "rankme" and {*wanted} & {*FROZEN}))
 
 
-def settings_of(words: Sequence[str]) -> Protocol:
+def settings_of(words: Sequence[str] | str) -> Protocol:
     """The protocol with 'group.key=value' words. Raises UserError, with the nearest name."""
     try:
-        return Protocol.model_validate(overrides(list(words), Protocol))
+        return Protocol.model_validate(overrides(words, Protocol))
     except ValidationError as error:
         raise UserError(sentence(error, "evaluate", Protocol)) from None
 

@@ -3,10 +3,13 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from jepakit.errors import UserError
 
 from .figures import finite_values, masks, neighbours, panels, short
 from .reading import PROBES, RANKS, Result, Row, Run, RunFolderError, lookup, number, read
@@ -48,13 +51,16 @@ def report(runs: Sequence[Path | str] | Path | str, out: Path | str | None = Non
         raise RunFolderError("A report needs at least one run folder.")
     found = [read(folder, index, folders) for index, folder in enumerate(folders)]
     path = folders[0] / "report.html" if out is None else Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        scratch.write_text(_render(found), encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(_render(found), encoding="utf-8", errors="backslashreplace")  # names need not be UTF-8
         os.replace(scratch, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
     return path
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from jepakit.config import Config, overrides, read_yaml
+from jepakit.config import Config, overrides, read_yaml, words_of
 from jepakit.data.opening import absolute, open_source
 from jepakit.data.part import training_part, with_split
 from jepakit.data.sources import Source
@@ -66,7 +66,7 @@ def study(
     trials: int = 0,
     processes: int | None = None,
     smoke: bool = False,
-    set: Sequence[str] = (),
+    set: Sequence[str] | str = (),
 ) -> list[Row]:
     """Run a study's grid (each lever alone, against the base), then a search of `trials` runs over its levers together.
 
@@ -79,7 +79,8 @@ def study(
     if name not in STUDIES:
         raise UserError(f"unknown study '{name}': choose from {', '.join(STUDIES)}{nearest(name, STUDIES)}")
     out = Path(out or Path("runs") / name).expanduser()
-    base = _base(STUDIES[name].recipe, data, [*(SMOKE if smoke else []), *set])
+    words = words_of(set)
+    base = _base(STUDIES[name].recipe, data, [*(SMOKE if smoke else []), *words])
     config = configuration(base, {})
     every = turning(base, STUDIES[name].levers(config))
     turned = chosen(every, levers)
@@ -100,7 +101,7 @@ def study(
         names = None if levers is None else ",".join(levers) or "none"
         flags = {"data": data, "labels": labels, "levers": names, "seeds": seeds, "trials": trials, "processes": processes}
         given = [f"--{flag}={value}" for flag, value in flags.items() if value] + ["--smoke"] * smoke
-        again = join(["jepakit", "study", name, f"--out={out}", *given, *set])
+        again = join(["jepakit", "study", name, f"--out={out}", *given, *words])
         log.info("stopped with %d cells over; go on with: %s", len(rows), again)
     return rows
 
