@@ -1,5 +1,6 @@
 """What of the user's data is not used, or taken by a guess, is said with its count and what to do."""
 
+import io
 import os
 import tarfile
 from collections.abc import Callable
@@ -270,3 +271,60 @@ def test_folders_of_one_image_each_are_names_of_things(tmp_path: Path) -> None:
     source = FolderSource(tmp_path)
     (said,) = source.notes
     assert source.labels is not None and said.startswith("7 of 8 classes have one image (id1, id2, id3, ...)")
+
+
+# ---- tar shards
+
+
+def shard(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def bytes_of(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_what_a_shard_holds_beside_images_is_said_from_the_kept_index_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for k in range(2):
+        members = {f"{k}{i}.jpg": bytes_of(photo(i), "JPEG") for i in range(3)}
+        members |= {f"{k}{i}.heic": HEADS["heic"] for i in range(3, 8)} | {f"{k}8.bin": members[f"{k}0.jpg"], f"{k}.zip": b"PK"}
+        members |= {f"{k}{i}.json": b'{"caption": "a cat"}' for i in range(3)} | {f"{k}0.seg.png": bytes_of(mask())}
+        members |= {f"__MACOSX/._{k}0.jpg": b"x", f".{k}.heic": b"x"}
+        shard(tmp_path / f"{k}.tar", members)
+    first, again = (open_source(str(tmp_path / "{0,1}.tar")) for _ in range(2))
+    assert len(first) == 6 and first.notes == again.notes and len(first.notes) == 5
+    assert note_of(first.notes, "convert").startswith("10 files left out: .heic 10 (03.heic, 04.heic, 05.heic, ...), images of")
+    assert note_of(first.notes, "(JPEG) under another ending").startswith("2 files left out: .bin 2 (08.bin, 18.bin)")
+    assert note_of(first.notes, "2 files left out: .zip 2", "unpack") and note_of(
+        first.notes, "2 images whose sample has another"
+    )
+    assert note_of(first.notes, "no labels are found in files beside images (.json 6)", "'class'")
+
+
+def test_a_shard_of_nothing_that_is_read_says_what_it_holds(tmp_path: Path) -> None:
+    path = shard(tmp_path / "x.tar", {f"{i}.avif": HEADS["avif"] for i in range(4)})
+    with pytest.raises(UserError, match=r"no images in .*4 files left out: \.avif 4 "):
+        open_source(str(path))
+
+
+def test_masks_and_kinds_of_labels_in_a_shard(tmp_path: Path) -> None:
+    members = {f"images/{i}.png": bytes_of(photo(i, 40)) for i in range(5)} | {
+        f"masks/{i}.png": bytes_of(mask(i)) for i in range(5)
+    }
+    source = open_source(str(shard(tmp_path / "masks.tar", members)))
+    assert source.labels is None and len(source.notes) == 2
+    assert "5 of 10 images look like masks (masks/)" in source.notes[0] and "masks holds masks" in source.notes[1]
+    members = {f"{kind}/{i}.png": bytes_of(photo(i)) for kind in "ab" for i in range(5)} | {"a/0.cls": b"3", "b/0.cls": b"4"}
+    path = shard(tmp_path / "both.tar", members)
+    assert open_source(str(path)).notes == ("labels are 'label'; it has 'folder' too: --labels NAME takes another",)
+    assert open_source(str(path), "folder").notes == open_source(str(path), "label").notes == ()

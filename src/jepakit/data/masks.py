@@ -34,6 +34,9 @@ class Masks:
     folders: frozenset[int]
 
 
+NO_MASKS = Masks(np.zeros(0, np.int64), (), frozenset())
+
+
 def words_of(name: str) -> list[str]:
     """The words of a folder's name in lower case: 'SegmentationClass' has two."""
     return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())

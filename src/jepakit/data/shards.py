@@ -17,11 +17,14 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from jepakit.data import splits
+from jepakit.data.classes import of_folders
 from jepakit.data.decode import MOST_BYTES, SUFFIXES
 from jepakit.data.fetched import Fetched, OpenFile
+from jepakit.data.leftout import LeftOut
+from jepakit.data.masks import NO_MASKS, masks_among, note_of
 from jepakit.data.pixels import BadImageError
 from jepakit.data.remote import Places, lasts, natural, patiently, shown
-from jepakit.data.sources import Blocks, Labels, Source, pick
+from jepakit.data.sources import Blocks, Labels, Source, by_default, pick
 from jepakit.data.tars import TarIndex, kept_index, new_index
 from jepakit.errors import UserError, line_of, plain
 from jepakit.progress import progress
@@ -133,15 +136,15 @@ def shards_of(places: Places, name: str, labels: str | None) -> ShardSource:
     fetched = None if places.local else Fetched(places, 2 * TOGETHER)
     file = fetched.file if fetched else lru_cache(OPEN)(lambda i: OpenFile(places.paths[i]))
     indexes = _indexes(places, file, name)
-    _say_missing(places, indexes, name)
+    missing = _missing(places, indexes)
     used = [i for i, index in enumerate(indexes) if len(index.sizes)]
     if not used:
-        raise UserError(f"no images in {name} (looked for {', '.join(sorted(SUFFIXES))}); unpack archives that lie in archives")
+        said = "".join(f"; {plain(note)}" for note in missing)
+        raise UserError(f"no images in {name} (looked for {', '.join(sorted(SUFFIXES))}){said}")
     found, titles = [indexes[i] for i in used], _titles(places.paths)
     starts = np.cumsum([0, *(len(index.sizes) for index in found)]).astype(np.int64)
     lengths = np.cumsum([0, *(len(index.names) for index in found)])
-    found_labels, held_out, notes = _labels(found, [titles[i] for i in used], labels, name)
-    return ShardSource(
+    source = ShardSource(
         name=name,
         shards=tuple(titles[i] for i in used),
         file=file,
@@ -151,11 +154,12 @@ def shards_of(places: Places, name: str, labels: str | None) -> ShardSource:
         sizes=np.concatenate([index.sizes for index in found]),
         text=b"".join(index.names for index in found),
         ends=np.concatenate([index.ends + before for index, before in zip(found, lengths, strict=False)]),
-        labels=found_labels,
-        held_out=held_out,
-        notes=notes,
+        labels=None,
         fetched=fetched,
+        notes=missing,
     )
+    _take_labels(source, found, labels)
+    return source
 
 
 def _indexes(places: Places, file: Callable[[int], OpenFile], name: str) -> list[TarIndex]:
@@ -226,16 +230,20 @@ def _stamp(places: Places, i: int) -> tuple[str, int | None]:
     return repr(marks if len(marks) > 1 else [*marks, places.fs.ukey(path)]), info.get("size")
 
 
-def _say_missing(places: Places, indexes: list[TarIndex], name: str) -> None:
+def _missing(places: Places, indexes: list[TarIndex]) -> tuple[str, ...]:
+    """What of shards is not used."""
     cut = [(path, index.cut) for path, index in zip(places.paths, indexes, strict=True) if index.cut]
-    if cut:
-        said = "%d of %d shards break off: %s is %s; images before that are used, fetch the shard again for the others"
-        log.warning(said, len(cut), len(indexes), shown(cut[0][0]), cut[0][1])
+    notes = [
+        f"{len(cut)} of {len(indexes)} shards break off: {shown(path)} is {why}; images before that are used, fetch the shard "
+        f"again for the others"
+        for path, why in cut[:1]
+    ]
     others, links = sum(index.others for index in indexes), sum(index.links for index in indexes)
-    of_samples = [f"{others} images whose sample has another (what shares a name up to its dot is one)"] if others else []
-    if others or links:
-        left = " and ".join(of_samples + ([f"{links} links to images"] if links else []))
-        log.warning("%s: left out are %s", name, left)
+    if others:
+        notes.append(f"left out are {others:,} images whose sample has another (what shares a name up to its dot is one)")
+    if links:
+        notes.append(f"left out are {links:,} links to images: pack the images themselves")
+    return (*notes, *LeftOut.merged(index.left for index in indexes).notes(sum(len(index.sizes) for index in indexes)))
 
 
 def _titles(paths: tuple[str, ...]) -> list[str]:
@@ -249,25 +257,36 @@ def _titles(paths: tuple[str, ...]) -> list[str]:
     return ["/".join(part[shared:]) for part in parts]
 
 
-def _labels(
-    indexes: list[TarIndex], titles: list[str], labels: str | None, name: str
-) -> tuple[Labels | None, NDArray[np.bool_] | None, tuple[str, ...]]:
-    """Labels, what the split keeps from training, and what of it is guessed."""
+def _take_labels(source: ShardSource, indexes: list[TarIndex], labels: str | None) -> None:
+    """Give a source its labels, what its split keeps from training, and notes of what of them is guessed. Raises UserError."""
     told, codes = splits.merged((index.labels.table, index.labels.places) for index in indexes)
     folders, lies = splits.merged((index.folders.table, index.folders.places) for index in indexes)
-    by_folder = bool((lies >= 0).all())
-    of = splits.of_folders(folders, np.bincount(lies[lies >= 0], minlength=len(folders)).tolist())
-    choices = (*(("label",) if told else ()), *(("folder",) if by_folder and len({*of.classes} - {None}) > 1 else ()))
-    chosen = pick(labels, choices, name)
+    lies, folders = np.where(lies < 0, len(folders), lies), [*folders, ""]  # the last: in no folder
+    masks = NO_MASKS if source.fetched else masks_among(source.title, folders, lies, source.read)
+    of = of_folders(folders, np.bincount(lies, minlength=len(folders)).tolist(), masks.folders)
+    choices = (*(("label",) if told else ()), *(("folder",) if len({*of.classes} - {None}) > 1 else ()))
+    chosen = pick(labels, choices, source.name)
     parts, places = of.parts, lies
-    if not (parts and by_folder):
-        parts, places = splits.parts(titles), np.repeat(np.arange(len(indexes)), [len(index.sizes) for index in indexes])
-    held, notes = splits.held_out(parts, places), of.notes if chosen == "folder" else ()
+    if not parts:
+        parts, places = splits.parts(source.shards), np.repeat(np.arange(len(indexes)), np.diff(source.starts))
+    source.held_out = splits.held_out(parts, places)
+    source.notes += (*note_of(masks, len(source), ""), *by_default(labels, chosen, choices))
+    if chosen != "label":
+        source.notes += of.notes
     if not chosen:
-        return None, held, ()
+        source.notes += _untold(indexes)
+        return
     unique, codes = (_numbers(told), codes) if chosen == "label" else (of.classes, lies)
-    classes, values = splits.class_values(unique, codes, None, name)
-    return splits.split_labels(chosen, classes, values, parts, places), held, notes
+    classes, values = splits.class_values(unique, codes, None, source.name)
+    source.labels = splits.split_labels(chosen, classes, values, parts, places)
+
+
+def _untold(indexes: list[TarIndex]) -> tuple[str, ...]:
+    """Of files beside images that tell no labels."""
+    left = LeftOut.merged(index.left for index in indexes)
+    counts = [f"{ending} {count:,}" for ending in (".cls", ".json", ".txt") if (count := left.count(ending))]
+    how = "a label is what a .cls file holds, or a .json under 'label', 'class' or 'cls'"
+    return (f"no labels are found in files beside images ({', '.join(counts)}): {how}",) if counts else ()
 
 
 def _numbers(words: list[str]) -> list[int] | list[str]:

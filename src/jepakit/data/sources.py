@@ -1,6 +1,7 @@
 """What a source of images is: a length, what is stored at an index, and labels if there are any."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -160,6 +161,13 @@ def pick(labels: str | None, choices: tuple[str, ...], name: str) -> str:
         have = " and ".join(f"'{choice}'" for choice in choices) or "no labels"
         raise UserError(f"{name} has {have}, not '{labels}'{nearest(labels, choices)}")
     return labels or next(iter(choices), "")
+
+
+def by_default(labels: str | None, chosen: str, choices: Sequence[str]) -> tuple[str, ...]:
+    """What to say where a set has several kinds of labels and nobody has said which."""
+    others = [choice for choice in choices if choice != chosen]
+    few = ", ".join([*map(repr, others[:3]), *(["..."] if others[3:] else [])])
+    return (f"labels are '{chosen}'; it has {few} too: --labels NAME takes another",) if others and not labels else ()
 
 
 def fifths(values: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ import tempfile
 from array import array
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from numpy.typing import NDArray
 
 from jepakit.data.decode import SUFFIXES
 from jepakit.data.fetched import OpenFile
+from jepakit.data.kinds import HEAD
+from jepakit.data.leftout import LeftOut
 from jepakit.errors import UserError
 
-VERSION = 3  # of what is cached
+VERSION = 4  # of what is cached
 MOST_HEADER = 1 << 17  # bytes of headers that one member may have
 MOST_LABEL = 1 << 16  # bytes of a .cls or .json file that may tell a label
 LONGEST = 256  # characters of a label
@@ -46,6 +49,7 @@ class TarIndex:
     names: all names after each other, in UTF-8; ends (n,) int64: where each ends. labels: what its .cls or .json says.
     folders: those that it lies in, as in 'train/cat'. cut: what is wrong after the last image, '' if nothing is.
     others, links: how many images are left out, as their sample has another, or as they have no bytes of their own.
+    left: what else is left out, as `LeftOut` stores it.
     """
 
     offsets: NDArray[np.int64]
@@ -57,6 +61,7 @@ class TarIndex:
     cut: str
     others: int
     links: int
+    left: Any
 
 
 class _Headers:
@@ -88,6 +93,7 @@ def tar_index(file: OpenFile, name: str) -> TarIndex:
     offsets, sizes, ends, names = array("q"), array("q"), array("q"), bytearray()
     labels, folders, links = _Table(), _Table(), 0
     told: dict[str, int] = {}  # key -> place of its label
+    left = LeftOut()
     members = _members(file, name)
     while True:
         try:
@@ -104,7 +110,9 @@ def tar_index(file: OpenFile, name: str) -> TarIndex:
             links += is_image and (info.issym() or info.islnk())
         elif ending in ("cls", "json"):
             label = _label(file.read(info.size, info.offset_data), ending) if info.size <= MOST_LABEL else ""
-            if label and (ending == "cls" or _key(title) not in told):
+            if not label:
+                left.add(title, bytes)
+            elif ending == "cls" or _key(title) not in told:
                 told[_key(title)] = labels.place(label)
         elif is_image:
             offsets.append(info.offset_data)
@@ -112,11 +120,13 @@ def tar_index(file: OpenFile, name: str) -> TarIndex:
             names += title.encode(errors="surrogateescape")
             ends.append(len(names))
             folders.append("/".join(parts[:-1]))
+        else:
+            left.add(title, partial(file.read, min(info.size, HEAD), info.offset_data))
     kept, text, last = _one_a_sample(bytes(names), np.array(ends, np.int64))
     labels.places.extend(told.get(_key(title), -1) for title in split(text, last))
     lie = [np.array(values, np.int64)[kept] for values in (offsets, sizes)]
     folder = Words(tuple(folders.table), np.array(folders.places, np.int32)[kept])
-    return TarIndex(lie[0], lie[1], text, last, labels.words(), folder, cut, len(ends) - len(kept), links)
+    return TarIndex(lie[0], lie[1], text, last, labels.words(), folder, cut, len(ends) - len(kept), links, left.stored)
 
 
 def _one_a_sample(names: bytes, ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], bytes, NDArray[np.int64]]:
@@ -243,7 +253,7 @@ def _kept_at(address: str) -> Path:
 def _save(path: Path, stamp: str, index: TarIndex) -> None:
     tables = {"labels": index.labels.table, "folders": index.folders.table}
     meta = json.dumps(
-        {"version": VERSION, "stamp": stamp, "cut": index.cut, "left": [index.others, index.links], **tables}
+        {"version": VERSION, "stamp": stamp, "cut": index.cut, "left": [index.others, index.links, index.left], **tables}
     ).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")  # of this process only: several may index one set
