@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jepakit.evaluation.compare import interval, paired
+from jepakit.evaluation.compare import corrected, holm, interval, paired
 
 
 def wrongs(share: float, n: int) -> np.ndarray:
@@ -14,21 +14,59 @@ def wrongs(share: float, n: int) -> np.ndarray:
 # ---- intervals
 
 
-@pytest.mark.parametrize("accuracy, n", [(0.5, 100), (0.9, 40), (0.0, 30), (1.0, 30), (0.713, 1000)])
-def test_the_interval_is_that_of_resampling(accuracy: float, n: int) -> None:
-    right = wrongs(accuracy, n)
-    resampled = right[np.random.RandomState(0).randint(0, n, (20_000, n))].mean(1)
+@pytest.mark.parametrize("successes, n", [(0, 1), (1, 1), (1, 5), (7, 20), (50, 100), (999, 1000), (0, 30), (40, 40)])
+def test_of_independent_rights_and_wrongs_it_is_the_exact_one(successes: int, n: int) -> None:
+    right = wrongs(successes / n, n)
     low, high = interval(right)
-    assert low == pytest.approx(np.quantile(resampled, 0.025), abs=1.01 / n)
-    assert high == pytest.approx(np.quantile(resampled, 0.975), abs=1.01 / n)
-    assert low <= right.mean() <= high
+    judge = stats.binomtest(successes, n).proportion_ci(0.95, "exact")  # Clopper and Pearson's
+    assert (low, high) == pytest.approx((judge.low, judge.high), abs=1e-9)
+    assert 0 <= low <= right.mean() <= high <= 1 and low < high
+    if successes:
+        assert stats.binom.sf(successes - 1, n, low) == pytest.approx(0.025)  # of a truth at the end, what was seen or more
+    if successes < n:
+        assert stats.binom.cdf(successes, n, high) == pytest.approx(0.025)
 
 
-@pytest.mark.parametrize("successes, n", [(1, 5), (7, 20), (50, 100), (999, 1000)])
-def test_of_independent_rights_and_wrongs_it_holds_the_exact_binomial_quantiles(successes: int, n: int) -> None:
-    low, high = interval(wrongs(successes / n, n))
-    mass = np.array([stats.binom.pmf(k, n, successes / n) for k in range(n + 1)]).cumsum()
-    assert round(low * n) == int(np.argmax(mass >= 0.025)) and round(high * n) == int(np.argmax(mass >= 0.975))
+@pytest.mark.parametrize("n", [1, 10, 100, 1000])
+@pytest.mark.parametrize("truth", [0.0, 0.001, 0.01, 0.03, 0.2, 0.5, 0.9, 0.98, 0.999, 1.0])
+def test_it_holds_the_truth_nineteen_times_of_twenty_at_any_truth(n: int, truth: float) -> None:
+    chance = stats.binom.pmf(np.arange(n + 1), n, truth)
+    seen = np.flatnonzero(chance > 1e-9)
+    bounds = {k: interval(wrongs(k / n, n)) for k in seen}
+    assert sum(chance[k] for k, (low, high) in bounds.items() if low <= truth <= high) >= 0.95 - 1e-6  # over all that can be seen
+
+
+@pytest.mark.parametrize("truth", [0.5, 0.9, 0.97, 0.99])
+@pytest.mark.parametrize("clusters", [10, 60])
+@pytest.mark.parametrize("alike", [0.0, 0.3, 1.0])
+def test_with_clusters_too_it_holds_the_truth_also_near_all_right(truth: float, clusters: int, alike: float) -> None:
+    draw, held = np.random.default_rng(0), []
+    for _ in range(400):
+        sizes = draw.integers(1, 9, clusters)
+        own = draw.uniform(size=clusters) < truth  # a cluster is all right or wrong, in a share of what is drawn
+        which = np.repeat(np.arange(clusters), sizes)
+        right = np.where(draw.uniform(size=clusters)[which] < alike, own[which], draw.uniform(size=len(which)) < truth)
+        low, high = interval(right.astype(float), which)
+        held.append(low <= truth <= high)
+    assert np.mean(held) >= 0.95 - 3 * (0.05 * 0.95 / 400) ** 0.5
+
+
+def test_what_is_all_right_or_all_wrong_is_known_as_well_as_there_are_clusters() -> None:
+    clusters = np.arange(60) // 3
+    for right, ends in ((np.ones(60), (0.025 ** (1 / 20), 1)), (np.zeros(60), (0, 1 - 0.025 ** (1 / 20)))):
+        assert interval(right, clusters) == pytest.approx(ends)
+    low, high = interval(np.ones(60), np.zeros(60, np.int64))  # one cluster
+    assert (low, high) == pytest.approx((0.025, 1))
+
+
+def test_shares_of_draws_have_an_interval_that_is_never_a_point() -> None:
+    draw = np.random.default_rng(0)
+    some = draw.integers(0, 6, 400) / 5  # in how many of five draws a sample was right
+    low, high = interval(some)
+    assert high - low == pytest.approx(2 * 1.96 * some.std() / 20, rel=0.05) and low < some.mean() < high
+    assert interval(np.ones(400)) == pytest.approx((0.025 ** (1 / 400), 1))
+    low, high = interval(np.full(400, 0.6))
+    assert low == pytest.approx(stats.binomtest(240, 400).proportion_ci(0.95, "exact").low) and high > 0.6
 
 
 def test_samples_that_are_each_a_cluster_are_independent_samples() -> None:
@@ -52,8 +90,9 @@ def test_copies_of_a_sample_count_once(copies: int) -> None:
 
 def test_clusters_of_unequal_size_are_weighed_by_their_samples() -> None:
     right, clusters = np.array([1.0, 1, 1, 0]), np.array([5, 5, 5, -2])  # any numbers name clusters
-    assert interval(right, clusters) == (0.0, 1.0)  # one of two twice: a quarter each; else 3/4
-    assert interval(np.array([1.0, 1, 0, 0]), np.zeros(4, np.int64)) == (0.5, 0.5)  # one cluster knows no spread
+    assert interval(right, clusters) == pytest.approx((0, 1), abs=1e-9)  # of two clusters one is right, one wrong
+    low, high = interval(np.array([1.0, 1, 0, 0]), np.zeros(4, np.int64))  # one cluster knows no spread
+    assert low < 0.01 and high > 0.99
 
 
 def test_a_large_cluster_counts_for_more_than_a_small_one() -> None:
@@ -73,13 +112,12 @@ def dependent(draw: np.random.Generator, clusters: int) -> tuple[np.ndarray, np.
     return (draw.uniform(size=len(chance)) < chance).astype(float), np.repeat(np.arange(clusters), sizes)
 
 
-def test_the_clustered_interval_holds_the_truth_nineteen_times_of_twenty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jepakit.evaluation.compare.RESAMPLES", 500)
+def test_the_clustered_interval_holds_the_truth_nineteen_times_of_twenty() -> None:
     draw, held = np.random.default_rng(0), []
     for _ in range(300):
         low, high = interval(*dependent(draw, 80))
         held.append(low <= 0.7 <= high)
-    assert 0.91 <= np.mean(held) <= 0.985  # 95 % within three deviations, a percentile interval being a little short
+    assert 0.91 <= np.mean(held) <= 0.985  # 95 % within three deviations
 
 
 def test_samples_that_hang_together_fool_an_interval_that_takes_them_for_independent() -> None:
@@ -112,15 +150,35 @@ def test_p_is_mcnemars_exact_one_on_the_samples_where_the_two_differ(wins: int, 
         assert found.low <= found.difference <= found.high
 
 
-def test_the_same_twice_differs_by_nothing_with_p_one() -> None:
-    right = wrongs(0.6, 50)
+def test_the_same_twice_differs_by_nothing_with_p_one_and_an_interval_as_wide_as_so_few_samples_leave() -> None:
+    right, widths = wrongs(0.6, 50), []
     for clusters in (None, np.arange(50) // 5, np.zeros(50, np.int64)):
         same = paired(right, right, clusters)
-        assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+        assert (same.difference, same.p) == (0, 1) and same.low == -same.high < 0
+        widths.append(same.high)
+    assert widths[0] == pytest.approx(2 * 2**0.5 / 52, rel=0.05) and widths[0] < widths[1] < widths[2]  # two deviations
+    better = paired(np.ones(20), np.zeros(20))
+    assert better.difference == better.high == 1 and 0.6 < better.low < 0.9
+    worse = paired(np.zeros(20), np.ones(20), np.arange(20) // 4)
+    assert worse.difference == worse.low == -1 and -0.6 < worse.high < 0
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+@pytest.mark.parametrize("win, lose", [(0.0, 0.0), (0.01, 0.01), (0.02, 0.0), (0.1, 0.02), (0.3, 0.2), (1.0, 0.0)])
+def test_the_interval_of_a_difference_holds_the_true_one(win: float, lose: float, clustered: bool) -> None:
+    draw, held = np.random.default_rng(0), []
+    for _ in range(400):
+        chance = draw.uniform(size=30 if clustered else 100)
+        which = np.repeat(np.arange(len(chance)), draw.integers(1, 6, len(chance)) if clustered else 1)
+        a, b = (chance < win).astype(float)[which], ((chance >= win) & (chance < win + lose)).astype(float)[which]
+        found = paired(a, b, which if clustered else None)
+        held.append(found.low <= win - lose <= found.high)
+        assert found.low <= found.difference <= found.high and found.low < found.high
+    assert np.mean(held) >= 0.93
 
 
 def test_the_interval_of_a_difference_is_narrower_than_two_intervals_as_both_saw_the_same_samples() -> None:
-    a, b = pair(12, 4, 600, 384)
+    a, b = pair(16, 4, 600, 380)
     found = paired(a, b)
     assert found.low > 0 and interval(b)[1] > interval(a)[0]
     deviation = ((a - b).var() / len(a)) ** 0.5
@@ -192,3 +250,27 @@ def test_all_is_the_same_each_time() -> None:
     a, clusters = dependent(draw, 30)
     b = np.roll(a, 1)
     assert interval(a, clusters) == interval(a, clusters) and paired(a, b, clusters) == paired(a, b, clusters)
+
+
+# ---- several at once
+
+
+def test_holms_p_is_that_worked_out_by_hand() -> None:
+    # sorted .005 .01 .03 .04, times 4 3 2 1: .02 .03 .06 .04, and none below one before it
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.3, 0.4, 0.9]) == pytest.approx([0.9, 0.9, 0.9]) and holm([0.6, 0.7]) == [1, 1]
+    assert holm([0.2]) == [0.2] and holm([]) == [] and holm([0.02, 0.02]) == pytest.approx([0.04, 0.04])
+
+
+def test_of_many_comparisons_of_nothing_one_in_twenty_calls_alarms() -> None:
+    p = np.random.default_rng(0).uniform(size=(2000, 10))
+    alone, together = ((np.array([min(f(list(row))) for row in p]) <= 0.05).mean() for f in (list, holm))
+    assert alone == pytest.approx(1 - 0.95**10, abs=0.04) and together == pytest.approx(1 - 0.995**10, abs=0.015)
+
+
+def test_each_difference_has_its_own_p_and_that_among_all() -> None:
+    some = [paired(*pair(wins, 2, 50, 40)) for wins in (12, 3, 9)]
+    many = corrected(some)
+    assert [d.p for d in many] == [d.p for d in some] and {d.comparisons for d in many} == {3}
+    assert [d.p_corrected for d in many] == holm([d.p for d in some])
+    assert corrected(some[:1])[0].p_corrected == some[0].p and some[0].comparisons == 1

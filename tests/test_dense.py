@@ -19,6 +19,7 @@ from jepakit.data.crops import Images
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
 from jepakit.evaluation.annotated import label_image, open_annotated, read_labels
+from jepakit.evaluation.compare import exact
 from jepakit.evaluation.davis import (
     Propagation,
     boundary,
@@ -147,6 +148,20 @@ def test_colours_are_segmented_from_raw_pixels_and_the_majority_is_scored_as_by_
     drawn = [miou(np.tensordot(weights, matrices, 1)) for weights in resamples(4, 3)]
     bounds = [rows["majority class"][k] for k in ("low", "high")]
     np.testing.assert_allclose(bounds, np.quantile(drawn, (0.025, 0.975)))
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_images_that_are_all_segmented_alike_leave_an_interval_as_wide_as_so_few_do(tmp_path: Path, images: int) -> None:
+    root = ade(tmp_path)
+    for kind, end in (("images", "jpg"), ("annotations", "png")):  # all of the test is one class, which any head learns
+        for old in (root / kind / "validation").iterdir():
+            old.unlink()
+        for i in range(images):
+            labels = np.full((32, 48), 1, np.uint8)
+            save(root / kind / "validation" / f"{i}.{end}", COLOURS[labels] if end == "jpg" else labels)
+    row = segmentation({"e": encoder()}, root, epochs=30, seed=3)[1]
+    assert (row["name"], row["miou"]) == ("raw pixels", 1)
+    assert (row["low"], row["high"]) == pytest.approx((0.025 ** (1 / images), 1))
 
 
 def test_a_bootstrap_sample_draws_as_many_units_as_there_are_each_as_often() -> None:
@@ -416,7 +431,7 @@ def test_raw_pixels_follow_coloured_squares_and_the_kept_mask_scores_as_by_hand(
     assert kept["j"] == pytest.approx((red + 1) / 2)
     for row in rows.values():
         assert row["objects"] == 4 and row["j_and_f"] == pytest.approx((row["j"] + row["f"]) / 2)
-        assert row["low"] == row["high"] == pytest.approx(row["j_and_f"])  # two videos alike: nothing to resample
+        assert (row["low"], row["high"]) == pytest.approx(exact(row["j_and_f"], 2))  # two videos alike are two samples, no proof
 
 
 def test_wrong_video_folders_are_told_in_one_sentence(tmp_path: Path) -> None:

@@ -21,13 +21,14 @@ from jepakit.data.folder import FolderSource
 from jepakit.data.sources import ArraySource, Labels, Source, fifths
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
+from jepakit.evaluation.compare import Difference, corrected, paired
 from jepakit.evaluation.features import pca
 from jepakit.evaluation.finetune import recipe_for
 from jepakit.evaluation.knn import knn
 from jepakit.evaluation.linear import TRANSFER
 from jepakit.evaluation.online import SHARE, STEP, Online
 from jepakit.evaluation.probes import Protocol
-from jepakit.evaluation.results import as_table, differences
+from jepakit.evaluation.results import as_sentences, as_table, differences
 from jepakit.evaluation.split import labelled, split
 from jepakit.evaluation.tasks import FROZEN, chosen_tasks, evaluate, settings_of
 from jepakit.metrics import rankme
@@ -509,6 +510,17 @@ def test_two_runs_are_compared_on_the_same_test_images(world: Path, run: Run, ca
             assert d.difference == pytest.approx(ours[name]["accuracy"] - theirs[name]["accuracy"])
             assert d.low <= d.difference <= d.high and 0 < d.p <= 1
             assert f"{task}, {name}: {100 * d.difference:+.1f} points" in said
+            assert d.comparisons == 4 and f"p = {d.p_corrected:.2g}, corrected for 4 comparisons (Holm)" in said
+    each = [d for names in found.values() for d in names.values()]
+    assert [d.p_corrected for d in each] == [d.p_corrected for d in corrected(each)]
+
+
+def test_a_verdict_goes_by_the_p_among_all() -> None:
+    alone = Difference(0.1, 0.01, 0.19, 0.03)
+    assert as_sentences({"knn": {"encoder": alone}}, "a", "b").endswith("p = 0.03: more than chance")
+    both = dict(zip(("knn", "linear"), corrected([alone, alone]), strict=True))
+    said = as_sentences({task: {"encoder": d} for task, d in both.items()}, "a", "b").splitlines()
+    assert all(line.endswith("p = 0.06, corrected for 2 comparisons (Holm): may be chance") for line in said[1:])
 
 
 def test_a_run_against_itself_differs_by_nothing_and_it_may_be_chance(
@@ -516,7 +528,10 @@ def test_a_run_against_itself_differs_by_nothing_and_it_may_be_chance(
 ) -> None:
     cli.main(["evaluate", str(run.path), str(run.path), "--tasks", "knn", "--out", str(tmp_path)])
     said = capsys.readouterr().out
-    assert said.count("+0.0 points (+0.0 to +0.0), p = 1: may be chance") == 2
+    right = np.ones(9)  # two that agree on nine images may still differ on others, by as much as this
+    most = f"{100 * paired(right, right).high:.1f}"
+    assert 25 < float(most) < 60
+    assert said.count(f"+0.0 points (-{most} to +{most}), p = 1, corrected for 2 comparisons (Holm): may be chance") == 2
     assert not (run.path / "evaluation").exists() and (tmp_path / "0/knn.json").is_file() and (tmp_path / "1/knn.json").is_file()
 
 

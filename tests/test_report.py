@@ -251,6 +251,14 @@ def test_the_encoder_is_compared_with_the_best_that_pixels_give_and_overlaps_are
     assert "Logistic 50.0 % [48–52], +3.0 over the untrained encoder, −1.0 against raw pixels (both intervals overlap)." in text
 
 
+def test_an_interval_is_never_shown_as_a_point(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=0, evaluated=False)
+    row = {"name": "target encoder", "accuracy": 1.0, "low": 0.9963, "high": 1.0}
+    add_result(run, "knn", [row, {**row, "name": "untrained encoder", "accuracy": 0.0, "low": 0.0, "high": 0.0009}])
+    text = render(run)
+    assert "kNN 100.0 % [99.6–100.0]" in text and "[0.0–0.1]" in text and "[100–100]" not in text
+
+
 def test_fewer_independent_images_than_test_images_are_told(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=0, evaluated=False)
     about = {"labels": "kind", "classes": 3, "n_train": 5094, "n_test": 1290}

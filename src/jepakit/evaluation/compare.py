@@ -1,58 +1,96 @@
 """Is it noise? Intervals of an accuracy and a paired test of two, with dependent samples kept together.
 
 n test samples, C clusters of samples that are not independent (an identity, a scene); without them each stands alone.
+No interval is a point: that all samples seen are right, or that two classifiers agree on all, says little of the next ones.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, binomtest
+from scipy.stats import beta, binomtest, t
 
 RESAMPLES, AT_ONCE = 4000, 100
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of a minus that of b, its 95 % interval, and p: how often chance alone gives a difference as large."""
+    """Accuracy of a minus that of b, its 95 % interval, and p: how often chance alone gives a difference as large.
+
+    p_corrected: p where it is one of so many `comparisons` (Holm).
+    """
 
     difference: float
     low: float
     high: float
     p: float
+    p_corrected: float | None = None
+    comparisons: int = 1
 
 
 def interval(right: NDArray[np.float64], clusters: NDArray[np.int64] | None = None) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of `right` (n,).
+    """95 % interval of the mean of `right` (n,), shares in [0, 1].
 
-    Clusters are resampled whole. For independent right-or-wrongs the resampled mean is binomial, exactly.
+    Of independent right-or-wrongs Clopper and Pearson's, the exact one. Else Korn and Graubard's (Survey Methodology 24, 1998):
+    the same of as many independent samples as have the variance that is found over clusters; as many as clusters where none is.
     """
-    if clusters is None and np.isin(right, (0, 1)).all():
-        low, high = (float(binom.ppf(q, len(right), right.mean())) / len(right) for q in (0.025, 0.975))
-        return low, high
-    low, high = np.quantile(_resampled(right, clusters), (0.025, 0.975))
-    return float(low), float(high)
+    sums, counts = _sums(right, clusters)
+    n, c, share = len(right), len(sums), float(right.mean())
+    deviations = sums - share * counts
+    variance = float(deviations @ deviations) / n**2
+    if c == 1 or variance <= 1e-18:
+        return exact(share, c)
+    alike = share * (1 - share) / variance * (c - 1) / c * n / (n - 1) * (t.ppf(0.975, n - 1) / t.ppf(0.975, c - 1)) ** 2
+    return exact(share, min(alike, n) if np.isin(right, (0, 1)).all() else alike)
+
+
+def exact(share: float, n: float) -> tuple[float, float]:
+    """Clopper and Pearson's 95 % interval of a share of n independent samples; n may be broken."""
+    k = share * n
+    low = float(beta.ppf(0.025, k, n - k + 1)) if share > 0 else 0.0
+    high = float(beta.ppf(0.975, k + 1, n - k)) if share < 1 else 1.0
+    return low, high
 
 
 def paired(a: NDArray[np.float64], b: NDArray[np.float64], clusters: NDArray[np.int64] | None = None) -> Difference:
     """Two classifiers on the same samples: right or wrong a, b (n,).
 
-    Independent samples: McNemar's exact test on those where the two differ. Clusters: under the null each cluster's
-    difference has a random sign (a randomisation test; p counts the observed assignment too).
+    The interval is Bonett and Price's (J. Educ. Behav. Stat. 37, 2012): as if there were two clusters more, of the mean size,
+    one of wins and one of losses. p of independent samples: McNemar's exact test on those where the two differ. Clusters:
+    under the null each cluster's difference has a random sign (a randomisation test; p counts the observed assignment too).
     """
     difference = a - b
-    low, high = np.quantile(_resampled(difference, clusters), (0.025, 0.975))
+    sums, counts = _sums(difference, clusters)
     if clusters is None and np.isin(difference, (-1, 0, 1)).all():
         wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
         p = float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
     else:
-        sums = _sums(difference, clusters)[0]
         draw, as_large = np.random.default_rng(0), 0
-        for _ in range(0, RESAMPLES, AT_ONCE):
+        for _ in range(0, RESAMPLES, AT_ONCE):  # at once, their signs would be gigabytes
             signs = 2.0 * draw.integers(0, 2, (AT_ONCE, len(sums)), np.int8) - 1
             as_large += int((np.abs(signs @ sums) >= abs(sums.sum()) - 1e-12).sum())
         p = (1 + as_large) / (1 + RESAMPLES)
-    return Difference(float(difference.mean()), float(low), float(high), p)
+    size = counts.mean()
+    sums, counts = np.append(sums, (size, -size)), np.append(counts, (size, size))
+    middle = sums.sum() / counts.sum()
+    deviations = sums - middle * counts
+    spread = (len(sums) / (len(sums) - 1) * float(deviations @ deviations)) ** 0.5 / counts.sum()
+    half = float(t.ppf(0.975, len(sums) - 1)) * spread
+    return Difference(float(difference.mean()), max(-1.0, float(middle - half)), min(1.0, float(middle + half)), p)
+
+
+def corrected(found: Sequence[Difference]) -> list[Difference]:
+    """The same, each with its p as one of so many, so that all together have one false alarm in twenty."""
+    many = holm([d.p for d in found])
+    return [replace(d, p_corrected=p, comparisons=len(found)) for d, p in zip(found, many, strict=True)]
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's p-values (1979): the smallest times their number, the next times one less, none smaller than one before it."""
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(np.asarray(p)[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return [float(each) for each in stepped[np.argsort(order)]]
 
 
 def _sums(x: NDArray[np.float64], clusters: NDArray[np.int64] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -61,14 +99,3 @@ def _sums(x: NDArray[np.float64], clusters: NDArray[np.int64] | None) -> tuple[N
         return x, np.ones(len(x))
     which = np.unique(clusters, return_inverse=True)[1]
     return np.bincount(which, x), np.bincount(which).astype(np.float64)  # type: ignore[return-value]
-
-
-def _resampled(x: NDArray[np.float64], clusters: NDArray[np.int64] | None) -> NDArray[np.float64]:
-    """Means of RESAMPLES bootstrap samples of clusters, always the same draws."""
-    sums, counts = _sums(x, clusters)
-    draw = np.random.default_rng(0)
-    means = np.empty(RESAMPLES)
-    for first in range(0, RESAMPLES, AT_ONCE):  # n x RESAMPLES counts would be gigabytes
-        times = draw.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=AT_ONCE)
-        means[first : first + AT_ONCE] = (times @ sums) / (times @ counts)
-    return means

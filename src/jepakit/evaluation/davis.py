@@ -24,7 +24,8 @@ from torch import Tensor
 from jepakit.data.crops import resize
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
-from jepakit.evaluation.segmentation import Tokens, label_image, resamples
+from jepakit.evaluation.compare import interval
+from jepakit.evaluation.segmentation import Tokens, label_image
 from jepakit.progress import progress
 
 Mask = NDArray[np.bool_]
@@ -122,12 +123,11 @@ def davis(
     *,
     settings: Propagation | None = None,
     precision: torch.dtype = torch.float32,
-    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Label propagation with each encoder's patch tokens, with raw pixels, and the first mask kept: a row each.
 
     root: DAVIS-2017 (`open_sequences`). Rows {"name", "j", "f", "j_and_f", "low", "high", "objects"}: means over the objects
-    of all sequences; low and high bound the 95 % bootstrap interval of J&F over sequences. Raises UserError for a folder of
+    of all sequences; low and high bound the 95 % interval of J&F over sequences. Raises UserError for a folder of
     another shape, unreadable files, a first mask without an object.
     """
     settings = settings or Propagation()
@@ -143,7 +143,7 @@ def davis(
                 scores[name].append(score(found, truth))
             scores["first mask kept"].append(score(np.broadcast_to(_followed(truth[0]), truth.shape), truth))
             report(done, sequence.name)
-    return [_row(name, parts, seed) for name, parts in scores.items()]
+    return [_row(name, parts) for name, parts in scores.items()]
 
 
 @dataclass(frozen=True)
@@ -257,11 +257,9 @@ def _sequence(root: Path, name: str) -> Sequence:
     return Sequence(name, tuple(frames), tuple(masks))
 
 
-def _row(name: str, parts: list[NDArray[np.float64]], seed: int) -> dict[str, Any]:
+def _row(name: str, parts: list[NDArray[np.float64]]) -> dict[str, Any]:
     objects = np.concatenate(parts)
     j, f = objects.mean(0)
-    sums = np.array([[p.mean(1).sum(), len(p)] for p in parts])
-    drawn = resamples(len(parts), seed) @ sums
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], (0.025, 0.975))
+    low, high = interval(objects.mean(1), np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
     means = {"j": float(j), "f": float(f), "j_and_f": float((j + f) / 2)}
-    return {"name": name, **means, "low": float(low), "high": float(high), "objects": len(objects)}
+    return {"name": name, **means, "low": low, "high": high, "objects": len(objects)}

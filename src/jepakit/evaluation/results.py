@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jepakit.data.sources import Labels, Source
 from jepakit.errors import UserError
-from jepakit.evaluation.compare import Difference, interval, paired
+from jepakit.evaluation.compare import Difference, corrected, interval, paired
 from jepakit.evaluation.probes import Problem, Protocol, Right
 from jepakit.evaluation.split import Rows, Split, split
 from jepakit.files import save_json, whole
@@ -53,7 +53,7 @@ class Sheet:
         return [self.source.title(int(i)) for i in self.ids[self.halves.train]]
 
     def enter(self, name: str, right: Right, about: Mapping[str, Any]) -> None:
-        """Note one result; the interval is a bootstrap over test images, unless the probe has one of its own."""
+        """Note one result, with its interval over test images."""
         low, high = interval(right, self.halves.clusters)
         if self.seen_test and name in map(called, get_args(Which)):
             about = {**about, "seen_test": self.seen_test, "n_test": len(right)}
@@ -104,6 +104,7 @@ def differences(a: Path, b: Path, tasks: Sequence[str]) -> dict[str, dict[str, D
     """Paired tests of two evaluation folders: by task, by name of the encoder, a minus b.
 
     The judged encoders, each its sheet's first, are paired and, where both are of one kind, the other two of the runs too.
+    Each p stands corrected for the number of all of them, too.
     Raises UserError where a task was not done on the same images in both.
     """
     found: dict[str, dict[str, Difference]] = {}
@@ -121,7 +122,8 @@ def differences(a: Path, b: Path, tasks: Sequence[str]) -> dict[str, dict[str, D
                     one if one == other else f"{one} against {other}": paired(of_a[one], of_b[other], x.get("clusters"))
                     for one, other in pairs
                 }
-    return found
+    each = iter(corrected([d for by_name in found.values() for d in by_name.values()]))
+    return {task: {name: next(each) for name in by_name} for task, by_name in found.items()}
 
 
 def as_table(results: Mapping[str, Sequence[Row]]) -> str:
@@ -148,9 +150,11 @@ def as_sentences(found: Mapping[str, Mapping[str, Difference]], a: str, b: str) 
     lines = [f"{a} against {b}, on the same test images:"]
     for task, by_name in found.items():
         for name, d in by_name.items():
-            verdict = "may be chance" if d.p > 0.05 else "more than chance"
+            p = d.p if d.p_corrected is None else d.p_corrected
+            said = f"p = {p:.2g}" + (f", corrected for {d.comparisons} comparisons (Holm)" if d.comparisons > 1 else "")
+            verdict = "may be chance" if p > 0.05 else "more than chance"
             span = f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
-            lines.append(f"  {task}, {name}: {100 * d.difference:+.1f} points ({span}), p = {d.p:.2g}: {verdict}")
+            lines.append(f"  {task}, {name}: {100 * d.difference:+.1f} points ({span}), {said}: {verdict}")
     return "\n".join(lines)
 
 

@@ -28,6 +28,7 @@ from jepakit.encoder import Encoder
 from jepakit.errors import UserError
 from jepakit.evaluation.annotated import IGNORED, Annotated, Pair, counted, open_annotated
 from jepakit.evaluation.annotated import label_image as label_image  # for davis
+from jepakit.evaluation.compare import exact
 from jepakit.vit import patchify
 
 FINE = 4  # training labels on a side of a patch: 4 pixels of a patch of 16, the resolution at which UPerNet's logits are made
@@ -78,7 +79,8 @@ def segmentation(
     root: ADE20K's layout (`open_annotated`). size: side of the square that images are resized to, default the encoder's own
     size. limit: train on so many images, evenly spread, as the tokens of all are held in memory (float16).
     Rows {"name", "miou", "low", "high", "pixel_accuracy", "per_class": IoU of each class or None where it does not occur}
-    and the "lr" chosen; low and high bound the 95 % bootstrap interval of mean IoU over test images.
+    and the "lr" chosen; low and high bound the 95 % bootstrap interval of mean IoU over test images;
+    where all are alike, that of as many right-or-wrongs.
     Raises UserError for a folder of another shape, unreadable files, labels without a class, too little memory.
     """
     labelled = open_annotated(Path(root), zero_is_other, limit)
@@ -298,5 +300,7 @@ def _row(name: str, found: Iterable[Counts], seed: int) -> dict[str, Any]:
         parts.append(_counts(one).ravel())
     drawn = (resamples(len(parts), seed) @ np.stack(parts)).reshape(RESAMPLES, 3, -1)
     low, high = np.nanquantile([_mean_iou(c) for c in drawn], (0.025, 0.975))
+    if low == high:  # a single image, or all alike
+        low, high = exact(miou(total), len(parts))
     scores = {"miou": miou(total), "low": float(low), "high": float(high), "pixel_accuracy": pixel_accuracy(total)}
     return {"name": name, **scores, "per_class": [None if np.isnan(v) else float(v) for v in iou(total)]}

@@ -233,7 +233,7 @@ def _finetuned(judged: Subject, sheet: Sheet, protocol: Protocol) -> list[Row]:
 
 
 def _dense(judged: Subject, task: str, root: Path, protocol: Protocol) -> list[Row]:
-    shared: dict[str, Any] = {"precision": judged.precision, "seed": protocol.seed}
+    precision = judged.precision
     if task == "segmentation":
-        return segmentation(judged.encoders, root, **dict(protocol.segmentation), **shared)
-    return davis(judged.encoders, root, **dict(protocol.davis), **shared)
+        return segmentation(judged.encoders, root, **dict(protocol.segmentation), precision=precision, seed=protocol.seed)
+    return davis(judged.encoders, root, **dict(protocol.davis), precision=precision)

@@ -148,8 +148,10 @@ def percent(fraction: float) -> str:
 
 def interval(row: Row) -> str:
     """The 95 % interval in brackets, or nothing."""
-    known = math.isfinite(row["low"]) and math.isfinite(row["high"])
-    return f" [{100 * row['low']:.0f}–{100 * row['high']:.0f}]" if known else ""
+    if not (math.isfinite(row["low"]) and math.isfinite(row["high"])):
+        return ""
+    whole, fine = (f" [{100 * row['low']:.{digits}f}–{100 * row['high']:.{digits}f}]" for digits in (0, 1))
+    return whole if round(100 * row["low"]) < round(100 * row["high"]) else fine  # no interval looks like a point
 
 
 def _steps(config: Mapping[str, Any]) -> int | None:
