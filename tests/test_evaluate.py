@@ -624,6 +624,55 @@ def test_without_labels_to_probe_a_look_is_rankme(labels: str) -> None:
     assert seen == {"probe/rankme": pytest.approx(rankme(x), rel=1e-4)}
 
 
+def test_a_look_asks_for_no_class_that_it_has_not_shown_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    source = coloured(60, 2)
+    assert source.labels is not None
+    values, test = source.labels.values.copy(), np.arange(60) % 3 == 0
+    values[test & (np.arange(60) >= 45)] = 2  # of these no image is to learn from
+    source.labels = Labels("kind", ("a", "b", "c"), values, test)
+    config = config_of(probe_images=60)
+    with caplog.at_level(logging.WARNING, "jepakit"):
+        online, jepa = Online.prepare(config, source, 10), jepa_of(config)
+        assert online is not None and online.labels is not None
+        seen = [online.look(jepa, config, torch.float32) for _ in range(2)]
+    assert caplog.text.count("leaves out 5 of its 20 held-out images: they are of 1 classes") == 1
+    assert len(online.images) == 55 and int(online.test.sum()) == 15 and set(online.labels.tolist()) == {0, 1}
+    with torch.no_grad():
+        x = load_like(jepa, config).embed(normalise(online.images, config.images))
+    right = knn(x[~online.test], online.labels[~online.test], x[online.test]) == online.labels[online.test]
+    assert seen == [{"probe/knn": pytest.approx(float(right.double().mean()))}] * 2 and seen[0]["probe/knn"] > 0.5
+
+
+@pytest.mark.parametrize(
+    "case, words",
+    [
+        ("all in training", "none of them is held out"),
+        ("all in the test", "fewer than two classes"),
+        ("one class", "fewer than two classes"),
+        ("other classes", "none that is held out is of a class to learn from"),
+    ],
+)
+def test_a_look_that_could_only_be_wrong_or_right_is_rankme_and_says_why(
+    case: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    values, test = np.arange(40) % 2, np.arange(40) % 4 >= 2
+    values = {"one class": np.zeros(40, np.int64), "other classes": values + 2 * test}.get(case, values)
+    test = {"all in training": test & False, "all in the test": test | True}.get(case, test)
+    source = ArraySource("greys", grey(40), Labels("kind", tuple("abcd"), values, test))
+    with caplog.at_level(logging.WARNING, "jepakit"):
+        online = Online.prepare(config_of(probe_images=40), source, 10)
+    assert online is not None and online.look(jepa_of(config := config_of()), config, torch.float32).keys() == {"probe/rankme"}
+    assert caplog.text.count(f"of {len(online.images)} labelled images ") == caplog.text.count(words) == 1
+
+
+def test_a_look_at_fewer_training_images_than_neighbours_has_all_of_them_vote() -> None:
+    online = Online.prepare(config_of(probe_images=9), coloured(90, 3), 10)
+    assert online is not None and online.labels is not None and int((~online.test).sum()) == 6
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    train, labels = x[~online.test], online.labels[~online.test]
+    assert torch.equal(knn(train, labels, x, k=20), knn(train, labels, x, k=6))
+
+
 def test_the_images_of_a_look_are_a_function_of_the_seed_and_none_for_zero() -> None:
     source = coloured(60)
 

@@ -1,5 +1,6 @@
 """A look at the encoder while it trains: kNN accuracy where there are labels, RankMe where there are none."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from jepakit.evaluation.knn import knn
 from jepakit.metrics import rankme
 from jepakit.model import JEPA
 
+log = logging.getLogger("jepakit")
 STEP = 2.5  # what a step costs an image, in passes of the target encoder over whole images (low: most steps cost more)
 SHARE = 0.03  # of the work between looks, the most that one may take
 
@@ -57,9 +59,13 @@ class Online:
             return None
         values = None if labels is None else torch.from_numpy(labels.values[ids])
         test = torch.zeros(len(ids), dtype=torch.bool) if labels is None else torch.from_numpy(labels.test[ids])
-        if values is None or not test.any() or len(values[~test].unique()) < 2:
+        kept = None if values is None else _asked(values, test)
+        if values is None or kept is None:
             values = None
-        least = len(ids) / (SHARE * STEP * config.optim.batch_size)
+        else:
+            images = [image for image, keep in zip(images, kept.tolist(), strict=True) if keep]
+            values, test = values[kept], test[kept]
+        least = len(images) / (SHARE * STEP * config.optim.batch_size)
         epochs = config.run.probe_every_epochs or max(1, -(-least // steps_per_epoch))
         every = config.run.log_every_steps  # looks are told in rows of metrics, so they fall on logged steps
         return cls(stacked(images), values, test, int(-(-epochs * steps_per_epoch // every) * every))
@@ -79,3 +85,30 @@ class Online:
             return {"probe/rankme": rankme(x)}
         predicted = knn(x[~self.test], self.labels[~self.test], x[self.test])
         return {"probe/knn": float((predicted == self.labels[self.test]).float().mean())}
+
+
+def _asked(values: Tensor, test: Tensor) -> Tensor | None:
+    """Which of the samples, with labels and `test` (n,), kNN can use: (n,) bool, without those it can only get wrong.
+
+    None where it can tell nothing. Either is said: this is looked at once a run.
+    """
+    unknown = test & ~torch.isin(values, values[~test])
+    none = {
+        "none of them is held out": not test.any(),
+        "those to learn from are of fewer than two classes": len(values[~test].unique()) < 2,
+        "none that is held out is of a class to learn from": bool((test == unknown).all()),
+    }
+    why = next((words for words, so in none.items() if so), None)
+    if why:
+        log.warning("looks take RankMe in the place of kNN: of %d labelled images %s", len(values), why)
+        return None
+    if unknown.any():
+        log.warning(
+            "looks' kNN leaves out %d of its %d held-out images: they are of %d classes that none of its %d training images is "
+            "of; a higher run.probe_images has more of them",
+            int(unknown.sum()),
+            int(test.sum()),
+            len(values[unknown].unique()),
+            int((~test).sum()),
+        )
+    return ~unknown
