@@ -22,6 +22,7 @@ from jepakit.checkpoint import Checkpoint
 from jepakit.choice import Choice, settled
 from jepakit.config import Config, merge, method_layer, overrides, read_yaml, resolve
 from jepakit.data.crops import mirrored, normalise
+from jepakit.data.findings import Tally
 from jepakit.data.loader import Batch, Loader
 from jepakit.data.opening import open_source
 from jepakit.data.part import split_sentences, training_part
@@ -78,8 +79,9 @@ def pretrain(
     Run.new(out, overwrite=overwrite)  # says what is wrong with the place before any work is done
     chosen, source, choice = _chosen(data, recipe, method, config, given)
     threads, seconds = chosen.run.loader_threads, chosen.run.read_timeout_seconds
-    part, given_images = training_part(source, chosen.images), chosen.images
-    chosen = chosen.model_copy(update={"images": fitted(given_images, part, threads=threads, seconds=seconds)})
+    part, given_images, tally = training_part(source, chosen.images), chosen.images, Tally()
+    images = fitted(given_images, part, threads=threads, seconds=seconds, tally=tally)
+    chosen = chosen.model_copy(update={"images": images})
     training = Training.prepare(chosen, source)
     run = Run.create(out, chosen, overwrite=overwrite)
     with run.lock(), run.logged():
@@ -95,7 +97,8 @@ def pretrain(
         )
         said, *warnings = split_sentences(source, chosen.images)
         log.info("%s", said)
-        for warning in (*warnings, *source.notes, *told_of(given_images, chosen.images)):
+        told = (*told_of(given_images, images), *tally.notes(part, len(part)))
+        for warning in (*warnings, *source.notes, *told):
             log.warning("%s", plain(warning))
         if not training.save(run):  # so that there is always something to go on from
             raise UserError(f"no checkpoint can be written to {run.path} (run.log says why): make room, start with --overwrite")

@@ -21,6 +21,8 @@ from jepakit.config import Config, overrides
 from jepakit.data.checked import LONG, Checked, Duplicates, Fit, LabelsSeen, stops_of, verdict_of
 from jepakit.data.crops import BandsError, Images, channels_of
 from jepakit.data.decode import FORMATS, decode, jpeg_turn, pillow_turn
+from jepakit.data.findings import Finding, Tally, findings_in
+from jepakit.data.ifd import ORIENTATION, TIFF, tags_of
 from jepakit.data.packed import PackedSource
 from jepakit.data.packfiles import DEPTHS, name_of
 from jepakit.data.part import split_sentences, training_part
@@ -29,7 +31,6 @@ from jepakit.data.remote import shown
 from jepakit.data.shrink import ready, threads_of
 from jepakit.data.sources import Labels, Source, together
 from jepakit.data.threads import each
-from jepakit.data.tiff import ORIENTATION, TIFF, tags_of
 from jepakit.errors import UserError
 from jepakit.files import save_json
 from jepakit.progress import progress
@@ -96,6 +97,7 @@ class _Look:
         self.records = np.zeros(len(source), RECORD)
         self.kinds: list[tuple[str, str]] = []
         self.bad: dict[int, str] = {}
+        self.tally = Tally()
         self._source, self._most, self._lock = source, most_pixels, Lock()
 
     def at(self, ids: NDArray[np.int64], threads: int, seconds: float) -> None:
@@ -115,8 +117,8 @@ class _Look:
 
     def _one(self, index: int) -> tuple[Any, ...] | str:
         try:
-            raw = self._source.raw(index)
-            pixels = decode(raw, self._most) if isinstance(raw, bytes) else raw
+            raw, told = self._source.raw(index), list[Finding]()
+            pixels = decode(raw, self._most, told) if isinstance(raw, bytes) else raw
         except BadImageError as error:
             return str(error)
         if isinstance(self._source, PackedSource) and not self._source.intact(index):
@@ -126,6 +128,7 @@ class _Look:
             if (format, mode) not in self.kinds:
                 self.kinds.append((format, mode))
             kind = self.kinds.index((format, mode))
+        self.tally.add(index, told + findings_in(pixels))
         return True, kind, turned, *pixels.shape, DEPTHS.index(pixels.dtype), _sum(raw)
 
 
@@ -191,7 +194,7 @@ def _checked(data: str, source: Source, look: _Look, altered: tuple[str, ...], c
         bad=bad,
         altered=altered,
         split=tuple(split_sentences(source, config.images)),
-        notes=source.notes,
+        notes=(*source.notes, *look.tally.notes(source, len(read))),
         choice=choice.told,
         fit=fit,
         stops=stops,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from jepakit.data import splits, tables
 from jepakit.data.decode import SUFFIXES
+from jepakit.data.findings import Finding
 from jepakit.data.pixels import MOST_PIXELS, BadImageError, Pixels
 from jepakit.data.sources import Labels, Source
 from jepakit.errors import UserError, line_of
@@ -78,7 +79,7 @@ class NumpySource(Source):
             raise BadImageError("holds values that are not finite")
         return pixels
 
-    def read(self, index: int, most_pixels: int = MOST_PIXELS) -> Pixels:
+    def read(self, index: int, most_pixels: int = MOST_PIXELS, told: list[Finding] | None = None) -> Pixels:
         shape = self.arrays[self._place(index)[0]].shape
         height, width = shape[2:4] if len(shape) == 4 and channels_first(shape) else shape[1:3]
         if height * width > most_pixels:  # before any is copied

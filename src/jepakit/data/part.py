@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.data.crops import Images
+from jepakit.data.findings import Finding
 from jepakit.data.pixels import MOST_PIXELS, Pixels
 from jepakit.data.sources import Blocks, Source
 from jepakit.errors import UserError
@@ -28,8 +29,8 @@ class TrainingPart(Source):
     def raw(self, index: int) -> bytes | Pixels:
         return self.source.raw(int(self.ids[index]))
 
-    def read(self, index: int, most_pixels: int = MOST_PIXELS) -> Pixels:
-        return self.source.read(int(self.ids[index]), most_pixels)
+    def read(self, index: int, most_pixels: int = MOST_PIXELS, told: list[Finding] | None = None) -> Pixels:
+        return self.source.read(int(self.ids[index]), most_pixels, told)
 
     def title(self, index: int) -> str:
         return self.source.title(int(self.ids[index]))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from jepakit.data import emoji as embedded
 from jepakit.data.decode import decode
+from jepakit.data.findings import Finding
 from jepakit.data.pixels import MOST_PIXELS, Pixels
 from jepakit.errors import UserError, nearest
 
@@ -73,10 +74,10 @@ class Source(Protocol):
         """What to call a sample in a message: the same in every place that the set lies."""
         ...
 
-    def read(self, index: int, most_pixels: int = MOST_PIXELS) -> Pixels:
-        """Pixels (H, W, C) uint8, uint16 or float32; raises BadImageError, also for more pixels than that."""
+    def read(self, index: int, most_pixels: int = MOST_PIXELS, told: list[Finding] | None = None) -> Pixels:
+        """Pixels (H, W, C) uint8, uint16 or float32; raises BadImageError, also for more pixels. told: as of `decode`."""
         raw = self.raw(index)
-        return decode(raw, most_pixels) if isinstance(raw, bytes) else raw
+        return decode(raw, most_pixels, told) if isinstance(raw, bytes) else raw
 
     def soon(self, ids: NDArray[np.int64]) -> None:
         """Samples that will be asked for next, in this order: a source that fetches from afar may begin."""

@@ -13,27 +13,31 @@ from PIL import Image
 
 from jepakit.data.crops import IMAGENET, BandsError, Images, channels_of
 from jepakit.data.decode import FORMATS, decode
+from jepakit.data.findings import Finding, Tally, findings_in
+from jepakit.data.ifd import TIFF
 from jepakit.data.pixels import BadImageError, Pixels, refuse_bomb
 from jepakit.data.sources import Blocks, Source, spread
 from jepakit.data.threads import each, within
-from jepakit.data.tiff import TIFF
 from jepakit.errors import UserError
 
 T = TypeVar("T")
 
 log = logging.getLogger("jepakit")
 SAMPLED = 1024  # images that are measured
+LOOKED = 128  # images that are looked at where nothing is measured
 SIZED = 256  # images whose size is looked up
 PROBED = 8  # images looked at for their bands
 LEAST_DEVIATION = 1 / 255  # of a channel that never changes
 
 
-def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float = 60.0) -> Images:
+def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float = 60.0, tally: Tally | None = None) -> Images:
     """Settings with `mean`, `std`, `shuffle` and `depth` filled in where they are not given, so that a run can be repeated.
 
     ImageNet's mean and deviation, which the papers' recipes bring, are of colour of 8 bits: on other images they are measured
-    too (`told_of` says so). The same for any number of threads. Raises UserError where no image can be read.
+    too (`told_of` says so). The same for any number of threads. tally: gets what is found in the images that are looked at.
+    Raises UserError where no image can be read.
     """
+    tally = tally if tally is not None else Tally()
     shuffle = "full" if ordered_by(images, source) is None else "blocks"
     require_bands(source, images, seconds)
     depth, bands = _kind(images, source, threads, seconds)
@@ -44,9 +48,11 @@ def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float =
         missing = {"mean", "std"}
     found = {}
     if missing:
-        mean, std, count = channel_statistics(images, source, threads=threads, seconds=seconds)
+        mean, std, count = channel_statistics(images, source, threads=threads, seconds=seconds, tally=tally)
         found = {name: value for name, value in (("mean", mean), ("std", std)) if name in missing}
         log.info("measured on %d images: %s", count, _words(found))
+    else:
+        _of_some(source, LOOKED, lambda index: _read(source, index, images, tally), threads, seconds)
     return images.model_copy(update={"shuffle": shuffle, "depth": depth, **found})
 
 
@@ -104,16 +110,17 @@ def require_bands(source: Source, images: Images, seconds: float = 60.0) -> None
 
 
 def channel_statistics(
-    images: Images, source: Source, *, threads: int = 2, seconds: float = 60.0
+    images: Images, source: Source, *, threads: int = 2, seconds: float = 60.0, tally: Tally | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...], int]:
     """Mean and standard deviation of each channel in [0, 1], or in units of white, and how many images were measured.
 
     Every image counts the same whatever its size, as it does in training. Images that cannot be read are left out: the
-    loader will name them.
+    loader will name them. tally: gets what is found in them.
     """
+    tally = tally if tally is not None else Tally()
 
     def moments_of(index: int) -> NDArray[np.float64]:
-        pixels = channels_of(source.read(index, images.max_pixels), images)
+        pixels = channels_of(_read(source, index, images, tally), images)
         white = 255 if pixels.dtype == np.uint8 else 1
         flat = pixels.reshape(-1, pixels.shape[2])
         return np.stack([flat.mean(0, dtype=np.float64) / white, np.square(flat, dtype=np.float64).mean(0) / white**2])
@@ -122,8 +129,25 @@ def channel_statistics(
     if not moments:
         raise UserError(f"no readable image with images.channels={images.channels} in {source.name}")
     mean, square = np.stack(moments).mean(0)
-    deviation = np.sqrt(np.maximum(square - mean**2, LEAST_DEVIATION**2))
+    square, least = square - mean**2, LEAST_DEVIATION**2
+    if flat := np.flatnonzero(square < least * 0.999).tolist():
+        tally.say(_flat(flat, images))
+    deviation = np.sqrt(np.maximum(square, least))
     return tuple(mean.round(4).tolist()), tuple(deviation.round(4).tolist()), len(moments)
+
+
+def _read(source: Source, index: int, images: Images, tally: Tally) -> Pixels:
+    """A sample's pixels as they are; what is found in it goes to the tally."""
+    told = list[Finding]()
+    pixels = source.read(index, images.max_pixels, told)
+    tally.add(index, told + findings_in(pixels))
+    return pixels
+
+
+def _flat(channels: list[int], images: Images) -> str:
+    which = "each channel" if len(channels) == images.channels else f"channel {', '.join(map(str, channels))}"
+    seen = "deviates by less than 1/255 of white in all images together, so the encoder sees next to nothing in it"
+    return f"{which} {seen}; if the images are deep, set images.white to their value of white"
 
 
 def shapes_of(source: Source, most_pixels: int, *, threads: int = 2, seconds: float = 60.0) -> NDArray[np.int64]:

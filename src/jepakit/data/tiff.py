@@ -1,64 +1,56 @@
-"""TIFF by its tags: which one Pillow reads whole, and all bands of the others by tifffile. EXIF is a TIFF, too."""
+"""A page of a TIFF by its tags: which Pillow reads whole, all bands of the others by tifffile; no data, and what is black."""
 
 import io
 import logging
 import math
-import struct
 import zlib
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from jepakit.data.findings import Finding
+from jepakit.data.ifd import (
+    BITS,
+    COMPRESSION,
+    DEPTH,
+    EXTRA_SAMPLES,
+    LEAST,
+    LENGTH,
+    MOST,
+    NO_DATA,
+    PHOTOMETRIC,
+    PLANES,
+    ROWS,
+    SAMPLE_FORMAT,
+    SAMPLES,
+    STRIPS,
+    TILE,
+    TILES,
+    WIDTH,
+    Tags,
+)
 from jepakit.data.pixels import BadImageError, Pixels, native, refuse_bomb
 
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# tags of a TIFF: TIFF 6.0, sections 8 and 15
-WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, STRIPS, ORIENTATION, SAMPLES = 256, 257, 258, 259, 262, 273, 274, 277
-ROWS, PLANES, TILE, TILES, EXTRA_SAMPLES, SAMPLE_FORMAT = 278, 284, (322, 323), 324, 338, 339
-WANTED = {256, 257, 258, 259, 262, 273, 274, 277, 278, 284, 322, 323, 324, 338, 339}
-TYPES, TEXTS = {1: "B", 3: "H", 4: "I", 16: "Q"}, (1, 2, 6, 7)  # whole numbers; what is held as bytes
-MOST_TAGS, MOST_VALUES = 4096, 1 << 18  # of a TIFF's directory, and of a tag of numbers: strips or tiles, a few bytes each
 DEFLATE, OTHERS = (8, 32946), (5, 32773, 50000)  # TIFF compressions; others: LZW, PackBits and Zstandard by imagecodecs
 INFLATED = 1032  # bytes that one of deflate can become
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # a line for every odd tag
 
 
-def tags_of(data: bytes) -> dict[int, tuple[int, ...]]:
-    """Numbers in the first directory of a TIFF, by tag. Raises BadImageError, struct.error and OverflowError."""
-    order, big = ("<" if data[:2] == b"II" else ">"), b"+" in data[2:4]
-    if data[:4] not in TIFF:
-        raise BadImageError("no TIFF")
-    (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
-    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, place)
-    if count > MOST_TAGS:
-        raise BadImageError(f"a TIFF of {count} tags")
-    entry, place = struct.Struct(order + ("HHQ" if big else "HHI")), place + (8 if big else 2)
-    room = 8 if big else 4  # for values beside their tag
-    tags: dict[int, tuple[int, ...]] = {}
-    for at in range(place, place + count * (entry.size + room), entry.size + room):
-        tag, kind, n = entry.unpack_from(data, at)
-        if n > MOST_VALUES and kind not in TEXTS:
-            raise BadImageError(f"a TIFF with {n} values in tag {tag}")
-        if tag in WANTED and tag not in tags and kind in TYPES and 0 < n <= MOST_VALUES:
-            values, there = f"{order}{n}{TYPES[kind]}", at + entry.size
-            if struct.calcsize(values) > room:
-                (there,) = struct.unpack_from(order + ("Q" if big else "I"), data, there)
-            tags[tag] = struct.unpack_from(values, data, there)
-    return tags
-
-
-def is_for_pillow(data: bytes, most_pixels: int) -> bool:
+def is_for_pillow(data: bytes, tags: Tags, most_pixels: int) -> bool:
     """Whether a TIFF is gray or colour of 8 bits, alpha or not, or gray of 16: all else Pillow would cut, or refuse."""
-    tags = tags_of(data)
     (width, length), (across, along) = ((tags.get(tag, (0,))[0] for tag in side) for side in ((WIDTH, LENGTH), TILE))
     refuse_bomb(width, length, most_pixels)
     refuse_bomb(across or 1, along or 1, most_pixels)  # a tile can be larger than its image
-    if data[:4] == b"MM\0+" or set(tags.get(SAMPLE_FORMAT, (1,))) != {1}:  # it takes big-endian BigTIFF for another
+    if tags.get(DEPTH, (1,))[0] > 1 or set(tags.get(SAMPLE_FORMAT, (1,))) != {1}:
+        return False
+    if data[:4] == b"MM\0+":  # which it takes for another
         return False
     samples, bits = tags.get(SAMPLES, (1,))[0], max(tags.get(BITS, (1,)))
     alpha = sum(kind in (1, 2) for kind in tags.get(EXTRA_SAMPLES, ()))
-    known = samples - alpha in (1, 3) or tags.get(PHOTOMETRIC) == (5,)  # 5: CMYK
+    colours = (1, 3) if samples == 1 or tags.get(PHOTOMETRIC) != (0,) else ()  # it knows no alpha where the least is white
+    known = samples - alpha in colours or tags.get(PHOTOMETRIC) == (5,)  # 5: CMYK
     if not ((bits <= 8 and known) or (bits, samples) == (16, 1)):
         return False
     strips = -(-width // across) * -(-length // along) if across and along else -(-length // tags.get(ROWS, (length,))[0])
@@ -69,7 +61,8 @@ def is_for_pillow(data: bytes, most_pixels: int) -> bool:
     return True
 
 
-def bands_of(data: bytes, most_pixels: int) -> Pixels:
+def bands_of(data: bytes, most_pixels: int) -> NDArray[Any]:
+    """All bands of the first page (H, W, bands), at the depth and in the byte order of the file. Raises BadImageError."""
     try:
         import tifffile
     except ImportError:
@@ -77,12 +70,69 @@ def bands_of(data: bytes, most_pixels: int) -> Pixels:
     with tifffile.TiffFile(io.BytesIO(data), is_lsm=False, is_scanimage=False, is_ndpi=False) as file:  # one page is enough
         page: Any = file.pages[0]
         _refuse_page(page, data, most_pixels)
-        bands = page.asarray(maxworkers=1)
+        bands: NDArray[Any] = page.asarray(maxworkers=1)
         if page.axes == "YX":
             bands = bands[..., None]
         elif page.axes == "SYX":
             bands = bands.transpose(1, 2, 0)
+    return bands
+
+
+def settled(bands: NDArray[Any], tags: Tags, told: list[Finding] | None, *, shown: bool = False) -> Pixels:
+    """Bands of a page as all else takes them: pixels without data are given the mean of the others, and the least is black.
+
+    shown: they are what Pillow made of the page: at 8 bits colours, of which it has turned gray. told: gets what is found.
+    Raises BadImageError where nothing is left, and where a float is not finite.
+    """
+    top = (1 << max(tags.get(BITS, (1,)))) - 1
+    value, photometric, converted = _no_data(tags), tags.get(PHOTOMETRIC, (1,))[0], shown and bands.dtype == np.uint8
+    findings = list[Finding]()
+    if value is not None and converted and photometric == 3:
+        findings.append(Finding("palette"))
+    elif value is not None:
+        if converted:
+            value = (top - value if photometric == 0 else value) * 255 // top
+        empty = np.isnan(bands) if math.isnan(value) else bands == (bands.dtype.type(value) if bands.dtype.kind == "f" else value)
+        if converted or photometric == 2:  # of a colour, 0 of red is red's own
+            empty = np.broadcast_to(empty.all(2, keepdims=True), bands.shape)
+        if share := float(empty.mean()):
+            bands = _filled(bands, empty)
+            findings.append(Finding("nodata", f"{value:g} fills {share:.1%}", share))
+    if photometric == 0 and not converted:  # min is white
+        colours = bands.shape[2] - len(tags.get(EXTRA_SAMPLES, ()))
+        if bands.dtype.kind == "f" and MOST not in tags:
+            findings.append(Finding("polarity"))
+        else:
+            most = tags[MOST][0] + tags.get(LEAST, (0,))[0] if bands.dtype.kind == "f" else top
+            bands = np.concatenate([bands.dtype.type(most) - bands[..., :colours], bands[..., colours:]], 2)
+    if bands.dtype == np.float64:
+        findings.append(Finding("depth", "floats of 64 bits, of which 32 are kept"))
+    if told is not None:
+        told.extend(findings)
     return native(bands)
+
+
+def _no_data(tags: Tags) -> float | None:
+    """The value that GDAL's tag names, where it names one."""
+    try:
+        return float(tags[NO_DATA][0].split(b"\0")[0])
+    except (KeyError, ValueError):
+        return None
+
+
+def _filled(bands: NDArray[Any], empty: NDArray[np.bool_]) -> NDArray[Any]:
+    """Empty pixels of each band with the mean of its others, or of all others where it has none."""
+    counts, sums = (~empty).sum((0, 1)), np.where(empty, 0, bands).sum((0, 1), dtype=np.float64)
+    if not counts.any():
+        raise BadImageError("all of its pixels are of the value that it names as no data")
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), sums.sum() / counts.sum())
+    return np.where(empty, (means if bands.dtype.kind == "f" else means.round()).astype(bands.dtype), bands)
+
+
+def require_depth(kind: Any, bits: int) -> None:
+    """Raises BadImageError for a dtype that is none of ours."""
+    if kind is None or not (kind.kind == "f" or (kind.kind == "u" and kind.itemsize <= 2)):
+        raise BadImageError(f"bands of {kind or f'{bits} bits'}; save them as uint8, uint16 or float32")
 
 
 def _refuse_page(page: Any, data: bytes, most_pixels: int) -> None:
@@ -90,8 +140,7 @@ def _refuse_page(page: Any, data: bytes, most_pixels: int) -> None:
     kind, samples = page.dtype, page.samplesperpixel
     if page.axes not in ("YX", "YXS", "SYX"):
         raise BadImageError(f"a TIFF with axes {page.axes}; save it with rows, columns and bands")
-    if kind is None or not (kind.kind == "f" or kind in (np.uint8, np.uint16)):
-        raise BadImageError(f"bands of {kind or f'{page.bitspersample} bits'}; save them as uint8, uint16 or float32")
+    require_depth(kind, page.bitspersample)
     for width, length in ((page.imagewidth, page.imagelength), (page.tilewidth or 1, page.tilelength or 1)):
         refuse_bomb(width, length, most_pixels, -(-samples * kind.itemsize // 4))
     if page.is_contiguous:
@@ -108,12 +157,3 @@ def _refuse_page(page: Any, data: bytes, most_pixels: int) -> None:
             inflated = zlib.decompressobj().decompress(data[offset : offset + count], most + 1)  # Python's zlib has no bound
             if len(inflated) > most:
                 raise BadImageError("a strip or tile that inflates to more than its pixels: taken for a decompression bomb")
-
-
-def turn_of(exif: bytes) -> int:
-    """EXIF's orientation, 1 to 8; 0 where it is absent or broken."""
-    try:
-        turn = tags_of(exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")).get(ORIENTATION, (0,))[0]
-    except (BadImageError, struct.error, OverflowError):
-        return 0
-    return turn if turn <= 8 else 0
