@@ -6,10 +6,12 @@ All that varies is a function of the step, so a checkpoint is weights, optimiser
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from shlex import quote
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from jepakit.data.opening import open_source
 from jepakit.data.part import split_sentences, training_part
 from jepakit.data.sources import Source, fingerprint
 from jepakit.data.statistics import fitted, told_of
+from jepakit.data.threads import StoppedError
 from jepakit.device import device_of, lowered, precision_of, use_cpu
 from jepakit.errors import UserError, plain
 from jepakit.evaluation.online import Online
@@ -37,7 +40,7 @@ from jepakit.model import JEPA, Output
 from jepakit.optim import Now, Schedule, gradient_norm, optimizer, set_now
 from jepakit.run import Run
 from jepakit.stopping import signals
-from jepakit.watch import watch
+from jepakit.watch import Watch, watch
 from jepakit.weights import jepa_of
 
 log = logging.getLogger("jepakit")
@@ -149,7 +152,7 @@ class Training:
     schedule: Schedule
     names: str
     step: int = 0
-    stop: bool = False
+    stop: Event = field(default_factory=Event)  # set when a signal asks for an end
 
     @classmethod
     def prepare(cls, config: Config, source: Source) -> "Training":
@@ -191,11 +194,10 @@ class Training:
         """Train to the end, or to a signal; leaves a checkpoint and the model either way."""
         total, settings_, warmup = self.schedule.steps, self.config.run, self.schedule.warmup
         saved, again = True, f"jepakit pretrain --resume {quote(str(run.path))}"
-        online = Online.prepare(self.config, self.source, self.loader.steps_per_epoch)
-        with signals(self._ask_to_stop), watch(run, self.config, online, total, warmup, self.step) as watching:
-            if watching.fresh:
+        with signals(self._ask_to_stop), self._watched(run, total, warmup) as watching:
+            if watching.fresh and not self.stop.is_set():
                 watching.start(self.jepa if not self.step else jepa_of(self.config).to(self.device), self.dtype)
-            for batch in self._batches(run):
+            for batch in () if self.stop.is_set() else self._batches(run):
                 done = self.step + 1
                 log_now = done % settings_.log_every_steps == 0 or done == total
                 save_now = done % settings_.save_every_steps == 0 or done == total
@@ -205,13 +207,13 @@ class Training:
                 self.step = done
                 if log_now:
                     watching.log(done, batch, out, norm, now, self.jepa, self.dtype)
-                if save_now or self.stop:
+                if save_now or self.stop.is_set():
                     self._require_finite(out, norm)
                     saved = self.save(run)
-                if self.stop:
-                    if saved:
-                        log.info("stopped at step %d of %d; go on with: %s", self.step, total, again)
+                if self.stop.is_set():
                     break
+            if self.stop.is_set() and saved:
+                log.info("stopped at step %d of %d; go on with: %s", self.step, total, again)
         if not saved:
             raise UserError(f"step {self.step} could not be saved (run.log says why): make room, then go on with: {again}")
         try:
@@ -221,6 +223,14 @@ class Training:
         if self.step == total:
             log.info("finished: %d steps; %d bad images", total, len(self.loader.bad))
         return run
+
+    @contextmanager
+    def _watched(self, run: Run, total: int, warmup: int) -> Iterator[Watch]:
+        online = None
+        with suppress(StoppedError):
+            online = Online.prepare(self.config, self.source, self.loader.steps_per_epoch, self.stop)
+        with watch(run, self.config, online, total, warmup, self.step) as watching:
+            yield watching
 
     def train_step(self, batch: Batch, now: Now, *, check: bool, rows: bool = True) -> tuple[Output, Tensor]:
         """One update: forward, backward, AdamW, average of the target encoder. Gives the batch's output and gradient's norm.
@@ -248,7 +258,7 @@ class Training:
         return out, norm
 
     def _ask_to_stop(self, by: str) -> None:
-        self.stop = True
+        self.stop.set()
         log.warning("%s: saving after this step", by)
 
     def _batches(self, run: Run) -> Iterator[Batch]:

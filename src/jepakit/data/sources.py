@@ -140,7 +140,7 @@ def together(source: Source, ids: NDArray[np.int64]) -> list[list[int]]:
     if blocks is None or not blocks.dear:
         return [list(range(len(ids)))]
     block = blocks.of(ids)
-    groups = np.array_split(np.unique(block), -(-len(np.unique(block)) // blocks.held))
+    groups = np.array_split(np.unique(block), max(1, -(-len(np.unique(block)) // blocks.held)))
     return [np.flatnonzero(np.isin(block, group)).tolist() for group in groups]
 
 

@@ -16,8 +16,9 @@ from jepakit.data.decode import FORMATS, decode
 from jepakit.data.findings import Finding, Tally, findings_in
 from jepakit.data.ifd import TIFF
 from jepakit.data.pixels import BadImageError, Pixels, refuse_bomb
+from jepakit.data.reading import read_each
 from jepakit.data.sources import Blocks, Source, spread
-from jepakit.data.threads import each, within
+from jepakit.data.threads import within
 from jepakit.errors import UserError
 
 T = TypeVar("T")
@@ -183,18 +184,5 @@ def _shape(raw: bytes | Pixels, most_pixels: int) -> tuple[int, ...]:
 
 def _of_some(source: Source, count: int, look: Callable[[int], T], threads: int, seconds: float) -> list[T]:
     """look(index) of up to so many samples, in their order; those that are bad, or come too late, are left out."""
-    ids, found, late = spread(source, count), dict[int, T](), set[int]()
-
-    def work(row: int) -> T | None:
-        try:
-            return None if row in late else look(int(ids[row]))
-        except BadImageError:
-            return None
-
-    def put(row: int, value: T | None) -> None:
-        if value is not None:
-            found[row] = value
-
-    source.wait(ids, seconds)
-    each(len(ids), work, put, threads=threads, seconds=seconds, late=late.add)
-    return [found[row] for row in sorted(found)]
+    found = read_each(source, spread(source, count), look, threads=threads, seconds=seconds)
+    return [value for value in found if not isinstance(value, BadImageError)]

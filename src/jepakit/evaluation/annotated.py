@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jepakit.data.decode import SUFFIXES
-from jepakit.data.pixels import MOST_PIXELS
+from jepakit.data.opening import SECONDS
+from jepakit.data.pixels import MOST_PIXELS, BadImageError
+from jepakit.data.threads import within
 from jepakit.errors import UserError, line_of
 from jepakit.progress import progress
 
@@ -79,6 +81,13 @@ def read_labels(path: Path, zero_is_other: bool) -> NDArray[np.int32]:
 
 def label_image(path: Path) -> NDArray[np.uint8 | np.uint16]:
     """A PNG of labels, gray or palette, of 8 or 16 bits, as it is: (H, W). Raises UserError for any other."""
+    try:
+        return within(SECONDS, lambda: _labels_of(path))
+    except BadImageError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _labels_of(path: Path) -> NDArray[np.uint8 | np.uint16]:
     try:
         with Image.open(path, formats=("PNG",)) as image:
             if image.width * image.height > MOST_PIXELS:

@@ -123,6 +123,7 @@ def davis(
     *,
     settings: Propagation | None = None,
     precision: torch.dtype = torch.float32,
+    seconds: float = 60.0,
 ) -> list[dict[str, Any]]:
     """Label propagation with each encoder's patch tokens, with raw pixels, and the first mask kept: a row each.
 
@@ -133,7 +134,9 @@ def davis(
     settings = settings or Propagation()
     sequences = open_sequences(Path(root))
     first = next(iter(encoders.values()))
-    kinds = {name: Tokens(e, precision) for name, e in encoders.items()} | {"raw pixels": Tokens(first, raw=True)}
+    kinds = {name: Tokens(e, precision, seconds=seconds) for name, e in encoders.items()} | {
+        "raw pixels": Tokens(first, raw=True, seconds=seconds)
+    }
     scores: dict[str, list[NDArray[np.float64]]] = {name: [] for name in (*kinds, "first mask kept")}
     with progress("sequences", len(sequences)) as report:
         for done, sequence in enumerate(sequences, start=1):

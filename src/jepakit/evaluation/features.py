@@ -4,10 +4,9 @@ n samples, T patch tokens, D features.
 """
 
 import logging
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,18 +16,21 @@ from torch import Tensor
 
 from jepakit.data.crops import BandsError, Images, centre_crop, channels_of, resize, stacked
 from jepakit.data.pixels import BadImageError, Pixels
+from jepakit.data.reading import ahead, read_each
 from jepakit.data.sources import Source
 from jepakit.data.statistics import require_bands
 from jepakit.device import lowered
 from jepakit.encoder import Encoder
-from jepakit.errors import UserError
+from jepakit.errors import UserError, plain
 from jepakit.progress import progress
 from jepakit.vit import patchify
 
+T = TypeVar("T")
 log = logging.getLogger("jepakit")
 RAW, PCA = "raw pixels", "pixel PCA"
 RAW_SIDE = 16  # pixels on a side of the raw-pixel baseline
 BATCH = 128
+TOLD = 8192  # samples that a source is told of before they are read
 MOST_TOKENS = 8 << 30  # bytes of patch tokens that are kept in memory
 
 
@@ -64,21 +66,23 @@ def extract(
     last4: bool = False,
     tokens: bool = False,
     precision: torch.dtype = torch.float32,
+    seconds: float = 60.0,
 ) -> tuple[dict[str, Frozen], NDArray[np.int64]]:
     """Features by name of each encoder and of raw pixels, and the places in the source (n,) that could be read.
 
     The encoder sees the largest centre crop, resized; the whole image, resized, where the label speaks of the `whole`.
-    Raises UserError for fewer than two readable images, and for features that are not finite.
+    An image that cannot be read, or not within so many `seconds`, is named and left out. Raises UserError for fewer than two
+    readable images, and for features that are not finite.
     """
     ids = np.arange(len(source)) if ids is None else np.asarray(ids)
     first = next(iter(encoders.values()))
-    require_bands(source, first.images)
+    require_bands(source, first.images, seconds)
     if tokens:
         _require_room(first, len(ids), len(encoders))
     made: dict[str, list[dict[str, Tensor]]] = {name: [] for name in (*encoders, RAW)}
     kept: list[int] = []
     with progress("features", len(ids)) as report, torch.inference_mode(), lowered(first.device, precision):
-        for part, images in _batches(source, ids, first.images, whole):
+        for part, images in _batches(source, ids, first.images, whole, seconds):
             for name, encoder in encoders.items():
                 layers = encoder.layers(encoder.normalise(images.to(first.device)), last=4 if last4 else 1)
                 made[name].append(_pooled(layers, last4, tokens))
@@ -163,28 +167,29 @@ def _require_finite(x: Tensor, name: str, source: Source, ids: list[int]) -> Non
         )
 
 
-def _batches(source: Source, ids: NDArray[np.int64], settings: Images, whole: bool) -> Iterator[tuple[list[int], Tensor]]:
+def _batches(
+    source: Source, ids: NDArray[np.int64], settings: Images, whole: bool, seconds: float
+) -> Iterator[tuple[list[int], Tensor]]:
     """Places and images (B, C, H, W), read by threads while the encoder works on the ones before."""
 
-    def read(part: NDArray[np.int64]) -> list[Tensor | BadImageError]:
-        images: list[Tensor | BadImageError] = []
-        for index in part:
-            try:
-                images.append(as_seen(source, int(index), settings, whole))
-            except BadImageError as error:
-                images.append(error)
-        return images
+    def read() -> Iterator[tuple[NDArray[np.int64], list[Tensor | BadImageError]]]:
+        for start in range(0, len(ids), BATCH):
+            source.soon(ids[start : start + TOLD])
+            part = ids[start : start + BATCH]
+            yield part, read_each(source, part, lambda index: as_seen(source, index, settings, whole), seconds=seconds)
 
-    parts = [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)]
-    with ThreadPoolExecutor(2, "jepakit-image") as pool:
-        waiting = deque(pool.submit(read, part) for part in parts[:2])
-        for n, part in enumerate(parts):
-            good: list[tuple[int, Tensor]] = []
-            for i, image in zip(part.tolist(), waiting.popleft().result(), strict=True):
-                if isinstance(image, BadImageError):
-                    log.warning("left out of the evaluation: %s: %s", source.title(i), image)
-                else:
-                    good.append((i, image))
-            waiting.extend(pool.submit(read, later) for later in parts[n + 2 : n + 3])
-            if good:
-                yield [i for i, _ in good], stacked([image for _, image in good])
+    for part, images in ahead(read()):
+        good = readable(source, part, images)
+        if good:
+            yield [i for i, _ in good], stacked([image for _, image in good])
+
+
+def readable(source: Source, ids: NDArray[np.int64], found: Sequence[T | BadImageError]) -> list[tuple[int, T]]:
+    """Those that could be read, with their places; the others are named."""
+    good = []
+    for i, each in zip(ids.tolist(), found, strict=True):
+        if isinstance(each, BadImageError):
+            log.warning("left out of the evaluation: %s: %s", plain(source.title(i)), plain(str(each)))
+        else:
+            good.append((i, each))
+    return good

@@ -8,8 +8,6 @@ B images of a batch, S packed tokens, D width, L blocks, K classes.
 """
 
 import math
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +21,12 @@ from torch import Tensor, nn
 
 from jepakit import rng
 from jepakit.data.crops import Crops, Images, flips, resize, stacked
+from jepakit.data.pixels import BadImageError
+from jepakit.data.reading import ahead, read_each
 from jepakit.data.sources import Source
 from jepakit.device import lowered
 from jepakit.encoder import Encoder
-from jepakit.errors import UserError
+from jepakit.errors import UserError, plain
 from jepakit.evaluation.features import pixels_of, seen
 from jepakit.layout import Layout
 from jepakit.progress import progress
@@ -35,7 +35,6 @@ from jepakit.vit import NORM_EPS, Block
 
 Rows = NDArray[np.int64]
 Box = tuple[int, int, int, int]  # top, bottom, left, right
-THREADS = 2  # that read images
 TEST_BATCH = 128
 
 
@@ -237,6 +236,7 @@ def finetune(
     settings: FineTuning | None = None,
     seed: int = 0,
     precision: torch.dtype = torch.float32,
+    seconds: float = 60.0,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Predicted labels (m,) int64 of test_rows (m,) of a source, from train_rows (n,) and labels (len(source),) < K.
 
@@ -244,20 +244,18 @@ def finetune(
     Test images are seen as in all of evaluation, whole or their largest centre crop. Where the label speaks of the whole
     image, training images are not cropped either (mixup and cutmix are the settings' matter). With the prediction come the
     settings, the highest learning rate and the last loss. Raises UserError where the loss is not finite and for an image of
-    other bands than the encoder's, BadImageError for one that is not readable.
+    other bands than the encoder's, and for one that cannot be read, or not within so many `seconds`.
     """
     settings = settings or FineTuning()
     model = Classifier(encoder, classes, settings, seed).to(encoder.device)
-    view = _View(source, encoder.images, source.labels is not None and source.labels.whole, settings, seed)
-    with lowered(encoder.device, precision), ThreadPoolExecutor(THREADS) as pool:
-        loss = _fit(model, view, train_rows, torch.as_tensor(labels), settings, seed, pool)
-        predicted = _predict(model, view, test_rows, pool)
+    view = _View(source, encoder.images, source.labels is not None and source.labels.whole, settings, seed, seconds)
+    with lowered(encoder.device, precision):
+        loss = _fit(model, view, train_rows, torch.as_tensor(labels), settings, seed)
+        predicted = _predict(model, view, test_rows)
     return predicted, {"lr": peak_rate(len(train_rows), settings), "loss": loss, **settings.model_dump(mode="json")}
 
 
-def _fit(
-    model: Classifier, view: "_View", rows: Rows, labels: Tensor, settings: FineTuning, seed: int, pool: ThreadPoolExecutor
-) -> float:
+def _fit(model: Classifier, view: "_View", rows: Rows, labels: Tensor, settings: FineTuning, seed: int) -> float:
     """Train; the last loss."""
     device = model.head.weight.device
     groups = parameter_groups(model, model.depth, settings.layer_decay, settings.weight_decay)
@@ -269,7 +267,7 @@ def _fit(
         order = rng.permutation(seed, "fine-tuning", step // parts, len(rows))
         return rows[np.array_split(order, parts)[step % parts]]
 
-    seen = _ahead(view, ((batch(step), step // parts) for step in range(steps)), pool)
+    seen = ahead(view.of(batch(step), step // parts) for step in range(steps))
     with progress("fine-tuning", steps) as report:
         for step, (ids, images) in enumerate(seen):
             for group in adamw.param_groups:
@@ -287,9 +285,9 @@ def _fit(
 
 
 @torch.no_grad()
-def _predict(model: Classifier, view: "_View", rows: Rows, pool: ThreadPoolExecutor) -> Tensor:
+def _predict(model: Classifier, view: "_View", rows: Rows) -> Tensor:
     device, parts = model.head.weight.device, np.array_split(rows, -(-len(rows) // TEST_BATCH))
-    seen = _ahead(view, ((part, None) for part in parts), pool)
+    seen = ahead(view.of(part, None) for part in parts)
     return torch.cat([model(model.encoder.normalise(images.to(device))).argmax(1).cpu() for _, images in seen])
 
 
@@ -308,6 +306,17 @@ class _View:
     whole: bool
     settings: FineTuning
     seed: int
+    seconds: float
+
+    def of(self, rows: Rows, epoch: int | None) -> tuple[Rows, Tensor]:
+        """Rows and their images (B, C, H, W). Raises UserError for one that cannot be read."""
+        images: list[Tensor] = []
+        found = read_each(self.source, rows, lambda row: self(row, epoch), seconds=self.seconds)
+        for row, image in zip(rows.tolist(), found, strict=True):
+            if isinstance(image, BadImageError):
+                raise UserError(f"fine-tuning: {plain(self.source.title(row))} cannot be read: {plain(str(image))}; mend it")
+            images.append(image)
+        return rows, stacked(images)
 
     def __call__(self, row: int, epoch: int | None) -> Tensor:
         """(C, H, W). Raises BadImageError, and UserError for other bands than the encoder's."""
@@ -319,14 +328,3 @@ class _View:
             pixels = Crops.draw(law, np.array([row]), self.seed, epoch).cut(0, pixels)
         image = resize(pixels, *self.images.height_width)
         return image.flip(2) if self.settings.flip and flips(self.seed, epoch, np.array([row]))[0] else image
-
-
-def _ahead(view: _View, batches: Iterator[tuple[Rows, int | None]], pool: ThreadPoolExecutor) -> Iterator[tuple[Rows, Tensor]]:
-    """Rows and images (B, C, H, W) of each batch; the next one is read while this one is used."""
-    upcoming = None
-    for rows, epoch in batches:
-        current, upcoming = upcoming, (rows, [pool.submit(view, int(row), epoch) for row in rows])
-        if current is not None:
-            yield current[0], stacked([image.result() for image in current[1]])
-    if upcoming is not None:
-        yield upcoming[0], stacked([image.result() for image in upcoming[1]])

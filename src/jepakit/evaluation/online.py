@@ -2,16 +2,20 @@
 
 import logging
 from dataclasses import dataclass
+from threading import Event
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jepakit import rng
 from jepakit.config import Config
 from jepakit.data.crops import stacked
 from jepakit.data.pixels import BadImageError
-from jepakit.data.sources import Source
+from jepakit.data.reading import read_each
+from jepakit.data.sources import Blocks, Source
+from jepakit.data.statistics import ordered_by
 from jepakit.device import lowered
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
@@ -23,6 +27,7 @@ from jepakit.model import JEPA
 log = logging.getLogger("jepakit")
 STEP = 2.5  # what a step costs an image, in passes of the target encoder over whole images (low: most steps cost more)
 SHARE = 0.03  # of the work between looks, the most that one may take
+BLOCKS = 4  # of which images are drawn at least, where an epoch goes by blocks
 
 
 @dataclass(frozen=True)
@@ -35,26 +40,34 @@ class Online:
     every_steps: int
 
     @classmethod
-    def prepare(cls, config: Config, source: Source, steps_per_epoch: int) -> "Online | None":
-        """Images drawn by the seed, a third of them held-out samples where there are labels; None where looks are turned off."""
+    def prepare(cls, config: Config, source: Source, steps_per_epoch: int, stop: Event | None = None) -> "Online | None":
+        """Images drawn by the seed, a third of them held-out samples where there are labels; None where looks are turned off.
+
+        Where an epoch goes by blocks, they are of few blocks. Raises StuckError where nothing answers, StoppedError once
+        `stop` is set.
+        """
         count = config.run.probe_images
         if not count:
             return None
-        order = rng.permutation(config.seed, "online", 0, len(source))
+        order, blocks = rng.permutation(config.seed, "online", 0, len(source)), ordered_by(config.images, source)
         labels = source.labels if source.labels is not None and (source.labels.values >= 0).any() else None
         whole = labels is not None and labels.whole
         if labels is not None:
             order = order[labels.values[order] >= 0]
             held = labels.test[order]
-            order = np.concatenate([order[~held][: count - count // 3], order[held][: count // 3]])
-        ids: list[int] = []
-        images: list[Tensor] = []
-        for index in order[:count].tolist():
+            order = np.concatenate([_first(order[~held], count - count // 3, blocks), _first(order[held], count // 3, blocks)])
+        order = _first(order, count, blocks)
+
+        def read(index: int) -> Tensor:
             try:
-                images.append(as_seen(source, index, config.images, whole))
-                ids.append(index)
-            except (BadImageError, UserError):  # the loader will name it
-                continue
+                return as_seen(source, index, config.images, whole)
+            except UserError as error:  # the loader will say it
+                raise BadImageError(str(error)) from None
+
+        threads, seconds = config.run.loader_threads, config.run.read_timeout_seconds
+        found = zip(order.tolist(), read_each(source, order, read, threads=threads, seconds=seconds, stop=stop), strict=True)
+        good = [(index, image) for index, image in found if not isinstance(image, BadImageError)]  # the loader names others
+        ids, images = [index for index, _ in good], [image for _, image in good]
         if len(ids) < 2:
             return None
         values = None if labels is None else torch.from_numpy(labels.values[ids])
@@ -112,3 +125,13 @@ def _asked(values: Tensor, test: Tensor) -> Tensor | None:
             int((~test).sum()),
         )
     return ~unknown
+
+
+def _first(order: NDArray[np.int64], count: int, blocks: Blocks | None) -> NDArray[np.int64]:
+    """The first so many of an order (n,); with blocks those of as few as hold so many, which are the first that it meets."""
+    if blocks is None or not len(order):
+        return order[:count]
+    block = blocks.of(order)
+    met = np.array(list(dict.fromkeys(block.tolist())))
+    enough = int(np.searchsorted(np.cumsum(np.bincount(block)[met]), count)) + 1
+    return order[np.isin(block, met[: max(BLOCKS, enough)])][:count]

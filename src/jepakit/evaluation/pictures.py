@@ -8,8 +8,9 @@ from torch import Tensor
 
 from jepakit.config import Config
 from jepakit.data.crops import to_show
+from jepakit.data.reading import read_each
 from jepakit.data.sources import Source
-from jepakit.evaluation.features import as_seen
+from jepakit.evaluation.features import as_seen, readable
 from jepakit.evaluation.knn import neighbours
 from jepakit.files import whole
 
@@ -57,7 +58,11 @@ def _neighbours(source: Source, x: Tensor, places: NDArray[np.int64]) -> tuple[N
 
 
 def _images(source: Source, ids: NDArray[np.int64], config: Config) -> NDArray[np.uint8]:
-    return np.stack([to_show(as_seen(source, int(i), config.images)).permute(1, 2, 0).numpy() for i in ids])
+    """Images (n, H, W, 3); black for one that could be read for the features and cannot be now, which is said."""
+    found = read_each(source, ids, lambda i: as_seen(source, i, config.images), seconds=config.run.read_timeout_seconds)
+    shown = dict(readable(source, ids, found))
+    black = np.zeros((*config.images.height_width, 3), np.uint8)
+    return np.stack([to_show(shown[i]).permute(1, 2, 0).numpy() if i in shown else black for i in ids.tolist()])
 
 
 def _labels(source: Source, ids: NDArray[np.int64]) -> NDArray[np.str_]:

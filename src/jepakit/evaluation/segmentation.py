@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from jepakit import rng
 from jepakit.data.crops import channels_of, resize, stacked
 from jepakit.data.decode import read_image
+from jepakit.data.opening import SECONDS
 from jepakit.data.pixels import BadImageError, Pixels
+from jepakit.data.threads import within
 from jepakit.device import lowered
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
@@ -73,6 +75,7 @@ def segmentation(
     limit: int | None = None,
     precision: torch.dtype = torch.float32,
     seed: int = 0,
+    seconds: float = SECONDS,
 ) -> list[dict[str, Any]]:
     """Linear heads on frozen tokens of each encoder, of raw pixels, and the majority class: a row each.
 
@@ -86,7 +89,9 @@ def segmentation(
     labelled = open_annotated(Path(root), zero_is_other, limit)
     rows = []
     first = next(iter(encoders.values()))
-    kinds = {name: Tokens(e, precision) for name, e in encoders.items()} | {"raw pixels": Tokens(first, raw=True)}
+    kinds = {name: Tokens(e, precision, seconds=seconds) for name, e in encoders.items()} | {
+        "raw pixels": Tokens(first, raw=True, seconds=seconds)
+    }
     for name, tokens in kinds.items():
         shape = _shape(tokens, size)
         cache = _cached(name, tokens, labelled, shape)
@@ -106,6 +111,7 @@ class Tokens:
     encoder: Encoder
     precision: torch.dtype = torch.float32
     raw: bool = False
+    seconds: float = SECONDS
 
     @property
     def patch(self) -> int:
@@ -118,7 +124,7 @@ class Tokens:
     def read(self, path: Path) -> Pixels:
         """(H, W, C) with the encoder's channels. Raises UserError."""
         try:
-            return channels_of(read_image(path), self.encoder.images)
+            return channels_of(within(self.seconds, lambda: read_image(path)), self.encoder.images)
         except BadImageError as error:
             raise UserError(f"{path} cannot be read: {error}") from None
 

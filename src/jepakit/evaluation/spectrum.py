@@ -13,12 +13,13 @@ from pydantic import Field
 from torch import Tensor
 
 from jepakit.data.crops import Images, centre_crop, channels_of, crop_boxes, resize, stacked
-from jepakit.data.pixels import BadImageError, Pixels
+from jepakit.data.pixels import Pixels
+from jepakit.data.reading import read_each
 from jepakit.data.sources import Source
 from jepakit.device import lowered
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
-from jepakit.evaluation.features import Frozen
+from jepakit.evaluation.features import TOLD, Frozen, readable
 from jepakit.layout import segment_mean
 from jepakit.masks import Masking, Masks
 from jepakit.metrics import Discriminant, Gram
@@ -72,6 +73,7 @@ def lidar_rows(
     settings: LiDAR,
     seed: int = 0,
     precision: torch.dtype = torch.float32,
+    seconds: float = 60.0,
 ) -> list[Row]:
     """LiDAR of each encoder, all on the same views, each the mean over its tokens.
 
@@ -82,7 +84,7 @@ def lidar_rows(
     first, used, q = next(iter(encoders.values())), 0, settings.views
     ids = np.arange(len(source))[spread(len(source), settings.images)]
     with progress("lidar", len(ids)) as report, torch.inference_mode(), lowered(first.device, precision):
-        for who, images in _groups(source, ids, first.images):
+        for who, images in _groups(source, ids, first.images, seconds):
             views: dict[str, list[Tensor]] = {name: [] for name in encoders}
             x = first.normalise(_view(images, first.images, settings.by, who, seed).to(first.device))
             for v in range(q):  # view by view: a law that draws for a whole batch then tells views apart, not images
@@ -112,21 +114,22 @@ def _lidar_row(name: str, scatter: Discriminant, encoder: Encoder, settings: LiD
     return {"name": name, "lidar": value, **about, "conditioning": told, **_bounded(n, encoder.width)}
 
 
-def _groups(source: Source, ids: NDArray[np.int64], images: Images) -> Iterator[tuple[NDArray[np.int64], list[Pixels]]]:
+def _groups(
+    source: Source, ids: NDArray[np.int64], images: Images, seconds: float
+) -> Iterator[tuple[NDArray[np.int64], list[Pixels]]]:
     """Places and pixels of a few readable images at a time."""
-    who: list[int] = []
-    pixels: list[Pixels] = []
-    for id_ in ids.tolist():
-        try:
-            pixels.append(channels_of(source.read(id_, images.max_pixels), images))
-            who.append(id_)
-        except BadImageError:
-            continue
-        if len(who) == GROUP:
-            yield np.array(who), pixels
-            who, pixels = [], []
-    if who:
-        yield np.array(who), pixels
+
+    def read(index: int) -> Pixels:
+        return channels_of(source.read(index, images.max_pixels), images)
+
+    good: list[tuple[int, Pixels]] = []
+    for start in range(0, len(ids), GROUP):
+        source.soon(ids[start : start + TOLD])
+        part = ids[start : start + GROUP]
+        good += readable(source, part, read_each(source, part, read, seconds=seconds))
+        while len(good) >= GROUP or (good and start + GROUP >= len(ids)):
+            some, good = good[:GROUP], good[GROUP:]
+            yield np.array([index for index, _ in some]), [pixels for _, pixels in some]
 
 
 def _view(whole: list[Pixels], images: Images, by: str, draws: NDArray[np.int64], seed: int) -> Tensor:

@@ -32,6 +32,7 @@ class Subject:
     data: str | None
     config: Config | None
     trained_on: str | None = None
+    seconds: float = 60.0  # in which an image must come
 
     @property
     def name(self) -> str:
@@ -86,4 +87,6 @@ def _subject(
     use_cpu(run.threads)
     device = device_of(run.device)
     ready = {name: encoder.to(device).requires_grad_(False).eval() for name, encoder in encoders.items()}
-    return Subject(ready, folder, masking, precision_of(run.precision, device), data, config, trained_on)
+    return Subject(
+        ready, folder, masking, precision_of(run.precision, device), data, config, trained_on, run.read_timeout_seconds
+    )

@@ -17,13 +17,13 @@ from sklearn.exceptions import ConvergenceWarning
 from jepakit.config import overrides, sentence
 from jepakit.data.crops import Images
 from jepakit.data.opening import open_source
-from jepakit.data.pixels import BadImageError
+from jepakit.data.reading import read_each
 from jepakit.data.sources import Source
 from jepakit.data.statistics import usable
 from jepakit.errors import UserError, nearest, plain
 from jepakit.evaluation.compare import Difference
 from jepakit.evaluation.davis import davis
-from jepakit.evaluation.features import PCA, RAW, Frozen, extract, pca
+from jepakit.evaluation.features import BATCH, PCA, RAW, Frozen, extract, pca, readable
 from jepakit.evaluation.finetune import finetune, recipe_for
 from jepakit.evaluation.pictures import save_pictures
 from jepakit.evaluation.probes import LAST4, PROBES, TOKENS, Protocol, Right
@@ -145,7 +145,7 @@ def _on_images(
     if made:
         layers = {"last4": bool({*probes} & LAST4), "tokens": bool({*probes} & TOKENS), "precision": judged.precision}
         whole = labels is not None and labels.whole
-        features, ids = extract(source, judged.encoders, ids, whole=whole, **layers)  # type: ignore[arg-type]
+        features, ids = extract(source, judged.encoders, ids, whole=whole, seconds=judged.seconds, **layers)  # type: ignore[arg-type]
         told = [name for name, encoder in judged.encoders.items() if encoder.conditioning is not None]
         rows = rankme_rows(features, protocol.rankme, told)
         results["rankme"] = save_rows(judged.folder, "rankme", source.name, rows, protocol)
@@ -157,25 +157,25 @@ def _on_images(
         sheets = {task: Sheet.of(source, labels, ids, seen) for task in probes}
         results |= _probed(judged.folder, sheets, features, protocol)
     if "lidar" in tasks:
-        rows = lidar_rows(source, judged.encoders, judged.masking, protocol.lidar, protocol.seed, judged.precision)
+        rows = lidar_rows(
+            source, judged.encoders, judged.masking, protocol.lidar, protocol.seed, judged.precision, judged.seconds
+        )
         results["lidar"] = save_rows(judged.folder, "lidar", source.name, rows, protocol)
     if "finetune" in tasks and labels is not None:
-        ids = ids if made else _readable(source, ids, judged.encoder.images)
+        ids = ids if made else _readable(source, ids, judged.encoder.images, judged.seconds)
         results["finetune"] = _finetuned(judged, Sheet.of(source, labels, ids, seen), protocol)
     if labels is None and {*tasks} - {"rankme", "lidar"}:
         log.warning("%s has no labels: put images into sub-folders, one a class, to probe; RankMe was measured", source.name)
     return results
 
 
-def _readable(source: Source, ids: Rows, images: Images) -> Rows:
+def _readable(source: Source, ids: Rows, images: Images, seconds: float) -> Rows:
     """Places of the samples that can be read, with the encoder's bands; the others are named."""
-    kept = []
-    for index in ids.tolist():
-        try:
-            usable(source, index, images)
-            kept.append(index)
-        except BadImageError as error:
-            log.warning("left out of the evaluation: %s: %s", source.title(index), error)
+    kept: list[int] = []
+    for start in range(0, len(ids), BATCH):
+        part = ids[start : start + BATCH]
+        found = read_each(source, part, lambda index: usable(source, index, images).shape, seconds=seconds)
+        kept += [index for index, _ in readable(source, part, found)]
     return np.array(kept, np.int64)
 
 
@@ -227,13 +227,14 @@ def _finetuned(judged: Subject, sheet: Sheet, protocol: Protocol) -> list[Row]:
             settings,
             protocol.seed,
             judged.precision,
+            judged.seconds,
         )
         sheet.enter(name, (predicted == halves.test_labels).double().numpy(), about)
     return sheet.save(judged.folder, "finetune", protocol)
 
 
 def _dense(judged: Subject, task: str, root: Path, protocol: Protocol) -> list[Row]:
-    precision = judged.precision
+    shared: dict[str, Any] = {"precision": judged.precision, "seconds": judged.seconds}
     if task == "segmentation":
-        return segmentation(judged.encoders, root, **dict(protocol.segmentation), precision=precision, seed=protocol.seed)
-    return davis(judged.encoders, root, **dict(protocol.davis), precision=precision)
+        return segmentation(judged.encoders, root, **dict(protocol.segmentation), **shared, seed=protocol.seed)
+    return davis(judged.encoders, root, **dict(protocol.davis), **shared)
