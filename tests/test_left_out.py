@@ -5,6 +5,7 @@ import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -328,3 +329,84 @@ def test_masks_and_kinds_of_labels_in_a_shard(tmp_path: Path) -> None:
     path = shard(tmp_path / "both.tar", members)
     assert open_source(str(path)).notes == ("labels are 'label'; it has 'folder' too: --labels NAME takes another",)
     assert open_source(str(path), "folder").notes == open_source(str(path), "label").notes == ()
+
+
+# ---- tables and arrays
+
+
+def png(seed: int) -> bytes:
+    return bytes_of(photo(seed))
+
+
+def tables_of(tmp_path: Path, columns: dict[str, Any]) -> list[Path]:
+    """The same columns as Parquet and as Arrow."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    table = pa.table(columns)
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return [tmp_path / "x.parquet", tmp_path / "x.arrow"]
+
+
+def test_further_columns_of_images_and_rows_without_one_are_said(tmp_path: Path) -> None:
+    images: list[Any] = [{"bytes": png(i), "path": f"{i}.png"} for i in range(8)]
+    images[3] = images[5] = None
+    depth, views = [png(i) for i in range(8)], [[png(0), png(1)]] * 8
+    for path in tables_of(tmp_path, {"depth": depth, "image": images, "views": views, "label": [0, 1] * 4}):
+        notes = open_source(str(path)).notes
+        assert len(notes) == 2
+        assert note_of(notes, "images are column 'image'; 'depth', 'views' may hold images too and are not used")
+        assert "2 rows have no image (null)" in note_of(notes, "images.max_bad")
+    for path in tables_of(tmp_path, {"png": [*depth[:7], None], "label": [0, 1] * 4}):
+        (said,) = open_source(str(path)).notes
+        assert said.startswith("1 row has no image (null)")
+    for path in tables_of(tmp_path, {"image": images[:3], "label": [0, 1, 1], "width": [1, 2, 3]}):
+        assert open_source(str(path)).notes == ()
+
+
+@pytest.mark.parametrize(
+    "columns, labels, words",
+    [
+        ({"label": [1.0, 0.0, float("nan"), 2.0]}, [1, 0, -1, 2], "column 'label': labels are floats, taken as the whole"),
+        ({"label": [0.5, 0.0, 1.0, 2.0]}, None, "numbers with fractions"),
+        ({"label": [[0, 1], [1, 0], [1, 0], [0, 1]]}, None, "column 'label' is not taken for labels, being a list"),
+        ({"fine_label": [0, 1, 2, 3], "label": [0, 0, 1, 1]}, [0, 0, 1, 1], "labels are 'label'; it has 'fine_label' too"),
+        ({"species": ["a", "b", "a", "b"], "id": [1, 2, 3, 4]}, None, "none of 'species' is called 'label'; --labels NAME"),
+        ({"label": [0, 1, 0, 1], "id": [1, 2, 3, 4]}, [0, 1, 0, 1], ""),
+    ],
+)
+def test_columns_that_look_like_labels(tmp_path: Path, columns: dict[str, Any], labels: list[int] | None, words: str) -> None:
+    for path in tables_of(tmp_path, {"image": [png(i) for i in range(4)], **columns}):
+        source = open_source(str(path))
+        assert (source.labels.values.tolist() if source.labels else None) == labels
+        assert words in "".join(source.notes) and len(source.notes) == bool(words)
+
+
+X = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+ONE_HOT = np.eye(3, dtype=np.float32)[[0, 2, 1, 1, 0, 2]]
+
+
+@pytest.mark.parametrize(
+    "arrays, labels, words",
+    [
+        ({"labels": np.arange(5)}, None, "'labels' (5,) is not taken for labels: there are 6 images"),
+        ({"y": np.array([0.0, 2, 1, np.nan, 0, 2])}, [0, 2, 1, -1, 0, 2], "taken as the whole numbers"),
+        ({"y": np.array([0.5, 2, 1, 1, 0, 2])}, None, "fractions"),
+        ({"labels": ONE_HOT}, [0, 2, 1, 1, 0, 2], "taken as the place of the one"),
+        ({"labels": ONE_HOT.astype(bool)}, [0, 2, 1, 1, 0, 2], "taken as the place of the one"),
+        ({"labels": ONE_HOT + ONE_HOT[::-1]}, None, "several numbers for each image"),
+        ({"labels": np.array(["a", "b", None, "a", "b", "a"], object)}, None, "of objects"),
+        ({"species": np.array([0, 1, 0, 1, 0, 1])}, None, "'species' may be such; --labels NAME takes one"),
+        ({"id": np.arange(6)}, None, ""),
+        ({"y": np.array([0, 1] * 3), "target": np.array([1, 0] * 3)}, [0, 1] * 3, "labels are 'y'; it has 'target' too"),
+        ({"y": np.array([0, 1] * 3), "masks": X[..., 0]}, [0, 1] * 3, "'masks' (6, 8, 8) uint8 may hold images too"),
+        ({"y_test": np.array([0, 1] * 3)}, None, "there are no images of its part"),
+    ],
+)
+def test_arrays_that_look_like_labels(tmp_path: Path, arrays: dict[str, Any], labels: list[int] | None, words: str) -> None:
+    np.savez(tmp_path / "x.npz", images=X, **arrays)
+    source = open_source(str(tmp_path / "x.npz"))
+    assert (source.labels.values.tolist() if source.labels else None) == labels
+    assert words in "".join(source.notes) and len(source.notes) == bool(words)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.data.sources import ArraySource, Labels, Source, pick
+from jepakit.data.sources import ArraySource, Labels, Source, by_default, pick
 from jepakit.errors import UserError, line_of
 
 MOST_BYTES = 1 << 32  # an idx file that claims more is broken
@@ -32,9 +32,12 @@ def cifar100(root: Path, labels: str | None) -> Source | None:
     """CIFAR-100's python version: train, then test, which is held out; label 'fine' (100 classes) or 'coarse' (20)."""
     if not all((root / name).is_file() for name in ("meta", "train", "test")):
         return None
-    which = pick(labels, ("fine", "coarse"), str(root))
+    kinds = ("fine", "coarse")
+    which = pick(labels, kinds, str(root))
     parts = [_batch(root / name, f"{which}_labels") for name in ("train", "test")]
-    return _cifar(root, which, parts, _names(root / "meta", f"{which}_label_names"))
+    source = _cifar(root, which, parts, _names(root / "meta", f"{which}_label_names"))
+    source.notes = by_default(labels, which, kinds)
+    return source
 
 
 def mnist(root: Path, labels: str | None) -> Source | None:

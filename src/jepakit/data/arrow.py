@@ -37,6 +37,7 @@ class ArrowSource(Source):
     firsts: NDArray[np.int64]  # the same of each file
     blocks: Blocks | None = None
     held_out: NDArray[np.bool_] | None = None
+    notes: tuple[str, ...] = ()
     _sound: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # parts of the batches that were looked at
 
     def __len__(self) -> int:
@@ -74,7 +75,7 @@ def arrow(root: Path, labels: str | None) -> Source | None:
     for path, table in zip(paths, read, strict=True):
         if not table.schema.equals(schema):
             raise UserError(f"{path} has other columns than {paths[0].name}: give one of them, or a folder for each kind")
-    column = tables.image_column(schema, str(root))
+    column, notes = tables.image_column(schema, str(root))
     chunks = [chunk for table in read for chunk in table.column(column).chunks if len(chunk)]
     if not chunks:
         raise UserError(f"{root}: its Arrow files hold no rows")
@@ -84,8 +85,22 @@ def arrow(root: Path, labels: str | None) -> Source | None:
     blocks = Blocks(starts, max(1, int(NEAR / mean)), dear=False)
     titles, places = tables.below([str(path) for path in paths]), np.repeat(np.arange(len(read)), [*map(len, read)])
     parts = splits.parts(titles)
-    found, held_out = _labels(str(root), paths, read, column, labels, parts, places), splits.held_out(parts, places)
-    return ArrowSource(str(root), paths, titles, chunks, found, starts, firsts, blocks, held_out)
+    found, guessed = _labels(str(root), paths, read, column, labels, parts, places)
+    notes += tables.nulls(sum(map(_nulls, chunks))) + guessed
+    return ArrowSource(str(root), paths, titles, chunks, found, starts, firsts, blocks, splits.held_out(parts, places), notes)
+
+
+def _nulls(chunk: Any) -> int:
+    """Rows without an image: neither bytes nor a path."""
+    import pyarrow.compute as pc
+
+    try:
+        chunk.validate()  # that the buffers are as long as is said
+        data, paths = tables.parts_of(chunk)
+        empty = data.is_null() if paths is None else pc.and_(data.is_null(), paths.is_null())
+        return int(pc.sum(empty).as_py() or 0)
+    except ValueError:  # said when it is read
+        return 0
 
 
 def _saved(root: Path) -> list[Path]:
@@ -185,13 +200,13 @@ def _labels(
     labels: str | None,
     parts: list[str],
     places: NDArray[np.int64],
-) -> Labels | None:
+) -> tuple[Labels | None, tuple[str, ...]]:
     told = [path.parent / "dataset_info.json" for path in paths]
     found = _content(told[0]).get("features") if told[0].is_file() else None
     named = tables.class_names(tables.features(read[0].schema)) | tables.class_names(found)
-    chosen = tables.label_column(read[0].schema, image, named, labels, name)
+    chosen, notes = tables.label_column(read[0].schema, image, named, labels, name)
     if not chosen:
-        return None
+        return None, notes
     where = f"{name}, column '{chosen}'"
     columns = [table.column(chosen) for table in read]
     try:
@@ -200,5 +215,5 @@ def _labels(
         unique, codes = splits.merged(tables.encoded(chunk) for column in columns for chunk in column.chunks)
     except ValueError as error:
         raise UserError(f"{where} cannot be read: {line_of(error)}") from None
-    classes, values = splits.class_values(unique, codes, named.get(chosen), where)
-    return splits.split_labels(chosen, classes, values, parts, places)
+    found_classes, guessed = tables.classes_of(unique, codes, named.get(chosen), bool(labels), where)
+    return found_classes and splits.split_labels(chosen, *found_classes, parts, places), notes + guessed

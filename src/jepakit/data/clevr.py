@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jepakit.data.decode import file_bytes
-from jepakit.data.sources import Labels, Source
+from jepakit.data.sources import Labels, Source, by_default
 from jepakit.errors import UserError, nearest
 
 Scene = Mapping[str, Any]  # as in CLEVR's scenes files: "objects", each with "pixel_coords" [x, y, depth], and more
@@ -74,6 +74,7 @@ class ClevrSource(Source):
         self._files = [file for file, _ in train + val]
         values = np.array([label for _, label in train + val], np.int64)
         self.labels: Labels | None = Labels(name, CLASSES[name], values, np.arange(len(values)) >= len(train), whole=True)
+        self.notes = (*by_default(labels, name, tuple(LABELS)), *_unused(root, [("train", len(train)), ("val", len(val))]))
 
     def __len__(self) -> int:
         return len(self._files)
@@ -83,6 +84,18 @@ class ClevrSource(Source):
 
     def title(self, index: int) -> str:
         return self._files[index]
+
+
+def _unused(root: Path, used: list[tuple[str, int]]) -> tuple[str, ...]:
+    """What to say of images of which no scenes tell."""
+    have = dict(used)
+    counts: dict[str, int] = {}
+    for folder in sorted((root / "images").iterdir()):
+        count = sum(path.suffix == ".png" for path in folder.iterdir()) if folder.is_dir() else 0
+        if count > have.get(folder.name, 0):
+            counts[folder.name] = count - have.get(folder.name, 0)
+    some = ", ".join(f"images/{name} {count:,}" for name, count in counts.items())
+    return (f"{sum(counts.values()):,} images left out, of which no scenes tell: {some}",) if counts else ()
 
 
 def _samples(root: Path, split: str, label: Callable[[Scene], int]) -> list[tuple[str, int]]:

@@ -164,15 +164,16 @@ def imagenet(root: Path, labels: str | None) -> Source | None:
             if name not in place:
                 raise UserError(f"{base / 'val' / file} has no class of train/ in LOC_val_solution.csv")
             rows.append((f"val/{file}", place[name], True))
-    return _source(base, labels, tuple(wnids), rows)
+    test = len(_images(base / "test")) if (base / "test").is_dir() else 0
+    notes = (f"{test:,} images of test/ left out, as no list tells their classes",) if test else ()
+    return _source(base, labels, tuple(wnids), rows, notes)
 
 
-def _source(root: Path, labels: str | None, classes: tuple[str, ...], rows: Sequence[Row]) -> Source:
+def _source(root: Path, labels: str | None, classes: tuple[str, ...], rows: Sequence[Row], notes: tuple[str, ...] = ()) -> Source:
     pick(labels, ("class",), str(root))
     values = np.array([label for _, label, _ in rows], np.int64)
-    return FilesSource(
-        root, [file for file, _, _ in rows], Labels("class", classes, values, np.array([t for *_, t in rows], bool))
-    )
+    found = Labels("class", classes, values, np.array([t for *_, t in rows], bool))
+    return FilesSource(root, [file for file, _, _ in rows], found, notes=notes)
 
 
 def _images(folder: Path) -> list[str]:

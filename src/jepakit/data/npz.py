@@ -6,9 +6,7 @@ Arrays are told apart by their names and shapes: 'images' and 'labels', Keras' x
 import math
 import os
 import re
-import sys
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,36 +17,15 @@ from numpy.typing import NDArray
 from jepakit.data import splits, tables
 from jepakit.data.decode import SUFFIXES
 from jepakit.data.findings import Finding
+from jepakit.data.leftout import some
+from jepakit.data.npz_labels import COLOURS, Names, Stored, labels_of
 from jepakit.data.pixels import MOST_PIXELS, BadImageError, Pixels
 from jepakit.data.sources import Labels, Source
 from jepakit.errors import UserError, line_of
 
 IMAGES = ("images", "image", "x", "data", "imgs", "img")  # names without their word for the split; looked for first
-LABELS = ("labels", "label", "y", "targets", "target", "classes", "class")
-COLOURS = (1, 3, 4)  # axes of these lengths are channels
 MOST_FILES = 64
 UNDERSTOOD = "(n, H, W), (n, H, W, C) or (n, C, H, W) of uint8, uint16 or floats, called 'images', 'x' or 'train_images'"
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An array as its header describes it, and how to have it: mapped, or read into memory."""
-
-    shape: tuple[int, ...]
-    dtype: Any
-    mapped: bool
-    load: Callable[[], NDArray[Any]]
-
-    @property
-    def is_images(self) -> bool:
-        kind, size = self.dtype.kind, self.dtype.itemsize
-        pixels = (kind == "u" and size <= 2) or (kind == "f" and size <= 8)
-        axes = len(self.shape) == 4 or (len(self.shape) == 3 and self.shape[2] not in COLOURS)  # else it is one image
-        return pixels and axes and min(self.shape) > 0
-
-    def is_labels(self, rows: int) -> bool:
-        """Whether it has a number or a word for each row: (n,) or (n, 1)."""
-        return self.dtype.kind in "iubUS" and self.shape in ((rows,), (rows, 1))
 
 
 @dataclass(eq=False)
@@ -61,6 +38,7 @@ class NumpySource(Source):
     starts: NDArray[np.int64]  # first sample of each array, and the number of samples
     labels: Labels | None
     held_out: NDArray[np.bool_] | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -112,15 +90,16 @@ def npz(root: Path, labels: str | None) -> Source | None:
         found = _members(path) if path.suffix == ".npz" else {path.stem: _array(path)}
         arrays |= {apart + key: array for key, array in found.items()}
     images, others = _images(root, arrays)
-    size = sum(_size(arrays[key]) for key in images.values() if not arrays[key].mapped)
+    size = sum(arrays[key].nbytes for key in images.values() if not arrays[key].mapped)
     if size > tables.most_bytes():
         raise UserError(f"{root}: its images take {size >> 20} MiB, too much for memory: save them by np.savez, or as .npy")
     rows = [arrays[key].shape[0] for key in images.values()]
-    found_labels = _labels(str(root), images, others, arrays, labels)
+    found_labels, guessed = labels_of(str(root), images, others, arrays, labels)
     starts = np.cumsum([0, *rows], dtype=np.int64)
     held_out = splits.held_out([split or "train" for split in images], np.repeat(np.arange(len(rows)), rows))
     loaded = [arrays[key].load() for key in images.values()]
-    return NumpySource(str(root), loaded, [*images.values()], starts, found_labels, held_out)
+    notes = _unused(images, arrays) + guessed
+    return NumpySource(str(root), loaded, [*images.values()], starts, found_labels, held_out, notes)
 
 
 def _files(root: Path) -> list[Path]:
@@ -141,10 +120,6 @@ def _files(root: Path) -> list[Path]:
     apart = None not in parts and len(set(parts)) == len(parts)
     one_set = len(found) == 1 or kinds == {".npy"} or (kinds == {".npz"} and apart)
     return sorted(found) if one_set and len(found) <= MOST_FILES else []
-
-
-def _size(array: Stored) -> int:
-    return math.prod(array.shape) * int(array.dtype.itemsize)
 
 
 def _array(path: Path) -> Stored:
@@ -217,16 +192,11 @@ def _mapped(path: Path, offset: int, room: int, shape: tuple[int, ...], order: A
     return Stored(shape, dtype, True, load)
 
 
-Names = dict[str, str]  # of arrays by their split, '' for none
-
-
 def _images(root: Path, arrays: dict[str, Stored]) -> tuple[Names, dict[str, Names]]:
     """Which arrays are the images, and the others, by their names without the word for the split. Raises UserError."""
     named: dict[str, Names] = {}
     for key in arrays:
-        words = re.split(r"[-_.\s]+", key.lower())
-        split = next((part for word in words if (part := splits.part_of_word(word))), "")
-        base = "_".join(word for word in words if splits.part_of_word(word) != split or not split)
+        base, split = _base(key)
         named.setdefault(base, {}).setdefault(split, key)
     fit = {base: {s: key for s, key in keys.items() if arrays[key].is_images} for base, keys in named.items()}
     fit = {base: keys for base, keys in fit.items() if keys}
@@ -234,7 +204,7 @@ def _images(root: Path, arrays: dict[str, Stored]) -> tuple[Names, dict[str, Nam
     if chosen is not None:
         return fit[chosen], {base: keys for base, keys in named.items() if base != chosen}
     several = f"several arrays that could be images ({', '.join(map(repr, fit))}): call one of them 'images'"
-    seen = [f"{key!r} {array.shape} {_kind(array)}" for key, array in arrays.items()]
+    seen = [f"{key!r} {array.shape} {array.kind}" for key, array in arrays.items()]
     nothing = f"no array of images; they are {UNDERSTOOD}, and it has {', '.join(seen[:12]) or 'none'}"
     raise UserError(f"{root} has {several if fit else nothing}")
 
@@ -243,49 +213,20 @@ def _kind(array: Stored) -> str:
     return "of objects, which are not read as they may run code" if array.dtype.hasobject else str(array.dtype)
 
 
-def _labels(name: str, images: Names, others: dict[str, Names], arrays: dict[str, Stored], labels: str | None) -> Labels | None:
-    rows = {split: arrays[key].shape[0] for split, key in images.items()}
-    fit = {
-        base: shared
-        for base, keys in others.items()
-        if (shared := {s: key for s, key in keys.items() if s in rows})
-        and all(arrays[key].is_labels(rows[split]) for split, key in shared.items())
-    }
-    named = {base: names for base in fit if (names := _class_names(base, fit[base], others, arrays))}
-    chosen = tables.likely(list(fit), LABELS, named, labels, name)
-    if not chosen:
-        return None
-    parts = [_encoded(arrays[fit[chosen][s]].load()) if s in fit[chosen] else ([], np.full(n, -1)) for s, n in rows.items()]
-    unique, codes = splits.merged(parts)
-    classes, values = splits.class_values(unique, codes, named.get(chosen), f"{name}, array '{chosen}'")
-    places = np.repeat(np.arange(len(rows)), [*rows.values()])
-    return splits.split_labels(chosen, classes, values, [split or "train" for split in rows], places)
+def _base(key: str) -> tuple[str, str]:
+    """An array's name without its word for the split, and the split."""
+    words = re.split(r"[-_.\s]+", key.lower())
+    split = next((part for word in words if (part := splits.part_of_word(word))), "")
+    return "_".join(word for word in words if splits.part_of_word(word) != split or not split), split
 
 
-def _class_names(base: str, keys: Names, others: dict[str, Names], arrays: dict[str, Stored]) -> list[str]:
-    """Names of numbers: 'groups' of 'group', 'label_names' of 'label' or 'labels', and 'class_names' of any label."""
-    if any(arrays[key].dtype.kind not in "iu" for key in keys.values()):
-        return []
-    likely = [f"{base}s", f"{base}_names", f"{base.removesuffix('s')}_names", *(["class_names"] if base in LABELS else [])]
-    for key in (others[word][""] for word in likely if "" in others.get(word, {})):
-        if arrays[key].dtype.kind in "US" and len(arrays[key].shape) == 1:
-            names: list[str] = _text(arrays[key].load()).tolist()
-            if len(set(names)) == len(names):  # else a word for each image
-                return names
-    return []
-
-
-def _encoded(array: NDArray[Any]) -> tuple[list[Any], NDArray[np.int64]]:
-    unique, codes = np.unique(_text(array.reshape(-1)), return_inverse=True)
-    return unique.tolist(), codes.astype(np.int64)
-
-
-def _text(array: NDArray[Any]) -> NDArray[Any]:
-    """Names as NumPy's text. Raises UserError for numbers beyond Unicode's last, of which Python can make no text."""
-    if array.dtype.kind == "S":
-        return np.char.decode(array, "utf-8", "replace")
-    if array.dtype.kind == "U" and array.size:
-        letters = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).view(np.uint32)
-        if letters.max(initial=0) > sys.maxunicode:
-            raise UserError("an array of names holds numbers that are no letters: save it anew")
-    return array
+def _unused(images: Names, arrays: dict[str, Stored]) -> tuple[str, ...]:
+    """What to say of other arrays that may be images."""
+    others = [
+        f"'{key}' {array.shape} {array.kind}"
+        for key, array in arrays.items()
+        if key not in images.values() and (array.is_images or (array.dtype.hasobject and _base(key)[0] in IMAGES))
+    ]
+    some_of_them = some([*map(repr, images.values())])
+    said = f"images are {some_of_them}; {some(others)} may hold images too and {'are' if others[1:] else 'is'} not used"
+    return (f"{said}: save what is to be used as 'images', in a file of its own",) if others else ()

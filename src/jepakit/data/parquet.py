@@ -100,6 +100,7 @@ class ParquetSource(Source):
     firsts: list[int]  # first sample of each file
     blocks: Blocks | None = None
     held_out: NDArray[np.bool_] | None = None
+    notes: tuple[str, ...] = ()
     _kept: Kept[Group] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -185,7 +186,7 @@ def _source(name: str, fs: AbstractFileSystem | None, paths: list[str], labels: 
             raise UserError(
                 f"{shown(path)} has other columns than {files.titles[0]}: give one of them, or a folder for each kind"
             )
-    column = tables.image_column(schema, shown(name))
+    column, notes = tables.image_column(schema, shown(name))
     places = [(i, g) for i, footer in enumerate(files.footers) for g in range(footer.num_row_groups)]
     heads = [files.footers[i].row_group(g) for i, g in places]
     starts = np.cumsum([0, *(head.num_rows for head in heads)], dtype=np.int64)
@@ -195,9 +196,28 @@ def _source(name: str, fs: AbstractFileSystem | None, paths: list[str], labels: 
     sizes = np.array([min(max(head.total_byte_size, 0), 1 << 40) for head in heads], np.int64)  # nearly all are images
     held = max(1, int(KEPT / 2 / max(sizes.mean(), 1)))
     blocks = Blocks(starts, held, dear=fs is not None or int(sizes.sum()) > KEPT)
-    found = _labels(shown(name), files, schema, column, labels, rows)
+    found, guessed = _labels(shown(name), files, schema, column, labels, rows)
+    notes += tables.nulls(*_nulls(heads, column)) + guessed
     held_out = splits.held_out(splits.parts(files.titles), np.repeat(np.arange(len(rows)), rows))
-    return ParquetSource(name, files, column, found, starts, places, sizes, np.cumsum([0, *rows]).tolist(), blocks, held_out)
+    firsts = np.cumsum([0, *rows]).tolist()
+    return ParquetSource(name, files, column, found, starts, places, sizes, firsts, blocks, held_out, notes)
+
+
+def _nulls(heads: list[Any], column: str) -> tuple[int, bool]:
+    """Rows of row groups that have no image by their statistics, and whether that many is the most there can be."""
+    total, exact = 0, True
+    for head in heads:
+        try:
+            leaves = [head.column(i) for i in range(head.num_columns)]
+            counts = {leaf.path_in_schema: leaf.statistics.null_count for leaf in leaves if leaf.statistics is not None}
+            few = [counts[leaf] for leaf in (column, f"{column}.bytes", f"{column}.path") if counts.get(leaf) is not None]
+        except Exception:  # whatever a broken footer provokes in pyarrow
+            continue
+        few = [min(max(count, 0), head.num_rows) for count in few]
+        if few:
+            least, most = max(0, sum(few) - head.num_rows * (len(few) - 1)), min(few)
+            total, exact = total + most, exact and least == most
+    return total, not exact
 
 
 @contextmanager
@@ -231,11 +251,13 @@ def _footer(fs: AbstractFileSystem | None, path: str) -> tuple[Any, Any]:
     return footer, schema
 
 
-def _labels(name: str, files: Files, schema: Any, image: str, labels: str | None, rows: list[int]) -> Labels | None:
+def _labels(
+    name: str, files: Files, schema: Any, image: str, labels: str | None, rows: list[int]
+) -> tuple[Labels | None, tuple[str, ...]]:
     named = tables.class_names(tables.features(schema))
-    chosen = tables.label_column(schema, image, named, labels, name)
+    chosen, notes = tables.label_column(schema, image, named, labels, name)
     if not chosen:
-        return None
+        return None, notes
 
     def column(file: int) -> tuple[list[Any], NDArray[np.int64]]:
         with files.reader(file) as reader:
@@ -251,9 +273,9 @@ def _labels(name: str, files: Files, schema: Any, image: str, labels: str | None
     if [len(codes) for _, codes in parts] != rows:
         raise UserError(f"{where}: it has other numbers of rows than the files claim: they are broken")
     unique, codes = splits.merged(parts)
-    classes, values = splits.class_values(unique, codes, named.get(chosen), where)
+    found, guessed = tables.classes_of(unique, codes, named.get(chosen), bool(labels), where)
     places = np.repeat(np.arange(len(rows)), rows)
-    return splits.split_labels(chosen, classes, values, splits.parts(files.titles), places)
+    return found and splits.split_labels(chosen, *found, splits.parts(files.titles), places), notes + guessed
 
 
 def _result(fs: AbstractFileSystem | None, work: Callable[[], T], pausing: Callable[[float], None] = lambda seconds: None) -> T:

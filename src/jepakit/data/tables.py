@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import Any
@@ -11,13 +12,16 @@ from numpy.typing import NDArray
 
 from jepakit.data.decode import SUFFIXES, file_bytes
 from jepakit.data.folder import leaves
+from jepakit.data.leftout import number, some
 from jepakit.data.pixels import BadImageError
-from jepakit.data.sources import pick
-from jepakit.data.splits import split_of
+from jepakit.data.sources import by_default, pick
+from jepakit.data.splits import class_values, split_of
 from jepakit.errors import UserError
 
 IMAGE_NAMES = ("image", "img")  # looked for first
 LABEL_NAMES = ("label", "fine_label", "labels", "class")
+NO_CLASS = re.compile(r"(?i)(^|_)(id|idx|index|key|path|file|filename|name|url|caption|text|width|height|size|date|time)s?($|_)")
+NUMBERS = "save a whole number or a word in each row"
 
 
 def table_files(root: Path, kind: str) -> list[Path]:
@@ -44,8 +48,8 @@ def _entries(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[P
         return []
 
 
-def image_column(schema: Any, name: str) -> str:
-    """The column of an Arrow schema that holds images. Raises UserError where none does."""
+def image_column(schema: Any, name: str) -> tuple[str, tuple[str, ...]]:
+    """The column of an Arrow schema that holds images, and notes of others that may. Raises UserError where none does."""
     import pyarrow as pa
 
     def is_bytes(kind: Any) -> bool:
@@ -65,25 +69,73 @@ def image_column(schema: Any, name: str) -> str:
     if not found:
         among = ", ".join(map(repr, schema.names))
         raise UserError(f"{name} has no column of images (bytes, or a struct of bytes and path) among {among}")
-    return next((word for word in IMAGE_NAMES if word in found), found[0])
+    chosen = next((word for word in IMAGE_NAMES if word in found), found[0])
+    lists = [column.name for column in schema if _is_list(column.type) and holds(column.type.value_type)]
+    others = [repr(word) for word in [*found, *lists] if word != chosen]
+    said = f"images are column '{chosen}'; {some(others)} may hold images too and {'are' if others[1:] else 'is'} not used"
+    return chosen, ((f"{said}: to use another, call it '{IMAGE_NAMES[0]}', and it alone",) if others else ())
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def nulls(count: int, up_to: bool = False) -> tuple[str, ...]:
+    """What to say of rows that have no image."""
+    rows = f"{'up to ' if up_to else ''}{number(count, 'row')} {'has' if count == 1 else 'have'} no image (null)"
+    return (f"{rows}: they count as images that cannot be read (images.max_bad); leave them out of the file",) if count else ()
 
 
 def _fields(kind: Any) -> dict[str, Any]:
     return {kind.field(i).name: kind.field(i) for i in range(kind.num_fields)}
 
 
-def label_column(schema: Any, image: str, named: Iterable[str], labels: str | None, name: str) -> str:
-    """The column to learn: `labels`, else the likely one, '' for none. Raises UserError where `labels` is none that can be."""
+def label_column(schema: Any, image: str, named: Iterable[str], labels: str | None, name: str) -> tuple[str, tuple[str, ...]]:
+    """The column to learn: `labels`, else the likely one, '' for none; and notes of what else could be, or is not and why.
+
+    Raises UserError where `labels` is none that can be.
+    """
     import pyarrow as pa
 
     def fit(kind: Any) -> bool:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        kinds = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
+        kinds = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean, pa.types.is_floating)
         return any(is_one(kind) for is_one in kinds)
 
-    return likely(
-        [column.name for column in schema if column.name != image and fit(column.type)], LABEL_NAMES, named, labels, name
-    )
+    columns = [column for column in schema if column.name != image and column.name.isprintable()]
+    can = [c.name for c in columns if fit(c.type) and (not pa.types.is_floating(c.type) or c.name in LABEL_NAMES)]
+    chosen = likely(can, LABEL_NAMES, named, labels, name)
+    unfit = [c for c in columns if c.name in LABEL_NAMES and not fit(c.type)]
+    why = tuple(f"column '{c.name}' is not taken for labels, being {_kind(c.type)}: {NUMBERS}" for c in unfit)
+    others = [word for word in can if word not in (*LABEL_NAMES, *named) and not NO_CLASS.search(word)] if not chosen else []
+    could = f"no labels are taken: none of {some([*map(repr, others)])} is called '{LABEL_NAMES[0]}'; --labels NAME takes one"
+    kinds = [word for word in can if word in (*LABEL_NAMES, *named) or not NO_CLASS.search(word)]
+    return chosen, (*by_default(labels, chosen, kinds if chosen else ()), *why, *((could,) if others else ()))
+
+
+def _kind(kind: Any) -> str:
+    return "a list in each row" if _is_list(kind) else f"of type {kind}"
+
+
+def classes_of(
+    unique: list[Any], codes: NDArray[np.int64], names: list[str] | None, asked: bool, where: str
+) -> tuple[tuple[tuple[str, ...], NDArray[np.int64]] | None, tuple[str, ...]]:
+    """As `class_values`, of floats as well, if they are whole numbers (not-a-number: none); else None; and a note of either.
+
+    Raises UserError where labels with fractions were asked for.
+    """
+    if not any(isinstance(value, float) for value in unique):
+        return class_values(unique, codes, names, where), ()
+    known = [None if value is None or value != value else value for value in unique]
+    if all(value is None or float(value).is_integer() for value in known):
+        numbers = [None if value is None else int(value) for value in known]
+        return class_values(numbers, codes, names, where), (f"{where}: labels are floats, taken as the whole numbers they are",)
+    said = f"{where} is not taken for labels, as it holds numbers with fractions: {NUMBERS}"
+    if asked:
+        raise UserError(said)
+    return None, (said,)
 
 
 def likely(fit: list[str], words: Iterable[str], named: Iterable[str], labels: str | None, name: str) -> str:
