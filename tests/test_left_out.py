@@ -410,3 +410,17 @@ def test_arrays_that_look_like_labels(tmp_path: Path, arrays: dict[str, Any], la
     source = open_source(str(tmp_path / "x.npz"))
     assert (source.labels.values.tolist() if source.labels else None) == labels
     assert words in "".join(source.notes) and len(source.notes) == bool(words)
+
+
+def test_files_beside_a_sets_own_are_said(tmp_path: Path) -> None:
+    (parquet, arrow), members = tables_of(tmp_path, {"image": [png(i) for i in range(4)]}), {f"{i}.png": png(i) for i in range(4)}
+    np.savez(tmp_path / "x.npz", images=X)
+    for own in (parquet, arrow, tmp_path / "x.npz", shard(tmp_path / "x.tar", members)):
+        folder = tmp_path / own.suffix[1:]
+        folder.mkdir()
+        own.rename(folder / own.name)
+        for name in ("y.tar.gz", "README.md", "_SUCCESS"):
+            (folder / name).write_bytes(b"x")
+        (said,) = open_source(str(folder)).notes
+        assert said.startswith("1 file left out: .tar.gz 1 (y.tar.gz), archives")
+        assert open_source(str(folder / own.name)).notes == ()

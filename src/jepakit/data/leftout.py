@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from jepakit.data.kinds import ARCHIVES, HEAD, IMAGES, PLAIN, READ, TABLES, TELLING, VIDEOS, ending_of, kind_of
@@ -122,6 +124,17 @@ class LeftOut:
                 whole.of.setdefault(ending, Ending()).join(Ending(**found))
             whole.labels.join(Ending(**one["labels"]))
         return whole
+
+
+def beside(files: Iterable[Path], images: int) -> tuple[str, ...]:
+    """What to say of other files that lie in the folders of a set's own files, which hold so many images."""
+    own, left = {*files}, LeftOut()
+    for folder in sorted({path.parent for path in own}):
+        for path in sorted(folder.iterdir()):
+            if path.name[0] not in "._" and path not in own and path.is_file():
+                left.add(path.name, partial(head_of, str(path)))
+    left.labels = Ending()  # a set of such files has labels of its own
+    return left.notes(images)
 
 
 def number(count: int, one: str) -> str:

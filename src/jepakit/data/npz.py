@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from jepakit.data import splits, tables
 from jepakit.data.decode import SUFFIXES
 from jepakit.data.findings import Finding
-from jepakit.data.leftout import some
+from jepakit.data.leftout import beside, some
 from jepakit.data.npz_labels import COLOURS, Names, Stored, labels_of
 from jepakit.data.pixels import MOST_PIXELS, BadImageError, Pixels
 from jepakit.data.sources import Labels, Source
@@ -98,7 +98,7 @@ def npz(root: Path, labels: str | None) -> Source | None:
     starts = np.cumsum([0, *rows], dtype=np.int64)
     held_out = splits.held_out([split or "train" for split in images], np.repeat(np.arange(len(rows)), rows))
     loaded = [arrays[key].load() for key in images.values()]
-    notes = _unused(images, arrays) + guessed
+    notes = _unused(images, arrays) + guessed + (beside(files, sum(rows)) if root.is_dir() else ())
     return NumpySource(str(root), loaded, [*images.values()], starts, found_labels, held_out, notes)
 
 

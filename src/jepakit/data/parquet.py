@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from jepakit.data import splits, tables
 from jepakit.data.fetched import Kept
+from jepakit.data.leftout import beside
 from jepakit.data.pixels import BadImageError
 from jepakit.data.remote import Places, patiently, shown
 from jepakit.data.sources import Blocks, Labels, Source
@@ -164,7 +165,11 @@ class ParquetSource(Source):
 def parquet(root: Path, labels: str | None) -> Source | None:
     """A Parquet file, or a folder of them, in the order of their names; files of train, test and validation are the split."""
     paths = [root] if root.is_file() and root.suffix == ".parquet" else tables.table_files(root, "parquet")
-    return _source(str(root), None, [str(path) for path in paths], labels) if paths else None
+    if not paths:
+        return None
+    source = _source(str(root), None, [str(path) for path in paths], labels)
+    source.notes += beside(paths, len(source)) if root.is_dir() else ()
+    return source
 
 
 def parquet_files(places: Places, name: str, labels: str | None) -> Source:

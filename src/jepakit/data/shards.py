@@ -20,7 +20,7 @@ from jepakit.data import splits
 from jepakit.data.classes import of_folders
 from jepakit.data.decode import MOST_BYTES, SUFFIXES
 from jepakit.data.fetched import Fetched, OpenFile
-from jepakit.data.leftout import LeftOut
+from jepakit.data.leftout import LeftOut, beside
 from jepakit.data.masks import NO_MASKS, masks_among, note_of
 from jepakit.data.pixels import BadImageError
 from jepakit.data.remote import Places, lasts, natural, patiently, shown
@@ -109,7 +109,11 @@ def tar_shards(path: Path, labels: str | None) -> Source | None:
     else:
         found = [path] if path.suffix.lower() == ".tar" else []
     places = Places(LocalFileSystem(), natural(os.path.abspath(path) for path in found))
-    return shards_of(places, str(path), labels) if found else None
+    if not found:
+        return None
+    source = shards_of(places, str(path), labels)
+    source.notes += beside(found, len(source)) if path.is_dir() else ()
+    return source
 
 
 def _tars(root: Path) -> list[Path]:
