@@ -22,6 +22,7 @@ from jepakit.data.statistics import require_bands
 from jepakit.device import lowered
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError, plain
+from jepakit.evaluation.room import AT_ONCE, room, taken
 from jepakit.progress import progress
 from jepakit.vit import patchify
 
@@ -46,9 +47,9 @@ class Frozen:
     def rows(self, index: NDArray[np.int64], *, last4: bool = True, tokens: bool = True) -> "Frozen":
         """Those of some samples; copies, so without what is not asked for."""
         return Frozen(
-            self.last[index],
-            self.last4[index] if last4 and self.last4 is not None else None,
-            self.tokens[index] if tokens and self.tokens is not None else None,
+            taken(self.last, index),
+            taken(self.last4, index) if last4 and self.last4 is not None else None,
+            taken(self.tokens, index) if tokens and self.tokens is not None else None,
         )
 
     @property
@@ -79,21 +80,19 @@ def extract(
     require_bands(source, first.images, seconds)
     if tokens:
         _require_room(first, len(ids), len(encoders))
-    made: dict[str, list[dict[str, Tensor]]] = {name: [] for name in (*encoders, RAW)}
+    made = {name: _Rows(len(ids)) for name in (*encoders, RAW)}
     kept: list[int] = []
     with progress("features", len(ids)) as report, torch.inference_mode(), lowered(first.device, precision):
         for part, images in _batches(source, ids, first.images, whole, seconds):
             for name, encoder in encoders.items():
                 layers = encoder.layers(encoder.normalise(images.to(first.device)), last=4 if last4 else 1)
-                made[name].append(_pooled(layers, last4, tokens))
-            made[RAW].append(_raw(images, first.vit.config.patch_size, tokens))
+                made[name].add(_pooled(layers, last4, tokens))
+            made[RAW].add(_raw(images, first.vit.config.patch_size, tokens))
             kept += part
             report(len(kept))
     if len(kept) < 2:
         raise UserError(f"{source.name} has {len(kept)} readable image(s): there is nothing to compare")
-    frozen = {
-        name: Frozen(**{kind: torch.cat([part[kind] for part in parts]) for kind in parts[0]}) for name, parts in made.items()
-    }
+    frozen = {name: rows.frozen for name, rows in made.items()}
     for name, features in frozen.items():
         _require_finite(features.last, name, source, kept)
     return frozen, np.array(kept)
@@ -123,12 +122,35 @@ def seen(pixels: Pixels, images: Images, whole: bool) -> Tensor:
 
 def pca(x: Tensor, train: NDArray[np.int64], components: int) -> Tensor:
     """Projections of x (n, D) on the leading principal components of its rows `train`."""
-    learnt = x[train]
+    learnt = taken(x, train)
     mean, covariance = learnt.mean(0), torch.zeros((), dtype=torch.float64)
-    for part in learnt.split(4096):  # (D, D) is all that large sets need
+    for part in learnt.split(AT_ONCE):  # (D, D) is all that large sets need
         covariance = covariance + (part - mean).double().T @ (part - mean).double()
-    directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :components]
-    return (x - mean) @ directions.to(x.dtype)  # type: ignore[no-any-return]
+    directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :components].to(x.dtype)
+    out = room(len(x), directions.shape[1], dtype=x.dtype)
+    for rows, part in zip(out.split(AT_ONCE), x.split(AT_ONCE), strict=True):
+        rows.copy_((part - mean) @ directions)
+    return out
+
+
+class _Rows:
+    """What is made of n samples, batch by batch, in room that is taken once."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.done, self.kinds = n, 0, dict[str, Tensor]()
+
+    def add(self, part: Mapping[str, Tensor]) -> None:
+        """The next samples' features by kind, (B, ...) each."""
+        done = self.done + len(part["last"])
+        for kind, x in part.items():
+            if kind not in self.kinds:
+                self.kinds[kind] = room(self.n, *x.shape[1:], dtype=x.dtype)
+            self.kinds[kind][self.done : done] = x
+        self.done = done
+
+    @property
+    def frozen(self) -> Frozen:
+        return Frozen(**{kind: x[: self.done] for kind, x in self.kinds.items()})
 
 
 def _pooled(layers: list[Tensor], last4: bool, tokens: bool) -> dict[str, Tensor]:
@@ -159,7 +181,7 @@ def _require_room(encoder: Encoder, n: int, encoders: int) -> None:
 
 
 def _require_finite(x: Tensor, name: str, source: Source, ids: list[int]) -> None:
-    bad = (~torch.isfinite(x).all(1)).nonzero().flatten()
+    bad = torch.cat([~torch.isfinite(part).all(1) for part in x.split(AT_ONCE)]).nonzero().flatten()
     if len(bad):
         raise UserError(
             f"{name}: the features of {len(bad)} of {len(x)} images are not finite, first of "

@@ -4,19 +4,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 1024
+CHUNK, BLOCK = 1024, 8192  # rows of test and of train whose similarities are in memory at a time
 
 
 def neighbours(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Similarities and rows in train (n, D) of the k nearest of each of test (m, D): (m, k), (m, k)."""
-    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    found = [(part @ train.T).topk(min(k, len(train)), dim=1) for part in test.split(CHUNK)]
-    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+    found = [_nearest(train, part, k) for part in test.split(CHUNK)]
+    return torch.cat([values for values, _ in found]), torch.cat([index for _, index in found])
 
 
 def knn(train: Tensor, labels: Tensor, test: Tensor, *, k: int = 20, temperature: float = 0.07) -> Tensor:
     """Predicted labels (m,) of test (m, D) from train (n, D) with labels (n,)."""
-    similarity, index = neighbours(train, test, k)
-    votes = torch.zeros(len(test), int(labels.max()) + 1, dtype=similarity.dtype)
-    votes.scatter_add_(1, labels[index], ((similarity - similarity[:, :1]) / temperature).exp())
-    return votes.argmax(1)
+    classes = int(labels.max()) + 1
+    predicted = []
+    for part in test.split(CHUNK):
+        similarity, index = _nearest(train, part, k)
+        votes = torch.zeros(len(part), classes, dtype=similarity.dtype)
+        votes.scatter_add_(1, labels[index], ((similarity - similarity[:, :1]) / temperature).exp())
+        predicted.append(votes.argmax(1))
+    return torch.cat(predicted)
+
+
+def _nearest(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same for a few of test: block by block of train, of which the k nearest so far are kept."""
+    test = F.normalize(test, dim=1)
+    values, index = test.new_empty(len(test), 0), torch.empty(len(test), 0, dtype=torch.int64)
+    for start in range(0, len(train), BLOCK):
+        near = test @ F.normalize(train[start : start + BLOCK], dim=1).T
+        some = near.topk(min(k, near.shape[1]), dim=1)
+        values, index = torch.cat([values, some.values], 1), torch.cat([index, some.indices + start], 1)
+        best = values.topk(min(k, values.shape[1]), dim=1)
+        values, index = best.values, index.gather(1, best.indices)
+    return values, index

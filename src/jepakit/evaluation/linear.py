@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from jepakit.evaluation.logistic import held_fifth
+from jepakit.evaluation.room import taken
 from jepakit.settings import Settings
 
 IMAGENET = 1_281_167  # training images; the papers' learning rates are meant for so many steps
@@ -82,9 +83,11 @@ def linear(
     if not held.any():  # of a handful none can be spared: the heads are told apart by what they learnt
         held = learnt
     classes = int(torch.cat([labels, truth]).max()) + 1
-    first = [Bank(train[layers][learnt], kind, layers, settings, classes, seed) for layers, kind in _kinds(train, settings)]
+    seen = {layers: taken(x, learnt.nonzero().flatten()) for layers, x in train.items()}
+    first = [Bank(seen[layers], kind, layers, settings, classes, seed) for layers, kind in _kinds(train, settings)]
+    asked = {layers: taken(x, held.nonzero().flatten()) for layers, x in train.items()}
     trained = [Bank(train[layers], kind, layers, settings, classes, seed) for layers, kind in _kinds(train, settings)]
-    chosen_by = [bank.fit(labels[learnt]).predict(train[bank.layers][held]) == labels[held] for bank in first]
+    chosen_by = [bank.fit(labels[learnt]).predict(asked[bank.layers]) == labels[held] for bank in first]
     predicted = torch.cat([bank.fit(labels).predict(test[bank.layers]) for bank in trained])
     on_held = torch.cat(chosen_by).float().mean(1)
     on_test = (predicted == truth).float().mean(1)
