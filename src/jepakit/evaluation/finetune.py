@@ -306,7 +306,7 @@ class _View:
     whole: bool
     settings: FineTuning
     seed: int
-    seconds: float
+    seconds: float = 60.0
 
     def of(self, rows: Rows, epoch: int | None) -> tuple[Rows, Tensor]:
         """Rows and their images (B, C, H, W). Raises UserError for one that cannot be read."""
