@@ -19,6 +19,8 @@ from jepakit.data.check import check
 from jepakit.data.crops import Images
 from jepakit.data.decode import decode
 from jepakit.data.findings import Finding, Tally, findings_in
+from jepakit.data.opening import open_source
+from jepakit.data.pack import pack
 from jepakit.data.pixels import BadImageError
 from jepakit.data.sources import ArraySource, EmojiSource
 from jepakit.data.statistics import channel_statistics, fitted
@@ -453,3 +455,14 @@ def test_check_counts_all_and_pretrain_warns_in_its_first_lines(tmp_path: Path, 
         lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert {pages_, colour} <= set(lines)
         assert [text for text in (tmp_path / "run" / "run.log").read_text().splitlines() if pages_ in text]
+
+
+def test_a_pack_keeps_what_was_said_of_the_files(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    for i in range(4):
+        (root / f"{i}.tif").write_bytes(tiff(draw(3, 9, 9, seed=i)))
+    Image.new("RGB", (9, 9)).save(root / "black.png")
+    packed = pack(root, tmp_path / "packed", threads=1)
+    assert [note for note in check(root).notes if "page" in note] == list(open_source(str(packed)).notes)
+    assert sum("of one colour" in note for note in check(packed).notes) == 1  # which the pack itself shows

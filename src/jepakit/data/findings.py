@@ -99,14 +99,14 @@ class Tally:
         """A sentence about all of them."""
         self._said.append(sentence)
 
-    def notes(self, titles: Titled, of: int) -> tuple[str, ...]:
-        """A sentence for each kind of finding. of: images that there are, of which some were looked at."""
+    def notes(self, titles: Titled, of: int, *, but: tuple[Kind, ...] = ()) -> tuple[str, ...]:
+        """A sentence for each kind of finding. of: images that there are, of which some were looked at; but: kinds left out."""
         seen = f"{self.images:,} images" if self.images == of else f"the {self.images:,} images looked at"
         of_images = tuple(
             self._sentence(kind, self._counts[kind, value], value, seen, titles)
             for order in SAID
             for kind, value in sorted(self._counts)
-            if kind == order and self._is_said(kind, value)
+            if kind == order and kind not in but and self._is_said(kind, value)
         )
         return (*of_images, *self._said)
 

@@ -30,7 +30,7 @@ from jepakit.data.packfiles import (
 )
 from jepakit.data.pixels import MOST_PIXELS, too_many
 from jepakit.data.remote import shown
-from jepakit.data.shrink import LATE, Packed, each_shrunk, threads_of
+from jepakit.data.shrink import LATE, Packed, each_shrunk, notes_of, threads_of
 from jepakit.data.sources import Source, spread
 from jepakit.data.threads import StuckError
 from jepakit.errors import UserError, plain
@@ -69,12 +69,13 @@ def pack(
     root, source = Path(out).expanduser(), open_source(str(data), labels, most_pixels=max_pixels)
     if isinstance(source, PackedSource) and root.resolve() == source.root.resolve():
         raise UserError(f"{root} is what is to be packed: give another --out")
-    for note in source.notes:
-        log.warning("%s", plain(note))
     asked = {"max_bad": None if max_bad == MAX_BAD else max_bad, "threads": threads}
     plan = Manifest.of(source, shown(absolute(str(data))), size, max_pixels).model_copy(update=asked)
     again = f"{plan.command} --out {quote(str(root))}"
     try:
+        plan = plan.model_copy(update={"notes": notes_of(source, max_pixels, many)})
+        for note in plan.notes:
+            log.warning("%s", note)
         _require_ours(root)
         root.mkdir(parents=True, exist_ok=True)
         with locked(root):

@@ -29,8 +29,8 @@ class TrainingPart(Source):
     def raw(self, index: int) -> bytes | Pixels:
         return self.source.raw(int(self.ids[index]))
 
-    def read(self, index: int, most_pixels: int = MOST_PIXELS, told: list[Finding] | None = None) -> Pixels:
-        return self.source.read(int(self.ids[index]), most_pixels, told)
+    def read(self, index: int, most_pixels: int = MOST_PIXELS, *, told: list[Finding] | None = None) -> Pixels:
+        return self.source.read(int(self.ids[index]), most_pixels, told=told)
 
     def title(self, index: int) -> str:
         return self.source.title(int(self.ids[index]))

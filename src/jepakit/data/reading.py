@@ -57,6 +57,8 @@ def read_each(
 
 def wait(source: Source, ids: NDArray[np.int64], seconds: float, stop: Event | None = None) -> None:
     """source.wait, which is left at once when `stop` is set. Raises StoppedError then."""
+    if source.blocks is None:  # nothing comes from afar
+        return
     if stop is None:
         source.wait(ids, seconds)
     else:

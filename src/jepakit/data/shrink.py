@@ -14,6 +14,7 @@ from jepakit.data.opening import SECONDS
 from jepakit.data.packfiles import Manifest
 from jepakit.data.pixels import BadImageError, Pixels
 from jepakit.data.sources import Source
+from jepakit.data.statistics import file_notes
 from jepakit.data.threads import each
 from jepakit.device import cores
 from jepakit.errors import UserError, plain
@@ -73,6 +74,13 @@ def each_shrunk(
             start, many = start + len(some), max(2, min(16, HELD // largest // threads))
     finally:
         torch.set_num_threads(threads_of_torch)
+
+
+def notes_of(source: Source, most_pixels: int, threads: int) -> tuple[str, ...]:
+    """What is to be said of a source, and of some of its files, where looking does not fetch a block for each."""
+    dear = source.blocks is not None and source.blocks.dear
+    found = () if dear else file_notes(source, most_pixels, threads=threads, seconds=SECONDS)
+    return tuple(plain(note) for note in (*source.notes, *found))
 
 
 def in_order(

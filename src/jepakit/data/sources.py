@@ -74,7 +74,7 @@ class Source(Protocol):
         """What to call a sample in a message: the same in every place that the set lies."""
         ...
 
-    def read(self, index: int, most_pixels: int = MOST_PIXELS, told: list[Finding] | None = None) -> Pixels:
+    def read(self, index: int, most_pixels: int = MOST_PIXELS, *, told: list[Finding] | None = None) -> Pixels:
         """Pixels (H, W, C) uint8, uint16 or float32; raises BadImageError, also for more pixels. told: as of `decode`."""
         raw = self.raw(index)
         return decode(raw, most_pixels, told) if isinstance(raw, bytes) else raw

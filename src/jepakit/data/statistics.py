@@ -53,7 +53,7 @@ def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float =
         found = {name: value for name, value in (("mean", mean), ("std", std)) if name in missing}
         log.info("measured on %d images: %s", count, _words(found))
     else:
-        _of_some(source, LOOKED, lambda index: _read(source, index, images, tally), threads, seconds)
+        _of_some(source, LOOKED, lambda index: _read(source, index, images.max_pixels, tally), threads, seconds)
     return images.model_copy(update={"shuffle": shuffle, "depth": depth, **found})
 
 
@@ -121,7 +121,7 @@ def channel_statistics(
     tally = tally if tally is not None else Tally()
 
     def moments_of(index: int) -> NDArray[np.float64]:
-        pixels = channels_of(_read(source, index, images, tally), images)
+        pixels = channels_of(_read(source, index, images.max_pixels, tally), images)
         white = 255 if pixels.dtype == np.uint8 else 1
         flat = pixels.reshape(-1, pixels.shape[2])
         return np.stack([flat.mean(0, dtype=np.float64) / white, np.square(flat, dtype=np.float64).mean(0) / white**2])
@@ -137,10 +137,17 @@ def channel_statistics(
     return tuple(mean.round(4).tolist()), tuple(deviation.round(4).tolist()), len(moments)
 
 
-def _read(source: Source, index: int, images: Images, tally: Tally) -> Pixels:
+def file_notes(source: Source, most_pixels: int, *, threads: int = 2, seconds: float = 60.0) -> tuple[str, ...]:
+    """Sentences for what of up to 128 images' files is not in their pixels, nor to be seen in these once they are shrunk."""
+    tally = Tally()
+    _of_some(source, LOOKED, lambda index: _read(source, index, most_pixels, tally), threads, seconds)
+    return tally.notes(source, len(source), but=("colour",))
+
+
+def _read(source: Source, index: int, most_pixels: int, tally: Tally) -> Pixels:
     """A sample's pixels as they are; what is found in it goes to the tally."""
     told = list[Finding]()
-    pixels = source.read(index, images.max_pixels, told)
+    pixels = source.read(index, most_pixels, told=told)
     tally.add(index, told + findings_in(pixels))
     return pixels
 
