@@ -80,8 +80,11 @@ def test_a_cuda_device_takes_larger_ones(images: int, size: int, patch: int, enc
     assert papers == (encoder == "base")
 
 
-@pytest.mark.parametrize("short, size, patch", [(10, 32, 4), (32, 32, 4), (47, 32, 4), (48, 48, 6), (63, 48, 6), (64, 64, 8)])
-def test_the_size_is_never_above_the_images_own_down_to_32_px(short: int, size: int, patch: int) -> None:
+@pytest.mark.parametrize(
+    "short, size, patch",
+    [(10, 32, 4), (27, 32, 4), (28, 28, 4), (31, 28, 4), (32, 32, 4), (47, 32, 4), (48, 48, 6), (63, 48, 6), (64, 64, 8)],
+)
+def test_the_size_is_never_above_the_images_own_down_to_28_px(short: int, size: int, patch: int) -> None:
     for device in ("cpu", "cuda"):
         values = chosen(found(short=short, long=5 * short, device=device))  # long images: square all the same
         assert (values["images.size"], values["encoder.patch_size"]) == (size, patch)
@@ -100,7 +103,7 @@ def test_every_choice_is_a_run_that_can_be(images: int, short: int, bands: int, 
     o, rows = config.optim, config.grid[0]
     config.masking.check(config.grid)
     assert config.recipe == "small" and config.images.channels == (3 if bands == 1 else bands)
-    assert config.grid == (rows, rows) and rows == {96: 12, 128: 16}.get(config.images.height_width[0], 8)
+    assert config.grid == (rows, rows) and rows == {28: 7, 96: 12, 128: 16}.get(config.images.height_width[0], 8)
     assert o.batch_size == 2 or o.batch_size <= images / 4
     assert 5 <= o.epochs <= 800 and o.warmup_epochs == o.epochs / 10
     seen = 2_000_000 if device == "cpu" else 20_000_000
@@ -110,6 +113,30 @@ def test_every_choice_is_a_run_that_can_be(images: int, short: int, bands: int, 
         for word in reason.split(": ")[0].split():
             group, key = word.split("=")[0].split(".")
             assert word.endswith(f"={choice.settings[group][key]}")
+
+
+@pytest.mark.parametrize("side", range(8, 65))
+def test_check_never_advises_another_size_than_was_chosen(side: int, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (12, side, side, 3), dtype=np.uint8))
+    checked = check(tmp_path / "x.npy")
+    assert checked.verdict.startswith("fine for recipe small") and "set " not in checked.verdict
+    size = checked.fit.size[0]
+    assert size <= side if side >= 28 else size == 32
+
+
+@pytest.mark.parametrize("side", [8, 20, 27, 28, 31, 40, 63, 64, 100, 200])
+@pytest.mark.parametrize("words", [["recipe=small"], ["recipe=ijepa_vitb16"], ["recipe=ijepa_vith14"], ["images.size=224"]])
+def test_what_check_advises_is_a_run_that_can_be_and_is_not_advised_against(side: int, words: list[str], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (12, side, side, 3), dtype=np.uint8))
+    words = [*words, "optim.batch_size=4"]
+    verdict = check(tmp_path / "x.npy", set=words).verdict
+    _, advice, rest = verdict.partition("most images would be enlarged: set ")
+    if not advice:
+        least = 96 if "ijepa" in words[0] else 32  # of fewer patches the papers' masks refuse
+        assert side < least or side >= check(tmp_path / "x.npy", set=words).fit.size[0]
+        return
+    again = check(tmp_path / "x.npy", set=[*words, *rest.removesuffix(" for none to be").split()])
+    assert again.fit.smaller == 0 and again.verdict.startswith("fine") and "set " not in again.verdict
 
 
 # ---- the user's words

@@ -1,6 +1,7 @@
 """What a run is made with where no recipe is named: recipe small, fitted to the images that are found and to the device."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,8 @@ def _vit(size: str, predictor_width: int, predictor_depth: int) -> Values:
 
 
 # What is chosen. Rows are (from so many on, value).
-SIZES = (32, 48, 64, 96, 128)  # pixels: the largest that is no larger than the images
+SIZES = (28, 32, 48, 64, 96, 128)  # pixels: the largest that is no larger than the images
+LEAST = 32  # for images that are smaller than all of these
 LARGEST = {"cpu": 64, "cuda": 128}
 GRIDS = ((0, 8), (96, 12), (128, 16))  # pixels, patches on a side
 DEMO = {"encoder.width": 128, "encoder.depth": 4, "encoder.heads": 4, "predictor.width": 64, "predictor.depth": 2}
@@ -180,21 +182,62 @@ Row = tuple[Values, str]  # settings, and why
 
 
 def _images(found: Found, said: Said) -> list[Row]:
-    most, given = LARGEST[found.device], said.encoder.patch_size if said.has("encoder.patch_size") else 1
-    sizes = [size for size in SIZES if size % given == 0 and size >= 4 * given]  # masks need 4x4 patches
+    most, given = LARGEST[found.device], said.encoder.patch_size if said.has("encoder.patch_size") else None
     sides, rows = said.images.height_width, list[Row]()
-    if sizes and not said.has("images.size"):
-        size = max((size for size in sizes if size <= min(found.short, most)), default=sizes[0])
+    size = None if said.has("images.size") else size_for(found.short, most, given)
+    if size:
         why = "the least" if size > found.short else "as the images are" if size < most else f"the most on {NAMES[found.device]}"
         sides, rows = (size, size), [({"images.size": size}, why)]
-    patches, _ = _row(GRIDS, min(sides))
-    near = {p: abs(min(sides) / p - patches) for p in range(1, min(sides) + 1) if not any(side % p for side in sides)}
-    patch = min(near, key=near.__getitem__)
-    if near[patch] <= patches / 4:  # else the size that the user gave has no good patch, and is refused with a better one
+    if patch := patch_for(sides):  # else the size that the user gave has no good patch, and is refused with a better one
         rows.append(({"encoder.patch_size": patch}, f"{sides[0] // patch}x{sides[1] // patch} patches"))
     if found.bands not in (1, 3):  # these are turned into each other
         rows.append(({"images.channels": found.bands}, "the bands of the images"))
     return rows
+
+
+def size_for(short: int, most: int, patch: int | None = None) -> int | None:
+    """Of SIZES up to `most` the largest at which images of that shorter side are not enlarged; for smaller ones the LEAST.
+
+    Only those of 4x4 patches or more, as masks need, where the patch is given; none where there is none.
+    """
+    sizes = [size for size in SIZES if patch is None or (size % patch == 0 and size >= 4 * patch)]
+    least = next((size for size in sizes if size >= LEAST), None)
+    return max((size for size in sizes if size <= min(short, most)), default=least)
+
+
+def patch_for(sides: tuple[int, int]) -> int | None:
+    """The patch that divides both sides into about as many as GRIDS has for such images; none where none comes near."""
+    patches, _ = _row(GRIDS, min(sides))
+    near = {p: abs(min(sides) / p - patches) for p in range(1, min(sides) + 1) if not any(side % p for side in sides)}
+    patch = min(near, key=near.__getitem__)
+    return patch if near[patch] <= patches / 4 else None
+
+
+def smaller_for(short: int, config: Config, choice: Choice) -> str:
+    """Words that set a size at which an image of that shorter side is not enlarged, and that the masks allow.
+
+    Of the patches that are set, else the size and the patch that are chosen for such images. '' where there is none, or the
+    size is a choice already.
+    """
+    images, encoder = choice.settings.get("images", {}), choice.settings.get("encoder", {})
+    own, now, chosen = config.encoder.patch_size, min(config.images.height_width), size_for(short, LARGEST["cuda"])
+    if "size" in images:
+        return ""
+    if "patch_size" not in encoder and _allowed(config, size := short // own * own, own) and size < now:
+        return f"images.size={size}"
+    if chosen is None or not chosen <= min(short, now - 1) or not _allowed(config, chosen, patch := patch_for((chosen, chosen))):
+        return ""
+    return f"images.size={chosen}" + ("" if "patch_size" in encoder else f" encoder.patch_size={patch}")
+
+
+def _allowed(config: Config, size: int, patch: int | None) -> bool:
+    """Whether there are 4x4 patches of it, and masks of them."""
+    if patch is None or size < 4 * patch:
+        return False
+    with suppress(UserError):
+        config.masking.check((size // patch, size // patch))
+        return True
+    return False
 
 
 def _encoder(found: Found, said: Said) -> Row:

@@ -16,7 +16,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from jepakit.choice import Choice, settled
+from jepakit.choice import Choice, settled, smaller_for
 from jepakit.config import Config, overrides
 from jepakit.data.checked import LONG, Checked, Duplicates, Fit, LabelsSeen, stops_of, verdict_of
 from jepakit.data.crops import BandsError, Images, channels_of
@@ -178,7 +178,7 @@ def _checked(data: str, source: Source, look: _Look, altered: tuple[str, ...], c
     by_area = np.argsort(height * width, kind="stable")
     places = {"smallest": 0, "median": (len(read) - 1) // 2, "largest": len(read) - 1} if len(read) else {}
     short = np.quantile(np.minimum(height, width), np.array(QUANTILES) / 100, method="inverted_cdf") if len(read) else []
-    smallest = int(np.minimum(height, width).min(initial=2**32))
+    smaller = smaller_for(int(short[0]), config, choice) if len(read) else ""
     fit = _fit(len(training_part(source, config.images)), read, config)
     stops = stops_of(len(source), len(bad), fit, read["bands"], altered)
     return Checked(
@@ -198,7 +198,7 @@ def _checked(data: str, source: Source, look: _Look, altered: tuple[str, ...], c
         choice=choice.told,
         fit=fit,
         stops=stops,
-        verdict=verdict_of(len(read), smallest, config.encoder.patch_size, fit, stops),
+        verdict=verdict_of(len(read), smaller, fit, stops),
     )
 
 

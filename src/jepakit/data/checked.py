@@ -105,14 +105,14 @@ def stops_of(samples: int, broken: int, fit: Fit, bands: NDArray[Any], altered: 
     return tuple(stops)
 
 
-def verdict_of(readable: int, smallest: int, patch: int, fit: Fit, stops: tuple[str, ...]) -> str:
-    """One sentence. smallest: side of any image; patch: of which images.size is a multiple."""
+def verdict_of(readable: int, smaller: str, fit: Fit, stops: tuple[str, ...]) -> str:
+    """One sentence. smaller: words that set a size at which no image is enlarged, '' for none."""
     if stops:
         return f"a pretraining with recipe {fit.recipe} would stop: {'; '.join(stops)}"
     said = f"fine for recipe {fit.recipe}: {readable:,} images, {fit.steps:,} steps an epoch"
-    if 2 * fit.smaller <= readable:
+    if 2 * fit.smaller <= readable or not smaller:
         return said
-    return f"{said}; most images would be enlarged: set images.size={max(patch, smallest // patch * patch)} for none to be"
+    return f"{said}; most images would be enlarged: set {smaller} for none to be"
 
 
 WIDE, SHORT, FIRST = 100, 60, 20  # columns; letters of a title; broken images that are named
