@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import math
 import multiprocessing
 import os
 import random
@@ -31,8 +32,10 @@ from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
 from jepakit.data.threads import StuckError
 from jepakit.errors import UserError
+from jepakit.files import append, save_json
 from jepakit.recipes import settings
-from jepakit.run import Run
+from jepakit.run import Run, json_line
+from jepakit.stopping import signals
 from jepakit.train import Training, pretrain
 from jepakit.weights import load
 
@@ -210,13 +213,13 @@ def test_resuming_a_finished_run_changes_nothing(straight: Run, tmp_path: Path) 
     same_metrics(straight, again)
 
 
-@pytest.mark.parametrize("word", ["optim.lr=1", "optim.steps=50", "seed=1", "data=emoji", "encoder.depth=2", "method=c_jepa"])
+@pytest.mark.parametrize("word", ["optim.lr=1", "optim.steps=50", "seed=1", "encoder.depth=2", "method=c_jepa"])
 def test_a_resume_that_would_change_the_result_is_refused(straight: Run, word: str) -> None:
     before = {p: p.stat().st_mtime_ns for p in straight.path.rglob("*")}
     with pytest.raises(UserError, match=r"only run\.\* and images\.max_bad may change"):
         pretrain(resume=straight.path, set=[word])
     with pytest.raises(UserError, match="leave out"):
-        pretrain("emoji", resume=straight.path)
+        pretrain(resume=straight.path, method="ijepa")
     assert {p: p.stat().st_mtime_ns for p in straight.path.rglob("*")} == before
 
 
@@ -227,6 +230,206 @@ def test_a_resume_on_other_images_is_refused(photos: Path, tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"30 images .* now there are 29"):
         pretrain(resume=run.path)
     assert run.finished
+
+
+@pytest.mark.parametrize("by", ["option", "word", "relative", "link", "tilde", "edited"])
+def test_a_run_goes_on_where_its_images_have_moved_to(
+    by: str, photos: Path, tmp_path: Path, straight: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, new = copy(straight, tmp_path / "run"), tmp_path / "new"
+    shutil.copytree(photos, new)
+    (tmp_path / "link").symlink_to(new)
+    run.rewrite(run.config.model_copy(update={"data": str(tmp_path / "old")}))
+    shutil.rmtree(run.checkpoints / checkpoint.name_of(STEPS))
+    with pytest.raises(UserError, match=r"no such folder: .*/old; where they have moved, --resume .* --data NEW"):
+        pretrain(resume=run.path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if by == "edited":
+        text = (run.path / "config.yaml").read_text()
+        (run.path / "config.yaml").write_text(text.replace(f"data: {tmp_path}/old", "data: ~/new  # moved"))
+        pretrain(resume=run.path)
+    elif by == "word":
+        pretrain(resume=run.path, set=[f"data={new}"])
+    else:
+        pretrain({"option": new, "relative": "new", "link": tmp_path / "link", "tilde": "~/new"}[by], resume=run.path)
+    same_bits(straight, run)
+    assert run.config == straight.config.model_copy(update={"data": str(new)})
+    assert checkpoint.load(run.checkpoints / checkpoint.name_of(STEPS)).state["config"]["data"] == str(new)
+    assert "was edited" not in caplog.text
+    assert pretrain(resume=run.path).finished  # by itself
+
+
+def test_a_resume_with_other_images_is_refused_and_changes_nothing(photos: Path, tmp_path: Path, straight: Run) -> None:
+    run = copy(straight, tmp_path / "run")
+    shutil.copytree(photos, tmp_path / "renamed")
+    (tmp_path / "renamed/07.png").rename(tmp_path / "renamed/7.png")
+    before = {p: (p.is_file() and p.read_bytes()) for p in run.path.rglob("*") if p.name != "run.log"}
+    for data, words in (("emoji", "the run saw 30 images and in .* now there are"), (tmp_path / "renamed", "are not those")):
+        with pytest.raises(UserError, match=words):
+            pretrain(data, resume=run.path)
+        with pytest.raises(UserError, match=words):
+            pretrain(resume=run.path, set=f"data={data}")
+    assert {p: (p.is_file() and p.read_bytes()) for p in run.path.rglob("*") if p.name != "run.log"} == before
+
+
+def test_only_what_was_edited_is_said_to_be(straight: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = copy(straight, tmp_path / "run")
+    shutil.rmtree(run.checkpoints / checkpoint.name_of(STEPS))
+    with caplog.at_level(logging.WARNING, "jepakit"):
+        pretrain(resume=run.path, set=["images.max_bad=0.5", "run.log_every_steps=5"])
+        pretrain(resume=run.path)
+        pretrain(resume=run.path, set="run.loader_threads=1")
+    assert "was edited" not in caplog.text
+    assert (run.config.images.max_bad, run.config.run.log_every_steps, run.config.run.loader_threads) == (0.5, 5, 1)
+    same_bits(straight, run)
+    text = (run.path / "config.yaml").read_text()
+    (run.path / "config.yaml").write_text(text.replace("lr: 0.003", "lr: 0.004"))
+    with caplog.at_level(logging.WARNING, "jepakit"):
+        pretrain(resume=run.path)
+    assert caplog.text.count("was edited") == 1
+    same_bits(straight, run)
+
+
+def test_what_is_not_finite_is_null_in_json_and_no_number_when_read(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    rows = [{"step": 1, "a": math.nan, "b": 1.5}, {"step": 2, "a": math.inf, "alarms": ["x"]}, {"step": 3, "a": 2.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(map(json_line, rows[:2])) + '{"step": 3, "a": NaN}\n{"step": 4, "a')
+
+    def no_constant(text: str) -> float:
+        raise AssertionError(text)
+
+    def lines() -> list[str]:
+        return (tmp_path / "metrics.jsonl").read_text().splitlines()
+
+    assert [json.loads(line, parse_constant=no_constant) for line in lines()[:2]] == [
+        {"step": 1, "a": None, "b": 1.5},
+        {"step": 2, "a": None, "alarms": ["x"]},
+    ]
+    assert [row["step"] for row in run.metrics()] == [1, 2, 3] and all(math.isnan(row["a"]) for row in run.metrics())
+    run.rewind(3)
+    assert [json.loads(line, parse_constant=no_constant)["step"] for line in lines()] == [1, 2, 3]
+    save_json(tmp_path / "x.json", {"a": [math.nan, (1, -math.inf)], "b": 2.0, "c": True})
+    assert json.loads((tmp_path / "x.json").read_text(), parse_constant=no_constant) == {
+        "a": [None, [1, None]],
+        "b": 2.0,
+        "c": True,
+    }
+
+
+def test_tensorboard_is_told_from_which_step_on_rows_come_again(
+    straight: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, int]] = []
+
+    class Board:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            opened.append((folder, purge_step))
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            assert step >= opened[-1][1]
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("jepakit.logs.summary_writer", lambda: Board)
+    monkeypatch.setattr("jepakit.train.summary_writer", lambda: Board)
+    run = copy(straight, tmp_path / "run")
+    shutil.rmtree(run.checkpoints / checkpoint.name_of(STEPS))
+    pretrain(resume=run.path, set=["run.tensorboard=true"])
+    assert opened == [(str(run.path / "tensorboard"), STEPS - 4 + 1)]
+
+
+def test_lines_are_added_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write = tmp_path / "rows", os.write
+    append(path, "one\n")
+
+    def on_a_full_disk(handle: int, data: bytes) -> int:
+        if len(data) < 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, data[:3])
+
+    monkeypatch.setattr("jepakit.files.os.write", on_a_full_disk)
+    with pytest.raises(OSError, match="No space"):
+        append(path, "a long line\n")
+    monkeypatch.setattr("jepakit.files.os.write", write)
+    assert path.read_text() == "one\n"
+    append(path, "tw\udce9\n")  # a name that is no UTF-8
+    path.write_bytes(path.read_bytes() + b"cut sho")
+    append(path, "three\n")
+    assert path.read_text() == "one\ntw\\udce9\ncut sho\nthree\n"
+
+
+def test_a_full_disk_is_said_once_and_rows_are_whole_before_and_after(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    written = 0
+
+    def full_for_a_while(path: Path, text: str) -> None:
+        nonlocal written
+        written += 1
+        if 20 <= written < 60:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(path, text)
+
+    monkeypatch.setattr("jepakit.logs.append", full_for_a_while)
+    monkeypatch.setattr("jepakit.run.append", full_for_a_while)
+    with caplog.at_level(logging.WARNING, "jepakit"):
+        run = pretrain(photos, tmp_path / "run", method="ijepa", set=[*TINY, "run.log_every_steps=1"])
+    said = caplog.text + capfd.readouterr().err
+    assert said.count("metrics NOT written from step") == 1 and said.count("metrics are written again") == 1
+    assert said.count("run.log NOT written") == 1 and "Traceback" not in said and "Logging error" not in said
+    steps = [json.loads(line)["step"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert steps[0] == 1 and steps[-1] == STEPS and len(steps) < STEPS and steps == sorted({*steps})
+
+
+def test_a_signal_that_a_program_in_c_hears_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    get, set_, asked = signal.getsignal, signal.signal, list[str]()
+
+    def of_c(number: int) -> Any:  # what Python says of a handler that is not its own, and cannot set again
+        return None if number == signal.SIGTERM else get(number)
+
+    def setting(number: int, handler: Any) -> Any:
+        assert number != signal.SIGTERM
+        return set_(number, handler)
+
+    monkeypatch.setattr(signal, "getsignal", of_c)
+    monkeypatch.setattr(signal, "signal", setting)
+    before = get(signal.SIGINT)
+    with signals(asked.append):
+        signal.raise_signal(signal.SIGINT)
+    assert asked == ["SIGINT"] and get(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.1, 0.3])
+def test_a_second_ctrl_c_ends_in_one_line(photos: Path, tmp_path: Path, pause: float) -> None:
+    words = [*TINY, "optim.steps=100000", "run.log_every_steps=1"]
+    start = [
+        sys.executable,
+        "-m",
+        "jepakit",
+        "pretrain",
+        "--data",
+        str(photos),
+        "--method",
+        "ijepa",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    process = subprocess.Popen([*start, *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, restore_signals=True)
+    while not (tmp_path / "run/metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    time.sleep(pause)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (0, 130) and "Traceback" not in said, said
+    assert said.splitlines()[-1].startswith("stopped")
+    assert checkpoint.load_newest(tmp_path / "run/checkpoints").state["step"] >= 0
 
 
 def test_a_corrupt_newest_checkpoint_falls_back_and_ends_in_the_same_bits(

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from shlex import quote
@@ -12,6 +13,7 @@ import typer
 
 from jepakit import __version__, mistakes
 from jepakit.errors import UserError
+from jepakit.stopping import quiet_interrupts
 
 ABOUT = "Pretrain image encoders without labels by predicting in latent space, see how good they are, and hand them on."
 # Verbs import what they need when called, so that --help answers at once.
@@ -252,6 +254,8 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a name that is no text in this encoding is printed as its bytes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace")
+    if arguments is None:
+        quiet_interrupts()
     words = sys.argv[1:] if arguments is None else arguments
     words = [*words[1:], "--help"] if words[:1] == ["help"] else words
     try:
@@ -278,3 +282,6 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         print("stopped", file=sys.stderr)
         sys.exit(130)
+    finally:
+        if arguments is None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said; while Python ends it would print a traceback

@@ -4,7 +4,9 @@ import errno
 import fcntl
 import json
 import logging
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,27 @@ def whole(path: Path) -> Iterator[Path]:
     draft.replace(path)
 
 
+def append(path: Path, text: str) -> None:
+    """Add lines to a text file, whole or not at all: a full disk leaves it as it was. A line cut short before is ended.
+
+    Raises OSError.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(handle).st_size
+        data = text.encode(errors="backslashreplace")
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        try:
+            while data:
+                data = data[os.write(handle, data) :]
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder; UserError if another process does."""
@@ -38,7 +61,16 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def finite(value: Any) -> Any:
+    """The same with null for numbers that are not finite, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def save_json(path: Path, value: Any) -> None:
     """Write a JSON file whole."""
     with whole(path) as draft:
-        draft.write_text(json.dumps(value, indent=1))
+        draft.write_text(json.dumps(finite(value), indent=1, allow_nan=False))

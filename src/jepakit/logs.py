@@ -1,9 +1,8 @@
 """What a run says of itself at a logged step, and where it is written."""
 
-import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,12 @@ from torch import Tensor
 from jepakit.config import Config
 from jepakit.data.loader import Batch
 from jepakit.errors import UserError
+from jepakit.files import append
 from jepakit.masks import Masks
 from jepakit.metrics import content_cosines, position_share, rankme
 from jepakit.model import Output
 from jepakit.optim import Now
-from jepakit.run import Run
+from jepakit.run import Run, json_line
 
 log = logging.getLogger("jepakit")
 
@@ -47,23 +47,32 @@ def step_row(step: int, batch: Batch, out: Output, norm: Tensor, now: Now) -> di
 
 
 @contextmanager
-def metrics_writer(run: Run, config: Config) -> Iterator[Any]:
-    """A function that appends a row to metrics.jsonl, and to tensorboard/ if asked for."""
-    board: Any = summary_writer()(str(run.path / "tensorboard")) if config.run.tensorboard else None
+def metrics_writer(run: Run, config: Config, step: int) -> Iterator[Any]:
+    """A function that appends a row to metrics.jsonl, and to tensorboard/ if asked for; step: that which the run goes on from."""
+    # what was logged after the checkpoint will be logged again: TensorBoard is told to leave it out
+    board: Any = summary_writer()(str(run.path / "tensorboard"), purge_step=step + 1) if config.run.tensorboard else None
+    full = False
 
     def write(row: dict[str, Any]) -> None:
+        nonlocal full
         try:
-            with (run.path / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append(run.path / "metrics.jsonl", json_line(row))
+            if board:
+                for name, value in row.items():
+                    if isinstance(value, int | float):
+                        board.add_scalar(name, value, int(row["step"]))
+            if full:
+                log.warning("metrics are written again, from step %d on", row["step"])
+            full = False
         except OSError as error:  # a full disk: the run is worth more than a line
-            log.warning("metrics of step %d NOT written: %s", row["step"], error)
-        for name, value in row.items() if board else ():
-            if isinstance(value, int | float):
-                board.add_scalar(name, value, int(row["step"]))
+            if not full:
+                log.warning("metrics NOT written from step %d on: %s", row["step"], error)
+            full = True
 
     yield write
     if board:
-        board.close()
+        with suppress(OSError):
+            board.close()
 
 
 def summary_writer() -> Any:

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jepakit.checkpoint import name_of, steps
 from jepakit.config import Config, read_yaml, resolve, to_yaml
 from jepakit.errors import UserError
-from jepakit.files import locked, whole
+from jepakit.files import append, finite, locked, whole
 
 if TYPE_CHECKING:
     from jepakit.encoder import Encoder
@@ -95,6 +97,14 @@ class Run:
         path = self.path / "config.yaml"
         return resolve(read_yaml(path), where=str(path))
 
+    def rewrite(self, config: Config) -> None:
+        """Other settings in the place of the run's. Raises UserError where they cannot be written."""
+        try:
+            with whole(self.path / "config.yaml") as draft:
+                draft.write_text(to_yaml(config))
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from None
+
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
@@ -115,14 +125,15 @@ class Run:
         return said if isinstance(said, dict) else {}
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The logged steps, one mapping each; a line that a kill cut short is left out."""
+        """The logged steps, one mapping each, NaN for what was not finite; a line that a kill cut short is left out."""
         path = self.path / "metrics.jsonl"
         rows = []
         for line in path.read_text().splitlines() if path.is_file() else []:
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 continue
+            rows.append({key: math.nan if value is None else value for key, value in row.items()})
         return rows
 
     def rewind(self, step: int) -> None:
@@ -130,7 +141,7 @@ class Run:
         rows = [row for row in self.metrics() if row["step"] <= step]
         try:
             with whole(self.path / "metrics.jsonl") as draft:
-                draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
+                draft.write_text("".join(map(json_line, rows)))
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from None
 
@@ -149,7 +160,7 @@ class Run:
     @contextmanager
     def logged(self) -> Iterator[None]:
         """Write the log to run.log too."""
-        handler = logging.FileHandler(self.path / "run.log")
+        handler = _Log(self.path / "run.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
@@ -158,3 +169,25 @@ class Run:
         finally:
             log.removeHandler(handler)
             handler.close()
+
+
+class _Log(logging.Handler):
+    """Appends to a file; says once that it cannot."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.full = path, False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            append(self.path, self.format(record) + "\n")
+            self.full = False
+        except OSError as error:
+            if not self.full:
+                print(f"{self.path} NOT written: {error.strerror}", file=sys.stderr)
+            self.full = True
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """A row of metrics.jsonl; null for numbers that are not finite."""
+    return json.dumps(finite(row), allow_nan=False) + "\n"

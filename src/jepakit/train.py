@@ -5,8 +5,8 @@ All that varies is a function of the step, so a checkpoint is weights, optimiser
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from jepakit.config import Config, merge, method_layer, overrides, read_yaml, re
 from jepakit.data.crops import mirrored, normalise
 from jepakit.data.findings import Tally
 from jepakit.data.loader import Batch, Loader
-from jepakit.data.opening import open_source
+from jepakit.data.opening import absolute, named, open_source
 from jepakit.data.part import split_sentences, training_part
 from jepakit.data.sources import Source, fingerprint
 from jepakit.data.statistics import fitted, told_of
@@ -67,16 +67,15 @@ def pretrain(
 
     data: a folder of images, or 'emoji'; out: the run's folder; recipe, method: names; config: a YAML file; with neither
     recipe nor config, settings that suit the images are chosen; resume: a run to go on with instead (then only `run`
-    settings may differ); set: 'group.key=value' words; groups: settings as keywords, such as optim={"lr": 1e-3}, seed=1.
+    settings may differ, and data, where the same images lie elsewhere now); set: 'group.key=value' words; groups: settings
+    as keywords, such as optim={"lr": 1e-3}, seed=1.
     Raises UserError for anything the user can mend. Returns the run, finished or, after SIGINT or SIGTERM, saved.
     """
     given = merge(overrides(set), groups)
     if resume is not None:
-        if any((data, out, recipe, method, config)):
-            raise UserError(
-                "--resume goes on with the run's own data and settings: leave out data, out, recipe, method and config"
-            )
-        return _resume(Run.open(resume), given)
+        if any((out, recipe, method, config)):
+            raise UserError("--resume goes on with the run's own settings: leave out out, recipe, method and config")
+        return _resume(Run.open(resume), given if data is None else {**given, "data": named(data)})
     if out is None:
         raise UserError("where shall the run go? give --out RUN (a new folder), or --resume RUN")
     Run.new(out, overwrite=overwrite)  # says what is wrong with the place before any work is done
@@ -122,20 +121,44 @@ def _chosen(
 
 
 def _resume(run: Run, changes: Mapping[str, Any]) -> Run:
-    fixed = [key for key, value in changes.items() if key != "run" and not (key == "images" and set(value) == {"max_bad"})]
+    fixed = [key for key in changes if key not in ("run", "data") and not (key == "images" and set(changes[key]) == {"max_bad"})]
     if fixed:
-        raise UserError(f"--resume goes on with the run's own settings; only run.* and images.max_bad may change, not {fixed[0]}")
+        raise UserError(
+            f"--resume goes on with the run's own settings; only run.* and images.max_bad may change, and data where the "
+            f"images have moved, not {fixed[0]}"
+        )
     with run.lock(), run.logged():
-        found = checkpoint.load_newest(run.checkpoints, finite=True)
-        config = resolve(found.state["config"], changes, where=str(run.checkpoints))  # verified, unlike config.yaml
-        if resolve(found.state["config"]).model_copy(update={"run": run.config.run}) != run.config:
+        found, edited = checkpoint.load_newest(run.checkpoints, finite=True), run.config
+        again = f"; where they have moved, --resume {quote(str(run.path))} --data NEW goes on"
+        own = resolve(found.state["config"], where=str(run.checkpoints))  # verified, unlike config.yaml
+        if with_free(own, edited) != edited:
             log.warning("%s was edited since the run began: going on with the run's own settings", run.path / "config.yaml")
-        training = Training.prepare(config, open_source(config.data or "", most_pixels=config.images.max_pixels))
+        config = resolve(with_free(own, edited).model_dump(), changes)
+        if not config.data:
+            raise UserError("which images? give --data, where those lie that the run began with")
+        config = config.model_copy(update={"data": absolute(config.data)})
+        training = Training.prepare(config, _images_of(config, "" if "data" in changes else again))
         training.restore(found)
+        if with_free(edited, config) != edited:
+            run.rewrite(with_free(edited, config))
         checkpoint.set_aside(run.checkpoints, training.step)
         run.rewind(training.step)
         log.info("resumed at step %d of %d", training.step, training.schedule.steps)
         return training.go(run)
+
+
+def with_free(config: Config, other: Config) -> Config:
+    """A config with another's values of what may change when a run goes on: how it runs, and where its images are."""
+    images = config.images.model_copy(update={"max_bad": other.images.max_bad})
+    return config.model_copy(update={"run": other.run, "data": other.data, "images": images})
+
+
+def _images_of(config: Config, hint: str) -> Source:
+    """A run's images. Raises UserError, with a hint, where they cannot be had."""
+    try:
+        return open_source(str(config.data), most_pixels=config.images.max_pixels)
+    except UserError as error:
+        raise UserError(f"{error}{hint}") from None
 
 
 @dataclass
@@ -194,10 +217,11 @@ class Training:
         """Train to the end, or to a signal; leaves a checkpoint and the model either way."""
         total, settings_, warmup = self.schedule.steps, self.config.run, self.schedule.warmup
         saved, again = True, f"jepakit pretrain --resume {quote(str(run.path))}"
-        with signals(self._ask_to_stop), self._watched(run, total, warmup) as watching:
+        watched = self._watched(run, total, warmup)
+        with signals(self._ask_to_stop), watched as watching, closing(self._batches(run)) as batches:
             if watching.fresh and not self.stop.is_set():
                 watching.start(self.jepa if not self.step else jepa_of(self.config).to(self.device), self.dtype)
-            for batch in () if self.stop.is_set() else self._batches(run):
+            for batch in () if self.stop.is_set() else batches:
                 done = self.step + 1
                 log_now = done % settings_.log_every_steps == 0 or done == total
                 save_now = done % settings_.save_every_steps == 0 or done == total
@@ -261,7 +285,7 @@ class Training:
         self.stop.set()
         log.warning("%s: saving after this step", by)
 
-    def _batches(self, run: Run) -> Iterator[Batch]:
+    def _batches(self, run: Run) -> Generator[Batch]:
         """The batches still to come. Where they cannot be made (too many bad images, no answer), what was learnt is saved."""
         try:
             yield from self.loader(self.step, self.schedule.steps)
@@ -305,11 +329,14 @@ class Training:
         source = self.loader.source
         if found.state["images"] != len(source):
             raise UserError(
-                f"the run saw {found.state['images']} images in {plain(source.name)}, now there are {len(source)}: "
-                f"bring back the same images, or start a new run"
+                f"the run saw {found.state['images']} images and in {plain(source.name)} now there are {len(source)}: bring back "
+                f"the same images, say with --data where they are, or start a new run"
             )
         if found.state["names"] != self.names:
-            raise UserError(f"the images in {plain(source.name)} are not those that the run began with: bring them back")
+            raise UserError(
+                f"the images in {plain(source.name)} are not those that the run began with: bring them back, or say with "
+                f"--data where they are"
+            )
         self.jepa.load_state_dict(found.tensors["model"])
         moments = found.tensors.get("optimizer", {})
         for name, p in self.jepa.trained_parameters():

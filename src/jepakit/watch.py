@@ -68,5 +68,5 @@ def watch(run: Run, config: Config, online: Online | None, steps: int, warmup: i
     """Watch a run from a step on; the doctor knows what was logged before."""
     rows = run.metrics()
     doctor = Doctor(config.target.kind, position_counts_from(steps, warmup), rows)
-    with metrics_writer(run, config) as write, progress("pretrain", steps, step) as report:
+    with metrics_writer(run, config, step) as write, progress("pretrain", steps, step) as report:
         yield Watch(config, doctor, online, write, report, step, steps, not rows)

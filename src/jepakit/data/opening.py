@@ -19,12 +19,24 @@ SECONDS = 60.0  # in which a look at an image must come back
 KINDS = (".parquet", ".tar")  # of files that an address or a pattern may name
 
 
-def open_source(data: str, labels: str | None = None, most_pixels: int = MOST_PIXELS) -> Source:
+def named(data: str | os.PathLike[str]) -> str:
+    """What names images, as text, '~' expanded. Raises UserError for arrays and the like."""
+    try:
+        return os.path.expanduser(os.fsdecode(data))
+    except TypeError:
+        raise UserError(
+            f"images are named by a path, a pattern, an address or a set's name, not by a {type(data).__name__}: arrays go "
+            f"into a file first, numpy.savez('images.npz', images=...)"
+        ) from None
+
+
+def open_source(data: str | os.PathLike[str], labels: str | None = None, most_pixels: int = MOST_PIXELS) -> Source:
     """The source that `data` names.
 
     'emoji', 'scenes'; a labelled set in its usual layout (`sets`), or a folder of images; a pattern or an address of .tar
     or .parquet files. `labels` picks one of several that a set has. Raises UserError.
     """
+    data = named(data)
     if data == "scenes":
         from jepakit.data.scenes import SceneSource
 
@@ -46,7 +58,7 @@ def absolute(data: str) -> str:
     """The same from any working folder: named sets and addresses as they are, a path or a pattern from the root."""
     if data in NAMED or is_remote(data):
         return data
-    path = os.path.expanduser(data)
+    path = named(data)
     first = min((path.index(c) for c in MAGIC if c in path), default=0) if is_pattern(data) else len(path)
     fixed = path.rfind("/", 0, first) + 1 if first < len(path) else len(path)
     return os.path.join(Path(path[:fixed]).resolve(), path[fixed:]) if path[fixed:] else str(Path(path).resolve())

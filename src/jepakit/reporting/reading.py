@@ -137,8 +137,7 @@ def _metrics(path: Path) -> Metrics:
         told = steps[step].pop("alarms", None)
         alarms += [(step, str(words)) for words in told] if isinstance(told, list) else []
         for key, value in steps[step].items():  # some names are logged on fewer steps than others
-            if value is not None:
-                points.setdefault(key, []).append((step, number(value)))
+            points.setdefault(key, []).append((step, number(value)))  # null was not finite
     for key in [key for key in points if key.endswith(AT_START)]:  # a look at step 0, told in the first row
         start, looks = points.pop(key)[0][1], points.setdefault(key.removesuffix(AT_START), [])
         if not looks or looks[0][0] > 0:

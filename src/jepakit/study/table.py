@@ -190,7 +190,9 @@ def _result(path: Path) -> dict[str, list[float]]:
     if not path.is_file():
         return {}
     keys = ("rankme",) if path.stem == "rankme" else ("accuracy", "low", "high")
-    return {row["name"]: [row[key] for key in keys] for row in json.loads(path.read_text())["rows"]}
+    return {
+        row["name"]: [np.nan if row[key] is None else row[key] for key in keys] for row in json.loads(path.read_text())["rows"]
+    }
 
 
 def _median(values: Iterable[float | None]) -> float | None:
