@@ -96,7 +96,7 @@ def test_every_way_to_the_model_shows_it_the_same(runs: dict[str, Run], kind: st
     view = _View(source, whole, False, FineTuning(crop_scale=(1, 1), flip=False), 0)
     close(encoder.normalise(torch.stack([view(3, None), view(3, 0)])), expected[[3, 3]])  # fine-tuning: test and training
     for by in ("masks", "crops"):
-        pixels = [next(_groups(source, np.array([3]), config.images))[1][0]]
+        pixels = [next(_groups(source, np.array([3]), config.images, 60))[1][0]]
         close(encoder.normalise(_view(pixels, whole, by, np.array([3]), 0)), expected[3:4])  # LiDAR
     online = Online.prepare(resolve(config.model_dump(), {"run": {"probe_images": 8}}), source, 2)
     assert online is not None

@@ -167,18 +167,56 @@ def nested(key: str, value: Any) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A layer from a YAML file. Raises UserError."""
     try:
-        layer = yaml.safe_load(path.read_text())
+        layer = yaml.load(path.read_text(), _OnceOnly)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
     layer = {} if layer is None else layer
     if not isinstance(layer, dict):
         raise UserError(f"{path}: expected settings in groups, as in 'optim: {{lr: 1e-3}}'")
+    layer = grouped(layer, str(path))
     for key in ("recipe", "method"):
         if not isinstance(layer.get(key), str | None):
             raise UserError(f"{path}: {key}: give a name, not {layer[key]!r}")
     return layer
+
+
+class _OnceOnly(yaml.SafeLoader):
+    """YAML in which no key is given twice: which of the two would count is nobody's guess."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"{twice} is given twice, from line {node.start_mark.line + 1} on: write one of the two")
+        return super().construct_mapping(node, deep)
+
+
+def grouped(layer: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """A layer whose dotted keys are groups: {'optim.lr': 1} as {'optim': {'lr': 1}}. Raises UserError for a key given twice."""
+    result: dict[str, Any] = {}
+    for name, value in layer.items():
+        head, dot, rest = str(name).partition(".")
+        value = grouped({rest: value}, f"{where}: {head}") if dot else value
+        value = grouped(value, f"{where}: {head}") if isinstance(value, Mapping) and not dot else value
+        if head in result and not (isinstance(result[head], Mapping) and isinstance(value, Mapping)):
+            raise UserError(f"{where}: {head} is given twice: write one of the two")
+        result[head] = _joined(result[head], value, f"{where}: {head}") if head in result else value
+    return result
+
+
+def _joined(a: Mapping[str, Any], b: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Two parts of a group that have no key in common. Raises UserError for one that both have."""
+    result = dict(a)
+    for key, value in b.items():
+        if key not in result:
+            result[key] = value
+        elif isinstance(result[key], Mapping) and isinstance(value, Mapping):
+            result[key] = _joined(result[key], value, f"{where}.{key}")
+        else:
+            raise UserError(f"{where}.{key} is given twice: write one of the two")
+    return result
 
 
 def to_yaml(config: Config) -> str:

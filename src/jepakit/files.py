@@ -17,6 +17,16 @@ log = logging.getLogger("jepakit")
 NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 
+def local(path: str | os.PathLike[str], what: str = "path") -> Path:
+    """A path that the user gave, '~' expanded. Raises UserError for what is none."""
+    try:
+        return Path(path).expanduser()
+    except TypeError:
+        raise UserError(f"{what}: give a path, not a {type(path).__name__}") from None
+    except RuntimeError as error:  # ~name of nobody
+        raise UserError(f"{what} {path}: {error}") from None
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A draft beside `path` to write to, renamed into place when it is written. A killed one is left as .tmp-NAME."""

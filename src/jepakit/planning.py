@@ -19,7 +19,7 @@ from jepakit.data.part import training_part
 from jepakit.data.sources import ArraySource, Source
 from jepakit.device import device_of, precision_of
 from jepakit.errors import UserError, nearest
-from jepakit.files import save_json
+from jepakit.files import local, save_json
 from jepakit.flops import Flops
 from jepakit.footprint import MOST_IMAGES, RELEASED_IMAGES, RELEASED_STEPS, Place, is_released, memory_of
 from jepakit.optim import Schedule
@@ -78,7 +78,8 @@ def plan(
     of `DEVICES`, or 'here': this machine, where real steps are timed for some `seconds`; json: a file for what is returned;
     set: 'group.key=value' words; groups: settings as keywords. Raises UserError.
     """
-    if json is not None and not Path(json).parent.is_dir():
+    json = None if json is None else local(json, "--json")
+    if json is not None and not json.parent.is_dir():
         raise UserError(f"--json {json}: there is no such folder")
     given = merge(overrides(set), groups)
     given = given if data is None else given | {"data": str(data)}
@@ -110,7 +111,7 @@ def plan(
         choice=choice.told,
     )
     if json is not None:
-        save_json(Path(json), asdict(found))
+        save_json(json, asdict(found))
     return found
 
 

@@ -27,8 +27,19 @@ NEEDED = (
 
 
 def jepa_from_released(path: Path, heads: int | None = None) -> JEPA:
-    """The released format: a torch file of state dicts `encoder`, `predictor`, `target_encoder` with `module.` prefixes."""
+    """The released format: a torch file of state dicts `encoder`, `predictor`, `target_encoder` with `module.` prefixes.
+
+    Raises UserError for whatever else a file holds.
+    """
     parts = _read_torch(path)
+    try:
+        return _jepa_of(parts, path, heads)
+    except (ValidationError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else line_of(error)
+        raise UserError(f"{path} is not a released I-JEPA checkpoint whose weights fit together: {what}") from None
+
+
+def _jepa_of(parts: dict[str, State], path: Path, heads: int | None) -> JEPA:
     encoder, predictor = parts["encoder"], parts["predictor"]
     width, channels, patch, _ = encoder["patch_embed.proj.weight"].shape
     if heads is None and width not in HEADS:

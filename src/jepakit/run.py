@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jepakit.checkpoint import name_of, steps
 from jepakit.config import Config, read_yaml, resolve, to_yaml
 from jepakit.errors import UserError
-from jepakit.files import append, finite, locked, whole
+from jepakit.files import append, finite, local, locked, whole
 
 if TYPE_CHECKING:
     from jepakit.encoder import Encoder
@@ -39,18 +40,22 @@ class Run:
 
     path: Path
 
+    def __fspath__(self) -> str:
+        """A run is given wherever its folder is."""
+        return str(self.path)
+
     @classmethod
-    def open(cls, path: str | Path) -> "Run":
+    def open(cls, path: str | os.PathLike[str]) -> "Run":
         """An existing run. Raises UserError where there is none."""
-        run = cls(Path(path).expanduser())
+        run = cls(local(path, "the run"))
         if not (run.path / "config.yaml").is_file():
             raise UserError(f"{run.path} is not a run: it has no config.yaml; jepakit pretrain --out {run.path} makes one")
         return run
 
     @classmethod
-    def new(cls, path: str | Path, *, overwrite: bool) -> "Run":
+    def new(cls, path: str | os.PathLike[str], *, overwrite: bool) -> "Run":
         """A run that can be made. Raises UserError where `path` holds one (unless `overwrite`), or anything else."""
-        run = cls(Path(path).expanduser())
+        run = cls(local(path, "out"))
         if run.path.exists() and not run.path.is_dir():
             raise UserError(f"--out {run.path} is a file; give a new folder")
         there = run.contents()
@@ -63,7 +68,7 @@ class Run:
         return run
 
     @classmethod
-    def create(cls, path: str | Path, config: Config, *, overwrite: bool) -> "Run":
+    def create(cls, path: str | os.PathLike[str], config: Config, *, overwrite: bool) -> "Run":
         """Make a new run's folder. Raises UserError as `new` does, and where nothing can be written."""
         run = cls.new(path, overwrite=overwrite)
         try:

@@ -22,7 +22,7 @@ from torch import Tensor
 from jepakit import checkpoint, rng
 from jepakit.checkpoint import Checkpoint
 from jepakit.choice import Choice, settled
-from jepakit.config import Config, merge, method_layer, overrides, read_yaml, resolve
+from jepakit.config import Config, grouped, merge, method_layer, overrides, read_yaml, resolve
 from jepakit.data.crops import mirrored, normalise
 from jepakit.data.findings import Tally
 from jepakit.data.loader import Batch, Loader
@@ -34,6 +34,7 @@ from jepakit.data.threads import StoppedError
 from jepakit.device import device_of, lowered, precision_of, use_cpu
 from jepakit.errors import UserError, plain
 from jepakit.evaluation.online import Online
+from jepakit.files import local
 from jepakit.hf import save_model
 from jepakit.logs import summary_writer
 from jepakit.model import JEPA, Output
@@ -57,18 +58,18 @@ def pretrain(
     recipe: str | None = None,
     method: str | None = None,
     *,
-    config: str | Path | None = None,
-    resume: str | Path | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
+    resume: Run | str | Path | None = None,
     overwrite: bool = False,
     set: Sequence[str] | str | None = None,
     **groups: Any,
 ) -> Run:
     """Pretrain an encoder; all settings as on the command line.
 
-    data: a folder of images, or 'emoji'; out: the run's folder; recipe, method: names; config: a YAML file; with neither
-    recipe nor config, settings that suit the images are chosen; resume: a run to go on with instead (then only `run`
-    settings may differ, and data, where the same images lie elsewhere now); set: 'group.key=value' words; groups: settings
-    as keywords, such as optim={"lr": 1e-3}, seed=1.
+    data: a folder of images, or 'emoji'; out: the run's folder; recipe, method: names; config: a YAML file, or its content;
+    with neither recipe nor config, settings that suit the images are chosen; resume: a run to go on with instead (then only
+    `run` settings may differ, and data, where the same images lie elsewhere now); set: 'group.key=value' words; groups:
+    settings as keywords, such as optim={"lr": 1e-3}, seed=1.
     Raises UserError for anything the user can mend. Returns the run, finished or, after SIGINT or SIGTERM, saved.
     """
     given = merge(overrides(set), groups)
@@ -108,16 +109,20 @@ def pretrain(
 
 
 def _chosen(
-    data: str | Path | None, recipe: str | None, method: str | None, config: str | Path | None, given: dict[str, Any]
+    data: str | Path | None,
+    recipe: str | None,
+    method: str | None,
+    config: str | Path | Mapping[str, Any] | None,
+    given: dict[str, Any],
 ) -> tuple[Config, Source, Choice]:
     """The settings of a new run: recipe, then method, then the file, then the command line's words; and its images."""
-    named = read_yaml(Path(config)) if config else {}
+    file = grouped(config, "config") if isinstance(config, Mapping) else read_yaml(local(config, "config")) if config else {}
     asked_recipe, asked_method = given.pop("recipe", None), given.pop("method", None)
     recipe, method = recipe or asked_recipe, method or asked_method
-    if recipe and named.get("recipe") not in (None, recipe):
-        raise UserError(f"{config} holds recipe {named['recipe']}, not {recipe}: leave out --recipe, or 'recipe' in the file")
-    layers = [named, method_layer(method) if method else {}, given, {} if data is None else {"data": str(data)}]
-    return settled(recipe or named.get("recipe") or ("small" if config else None), named.get("method"), *layers)
+    if recipe and file.get("recipe") not in (None, recipe):
+        raise UserError(f"the config holds recipe {file['recipe']}, not {recipe}: leave out --recipe, or 'recipe' in the file")
+    layers = [file, method_layer(method) if method else {}, given, {} if data is None else {"data": named(data)}]
+    return settled(recipe or file.get("recipe") or ("small" if config else None), file.get("method"), *layers)
 
 
 def _resume(run: Run, changes: Mapping[str, Any]) -> Run:

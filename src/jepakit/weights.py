@@ -1,6 +1,9 @@
 """Weights in: a run, a checkpoint, the released format or a transformers folder, to a model or to an encoder to use."""
 
+import os
+import re
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -9,11 +12,14 @@ from jepakit.checkpoint import load_state
 from jepakit.config import Config, resolve
 from jepakit.data.crops import Images
 from jepakit.encoder import Encoder
-from jepakit.errors import UserError
+from jepakit.errors import UserError, nearest
+from jepakit.files import local
 from jepakit.hf import load_hf
 from jepakit.method import Which
 from jepakit.model import JEPA
 from jepakit.released import jepa_from_released
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
 
 
 def jepa_of(config: Config) -> JEPA:
@@ -38,17 +44,22 @@ def jepa_from_checkpoint(path: Path, heads: int | None = None) -> JEPA:
     return jepa
 
 
-def load(path: str | Path, which: Which | None = None, heads: int | None = None) -> Encoder:
+def load(path: str | os.PathLike[str], which: Which | None = None, heads: int | None = None) -> Encoder:
     """An encoder to use, in eval mode, from a run, a checkpoint, a transformers folder, a released .pth.tar or a hub id.
 
     `which` is by default the target encoder (with pixels as targets the encoder), or what the transformers folder holds.
     Raises UserError where there is none to be found, or what is there is not to be trusted.
     """
-    place = Path(path).expanduser()
+    if which not in (None, *get_args(Which)):
+        raise UserError(f"which={which!r}: choose target_encoder (the moving average, 'teacher') or encoder (trained, 'student')")
+    place = local(path, "the encoder")
     if place.is_dir() and (place / "config.json").is_file():
         return load_hf(place, which)
     if not place.exists():
-        return load_hf(_from_hub(str(path)), which)
+        if not isinstance(path, str) or not HUB_ID.fullmatch(path) or place.parent.is_dir():
+            near = nearest(place.name, os.listdir(place.parent)) if place.parent.is_dir() else ""
+            raise UserError(f"no such path: {place}{near}")
+        return load_hf(_from_hub(path), which)
     jepa = jepa_from_checkpoint(place, heads)
     config = jepa.method
     patch = config.encoder.patch_size

@@ -32,7 +32,7 @@ from jepakit.data.shrink import ready, threads_of
 from jepakit.data.sources import Labels, Source, together
 from jepakit.data.threads import each
 from jepakit.errors import UserError
-from jepakit.files import save_json
+from jepakit.files import local, save_json
 from jepakit.progress import progress
 
 LARGEST, FIRST = 5, 3  # groups of duplicates that are shown, and titles of each
@@ -68,7 +68,8 @@ def check(
     file for what is returned; set: 'group.key=value' words. Of a pack, every image's crc32 and every file's sha256 is
     verified. Raises UserError.
     """
-    if json is not None and not Path(json).parent.is_dir():
+    json = None if json is None else local(json, "--json")
+    if json is not None and not json.parent.is_dir():
         raise UserError(f"--json {json}: there is no such folder")
     many = threads_of(threads)
     given = overrides(set)
@@ -86,7 +87,7 @@ def check(
     altered = _altered(source) if isinstance(source, PackedSource) else ()
     checked = _checked(shown(str(data)), source, look, altered, config, choice)
     if json is not None:
-        save_json(Path(json), asdict(checked))
+        save_json(json, asdict(checked))
     return checked
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from jepakit import rng
 from jepakit.errors import UserError
 from jepakit.evaluation.logistic import predictions, standardised
+from jepakit.files import local
 
 log = logging.getLogger("jepakit")
 Rows = NDArray[np.int64]
@@ -115,7 +116,7 @@ def names_in(list_file: str | Path, titles: Sequence[str]) -> Rows:
     file cannot be read, no line names an image, or a line names several.
     """
     try:
-        lines = Path(list_file).read_text(errors="surrogateescape").splitlines()
+        lines = local(list_file).read_text(errors="surrogateescape").splitlines()
     except OSError as error:
         raise UserError(f"cannot read the list {list_file}: {error.strerror}; give a text file of image names") from None
     whole: dict[str, set[int]] = defaultdict(set)

@@ -9,6 +9,7 @@ from jepakit.config import Config, RunSettings
 from jepakit.device import device_of, precision_of, use_cpu
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
+from jepakit.files import local
 from jepakit.masks import Masking, MultiBlock
 from jepakit.method import Which, called
 from jepakit.run import Run
@@ -47,12 +48,12 @@ class Subject:
 
 def subject(path: Run | str | Path, out: str | Path | None = None) -> Subject:
     """The encoders at `path`. Raises UserError for a run without a checkpoint, or an encoder of no run without `out`."""
-    path = path.path if isinstance(path, Run) else Path(path).expanduser()
+    given, path = path, local(path, "the run")
     if (path / "config.yaml").is_file():
-        return _of_run(Run.open(path), Path(out) if out else path / "evaluation")
+        return _of_run(Run.open(path), local(out, "out") if out else path / "evaluation")
     if path.is_dir() and not any((path / name).exists() for name in ("config.json", "state.json")):
         Run.open(path)  # says that it is none
-    encoder = load(path)
+    encoder = load(given)
     if out is None:
         raise UserError(f"{path} is an encoder without a run's folder: say where results go with --out DIR")
     vit = encoder.vit
@@ -62,7 +63,7 @@ def subject(path: Run | str | Path, out: str | Path | None = None) -> Subject:
             ViT(vit.config, vit.grid, vit.channels, vit.eps, vit.activation), encoder.images, encoder.training_conditioning
         )
     encoders = {called(encoder.which): encoder, UNTRAINED: fresh}
-    return _subject(encoders, Path(out), MultiBlock(min_keep=1), RunSettings(), None, None)
+    return _subject(encoders, local(out, "out"), MultiBlock(min_keep=1), RunSettings(), None, None)
 
 
 def _of_run(run: Run, folder: Path) -> Subject:

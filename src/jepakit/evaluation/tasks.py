@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from jepakit.config import overrides, sentence
 from jepakit.data.crops import Images
-from jepakit.data.opening import open_source
+from jepakit.data.opening import named, open_source
 from jepakit.data.reading import read_each
 from jepakit.data.sources import Source
 from jepakit.data.statistics import usable
@@ -33,6 +33,7 @@ from jepakit.evaluation.segmentation import segmentation
 from jepakit.evaluation.spectrum import lidar_rows, rankme_rows, spread
 from jepakit.evaluation.split import Rows, labelled, split
 from jepakit.evaluation.subject import UNTRAINED, Subject, subject
+from jepakit.files import local
 from jepakit.progress import progress
 from jepakit.run import Run
 
@@ -78,7 +79,7 @@ def evaluate_both(
     Results go to each run's folder, or to OUT/0 and OUT/1. Raises UserError before any work where the two cannot be compared.
     """
     tasks, protocol = chosen_tasks(tasks), settings_of(set)
-    judged = [subject(run, None if out is None else Path(out) / str(n)) for n, run in enumerate(runs)]
+    judged = [subject(run, None if out is None else local(out, "out") / str(n)) for n, run in enumerate(runs)]
     if data is None and judged[0].data != judged[1].data:
         raise UserError(f"the runs saw other images, {judged[0].data} and {judged[1].data}: say with --data which to compare on")
     if not {*tasks} & {*PROBES, "finetune"}:
@@ -91,13 +92,13 @@ def evaluate_both(
 def _evaluated(
     judged: Subject, data: str | Path | None, tasks: Sequence[str], labels: str | None, protocol: Protocol
 ) -> dict[str, list[Row]]:
-    place = str(data or judged.data or "")
+    place = judged.data or "" if data is None else named(data)
     if not place:
         raise UserError("which images? give --data SRC")
     dense = [task for task in tasks if task in DENSE]
     if dense:
         return {
-            task: save_rows(judged.folder, task, place, _dense(judged, task, Path(place), protocol), protocol) for task in dense
+            task: save_rows(judged.folder, task, place, _dense(judged, task, local(place), protocol), protocol) for task in dense
         }
     source = open_source(place, labels)
     for note in source.notes:

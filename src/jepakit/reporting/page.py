@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jepakit.errors import UserError
+from jepakit.files import local
 
 from .figures import finite_values, masks, neighbours, panels, short
 from .reading import PROBES, RANKS, Result, Row, Run, RunFolderError, lookup, number, read
@@ -44,13 +45,13 @@ FACTS = {
 NAMES = ("name", "kind", "preset", "size", "source", "path")  # keys whose value speaks for itself
 
 
-def report(runs: Sequence[Path | str] | Path | str, out: Path | str | None = None) -> Path:
+def report(runs: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
     """Write the page of one run, or of several side by side; by default `report.html` in the first folder."""
-    folders = [Path(run) for run in ([runs] if isinstance(runs, Path | str) else runs)]
+    folders = [local(run, "the run") for run in ([runs] if isinstance(runs, os.PathLike | str) else runs)]
     if not folders:
         raise RunFolderError("A report needs at least one run folder.")
     found = [read(folder, index, folders) for index, folder in enumerate(folders)]
-    path = folders[0] / "report.html" if out is None else Path(out)
+    path = folders[0] / "report.html" if out is None else local(out, "out")
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
