@@ -114,8 +114,8 @@ RECIPES: dict[str, Recipe] = {
             "optim.warmup_epochs": (1, "a ninth of the run"),
         },
         (
-            "reached: kNN of emoji groups 59.1 % (57.4-59.2, seeds 0-2), raw pixels 55.1 %: jepakit demo seed=0",
-            "  with other methods (benchmarks/quality.py, seeds 0-2): c_jepa 56.3, ec_ijepa 43.6, ijepa 41.7, mae_pixels 41.2;",
+            "reached: kNN of emoji groups 57.5 % (56.8-58.5, seeds 0-2), raw pixels 55.1 %: jepakit demo seed=0",
+            "  with other methods (benchmarks/quality.py, seeds 0-2): c_jepa 57.6, mae_pixels 42.2, ec_ijepa 40.7, ijepa 40.3;",
             "  untrained 42.3: the last three fail",
         ),
     ),
