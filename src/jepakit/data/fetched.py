@@ -1,9 +1,11 @@
-"""What is dear to come by, fetched once: things of any kind, and whole remote files as local copies while they are read.
+"""What is dear to come by, fetched once: things of any kind, and whole remote files as local copies.
 
-A copy loses its name as soon as it is open, so that it goes when its last reader does, or the process, however that ends.
+Copies are kept in the user's cache (`filecache`). Where that has no room, a copy loses its name as soon as it is open, so that
+it goes when its last reader does, or the process, however that ends.
 """
 
 import errno
+import logging
 import os
 import shutil
 import tempfile
@@ -16,11 +18,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from jepakit.data.filecache import kept_copy
 from jepakit.data.pixels import BadImageError
 from jepakit.data.remote import PATIENCE, Places, lasts, patiently, shown
 from jepakit.errors import UserError, line_of
 
 T = TypeVar("T")
+log = logging.getLogger("jepakit")
 BEHIND = 2  # threads that fetch whole files that will be wanted
 
 
@@ -198,11 +202,15 @@ class OpenFile:
 
 
 class Fetched(Kept[OpenFile]):
-    """Whole remote files, the `held` last used or soon wanted as local copies. Safe from several threads."""
+    """Whole remote files, the `held` last used or soon wanted open as local copies. Safe from several threads.
 
-    def __init__(self, places: Places, held: int) -> None:
+    stamp: what changes when the file of a number does; without it nothing is kept in the cache.
+    """
+
+    def __init__(self, places: Places, held: int, stamp: Callable[[int], str] | None = None) -> None:
         super().__init__(self._copy, lambda index: 1, held, BEHIND, "jepakit-shard")
-        self.places, self.held = places, held
+        self.places, self.held, self.stamp = places, held, stamp
+        self._drafts: dict[int, Path] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="jepakit-", ignore_cleanup_errors=True)
 
     def file(self, index: int) -> OpenFile:
@@ -214,7 +222,7 @@ class Fetched(Kept[OpenFile]):
         sizes = {}
         for index in self._under_way:
             with suppress(OSError):  # not begun, or whole already
-                sizes[index] = os.stat(self._draft(index)).st_size
+                sizes[index] = os.stat(self._drafts.get(index, self._draft(index))).st_size
         return sizes
 
     def _draft(self, index: int) -> Path:
@@ -225,7 +233,10 @@ class Fetched(Kept[OpenFile]):
 
         def fetch() -> OpenFile:
             size = fs.info(path).get("size")
+            if size and self.stamp and (kept := self._kept(index, size)):
+                return kept
             self._require_room(size or 0)
+            self._drafts[index] = draft
             fs.get_file(path, str(draft))
             copy = OpenFile(draft)
             if size is not None and copy.size != size:
@@ -243,6 +254,28 @@ class Fetched(Kept[OpenFile]):
             raise BadImageError(f"{shown(path)} could not be fetched: {shown(reason)}") from None
         finally:
             draft.unlink(missing_ok=True)
+
+    def _kept(self, index: int, size: int) -> OpenFile | None:
+        """The copy in the cache, fetched into it if need be; None where it cannot be kept there, which is said once."""
+        assert self.stamp is not None
+        path = self.places.paths[index]
+
+        def fetch(draft: Path) -> None:
+            self._drafts[index] = draft
+            self.places.fs.get_file(path, str(draft))
+
+        name = f"{self.places.fs.unstrip_protocol(path)} {size} {self.stamp(index)}"
+        try:
+            kept = kept_copy(name, size, fetch)
+            return OpenFile(kept) if kept else None
+        except FileNotFoundError:  # another process made room just now; or it is not there, which is found out next
+            return None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            log.warning("copies of remote files are not kept: %s; set XDG_CACHE_HOME to a folder with room", error)
+            self.stamp = None
+            return None
 
     def _require_room(self, size: int) -> None:
         if shutil.disk_usage(self._folder.name).free < size:

@@ -137,7 +137,7 @@ def _tars(root: Path) -> list[Path]:
 
 def shards_of(places: Places, name: str, labels: str | None) -> ShardSource:
     """The source of these shards. Raises UserError for one that is no tar or cannot be read, and if none holds images."""
-    fetched = None if places.local else Fetched(places, 2 * TOGETHER)
+    fetched = None if places.local else Fetched(places, 2 * TOGETHER, lambda i: _stamp(places, i)[0])
     file = fetched.file if fetched else lru_cache(OPEN)(lambda i: OpenFile(places.paths[i]))
     indexes = _indexes(places, file, name)
     missing = _missing(places, indexes)

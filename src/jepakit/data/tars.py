@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from jepakit.data.decode import SUFFIXES
 from jepakit.data.fetched import OpenFile
+from jepakit.data.filecache import cache_folder
 from jepakit.data.kinds import HEAD
 from jepakit.data.leftout import LeftOut
 from jepakit.errors import UserError
@@ -245,9 +246,7 @@ def new_index(address: str, stamp: str, file: OpenFile, name: str) -> tuple[TarI
 
 
 def _kept_at(address: str) -> Path:
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(root if os.path.isabs(root) else os.path.expanduser("~/.cache"), "jepakit", "shards")
-    return folder / f"{hashlib.sha256(address.encode(errors='surrogateescape')).hexdigest()[:40]}.npz"
+    return cache_folder("shards") / f"{hashlib.sha256(address.encode(errors='surrogateescape')).hexdigest()[:40]}.npz"
 
 
 def _save(path: Path, stamp: str, index: TarIndex) -> None:
