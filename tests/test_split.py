@@ -366,3 +366,59 @@ def test_a_fifth_held_out_by_labels_is_seen_unless_it_is_kept_out(tmp_path: Path
         folder(tmp_path / "set", 10, sub=name)
     auto, kept = (pretrain(tmp_path / "set", tmp_path / n, set=[*TINY, f"images.split={n}"]).path for n in ("auto", "train"))
     assert judged(auto, tmp_path / "set")[0] == 4 and judged(kept, tmp_path / "set")[0] == 0
+
+
+# ---- a set whose own test part has no labels, or a part more than it needs
+
+
+def hidden(root: Path, form: str) -> Path:
+    """20 labelled images to train on, and 6 to test on that have no labels."""
+    if form == "npz":
+        pixels = np.random.default_rng(0).integers(0, 256, (26, 20, 20, 3), np.uint8)
+        np.savez(root / "set.npz", x_train=pixels[:20], y_train=np.arange(20) % 2, x_test=pixels[20:])
+        return root / "set.npz"
+    for name in ("cat", "dog"):
+        folder(root / "set", 10, sub=f"train/{name}")
+    folder(root / "set", 6, sub="test")
+    return pack(root / "set", root / "packed", 16) if form == "pack" else root / "set"
+
+
+@pytest.mark.parametrize("form", ["folder", "npz", "pack"])
+def test_where_the_own_test_has_no_labels_what_is_tested_on_instead_is_held_out_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, form: str
+) -> None:
+    data = hidden(tmp_path, form)
+    source = open_source(str(data))
+    held = held_out(source)
+    assert source.labels is not None and held is not None and held.sum() == 6 and source.labels.test.sum() == 4
+    part = training_part(source, with_split(Images(), source))
+    assert isinstance(part, TrainingPart) and len(part) == 16 and not (held | source.labels.test)[part.ids].any()
+    with caplog.at_level(logging.INFO, "jepakit"):
+        run = pretrain(data, tmp_path / "run", set=TINY).path
+    assert "16 of 26 images are trained on; 10 are held out, for evaluation: 6 by the set's own split, of which no" in caplog.text
+    assert "and 4 more, a fifth of each class, which evaluate tests on instead" in caplog.text
+    seen, table = judged(run, data)
+    assert seen == 0 and "pretraining saw" not in table
+    everything = pretrain(data, tmp_path / "all", set=[*TINY, "images.split=all"]).path
+    assert "nor is what is measured on a fifth of each class" in caplog.text and judged(everything, data)[0] == 4
+
+
+def test_fifths_of_other_labels_than_pretraining_went_by_were_seen(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 20, 3), np.uint8)
+    np.savez(tmp_path / "x.npz", images=pixels, label=np.arange(20) % 2, other=np.arange(20) // 10)
+    run = pretrain(tmp_path / "x.npz", tmp_path / "run", set=[*TINY, "images.split=train"]).path
+    assert judged(run, tmp_path / "x.npz")[0] == 0
+    other = open_source(str(tmp_path / "x.npz"), "other").labels
+    first = open_source(str(tmp_path / "x.npz")).labels
+    assert first is not None and other is not None
+    assert judged(run, tmp_path / "x.npz", labels="other")[0] == int((other.test & ~first.test).sum()) > 0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_labels_of_a_validation_part_beside_a_test_are_not_counted_as_none(tmp_path: Path, packed: bool) -> None:
+    for place in ("train/a", "train/b", "val/a", "val/b", "test/a", "test/b"):
+        folder(tmp_path / "set", 3, sub=place)
+    data = pack(tmp_path / "set", tmp_path / "packed", 16) if packed else tmp_path / "set"
+    found = check(data, set=TINY)
+    assert "6 labelled images of the validation part are used by no probe, as there is a test part" in found.split
+    assert "0 without; 6 for testing" in as_table(found)

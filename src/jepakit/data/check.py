@@ -249,7 +249,7 @@ def _labels(labels: Labels) -> LabelsSeen:
         classes=len(labels.classes),
         smallest=(classes[small], int(counts[small : small + 1].sum())),
         largest=(classes[large], int(counts[large : large + 1].sum())),
-        unlabelled=int((~labelled).sum()),
+        unlabelled=max(0, int((~labelled).sum()) - labels.apart),
         test=int((labelled & labels.test).sum()),
     )
 

@@ -162,4 +162,6 @@ def _labels(root: Path, manifest: Manifest, said: Labelled) -> Labels:
     clusters = rows["cluster"].astype(np.int64) if said.clusters else None
     names = tuple(classes[i] for i in range(len(classes)))
     own = manifest.held_out is None  # an old pack may have come from a set with a split; others tell it apart from labels
-    return Labels(said.name, names, rows["value"].astype(np.int64), rows["test"].astype(bool), clusters, said.whole, own)
+    return Labels(
+        said.name, names, rows["value"].astype(np.int64), rows["test"].astype(bool), clusters, said.whole, own, said.apart
+    )

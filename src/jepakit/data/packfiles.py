@@ -77,6 +77,7 @@ class Labelled(_Stored):
     digest: str
     classes: int = Field(ge=0)
     names: File
+    apart: int = Field(0, ge=0)
 
 
 class Manifest(_Stored):
@@ -122,7 +123,13 @@ class Manifest(_Stored):
             digest = hashlib.sha256(b"".join([names, *(column.tobytes() for column in _columns(said))])).hexdigest()
             clusters, classes = said.clusters is not None, len(said.classes)
             about = Labelled(
-                name=said.name, whole=said.whole, clusters=clusters, digest=digest, classes=classes, names=_file(names)
+                name=said.name,
+                whole=said.whole,
+                clusters=clusters,
+                digest=digest,
+                classes=classes,
+                names=_file(names),
+                apart=said.apart,
             )
         name, names_of_all, samples = plain(data), fingerprint(source), len(source)
         mask = held_out(source)

@@ -50,6 +50,16 @@ def held_out(source: Source) -> NDArray[np.bool_] | None:
     return held if held is not None and held.any() and not held.all() else None
 
 
+def kept_out(source: Source) -> NDArray[np.bool_]:
+    """What images.split=train keeps from training: (n,); its own held-out part, and what evaluation tests on besides.
+
+    The latter is a fifth of each class where the own part has no labels.
+    """
+    held = held_out(source)
+    kept = np.zeros(len(source), np.bool_) if held is None else held
+    return kept if source.labels is None else kept | source.labels.test
+
+
 def with_split(images: Images, source: Source) -> Images:
     """Settings with `split` decided: train where the source brings a split of its own, else all. Raises UserError."""
     own = held_out(source) is not None
@@ -66,22 +76,36 @@ def training_part(source: Source, images: Images) -> Source:
     """
     if images.split != "train":
         return source
-    held = held_out(source)
-    if held is None and source.labels is not None:
-        held = source.labels.test
-    return source if held is None else TrainingPart(source, np.flatnonzero(~held))
+    kept = kept_out(source)
+    return TrainingPart(source, np.flatnonzero(~kept)) if kept.any() else source
 
 
 def split_sentences(source: Source, images: Images) -> Sequence[str]:
     """What images.split means for a source, with the counts: the first for the log, further ones as warnings."""
-    held, n = held_out(source), len(source)
+    held, n, warnings = held_out(source), len(source), _of_apart(source)
+    by_fifths = source.labels is not None and not source.labels.own_split and bool(source.labels.test.any())
     if images.split == "train":
         count = len(training_part(source, images))
-        return (f"images.split=train: {count:,} of {n:,} images are trained on; {n - count:,} are held out, for evaluation",)
+        said = f"images.split=train: {count:,} of {n:,} images are trained on; {n - count:,} are held out, for evaluation"
+        return f"{said}{_of_both(source, held) if by_fifths and held is not None else ''}", *warnings
     said = f"images.split=all: all {n:,} images are trained on"
     if held is not None:
         also = f"{held.sum():,} of them are held out by the set's own split: what is measured on them is no test"
-        return said, f"{also} (images.split=train keeps them out)"
-    by_fifths = source.labels is not None and source.labels.test.any()
+        fifth = "; nor is what is measured on a fifth of each class, which evaluate tests on" if by_fifths else ""
+        return said, f"{also}{fifth} (images.split=train keeps them out)", *warnings
     also = "; a fifth of each class, which evaluate tests on, too (images.split=train keeps it out)" if by_fifths else ""
-    return (f"{said}{also or '; no split is known of them'}",)
+    return f"{said}{also or '; no split is known of them'}", *warnings
+
+
+def _of_both(source: Source, held: NDArray[np.bool_]) -> str:
+    """How many are held out by a split whose held-out part has no labels to test on, and how many to test on."""
+    more = int((kept_out(source) & ~held).sum())
+    few = f"{held.sum():,} by the set's own split, of which no labels are there to test on"
+    return f": {few}, and {more:,} more, a fifth of each class, which evaluate tests on instead"
+
+
+def _of_apart(source: Source) -> tuple[str, ...]:
+    """What to say of labels that no probe uses."""
+    count = 0 if source.labels is None else source.labels.apart
+    said = f"{count:,} labelled image{'s' * (count != 1)} of the validation part {'is' if count == 1 else 'are'} used by no probe"
+    return (f"{said}, as there is a test part",) if count else ()

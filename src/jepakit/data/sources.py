@@ -22,7 +22,8 @@ class Labels:
     values (n,): int64 in `classes`, or -1 for a sample that has no label or no part in the split; test (n,): held out.
     clusters (n,): samples of one number are not independent (one identity, one scene), so intervals resample them
     together. whole: the label speaks of the whole image, so that evaluation resizes it and crops nothing. own_split: the set
-    brings the split, or the papers do; else a fifth was held out.
+    brings the split, or the papers do; else a fifth was held out. apart: labelled samples of a validation part that no probe
+    uses beside a test part, -1 in `values`.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Labels:
     clusters: NDArray[np.int64] | None = None
     whole: bool = False
     own_split: bool = True
+    apart: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -138,7 +138,8 @@ def split_labels(
     held = next((test for test in (of("test"), of("validation")) if (test & labelled).any()), None)
     if held is None or not (train & labelled).any():
         return Labels(name, classes, values, fifths(values), own_split=False)
-    return Labels(name, classes, np.where(train | held, values, -1), held)
+    apart = int((labelled & of("validation") & ~held).sum())
+    return Labels(name, classes, np.where(train | held, values, -1), held, apart=apart)
 
 
 def class_values(

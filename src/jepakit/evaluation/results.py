@@ -141,7 +141,8 @@ def as_table(results: Mapping[str, Sequence[Row]]) -> str:
 def _of_seen(results: Mapping[str, Sequence[Row]]) -> list[str]:
     """A line where pretraining saw images of the test."""
     seen = {(row["seen_test"], row["n_test"]) for rows in results.values() for row in rows if row.get("seen_test")}
-    said = "pretraining saw {:,} of the {:,} test images: no accuracy is one on new images (images.split=train keeps them out)"
+    how = "images.split=train keeps out those of the set that is trained on, by its first labels"
+    said = f"pretraining saw {{:,}} of the {{:,}} test images: no accuracy is one on new images ({how})"
     return [said.format(*counts) for counts in sorted(seen)]
 
 

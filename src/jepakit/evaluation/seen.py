@@ -20,8 +20,11 @@ def seen_in_training(config: Config, names: str | None, source: Source, place: s
     config, names: the run's settings, and the fingerprint of what it saw. The source is the run's own if it lies in the same
     place, or if its training part has the same names; of folders within each other, the files are compared.
     """
+    first = source  # with the labels that pretraining went by
+    if absolute(place) == config.data and config.images.split == "train" and source.labels and not source.labels.own_split:
+        first = open_source(place)
     try:
-        part = training_part(source, config.images)
+        part = training_part(first, config.images)
     except UserError:
         part = source
     if absolute(place) == config.data or (names is not None and fingerprint(part) == names):
