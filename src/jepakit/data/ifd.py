@@ -9,11 +9,11 @@ from jepakit.data.pixels import BadImageError
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # tags of a TIFF: TIFF 6.0, sections 8 and 15; 254, 255: what kind of a page; 330: directories below this one; 42113: GDAL's
 WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, STRIPS, ORIENTATION, SAMPLES = 256, 257, 258, 259, 262, 273, 274, 277
-ROWS, PLANES, TILE, TILES, EXTRA_SAMPLES, SAMPLE_FORMAT, DEPTH = 278, 284, (322, 323), 324, 338, 339, 32997
+ROWS, PLANES, TILE, TILES, EXTRA_SAMPLES, SAMPLE_FORMAT, DEPTH, FILL = 278, 284, (322, 323), 324, 338, 339, 32997, 266
 KIND, OLD_KIND, DESCRIPTION, BELOW, LEAST, MOST, NO_DATA, PICTURES = 254, 255, 270, 330, 340, 341, 42113, 0xB002
 WHOLE = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # letters of struct, by the type of a tag's values
 REAL, TEXT, OTHER = {**WHOLE, 11: "f", 12: "d"}, {2: "s"}, {7: "s"}
-NUMBERS = (254, 255, 256, 257, 258, 259, 262, 273, 274, 277, 278, 284, 322, 323, 324, 330, 338, 339, 32997)
+NUMBERS = (254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 284, 322, 323, 324, 330, 338, 339, 32997)
 WANTED = dict.fromkeys(NUMBERS, WHOLE) | {LEAST: REAL, MOST: REAL, DESCRIPTION: TEXT, NO_DATA: TEXT, PICTURES: OTHER}
 BYTES = (1, 2, 6, 7)  # types of values that are held as bytes
 MOST_TAGS, MOST_VALUES = 4096, 1 << 18  # of a directory, and of a tag of numbers: strips or tiles, a few bytes each

@@ -16,6 +16,7 @@ from jepakit.data.ifd import (
     COMPRESSION,
     DEPTH,
     EXTRA_SAMPLES,
+    FILL,
     LEAST,
     LENGTH,
     MOST,
@@ -34,6 +35,18 @@ from jepakit.data.ifd import (
 from jepakit.data.pixels import BadImageError, Pixels, native, refuse_bomb
 
 DEFLATE, OTHERS = (8, 32946), (5, 32773, 50000)  # TIFF compressions; others: LZW, PackBits and Zstandard by imagecodecs
+# what Pillow knows, by photometric interpretation: how many samples, and of what kind those are that are extra; 2, 1: alpha
+KNOWN: dict[int, tuple[tuple[int, tuple[int, ...]], ...]] = {
+    0: ((1, ()),),  # gray, the least white
+    1: ((1, ()), (2, (2,))),  # gray
+    2: ((3, ()), (4, (1,)), (4, (2,))),  # RGB
+    3: ((1, ()), (2, (2,))),  # palette
+    5: ((4, ()), (5, (0,)), (6, (0, 0))),  # CMYK
+    6: ((1, ()), (3, ())),  # YCbCr
+    8: ((3, ()),),  # CIE L*a*b*
+}
+GUESSED = {2: 0, 3: 0, 4: 0, 6: 6}  # photometric interpretation where none is named, by compression: fax, old JPEG; else unknown
+COLOURS = {3: "a palette", 6: "YCbCr", 8: "L*a*b*", 9: "L*a*b*", 10: "L*a*b*"}  # that are no bands by themselves
 INFLATED = 1032  # bytes that one of deflate can become
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # a line for every odd tag
 
@@ -43,22 +56,37 @@ def is_for_pillow(data: bytes, tags: Tags, most_pixels: int) -> bool:
     (width, length), (across, along) = ((tags.get(tag, (0,))[0] for tag in side) for side in ((WIDTH, LENGTH), TILE))
     refuse_bomb(width, length, most_pixels)
     refuse_bomb(across or 1, along or 1, most_pixels)  # a tile can be larger than its image
-    if tags.get(DEPTH, (1,))[0] > 1 or set(tags.get(SAMPLE_FORMAT, (1,))) != {1}:
+    if not _pillow_knows(data, tags):
         return False
-    if data[:4] == b"MM\0+":  # which it takes for another
-        return False
-    samples, bits = tags.get(SAMPLES, (1,))[0], max(tags.get(BITS, (1,)))
-    alpha = sum(kind in (1, 2) for kind in tags.get(EXTRA_SAMPLES, ()))
-    colours = (1, 3) if samples == 1 or tags.get(PHOTOMETRIC) != (0,) else ()  # it knows no alpha where the least is white
-    known = samples - alpha in colours or tags.get(PHOTOMETRIC) == (5,)  # 5: CMYK
-    if not ((bits <= 8 and known) or (bits, samples) == (16, 1)):
-        return False
+    samples = tags.get(SAMPLES, (1,))[0]
     strips = -(-width // across) * -(-length // along) if across and along else -(-length // tags.get(ROWS, (length,))[0])
     strips *= samples if tags.get(PLANES) == (2,) else 1
     have = len(tags.get(TILES if across else STRIPS, ()))
     if have < strips and tags.get(COMPRESSION) != (6,):  # Pillow would leave the others black; 6: one JPEG, without strips
         raise BadImageError(f"broken or cut: {have} of {strips} strips or tiles")
     return True
+
+
+def _pillow_knows(data: bytes, tags: Tags) -> bool:
+    """Whether Pillow reads a kind of a TIFF, and reads it rightly."""
+    if tags.get(DEPTH, (1,))[0] > 1 or set(tags.get(SAMPLE_FORMAT, (1,))) != {1}:
+        return False
+    if data[:4] == b"MM\0+":  # which it takes for another
+        return False
+    bits, extra, compression = {*tags.get(BITS, (1,))}, tags.get(EXTRA_SAMPLES, ()), tags.get(COMPRESSION, (1,))[0]
+    photometric, samples = tags.get(PHOTOMETRIC, (GUESSED.get(compression, -1),))[0], tags.get(SAMPLES, (1,))[0]
+    if (samples, extra) not in KNOWN.get(photometric, ()) or len(bits) > 1:
+        return False
+    if tags.get(PLANES) == (2,):  # it knows such colours; of one sample it takes the least for black
+        alone = samples == 1 and (compression != 1 or (photometric == 1 and bits <= {1, 8}))
+        if not alone and not (photometric in (2, 5, 8) and {*extra} <= {2}):
+            return False
+    plain = not extra and photometric in (0, 1, 2, 3) and bits <= {1, 2, 4, 8}
+    if tags.get(FILL, (1,)) != (1,) and compression == 1 and not plain:  # bits from right to left
+        return False
+    few = samples == 1 and photometric in (0, 1, 3) and bits <= {1, 2, 4}
+    deep = samples == 1 and bits == {16} and (photometric == 1 or (photometric == 0 and data[:2] == b"II"))
+    return bits == {8} or few or deep
 
 
 def bands_of(data: bytes, most_pixels: int) -> NDArray[Any]:
@@ -141,8 +169,12 @@ def _refuse_page(page: Any, data: bytes, most_pixels: int) -> None:
     if page.axes not in ("YX", "YXS", "SYX"):
         raise BadImageError(f"a TIFF with axes {page.axes}; save it with rows, columns and bands")
     require_depth(kind, page.bitspersample)
+    if colours := COLOURS.get(page.photometric):
+        raise BadImageError(f"a TIFF whose colours are {colours}, in a form that is not read; save it as RGB")
     for width, length in ((page.imagewidth, page.imagelength), (page.tilewidth or 1, page.tilelength or 1)):
         refuse_bomb(width, length, most_pixels, -(-samples * kind.itemsize // 4))
+    if page.bitspersample % 8 and page.bitspersample != 1 and not find_spec("imagecodecs"):
+        raise BadImageError(f"a TIFF of {page.bitspersample} bits: save it with 8 or 16, or pip install imagecodecs")
     if page.is_contiguous:
         return
     if len(page.dataoffsets) < math.prod(page.chunked):  # tifffile would make room for all of them
