@@ -320,6 +320,52 @@ def test_ordinary_images_at_any_depth_hold_no_value_apart() -> None:
         assert notes(images) == ""
 
 
+def test_no_data_in_few_images_is_said_by_its_share_of_all_pixels() -> None:
+    def scenes(few: int, rows: int) -> list[Array]:
+        images = [(3000 + wave(s) * 6000).astype(np.uint16) for s in range(200)]
+        for image in images[:few]:
+            image[:rows] = 0
+        return images
+
+    said = notes(scenes(8, 15))  # 8 / 200 x 31 % = 1.25 % of all pixels
+    assert said.startswith("8 of 200 images have pixels of one value that lies apart from all their others (0, 31.2% of the")
+    assert notes(scenes(1, 4)) == ""  # .04 % of them
+
+
+def test_a_value_that_is_the_only_one_below_0_is_said() -> None:
+    for scale in (lambda x: x, np.round, lambda x: np.maximum(0, np.round(x - 150))):
+        images = [with_holes(scale(wave(s) * 300).astype(np.float32), -1, 0.08, s) for s in range(20)]
+        assert "20 of 20 images have pixels of one value that lies apart from all their others (-1, 7.9% of the" in notes(images)
+        few = [image if s < 2 else np.maximum(image, 0) for s, image in enumerate(images)]
+        assert "2 of 20 images have pixels of one value" in notes(few)
+    heights = [(np.round(wave(s) * 300) - np.round(wave(s) * 300).min() - 1).astype(np.float32) for s in range(20)]
+    assert min(map(np.min, heights)) == -1 and notes(heights) == ""  # whole metres, of which -1 is one like others
+
+
+def test_ordinary_sets_hold_no_value_apart_in_few_images_either() -> None:
+    rng = np.random.default_rng(0)
+    emoji = [EmojiSource().raw(index) for index in range(0, len(EmojiSource()), 4)]
+    photographs = [np.stack([wave(3 * s + c) for c in range(3)], 2) for s in range(100)]
+    clipped = [np.clip(image * 1.3 - 0.15, 0, 1) for image in photographs]
+    framed = [image.copy() for image in clipped]
+    for image in framed[::10]:
+        image[:5] = image[-5:] = 0
+    sets = {
+        "emoji of 16 bits": [image.astype(np.uint16) * 257 for image in emoji],
+        "emoji as floats": [(image / 127.5 - 1).astype(np.float32) for image in emoji],
+        "noise": [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(200)],
+        "noise of 16 bits": [rng.integers(0, 65536, (16, 16, 1)).astype(np.uint16) for _ in range(200)],
+        "counts": [rng.poisson(3 * image).astype(np.uint16) for image in photographs],
+        "standardised": [np.clip((image - 0.45) / 0.2, -1, 1).astype(np.float32) for image in photographs],
+    }
+    for name, images in {"photographs": photographs, "clipped": clipped, "framed": framed}.items():
+        sets |= {f"{name} of 8 bits": [(255 * image).astype(np.uint8) for image in images]}
+        sets |= {f"{name} in gray": [(255 * image[..., :1]).astype(np.uint8) for image in images]}
+        sets |= {f"{name} of 16 bits": [(65535 * image).astype(np.uint16) for image in images]}
+        sets |= {f"{name} as floats": [image.astype(np.float32) for image in images]}
+    assert {name: said for name, images in sets.items() if (said := notes(images))} == {}
+
+
 # ---- one colour
 
 

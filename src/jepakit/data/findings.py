@@ -12,10 +12,9 @@ from jepakit.data.pixels import Pixels
 from jepakit.errors import plain
 
 Kind = Literal["pages", "mask", "nodata", "palette", "depth", "polarity", "colour", "far", "apart", "clipped"]
-FILLS = 1 / 1000  # of the pixels: more of one extreme value are looked at
+FILLS = 1 / 1000  # of the pixels, of an image and of all that are looked at: more of one extreme value are looked at
 LOOKED = 1 << 16  # pixels of an image, about, whose values are looked at
-SOME = 20  # one image in so many, at least, in which a value lies apart
-VALUES = 256  # different extreme values that are counted
+VALUES = 1 << 14  # different extreme values that are counted
 # how a sentence goes on after so many images, of one and of several; and what to do
 NO_DATA = "if it stands for no data, name it in the files' GDAL_NODATA tag or replace it; else mean and deviation are of it, too"
 SAID: dict[Kind, tuple[str, str, str]] = {
@@ -111,9 +110,12 @@ class Tally:
         return (*of_images, *self._said)
 
     def _is_said(self, kind: Kind, value: str) -> bool:
-        """A value that lies apart is said where it does in most images that have it, and in some: else it is black or white."""
-        apart, clipped = (self._counts.get((one, value), _Count()).images for one in ("apart", "clipped"))  # type: ignore[arg-type]
-        return kind not in ("apart", "clipped") or (kind == "apart" and apart > clipped and SOME * apart >= self.images)
+        """A value that lies apart is said where it does in most images that have it, else it is black or white; and where it
+        fills enough of all images, each counted the same, however few have it."""
+        if kind not in ("far", "apart") or (kind == "far" and _names_none(float(value))):
+            return kind != "clipped"
+        far, apart, clipped = (self._counts.get((one, value), _Count()) for one in ("far", "apart", "clipped"))  # type: ignore[arg-type]
+        return far.images + apart.images > clipped.images and far.shares + apart.shares > FILLS * self.images
 
     def _sentence(self, kind: Kind, count: _Count, value: str, seen: str, titles: Titled) -> str:
         one, many, mend = SAID[kind]
@@ -142,20 +144,30 @@ def findings_in(pixels: Pixels) -> list[Finding]:
     return list(found.values())
 
 
+def _names_none(value: float) -> bool:
+    """Whether a value is one that is used to name no data, and hardly for anything else."""
+    return value <= -999 or abs(value) >= 1e6
+
+
 def _kind_of(value: float, ascending: NDArray[np.float64]) -> Kind:
     """What an extreme value, the first of all, is: black or clipped white, or far or apart from all others, as no data is.
 
-    Far: by twice as much as all the others are from each other. Apart: by more than the nearest 2 % of the others are. Both
-    where the others are not a few flat colours.
+    Far: by twice as much as all the others are from each other. Apart: by more than the nearest 2 % of the others are, or as
+    the only one below 0. Both where the others are not a few flat colours.
     """
-    others = ascending[np.searchsorted(ascending, ascending[0], "right") :]
+    count = np.searchsorted(ascending, ascending[0], "right")
+    others = ascending[count:]
     if not len(others):
         return "clipped"
     gap, spread = others[0] - ascending[0], others[-1] - others[0]
-    if (value <= -999 or abs(value) >= 1e6) and gap > 100 * max(spread, 1.0):
+    if _names_none(value) and gap > 100 * max(spread, 1.0):
         return "far"
     different = 1 + int(np.count_nonzero(np.diff(others)))
     near = others[min(len(others) - 1, max(32, len(others) // 50))] - others[0]
     if different >= 8 and gap > 2 * spread:
         return "far"
+    if value == ascending[0] < 0 <= others[0] and different >= 8:
+        above = np.unique(others[np.searchsorted(others, 0, "right") :], return_counts=True)[1][:8]
+        if count > 2 * above.max(initial=0):  # else it is a value of a scale like the next ones
+            return "apart"
     return "apart" if (different >= 8 and gap > spread) or (different >= 64 and gap > max(near, spread / 50)) else "clipped"

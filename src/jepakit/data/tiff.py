@@ -81,7 +81,7 @@ def _pillow_knows(data: bytes, tags: Tags) -> bool:
         alone = samples == 1 and (compression != 1 or (photometric == 1 and bits <= {1, 8}))
         if not alone and not (photometric in (2, 5, 8) and {*extra} <= {2}):
             return False
-    plain = not extra and photometric in (0, 1, 2, 3) and bits <= {1, 2, 4, 8}
+    plain = not extra and photometric in (0, 1, 2, 3) and bits <= {1, 2, 4, 8} and (photometric, *bits) != (0, 8)
     if tags.get(FILL, (1,)) != (1,) and compression == 1 and not plain:  # bits from right to left
         return False
     few = samples == 1 and photometric in (0, 1, 3) and bits <= {1, 2, 4}
