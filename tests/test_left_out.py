@@ -233,6 +233,22 @@ def test_a_folder_called_images_is_no_class(tmp_path: Path) -> None:
     assert source.labels is None and said.startswith("sub-folders are not taken for classes: images is called as if")
 
 
+@pytest.mark.parametrize("names", ["original fake", "RGB infrared", "left_images right_images"])
+def test_a_class_may_be_called_as_if_it_held_all_images(tmp_path: Path, names: str) -> None:
+    first, second = names.split()
+    for i in range(5):
+        put(tmp_path / first / f"a{i}.png", photo(i, 40), "PNG")
+        put(tmp_path / second / f"b{i}.png", photo(i, 40), "PNG")
+    source = FolderSource(tmp_path)
+    assert source.labels is not None and {*source.labels.classes} == {first, second}
+    assert source.notes == (f"{first} is taken for a class, though it is called as if it held all images",)
+    for i in range(5):
+        (tmp_path / second / f"b{i}.png").rename(tmp_path / second / f"a{i}.png")
+    source = FolderSource(tmp_path)
+    (said,) = source.notes
+    assert source.labels is None and said.endswith(f"{second} beside it holds the same names")
+
+
 def test_one_stray_image_has_no_label_and_takes_none_from_others(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         for i in range(5):

@@ -23,12 +23,13 @@ from jepakit.data.check import check
 from jepakit.data.checked import as_table
 from jepakit.data.crops import Images
 from jepakit.data.folder import FolderSource
+from jepakit.data.layout import of_folders
 from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
 from jepakit.data.pack import pack
 from jepakit.data.part import TrainingPart, held_out, training_part, with_split
 from jepakit.data.sources import ArraySource, Blocks, EmojiSource, Labels, Source, fifths
-from jepakit.data.splits import of_folders, split_of
+from jepakit.data.splits import split_of
 from jepakit.errors import UserError
 from jepakit.evaluation.results import as_table as results_table
 from jepakit.evaluation.tasks import evaluate
@@ -82,6 +83,15 @@ def told(root: Path) -> str:
         ("train", "holdout"),
         ("train2017", "val2017"),
         ("training", "development"),
+        ("train", "held_out"),
+        ("Train", "heldout"),
+        ("trainval", "test"),
+        ("train_val", "test"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("training_set/training_set", "test_set/test_set"),
+        ("train/images", "test/images"),
+        ("Brain_Tumor_Train", "Brain_Tumor_Test"),
+        ("cifar10-train", "cifar10-test"),
         ("train", "evaluation"),
     ],
 )
@@ -108,6 +118,8 @@ def test_parts_are_known_by_their_words_and_are_no_classes(tmp_path: Path, train
         ("train/a, train/b", "a b", 0),
         ("test/a, train/a, train/b, val/a", "a! a b -", 2),  # validation is kept from training too
         ("test, train/a, train/b", "- a b", 1),  # labels are hidden: still not trained on
+        ("test, train/images/a, train/images/b", "- a b", 1),
+        ("test/train, test/bus, train/bus, train/train", "bus! train! bus train", 2),  # vehicles in parts
     ],
 )
 def test_layouts_of_classes_and_parts(tmp_path: Path, folders: str, expected: str, kept: int) -> None:
@@ -146,6 +158,9 @@ def test_parts_without_classes_are_a_split_without_labels(tmp_path: Path, names:
         ("siteA/pos, siteA/neg, siteB/pos, siteB/neg", r"siteA, siteB are taken for the classes.*\(neg, pos\)"),
         ("cats_test/x, cats_train/x, dogs_test/x, dogs_train/x", "named like a split: call them train and test"),
         ("cats, dogs, test", "named like a split"),
+        ("docs, set/train/a, set/train/b, set/val/a, set/val/b", r"docs, set are taken .* named like a split \(set/val\)"),
+        ("d1/train/a, d1/train/b, d1/test/a, d1/test/b, d2/train/a, d2/train/b, d2/test/a, d2/test/b", "d1, d2 are taken for"),
+        ("train/cat, train/dog, test/Cat, test/dog", "the classes Cat, cat differ in upper and lower case alone"),
     ],
 )
 def test_a_guess_at_the_classes_is_said(folders: str, words: str) -> None:
@@ -154,9 +169,18 @@ def test_a_guess_at_the_classes_is_said(folders: str, words: str) -> None:
     assert of_folders(["a/x", "b/y"]).notes == () and of_folders(["a", "b"]).notes == ()
 
 
+@pytest.mark.parametrize("folders", ["train/n01/images, train/n02/images, val/images", "train/n01, train/n02, test/unknown"])
+def test_a_part_whose_labels_are_hidden_lies_in_one_folder_that_is_no_class(folders: str) -> None:
+    of = of_folders(folders.split(", "), [3, 3, 6])
+    assert of.classes == ["n01", "n02", None] and of.parts[:2] == ["train", "train"] and of.parts[2] in ("test", "validation")
+    (note,) = of.notes
+    assert re.fullmatch(r"6 images of the (validation|test) part have no label: all lie in (images|unknown), .*", note)
+
+
 def test_words_of_files_are_those_of_folders() -> None:
     of = {"train-000.tar": "train", "Testing-3.parquet": "test", "dev.npz": "validation", "x/eval/0.tar": "validation"}
     of |= {"holdout_1.parquet": "test", "trainset.npz": "train", "contest.tar": None, "trainer.tar": None, "device.npz": None}
+    of |= {"held_out.npz": "test", "heldout-0.tar": "test", "trainval-0.tar": "train", "train_val-0.tar": "train"}
     assert {name: split_of(name) for name in of} == of
 
 
@@ -422,3 +446,16 @@ def test_labels_of_a_validation_part_beside_a_test_are_not_counted_as_none(tmp_p
     found = check(data, set=TINY)
     assert "6 labelled images of the validation part are used by no probe, as there is a test part" in found.split
     assert "0 without; 6 for testing" in as_table(found)
+
+
+@pytest.mark.parametrize("inner", ["seg_{0}/seg_{0}", "{0}/images", "Tumor_{0}"])
+def test_parts_in_a_shard_are_those_of_folders(tmp_path: Path, inner: str) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as file:
+        for part in ("train", "test"):
+            for name in ("cat", "dog"):
+                info = tarfile.TarInfo(f"{inner.format(part)}/{name}/0.png")
+                info.size = len(png(0))
+                file.addfile(info, io.BytesIO(png(0)))
+    source = open_source(str(tmp_path / "x.tar"))
+    assert source.labels is not None and source.labels.classes == ("cat", "dog") and source.notes == ()
+    assert source.labels.test.tolist() == [False, False, True, True] == held_out(source).tolist()  # type: ignore[union-attr]

@@ -82,7 +82,7 @@ class FolderSource(FilesSource):
         folders = (file.rpartition("/")[0] for file in self.files)
         places = np.fromiter((place.setdefault(folder, len(place)) for folder in folders), np.int64, len(self))
         masks = masks_among(self.title, [*place], places, self.read)
-        told = of_folders([*place], np.bincount(places).tolist(), masks.folders)
+        told = of_folders([*place], places, masks.folders, self.title)
         classes, values = splits.class_values(told.classes, places, None, "")
         parts = told.parts or ["train"] * len(place)
         labels = splits.split_labels("folder", classes, values, parts, places) if len(classes) > 1 else None

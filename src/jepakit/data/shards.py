@@ -267,7 +267,7 @@ def _take_labels(source: ShardSource, indexes: list[TarIndex], labels: str | Non
     folders, lies = splits.merged((index.folders.table, index.folders.places) for index in indexes)
     lies, folders = np.where(lies < 0, len(folders), lies), [*folders, ""]  # the last: in no folder
     masks = NO_MASKS if source.fetched else masks_among(source.title, folders, lies, source.read)
-    of = of_folders(folders, np.bincount(lies, minlength=len(folders)).tolist(), masks.folders)
+    of = of_folders(folders, lies, masks.folders, source.title)
     choices = (*(("label",) if told else ()), *(("folder",) if len({*of.classes} - {None}) > 1 else ()))
     chosen = pick(labels, choices, source.name)
     parts, places = of.parts, lies

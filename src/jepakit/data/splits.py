@@ -1,8 +1,7 @@
-"""Splits and classes by words: one vocabulary and one rule, for folders, archives, tables and arrays."""
+"""Splits by words: one vocabulary and one rule, for folders, archives, tables and arrays; and labels by them."""
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -13,22 +12,22 @@ from jepakit.data.sources import Labels, fifths
 from jepakit.errors import UserError
 
 PARTS = {
-    "train": re.compile(r"train(ing)?(set|data|images?|imgs?)?"),
+    "train": re.compile(r"train(ing)?(val|set|data|images?|imgs?)?"),
     "test": re.compile(r"test(ing)?(set|data|images?|imgs?)?|holdout"),
     "validation": re.compile(r"(val(id(ation)?)?|dev(el(opment)?)?|eval(uation)?)(set|data|images?|imgs?)?"),
 }
-# words beside the one for the part, as in 'seg_train', 'training_set' and 'trainA'
-FILLERS = re.compile(r"sets?|data|dataset|images?|imgs?|seg|splits?|part|folder|files|photos|pictures|raw|classification|[a-z]")
-DEEPEST = 3  # folders above that of the parts
+HELD = re.compile(r"(?i)h[eo]ld[-_ ]?out")
+WITH_VALIDATION = re.compile(r"(?i)train[-_ ]?val(id(ation)?)?(?![a-z])")  # both in one part: to train on
 
 
-@dataclass(frozen=True)
-class Folders:
-    """What folders say of the images in them: a class and a part each (parts: [] where they name none), and what is guessed."""
+def joined(name: str) -> str:
+    """A name in which 'held_out' and 'train_val' are one word each, that of their part."""
+    return WITH_VALIDATION.sub("trainval", HELD.sub("holdout", name))
 
-    classes: list[str | None]
-    parts: list[str]
-    notes: tuple[str, ...] = ()
+
+def words_of(name: str) -> list[str]:
+    """Its words of letters, in lower case; 'trainSet' has two."""
+    return re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", joined(name)).lower())
 
 
 def part_of_word(word: str) -> str | None:
@@ -43,7 +42,7 @@ def split_of(path: str | PurePath) -> str | None:
     """
     path = PurePath(path)
     for name in (path.stem, path.parent.name):
-        words = [part_of_word(word) for word in _words(name)]
+        words = [part_of_word(word) for word in words_of(name)]
         found = [part for part in words if part]
         if found:
             return words[0] or found[-1]
@@ -55,71 +54,10 @@ def parts(titles: Iterable[str]) -> list[str]:
     return [split_of(title) or "train" for title in titles]
 
 
-def of_folders(folders: Sequence[str], counts: Sequence[int] | None = None) -> Folders:
-    """Classes and parts by the folders that images lie in, as in 'cat', 'train/cat', 'set/Training/cat', 'cat/train'.
-
-    Folders around all are left away. Where folders of one level are named as train and as something held out, they are the
-    parts, and the class is the uppermost other folder: an image right in a part has none, as in a test whose labels are
-    hidden. Beside parts at the top a third folder has no part: its images are no probe's. Else the tops are classes.
-    counts: images right in each folder, to say how many a guess is about.
-    """
-    many = [1] * len(folders) if counts is None else counts
-    paths = [folder.split("/") if folder else [] for folder in folders]
-    while paths and min(map(len, paths)) > 1 and len({path[0] for path in paths}) == 1:
-        paths = [path[1:] for path in paths]
-    for level in range(DEEPEST):
-        names = [path[level] if len(path) > level else "" for path in paths]
-        found = [_part_of_folder(name) for name in names]
-        others = [name for name, part in zip(names, found, strict=True) if part is None]
-        if {*found} & {"test", "validation"} and (("train" in found and level == 0) or not others):
-            rest = [[*path[:level], *path[level + 1 :]] for path in paths]
-            of_parts = [part or "" for part in found]
-            classes = [path[0] if path and part else None for path, part in zip(rest, of_parts, strict=True)]
-            left = sum(n for n, part in zip(many, of_parts, strict=True) if not part)
-            return Folders(classes, of_parts, (_of_third(others, left),) if others else ())
-    return Folders([path[0] if path else None for path in paths], [], _of_tops(paths))
-
-
 def held_out(parts: Sequence[str], places: NDArray[np.int64]) -> NDArray[np.bool_] | None:
     """Which samples (n,) are in a part for testing or validation, places (n,) in `parts`; None where none, or all are."""
     held = np.array([part in ("test", "validation") for part in parts], np.bool_)[places]
     return held if held.any() and not held.all() else None
-
-
-def _part_of_folder(name: str) -> str | None:
-    """The part that a folder is: one of its words says it, and no other says anything else."""
-    words = _words(re.sub(r"(?i)hold[-_ ]?out", "holdout", name))
-    found = [part for word in words if (part := part_of_word(word))]
-    plain = all(part_of_word(word) or FILLERS.fullmatch(word) for word in words)
-    return found[0] if len(found) == 1 and plain else None
-
-
-def _of_third(names: list[str], count: int) -> str:
-    few = ", ".join(sorted({*names})[:3])
-    return f"{count:,} images in {few}, beside the folders of a split, have no part in it: trained on, and seen by no probe"
-
-
-def _of_tops(paths: list[list[str]]) -> tuple[str, ...]:
-    """What is guessed where the upper folders are taken for the classes."""
-    below: dict[str, set[str]] = {}
-    for path in paths:
-        below.setdefault(path[0] if path else "", set()).update(path[1:2])
-    tops = sorted(below)
-    shown = ", ".join(tops[:3]) + (", ..." if len(tops) > 3 else "")
-    if any({part_of_word(word) for word in _words(top)} & {"test", "validation"} for top in tops) and len(tops) > 1:
-        return (f"the folders {shown} are taken for the classes, though some are named like a split: call them train and test",)
-    if len(tops) > 1 and len(below[tops[0]]) > 1 and all(names == below[tops[0]] for names in below.values()):
-        inner = ", ".join(sorted(below[tops[0]])[:3])
-        return (
-            f"the folders {shown} are taken for the classes, though each holds the same folders ({inner}): if those are the "
-            f"classes, call the upper ones train and test, or give --data one of them",
-        )
-    return ()
-
-
-def _words(name: str) -> list[str]:
-    """Its words of letters, in lower case; 'trainSet' has two."""
-    return re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
 def split_labels(
