@@ -224,6 +224,15 @@ def test_words_alone_make_no_mask(tmp_path: Path) -> None:
     assert source.labels.classes == ("labels", "with_mask", "without_mask")
 
 
+def test_classes_of_flat_pictures_are_classes_where_no_images_lie_elsewhere(tmp_path: Path) -> None:
+    for name in ("with_mask", "without_mask"):
+        for i in range(3):
+            put(tmp_path / name / f"{i}.png", mask(i), "PNG")
+    source = FolderSource(tmp_path)
+    assert source.labels is not None and source.labels.classes == ("with_mask", "without_mask")
+    assert [note.split(" (")[0] for note in source.notes] == ["6 of 6 images look like masks"]
+
+
 def test_a_folder_called_images_is_no_class(tmp_path: Path) -> None:
     for name in ("images", "depth", "thermal"):
         for i in range(5):

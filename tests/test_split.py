@@ -450,12 +450,14 @@ def test_labels_of_a_validation_part_beside_a_test_are_not_counted_as_none(tmp_p
 
 @pytest.mark.parametrize("inner", ["seg_{0}/seg_{0}", "{0}/images", "Tumor_{0}"])
 def test_parts_in_a_shard_are_those_of_folders(tmp_path: Path, inner: str) -> None:
+    folder(tmp_path, 1)
+    data = (tmp_path / "000.png").read_bytes()
     with tarfile.open(tmp_path / "x.tar", "w") as file:
         for part in ("train", "test"):
             for name in ("cat", "dog"):
                 info = tarfile.TarInfo(f"{inner.format(part)}/{name}/0.png")
-                info.size = len(png(0))
-                file.addfile(info, io.BytesIO(png(0)))
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
     source = open_source(str(tmp_path / "x.tar"))
     assert source.labels is not None and source.labels.classes == ("cat", "dog") and source.notes == ()
     assert source.labels.test.tolist() == [False, False, True, True] == held_out(source).tolist()  # type: ignore[union-attr]
