@@ -449,3 +449,32 @@ def test_files_beside_a_sets_own_are_said(tmp_path: Path) -> None:
         (said,) = open_source(str(folder)).notes
         assert said.startswith("1 file left out: .tar.gz 1 (y.tar.gz), archives")
         assert open_source(str(folder / own.name)).notes == ()
+
+
+@pytest.mark.parametrize(
+    "ending, tell", [("json", '{{"label": {}.0}}'), ("json", '{{"label": {}}}'), ("cls", "{}.0"), ("cls", "{}")]
+)
+def test_whole_numbers_written_as_floats_are_labels_of_a_shard(tmp_path: Path, ending: str, tell: str) -> None:
+    members = {f"{i}.png": png(i) for i in range(4)} | {f"{i}.{ending}": tell.format(i % 2).encode() for i in range(4)}
+    source = open_source(str(shard(tmp_path / "x.tar", members)))
+    assert source.labels is not None and source.labels.classes == ("0", "1") and source.labels.values.tolist() == [0, 1, 0, 1]
+
+
+def test_files_of_a_shard_that_are_called_like_labels_are_counted(tmp_path: Path) -> None:
+    members = {f"{i}.png": png(i) for i in range(2)} | {f"{i}.{k}": b"1" for i in range(2) for k in ("label", "cls2", "txt")}
+    (said,) = open_source(str(shard(tmp_path / "x.tar", members))).notes
+    assert said.startswith("no labels are found in files beside images (.cls2 2, .label 2, .txt 2): a label is what")
+    (said,) = open_source(str(shard(tmp_path / "y.tar", members | {f"{i}.cls": b"%d" % i for i in range(2)}))).notes
+    assert said.startswith("no labels are found in further files beside images (.cls2 2, .label 2): ")
+
+
+def test_a_shard_or_table_that_names_no_part_beside_others_that_do_is_said(tmp_path: Path) -> None:
+    (table, arrow) = tables_of(tmp_path, {"image": [png(i) for i in range(4)]})
+    tar = shard(tmp_path / "x.tar", {f"{i}.png": png(i) for i in range(4)})
+    for own in (table, arrow, tar):
+        for name in ("train-0", "test-0", "extra-0"):
+            (tmp_path / own.suffix[1:]).mkdir(exist_ok=True)
+            (tmp_path / own.suffix[1:] / f"{name}{own.suffix}").write_bytes(own.read_bytes())
+        source = open_source(str(tmp_path / own.suffix[1:]))
+        assert source.notes == (f"4 images of extra-0{own.suffix} count as train: the name tells no part, beside others that do",)
+        assert source.held_out is not None and source.held_out.sum() == 4

@@ -87,6 +87,7 @@ def arrow(root: Path, labels: str | None) -> Source | None:
     titles, places = tables.below([str(path) for path in paths]), np.repeat(np.arange(len(read)), [*map(len, read)])
     parts = splits.parts(titles)
     found, guessed = _labels(str(root), paths, read, column, labels, parts, places)
+    notes += splits.unnamed(titles, [*map(len, read)])
     notes += tables.nulls(sum(map(_nulls, chunks))) + guessed + (beside(paths, int(starts[-1])) if root.is_dir() else ())
     return ArrowSource(str(root), paths, titles, chunks, found, starts, firsts, blocks, splits.held_out(parts, places), notes)
 

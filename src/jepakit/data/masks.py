@@ -60,8 +60,8 @@ def masks_among(
         kinds[f"*{word}"] = [np.array(found, np.int64)]
     masks = {word: ids for word, (ids,) in kinds.items() if _look_so(ids, read)}
     whole = np.unique(np.concatenate([np.zeros(0, np.int64), *masks.values()]))
-    inside = frozenset(i for word in masks for i in by_folder.get(word[:-1], ()))
-    return Masks(whole, tuple(masks), inside if len(whole) < len(lies) else frozenset())  # of all images none is a mask's
+    lying = frozenset(i for word in masks for i in by_folder.get(word[:-1], ()))
+    return Masks(whole, tuple(masks), lying if len(whole) < len(lies) else frozenset())  # of all images none is a mask's
 
 
 def _by_name(title: Callable[[int], str], n: int) -> dict[str, list[int]]:

@@ -202,7 +202,7 @@ def _source(name: str, fs: AbstractFileSystem | None, paths: list[str], labels: 
     held = max(1, int(KEPT / 2 / max(sizes.mean(), 1)))
     blocks = Blocks(starts, held, dear=fs is not None or int(sizes.sum()) > KEPT)
     found, guessed = _labels(shown(name), files, schema, column, labels, rows)
-    notes += tables.nulls(*_nulls(heads, column)) + guessed
+    notes += tables.nulls(*_nulls(heads, column)) + guessed + splits.unnamed(files.titles, rows)
     held_out = splits.held_out(splits.parts(files.titles), np.repeat(np.arange(len(rows)), rows))
     firsts = np.cumsum([0, *rows]).tolist()
     return ParquetSource(name, files, column, found, starts, places, sizes, firsts, blocks, held_out, notes)

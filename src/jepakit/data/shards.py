@@ -35,6 +35,8 @@ TOGETHER = 4  # shards that are read at a time; as many again are fetched meanwh
 OPEN = 64  # local shards open at a time
 QUIET = 3.0  # seconds of indexing before its progress is shown
 COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+TELLING = re.compile(r"\.(cls\d*|json|txt|labels?|class(es)?|targets?|categor(y|ies))")  # endings of files that may tell labels
+CAPTIONS = (".json", ".txt")
 # what tells one content from another, as the back-ends call it
 STAMPS = {"size", "mtime", "created", "etag", "md5", "last-modified", "lastmodified", "last_modified", "blob_id", "generation"}
 STAMPS |= {"content-md5", "digest", "md5hash", "crc32c"}
@@ -272,25 +274,29 @@ def _take_labels(source: ShardSource, indexes: list[TarIndex], labels: str | Non
     chosen = pick(labels, choices, source.name)
     parts, places = of.parts, lies
     if not parts:
-        parts, places = splits.parts(source.shards), np.repeat(np.arange(len(indexes)), np.diff(source.starts))
+        rows = np.diff(source.starts)
+        parts, places = splits.parts(source.shards), np.repeat(np.arange(len(indexes)), rows)
+        source.notes += splits.unnamed(source.shards, rows.tolist())
     source.held_out = splits.held_out(parts, places)
     source.notes += (*note_of(masks, len(source), ""), *by_default(labels, chosen, choices))
     if chosen != "label":
         source.notes += of.notes
+    source.notes += _untold(indexes, chosen == "label")
     if not chosen:
-        source.notes += _untold(indexes)
         return
     unique, codes = (_numbers(told), codes) if chosen == "label" else (of.classes, lies)
     classes, values = splits.class_values(unique, codes, None, source.name)
     source.labels = splits.split_labels(chosen, classes, values, parts, places)
 
 
-def _untold(indexes: list[TarIndex]) -> tuple[str, ...]:
-    """Of files beside images that tell no labels."""
+def _untold(indexes: list[TarIndex], labelled: bool) -> tuple[str, ...]:
+    """Of files beside images that tell no labels; where others do, those that can be no more than captions apart."""
     left = LeftOut.merged(index.left for index in indexes)
-    counts = [f"{ending} {count:,}" for ending in (".cls", ".json", ".txt") if (count := left.count(ending))]
+    endings = sorted(ending for ending in left.of if TELLING.fullmatch(ending) and not (labelled and ending in CAPTIONS))
+    counts = ", ".join(f"{ending} {left.count(ending):,}" for ending in endings)
     how = "a label is what a .cls file holds, or a .json under 'label', 'class' or 'cls'"
-    return (f"no labels are found in files beside images ({', '.join(counts)}): {how}",) if counts else ()
+    said = "no labels are found in further files" if labelled else "no labels are found in files"
+    return (f"{said} beside images ({counts}): {how}",) if endings else ()
 
 
 def _numbers(words: list[str]) -> list[int] | list[str]:

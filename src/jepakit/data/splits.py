@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jepakit.data.leftout import some
 from jepakit.data.sources import Labels, fifths
 from jepakit.errors import UserError
 
@@ -52,6 +53,16 @@ def split_of(path: str | PurePath) -> str | None:
 def parts(titles: Iterable[str]) -> list[str]:
     """The part that each file of a set is, by its path below the folder that all lie in; 'train' where that tells none."""
     return [split_of(title) or "train" for title in titles]
+
+
+def unnamed(titles: Sequence[str], counts: Sequence[int]) -> tuple[str, ...]:
+    """What to say of files that name no part, beside others that name train and what is held out; counts: images in each."""
+    found = [split_of(title) for title in titles]
+    if "train" not in found or not {*found} & {"test", "validation"} or None not in found:
+        return ()
+    count = sum(n for n, part in zip(counts, found, strict=True) if part is None)
+    few = some([title for title, part in zip(titles, found, strict=True) if part is None])
+    return (f"{count:,} images of {few} count as train: the name tells no part, beside others that do",)
 
 
 def held_out(parts: Sequence[str], places: NDArray[np.int64]) -> NDArray[np.bool_] | None:

@@ -26,11 +26,12 @@ from jepakit.data.kinds import HEAD
 from jepakit.data.leftout import LeftOut
 from jepakit.errors import UserError
 
-VERSION = 4  # of what is cached
+VERSION = 5  # of what is cached
 MOST_HEADER = 1 << 17  # bytes of headers that one member may have
 MOST_LABEL = 1 << 16  # bytes of a .cls or .json file that may tell a label
 LONGEST = 256  # characters of a label
 ENDING = re.compile(r"\.(?![0-9])")  # between the parts of a name that tell what a file is
+WHOLE = re.compile(r"^([+-]?[0-9]{1,18})\.0*$")  # a whole number that is written as a float
 DIGITS = re.compile(rb"[0-9]{257}")  # in a header these would take tarfile's patterns quadratic time
 PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 
@@ -192,9 +193,11 @@ def _label(data: bytes, ending: str) -> str:
             value = next((found[key] for key in ("label", "class", "cls") if key in found), "") if isinstance(found, dict) else ""
     except (ValueError, RecursionError):
         return ""
-    if isinstance(value, bool) or not isinstance(value, str | int) or len(str(value)) > LONGEST:
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or len(str(value)) > LONGEST:
         return ""
-    return str(value)
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else ""
+    return WHOLE.sub(r"\1", value) if isinstance(value, str) else str(value)
 
 
 def _members(file: OpenFile, name: str) -> Generator[tarfile.TarInfo, None, str]:
