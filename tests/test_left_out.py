@@ -399,7 +399,9 @@ def test_further_columns_of_images_and_rows_without_one_are_said(tmp_path: Path)
         ({"label": [[0, 1], [1, 0], [1, 0], [0, 1]]}, None, "column 'label' is not taken for labels, being a list"),
         ({"fine_label": [0, 1, 2, 3], "label": [0, 0, 1, 1]}, [0, 0, 1, 1], "labels are 'label'; it has 'fine_label' too"),
         ({"species": ["a", "b", "a", "b"], "id": [1, 2, 3, 4]}, None, "none of 'species' is called 'label'; --labels NAME"),
-        ({"label": [0, 1, 0, 1], "id": [1, 2, 3, 4]}, [0, 1, 0, 1], ""),
+        ({"target": [0.0, 1.0, 1.0, 0.0]}, None, "none of 'target' is called 'label'; --labels NAME"),
+        ({"category": [[0, 1], [1, 0], [1, 0], [0, 1]]}, None, "column 'category' is not taken for labels, being a list"),
+        ({"label": [0, 1, 0, 1], "id": [1, 2, 3, 4], "score": [0.5, 1.0, 2.0, 3.0]}, [0, 1, 0, 1], ""),
     ],
 )
 def test_columns_that_look_like_labels(tmp_path: Path, columns: dict[str, Any], labels: list[int] | None, words: str) -> None:
@@ -424,6 +426,11 @@ ONE_HOT = np.eye(3, dtype=np.float32)[[0, 2, 1, 1, 0, 2]]
         ({"labels": ONE_HOT + ONE_HOT[::-1]}, None, "several numbers for each image"),
         ({"labels": np.array(["a", "b", None, "a", "b", "a"], object)}, None, "of objects"),
         ({"species": np.array([0, 1, 0, 1, 0, 1])}, None, "'species' may be such; --labels NAME takes one"),
+        ({"category": np.array([0.0, 2, 1, 1, 0, 2])}, None, "'category' may be such; --labels NAME takes one"),
+        ({"category": ONE_HOT}, None, "'category' may be such; --labels NAME takes one"),
+        ({"category": np.arange(5)}, None, "'category' (5,) is not taken for labels: there are 6 images"),
+        ({"category": ONE_HOT / 2}, None, "several numbers for each image"),
+        ({"y": np.array([0, 1] * 3), "age": np.linspace(0, 1, 6)}, [0, 1] * 3, ""),
         ({"id": np.arange(6)}, None, ""),
         ({"y": np.array([0, 1] * 3), "target": np.array([1, 0] * 3)}, [0, 1] * 3, "labels are 'y'; it has 'target' too"),
         ({"y": np.array([0, 1] * 3), "masks": X[..., 0]}, [0, 1] * 3, "'masks' (6, 8, 8) uint8 may hold images too"),
@@ -478,3 +485,30 @@ def test_a_shard_or_table_that_names_no_part_beside_others_that_do_is_said(tmp_p
         source = open_source(str(tmp_path / own.suffix[1:]))
         assert source.notes == (f"4 images of extra-0{own.suffix} count as train: the name tells no part, beside others that do",)
         assert source.held_out is not None and source.held_out.sum() == 4
+
+
+@pytest.mark.parametrize("labels", [np.array([0.0, 2, 1, 1, 0, 2]), ONE_HOT, np.array([0, 2, 1, 1, 0, 2])])
+def test_labels_of_any_name_are_taken_where_asked_for_and_have_their_names(tmp_path: Path, labels: Any) -> None:
+    np.savez(tmp_path / "x.npz", X, labels)
+    assert open_source(str(tmp_path / "x.npz")).notes == ("no labels are taken: 'arr_1' may be such; --labels NAME takes one",)
+    found = open_source(str(tmp_path / "x.npz"), "arr_1").labels
+    assert found is not None and found.values.tolist() == [0, 2, 1, 1, 0, 2]
+    np.savez(tmp_path / "y.npz", images=X, labels=labels, class_names=np.array(["cat", "dog", "eel"]))
+    found = open_source(str(tmp_path / "y.npz")).labels
+    assert found is not None and found.classes == ("cat", "dog", "eel") and found.values.tolist() == [0, 2, 1, 1, 0, 2]
+
+
+def test_what_is_asked_for_as_labels_and_cannot_be_is_refused_with_the_reason(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=X, category=np.arange(5), soft=ONE_HOT / 2)
+    with pytest.raises(UserError, match=r"'category' \(5,\) is not taken for labels: there are 6 images"):
+        open_source(str(tmp_path / "x.npz"), "category")
+    with pytest.raises(UserError, match="'soft' .* several numbers for each image"):
+        open_source(str(tmp_path / "x.npz"), "soft")
+    columns = {"image": [png(i) for i in range(4)], "hot": [[0, 1]] * 4, "part": [0.5] * 4, "whole": [0.0, 1.0, 0.0, 1.0]}
+    for path in tables_of(tmp_path, columns):
+        with pytest.raises(UserError, match="column 'hot' is not taken for labels, being a list in each row"):
+            open_source(str(path), "hot")
+        with pytest.raises(UserError, match="column 'part' is not taken for labels, as it holds numbers with fractions"):
+            open_source(str(path), "part")
+        found = open_source(str(path), "whole").labels
+        assert found is not None and found.values.tolist() == [0, 1, 0, 1]

@@ -514,7 +514,7 @@ def test_parquet_labels_are_numbers_or_text_and_any_column_of_them_can_be_asked_
     assert not labels.test.any()  # no class has five
     year = labels_of(open_source(str(path), "year"))
     assert year.classes == ("7", "1999", "2001") and year.values.tolist() == [1, 0, 0, 2, 1, 0, 0]
-    with pytest.raises(UserError, match="'label' and 'year', not 'weight'"):
+    with pytest.raises(UserError, match="column 'weight' is not taken for labels, as it holds numbers with fractions"):
         open_source(str(path), "weight")
     np.testing.assert_array_equal(open_source(str(path)).read(3), draw(6, 6, 3, seed=3))
     pq.write_table(table([1, 2]), path)

@@ -450,8 +450,9 @@ def test_labels_of_a_validation_part_beside_a_test_are_not_counted_as_none(tmp_p
 
 @pytest.mark.parametrize("inner", ["seg_{0}/seg_{0}", "{0}/images", "Tumor_{0}"])
 def test_parts_in_a_shard_are_those_of_folders(tmp_path: Path, inner: str) -> None:
-    folder(tmp_path, 1)
-    data = (tmp_path / "000.png").read_bytes()
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)).save(buffer, "PNG")
+    data = buffer.getvalue()
     with tarfile.open(tmp_path / "x.tar", "w") as file:
         for part in ("train", "test"):
             for name in ("cat", "dog"):

@@ -640,12 +640,14 @@ def test_class_names_and_other_labels_are_found(tmp_path: Path) -> None:
     x = images_of(6, 5, 5)
     group = np.array([1, 0, 2, -1, 1, 1], np.int8)
     words = np.array([b"b", b"a", b"b", b"a", b"b", b"b"])
-    np.savez(tmp_path / "x.npz", images=x, group=group, groups=["cat", "dog", "eel"], word=words, id=np.arange(6), w=np.zeros(6))
+    np.savez(
+        tmp_path / "x.npz", images=x, group=group, groups=["cat", "dog", "eel"], word=words, id=np.arange(6), w=np.zeros((6, 2))
+    )
     labels = labels_of(open_source(str(tmp_path / "x.npz")))
     assert (labels.name, labels.classes) == ("group", ("cat", "dog", "eel")) and labels.values.tolist() == group.tolist()
     word = labels_of(open_source(str(tmp_path / "x.npz"), "word"))
     assert word.classes == ("a", "b") and word.values.tolist() == [1, 0, 1, 0, 1, 1]
-    with pytest.raises(UserError, match="'group' and 'word' and 'id', not 'w'"):
+    with pytest.raises(UserError, match=r"array 'w' \(6, 2\) is not taken for labels, as it has several numbers for each image"):
         open_source(str(tmp_path / "x.npz"), "w")
     np.savez(tmp_path / "x.npz", images=x, y=group, class_names=["cat", "dog"])
     with pytest.raises(UserError, match="array 'y': label 2 of 2 named classes"):

@@ -16,6 +16,7 @@ from jepakit.errors import UserError
 
 LABELS = ("labels", "label", "y", "targets", "target", "classes", "class")  # names without their word for the split
 COLOURS = (1, 3, 4)  # axes of these lengths are channels
+MOST_NOTES = 3  # arrays that are told of where none is taken
 MOST_LABELS = 1 << 28  # bytes of an array that may be one-hot
 Names = dict[str, str]  # of arrays by their split, '' for none
 Coded = tuple[list[Any], NDArray[np.int64]]  # values, each once, and the place in them of every row
@@ -57,20 +58,22 @@ def labels_of(
     rows = {split: arrays[key].shape[0] for split, key in images.items()}
     fit: dict[str, dict[str, Coded]] = {}
     plain: list[str] = []
-    notes: list[str] = []
+    notes: dict[str, str] = {}
     for base, keys in others.items():
         shared = {split: arrays[key] for split, key in keys.items() if split in rows}
         if shared and all(array.is_labels(rows[split]) for split, array in shared.items()):
             plain.append(base)
-        elif base in LABELS:
-            found, said = _unusual(keys, arrays, rows)
+        elif base in (*LABELS, labels) or (not tables.NO_CLASS.search(base) and _looks_so(shared, rows)):
+            found, notes[base] = _unusual(keys, arrays, rows)
             fit |= {base: found} if found else {}
-            notes.append(said)
-    named = {base: names for base in plain if (names := _class_names(base, others[base], others, arrays))}
     can = [base for base in others if base in fit or base in plain]
+    if labels in notes and labels not in can:
+        raise UserError(f"{name}: {notes[labels]}")
+    named = {base: names for base in can if (names := _class_names(base, others[base], others, arrays))}
     chosen = tables.likely(can, LABELS, named, labels, name)
     if not chosen:
-        return None, (*notes, *_could(plain))
+        why = [said for base, said in notes.items() if base not in fit]
+        return None, (*why[:MOST_NOTES], *_could(can))
     coded = fit.get(chosen) or {s: _encoded(arrays[key].load()) for s, key in others[chosen].items() if s in rows}
     parts: list[Coded] = [coded.get(s, ([], np.full(n, -1))) for s, n in rows.items()]
     unique, codes = splits.merged(parts)
@@ -78,7 +81,17 @@ def labels_of(
     places = np.repeat(np.arange(len(rows)), [*rows.values()])
     kinds = [base for base in can if base in (*LABELS, *named) or base == chosen]
     found_labels = splits.split_labels(chosen, classes, values, [split or "train" for split in rows], places)
-    return found_labels, (*by_default(labels, chosen, kinds), *notes)
+    return found_labels, (*by_default(labels, chosen, kinds), *(notes[base] for base in notes if base in (*LABELS, chosen)))
+
+
+def _looks_so(shared: dict[str, Stored], rows: dict[str, int]) -> bool:
+    """Whether arrays under no usual name may be labels: numbers or words in about as many rows as there are images."""
+
+    def near(array: Stored, n: int) -> bool:
+        few = len(array.shape) in (1, 2) and array.dtype.kind in "iubfUS"
+        return few and (array.shape[0] == n or (len(array.shape) == 1 and abs(array.shape[0] - n) <= max(1, n // 10)))
+
+    return bool(shared) and all(near(array, rows[split]) for split, array in shared.items())
 
 
 def _could(plain: list[str]) -> tuple[str, ...]:
@@ -136,7 +149,7 @@ def _numbers(array: NDArray[Any]) -> Coded | None:
 
 def _class_names(base: str, keys: Names, others: dict[str, Names], arrays: dict[str, Stored]) -> list[str]:
     """Names of numbers: 'groups' of 'group', 'label_names' of 'label' or 'labels', and 'class_names' of any label."""
-    if any(arrays[key].dtype.kind not in "iu" for key in keys.values()):
+    if any(arrays[key].dtype.kind not in "iufb" for key in keys.values()):
         return []
     likely = [f"{base}s", f"{base}_names", f"{base.removesuffix('s')}_names", *(["class_names"] if base in LABELS else [])]
     for key in (others[word][""] for word in likely if "" in others.get(word, {})):

@@ -105,13 +105,18 @@ def label_column(schema: Any, image: str, named: Iterable[str], labels: str | No
         return any(is_one(kind) for is_one in kinds)
 
     columns = [column for column in schema if column.name != image and column.name.isprintable()]
-    can = [c.name for c in columns if fit(c.type) and (not pa.types.is_floating(c.type) or c.name in LABEL_NAMES)]
+    can = [c.name for c in columns if fit(c.type)]
+    unfit = {c.name: f"column '{c.name}' is not taken for labels, being {_kind(c.type)}: {NUMBERS}" for c in columns}
+    unfit = {column: said for column, said in unfit.items() if column not in can}
+    if labels in unfit:
+        raise UserError(f"{name}: {unfit[labels]}")
     chosen = likely(can, LABEL_NAMES, named, labels, name)
-    unfit = [c for c in columns if c.name in LABEL_NAMES and not fit(c.type)]
-    why = tuple(f"column '{c.name}' is not taken for labels, being {_kind(c.type)}: {NUMBERS}" for c in unfit)
+    numbers = [c.name for c in columns if _is_list(c.type) and not NO_CLASS.search(c.name) and fit(c.type.value_type)]
+    why = [said for column, said in unfit.items() if column in LABEL_NAMES or (not chosen and column in numbers)]
     others = [word for word in can if word not in (*LABEL_NAMES, *named) and not NO_CLASS.search(word)] if not chosen else []
     could = f"no labels are taken: none of {some([*map(repr, others)])} is called '{LABEL_NAMES[0]}'; --labels NAME takes one"
-    kinds = [word for word in can if word in (*LABEL_NAMES, *named) or not NO_CLASS.search(word)]
+    whole = [c.name for c in columns if not pa.types.is_floating(c.type)]  # floats are mostly measured
+    kinds = [word for word in can if word in (*LABEL_NAMES, *named) or (word in whole and not NO_CLASS.search(word))]
     return chosen, (*by_default(labels, chosen, kinds if chosen else ()), *why, *((could,) if others else ()))
 
 
