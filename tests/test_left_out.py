@@ -502,7 +502,7 @@ def test_what_is_asked_for_as_labels_and_cannot_be_is_refused_with_the_reason(tm
     np.savez(tmp_path / "x.npz", images=X, category=np.arange(5), soft=ONE_HOT / 2)
     with pytest.raises(UserError, match=r"'category' \(5,\) is not taken for labels: there are 6 images"):
         open_source(str(tmp_path / "x.npz"), "category")
-    with pytest.raises(UserError, match="'soft' .* several numbers for each image"):
+    with pytest.raises(UserError, match=r"'soft' .* several numbers for each image"):
         open_source(str(tmp_path / "x.npz"), "soft")
     columns = {"image": [png(i) for i in range(4)], "hot": [[0, 1]] * 4, "part": [0.5] * 4, "whole": [0.0, 1.0, 0.0, 1.0]}
     for path in tables_of(tmp_path, columns):
