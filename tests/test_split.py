@@ -462,3 +462,47 @@ def test_parts_in_a_shard_are_those_of_folders(tmp_path: Path, inner: str) -> No
     source = open_source(str(tmp_path / "x.tar"))
     assert source.labels is not None and source.labels.classes == ("cat", "dog") and source.notes == ()
     assert source.labels.test.tolist() == [False, False, True, True] == held_out(source).tolist()  # type: ignore[union-attr]
+
+
+# ---- a column or an array that tells each row's part
+
+
+def split_by_rows(root: Path, form: str, values: list[Any]) -> Path:
+    """Images with labels, and such values as their 'split'."""
+    n = len(values)
+    if form == "npz":
+        pixels = np.random.default_rng(0).integers(0, 256, (n, 20, 20, 3), np.uint8)
+        np.savez(root / "x.npz", images=pixels, labels=np.arange(n) % 2, split=np.array(values))
+        return root / "x.npz"
+    table = pa.table({"image": rows(n), "label": [i % 2 for i in range(n)], "split": values})
+    if form == "parquet":
+        pq.write_table(table, root / "train-0.parquet")
+        return root / "train-0.parquet"
+    with pa.OSFile(str(root / "x.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return root / "x.arrow"
+
+
+@pytest.mark.parametrize("form", ["npz", "parquet", "arrow"])
+def test_a_column_called_split_is_the_split_and_no_label(tmp_path: Path, form: str) -> None:
+    source = open_source(str(split_by_rows(tmp_path, form, ["train"] * 5 + ["Test", "Test"] + ["train"] * 3)))
+    expected = [False] * 5 + [True] * 2 + [False] * 3
+    assert source.labels is not None and source.labels.own_split and source.labels.test.tolist() == expected
+    assert held_out(source).tolist() == expected and source.labels.values.tolist() == [0, 1] * 5  # type: ignore[union-attr]
+    (said,) = source.notes
+    assert re.fullmatch(r"the split is 'split' \((train 8, Test 2|Test 2, train 8)\)", said)
+
+
+@pytest.mark.parametrize("form", ["npz", "parquet", "arrow"])
+def test_other_values_of_a_column_called_split_have_no_part(tmp_path: Path, form: str) -> None:
+    source = open_source(str(split_by_rows(tmp_path, form, ["train"] * 6 + ["test", "val"] + ["extra"] * 2)))
+    assert source.labels is not None and source.labels.values.tolist() == [0, 1, 0, 1, 0, 1, 0, -1, -1, -1]
+    assert held_out(source).nonzero()[0].tolist() == [6, 7] and source.labels.apart == 1  # type: ignore[union-attr]
+    assert "; 2 images of other values have no part in it: trained on, and seen by no probe" in source.notes[0]
+
+
+@pytest.mark.parametrize("form", ["npz", "parquet", "arrow"])
+def test_a_column_called_split_that_tells_none_is_said(tmp_path: Path, form: str) -> None:
+    source = open_source(str(split_by_rows(tmp_path, form, [0] * 5 + [1] * 5)))
+    assert source.labels is not None and source.labels.name in ("label", "labels") and held_out(source) is None
+    assert source.notes == ("'split' (0 5, 1 5) is not taken for a split, as its values are no words for train and test",)

@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,11 @@ def arrow(root: Path, labels: str | None) -> Source | None:
     firsts = np.cumsum([0, *(len(table) for table in read)], dtype=np.int64)
     mean = sum(path.stat().st_size for path in paths) / len(chunks)
     blocks = Blocks(starts, max(1, int(NEAR / mean)), dear=False)
-    titles, places = tables.below([str(path) for path in paths]), np.repeat(np.arange(len(read)), [*map(len, read)])
-    parts = splits.parts(titles)
-    found, guessed = _labels(str(root), paths, read, column, labels, parts, places)
-    notes += splits.unnamed(titles, [*map(len, read)])
-    notes += tables.nulls(sum(map(_nulls, chunks))) + guessed + (beside(paths, int(starts[-1])) if root.is_dir() else ())
-    return ArrowSource(str(root), paths, titles, chunks, found, starts, firsts, blocks, splits.held_out(parts, places), notes)
+    titles, named, coded = tables.below([*map(str, paths)]), _class_names(paths[0], schema), partial(_coded, str(root), read)
+    parts, said = tables.rows_parts(titles, [*map(len, read)], schema, coded, named)
+    found, guessed = tables.labels_of(schema, column, named, labels, str(root), coded, parts)
+    notes += said + tables.nulls(sum(map(_nulls, chunks))) + guessed + (beside(paths, int(starts[-1])) if root.is_dir() else ())
+    return ArrowSource(str(root), paths, titles, chunks, found, starts, firsts, blocks, splits.held_out(*parts), notes)
 
 
 def _nulls(chunk: Any) -> int:
@@ -194,28 +194,19 @@ def _is_compressed(message: Any) -> bool:
     return message.type in ("record batch", "dictionary") and place(table, 3) > 0
 
 
-def _labels(
-    name: str,
-    paths: list[Path],
-    read: list[Any],
-    image: str,
-    labels: str | None,
-    parts: list[str],
-    places: NDArray[np.int64],
-) -> tuple[Labels | None, tuple[str, ...]]:
-    told = [path.parent / "dataset_info.json" for path in paths]
-    found = _content(told[0]).get("features") if told[0].is_file() else None
-    named = tables.class_names(tables.features(read[0].schema)) | tables.class_names(found)
-    chosen, notes = tables.label_column(read[0].schema, image, named, labels, name)
-    if not chosen:
-        return None, notes
-    where = f"{name}, column '{chosen}'"
-    columns = [table.column(chosen) for table in read]
+def _coded(name: str, read: list[Any], column: str) -> tables.Coded:
+    """Values of a column, each once, and the place in them of every row. Raises UserError."""
+    columns = [table.column(column) for table in read]
     try:
-        for column in columns:
-            column.validate(full=True)
-        unique, codes = splits.merged(tables.encoded(chunk) for column in columns for chunk in column.chunks)
+        for found in columns:
+            found.validate(full=True)
+        return splits.merged(tables.encoded(chunk) for found in columns for chunk in found.chunks)
     except ValueError as error:
-        raise UserError(f"{where} cannot be read: {line_of(error)}") from None
-    found_classes, guessed = tables.classes_of(unique, codes, named.get(chosen), bool(labels), where)
-    return found_classes and splits.split_labels(chosen, *found_classes, parts, places), notes + guessed
+        raise UserError(f"{name}, column '{column}' cannot be read: {line_of(error)}") from None
+
+
+def _class_names(path: Path, schema: Any) -> dict[str, list[str]]:
+    """Names of classes by column, of a schema and of the file beside a data file that describes it."""
+    told = path.parent / "dataset_info.json"
+    found = _content(told).get("features") if told.is_file() else None
+    return tables.class_names(tables.features(schema)) | tables.class_names(found)

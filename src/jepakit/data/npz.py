@@ -18,7 +18,7 @@ from jepakit.data import splits, tables
 from jepakit.data.decode import SUFFIXES
 from jepakit.data.findings import Finding
 from jepakit.data.leftout import beside, some
-from jepakit.data.npz_labels import COLOURS, Names, Stored, labels_of
+from jepakit.data.npz_labels import COLOURS, Names, Stored, labels_of, split_array
 from jepakit.data.pixels import MOST_PIXELS, BadImageError, Pixels
 from jepakit.data.sources import Labels, Source
 from jepakit.errors import UserError, line_of
@@ -94,11 +94,15 @@ def npz(root: Path, labels: str | None) -> Source | None:
     if size > tables.most_bytes():
         raise UserError(f"{root}: its images take {size >> 20} MiB, too much for memory: save them by np.savez, or as .npy")
     rows = [arrays[key].shape[0] for key in images.values()]
-    found_labels, guessed = labels_of(str(root), images, others, arrays, labels)
+    parts = [split or "train" for split in images], np.repeat(np.arange(len(rows)), rows)
+    own = splits.held_out(*parts) is not None
+    by_array, said = (None, ()) if own else split_array(others, arrays, len(parts[1]))
+    parts = by_array or parts
+    found_labels, guessed = labels_of(str(root), images, others, arrays, labels, parts)
     starts = np.cumsum([0, *rows], dtype=np.int64)
-    held_out = splits.held_out([split or "train" for split in images], np.repeat(np.arange(len(rows)), rows))
+    held_out = splits.held_out(*parts)
     loaded = [arrays[key].load() for key in images.values()]
-    notes = _unused(images, arrays) + guessed + (beside(files, sum(rows)) if root.is_dir() else ())
+    notes = _unused(images, arrays) + said + guessed + (beside(files, sum(rows)) if root.is_dir() else ())
     return NumpySource(str(root), loaded, [*images.values()], starts, found_labels, held_out, notes)
 
 

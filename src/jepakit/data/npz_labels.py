@@ -52,9 +52,15 @@ class Stored:
 
 
 def labels_of(
-    name: str, images: Names, others: dict[str, Names], arrays: dict[str, Stored], labels: str | None
+    name: str,
+    images: Names,
+    others: dict[str, Names],
+    arrays: dict[str, Stored],
+    labels: str | None,
+    of_parts: tuple[list[str], NDArray[np.int64]],
 ) -> tuple[Labels | None, tuple[str, ...]]:
-    """Labels, and what to say of arrays that could be, or look like it and are not."""
+    """Labels, and what to say of arrays that could be, or look like it and are not; of_parts: the split, as it is known."""
+    others = {base: keys for base, keys in others.items() if base not in splits.COLUMNS or base == labels}
     rows = {split: arrays[key].shape[0] for split, key in images.items()}
     fit: dict[str, dict[str, Coded]] = {}
     plain: list[str] = []
@@ -78,10 +84,18 @@ def labels_of(
     parts: list[Coded] = [coded.get(s, ([], np.full(n, -1))) for s, n in rows.items()]
     unique, codes = splits.merged(parts)
     classes, values = splits.class_values(unique, codes, named.get(chosen), f"{name}, array '{chosen}'")
-    places = np.repeat(np.arange(len(rows)), [*rows.values()])
     kinds = [base for base in can if base in (*LABELS, *named) or base == chosen]
-    found_labels = splits.split_labels(chosen, classes, values, [split or "train" for split in rows], places)
+    found_labels = splits.split_labels(chosen, classes, values, *of_parts)
     return found_labels, (*by_default(labels, chosen, kinds), *(notes[base] for base in notes if base in (*LABELS, chosen)))
+
+
+def split_array(
+    others: dict[str, Names], arrays: dict[str, Stored], rows: int
+) -> tuple[tuple[list[str], NDArray[np.int64]] | None, tuple[str, ...]]:
+    """As `splits.by_values`, of an array that is called as a split and has a value for each row."""
+    named = [others[base][""] for base in splits.COLUMNS if "" in others.get(base, {})]
+    key = next((key for key in named if arrays[key].is_labels(rows)), None)
+    return splits.by_values(key, *_encoded(arrays[key].load())) if key else (None, ())
 
 
 def _looks_so(shared: dict[str, Stored], rows: dict[str, int]) -> bool:

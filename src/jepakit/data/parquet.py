@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -201,11 +202,12 @@ def _source(name: str, fs: AbstractFileSystem | None, paths: list[str], labels: 
     sizes = np.array([min(max(head.total_byte_size, 0), 1 << 40) for head in heads], np.int64)  # nearly all are images
     held = max(1, int(KEPT / 2 / max(sizes.mean(), 1)))
     blocks = Blocks(starts, held, dear=fs is not None or int(sizes.sum()) > KEPT)
-    found, guessed = _labels(shown(name), files, schema, column, labels, rows)
-    notes += tables.nulls(*_nulls(heads, column)) + guessed + splits.unnamed(files.titles, rows)
-    held_out = splits.held_out(splits.parts(files.titles), np.repeat(np.arange(len(rows)), rows))
+    named, read = tables.class_names(tables.features(schema)), partial(_coded, shown(name), files, rows)
+    parts, said = tables.rows_parts(files.titles, rows, schema, read, named)
+    found, guessed = tables.labels_of(schema, column, named, labels, shown(name), read, parts)
+    notes += tables.nulls(*_nulls(heads, column)) + guessed + said
     firsts = np.cumsum([0, *rows]).tolist()
-    return ParquetSource(name, files, column, found, starts, places, sizes, firsts, blocks, held_out, notes)
+    return ParquetSource(name, files, column, found, starts, places, sizes, firsts, blocks, splits.held_out(*parts), notes)
 
 
 def _nulls(heads: list[Any], column: str) -> tuple[int, bool]:
@@ -256,31 +258,23 @@ def _footer(fs: AbstractFileSystem | None, path: str) -> tuple[Any, Any]:
     return footer, schema
 
 
-def _labels(
-    name: str, files: Files, schema: Any, image: str, labels: str | None, rows: list[int]
-) -> tuple[Labels | None, tuple[str, ...]]:
-    named = tables.class_names(tables.features(schema))
-    chosen, notes = tables.label_column(schema, image, named, labels, name)
-    if not chosen:
-        return None, notes
+def _coded(name: str, files: Files, rows: list[int], column: str) -> tables.Coded:
+    """Values of a column, each once, and the place in them of every row. Raises UserError."""
 
-    def column(file: int) -> tuple[list[Any], NDArray[np.int64]]:
+    def of(file: int) -> tables.Coded:
         with files.reader(file) as reader:
-            batches = reader.iter_batches(LABELS_AT_ONCE, columns=[chosen], use_threads=False)
-            return splits.merged(tables.encoded(batch.column(chosen)) for batch in batches)
+            batches = reader.iter_batches(LABELS_AT_ONCE, columns=[column], use_threads=False)
+            return splits.merged(tables.encoded(batch.column(column)) for batch in batches)
 
-    where = f"{name}, column '{chosen}'"
+    where = f"{name}, column '{column}'"
     try:
         with ThreadPoolExecutor(OPENED) as pool:
-            parts = list(pool.map(lambda file: _result(files.fs, lambda: column(file)), range(len(rows))))
+            parts = list(pool.map(lambda file: _result(files.fs, lambda: of(file)), range(len(rows))))
     except Exception as error:  # pyarrow and every back-end raise their own
         raise UserError(f"{where} cannot be read: {_reason(error)}") from None
     if [len(codes) for _, codes in parts] != rows:
         raise UserError(f"{where}: it has other numbers of rows than the files claim: they are broken")
-    unique, codes = splits.merged(parts)
-    found, guessed = tables.classes_of(unique, codes, named.get(chosen), bool(labels), where)
-    places = np.repeat(np.arange(len(rows)), rows)
-    return found and splits.split_labels(chosen, *found, splits.parts(files.titles), places), notes + guessed
+    return splits.merged(parts)
 
 
 def _result(fs: AbstractFileSystem | None, work: Callable[[], T], pausing: Callable[[float], None] = lambda seconds: None) -> T:

@@ -17,6 +17,7 @@ PARTS = {
     "test": re.compile(r"test(ing)?(set|data|images?|imgs?)?|holdout"),
     "validation": re.compile(r"(val(id(ation)?)?|dev(el(opment)?)?|eval(uation)?)(set|data|images?|imgs?)?"),
 }
+COLUMNS = ("split", "splits", "data_split", "subset", "partition")  # names of a column that tells each row's part
 HELD = re.compile(r"(?i)h[eo]ld[-_ ]?out")
 WITH_VALIDATION = re.compile(r"(?i)train[-_ ]?val(id(ation)?)?(?![a-z])")  # both in one part: to train on
 
@@ -53,6 +54,24 @@ def split_of(path: str | PurePath) -> str | None:
 def parts(titles: Iterable[str]) -> list[str]:
     """The part that each file of a set is, by its path below the folder that all lie in; 'train' where that tells none."""
     return [split_of(title) or "train" for title in titles]
+
+
+def by_values(
+    name: str, unique: Sequence[Any], codes: NDArray[np.int64]
+) -> tuple[tuple[list[str], NDArray[np.int64]] | None, tuple[str, ...]]:
+    """Parts, and the place in them of each row (n,), by a column of such values (-1: none); None where they are no split.
+
+    And what to say of it, with counts.
+    """
+    counts = np.bincount(codes + 1, minlength=len(unique) + 1)[1:].tolist()
+    shown = some([f"{value} {n:,}" for value, n in zip(unique, counts, strict=True)])
+    found = [(split_of(f"{value}/x") if isinstance(value, str) else None) or "" for value in unique]
+    if "train" not in found or not {*found} & {"test", "validation"}:
+        said = "is not taken for a split, as its values are no words for train and test"
+        return None, ((f"'{name}' ({shown}) {said}",) if counts else ())
+    rest = len(codes) - sum(n for n, part in zip(counts, found, strict=True) if part)
+    also = f"; {rest:,} images of other values have no part in it: trained on, and seen by no probe" if rest else ""
+    return ([*found, ""], np.where(codes < 0, len(found), codes)), (f"the split is '{name}' ({shown}){also}",)
 
 
 def unnamed(titles: Sequence[str], counts: Sequence[int]) -> tuple[str, ...]:

@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jepakit.data import splits
 from jepakit.data.decode import SUFFIXES, file_bytes
 from jepakit.data.folder import leaves
 from jepakit.data.leftout import number, some
 from jepakit.data.pixels import BadImageError
-from jepakit.data.sources import by_default, pick
+from jepakit.data.sources import Labels, by_default, pick
 from jepakit.data.splits import class_values, split_of
 from jepakit.errors import UserError
 
 IMAGE_NAMES = ("image", "img")  # looked for first
 LABEL_NAMES = ("label", "fine_label", "labels", "class")
 NO_CLASS = re.compile(r"(?i)(^|_)(id|idx|index|key|path|file|filename|name|url|caption|text|width|height|size|date|time)s?($|_)")
+Coded = tuple[list[Any], NDArray[np.int64]]  # values, each once, and the place in them of every row
 NUMBERS = "save a whole number or a word in each row"
 
 
@@ -105,6 +107,8 @@ def label_column(schema: Any, image: str, named: Iterable[str], labels: str | No
         return any(is_one(kind) for is_one in kinds)
 
     columns = [column for column in schema if column.name != image and column.name.isprintable()]
+    columns = [c for c in columns if c.name.lower() not in splits.COLUMNS or c.name == labels]
+    named = [column for column in named if column.lower() not in splits.COLUMNS or column == labels]
     can = [c.name for c in columns if fit(c.type)]
     unfit = {c.name: f"column '{c.name}' is not taken for labels, being {_kind(c.type)}: {NUMBERS}" for c in columns}
     unfit = {column: said for column, said in unfit.items() if column not in can}
@@ -118,6 +122,52 @@ def label_column(schema: Any, image: str, named: Iterable[str], labels: str | No
     whole = [c.name for c in columns if not pa.types.is_floating(c.type)]  # floats are mostly measured
     kinds = [word for word in can if word in (*LABEL_NAMES, *named) or (word in whole and not NO_CLASS.search(word))]
     return chosen, (*by_default(labels, chosen, kinds if chosen else ()), *why, *((could,) if others else ()))
+
+
+def split_column(schema: Any) -> str:
+    """The column that is called as a split, of words or whole numbers; '' if there is none."""
+    import pyarrow as pa
+
+    def fit(kind: Any) -> bool:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind))
+
+    return next((c.name for c in schema if c.name.lower() in splits.COLUMNS and fit(c.type)), "")
+
+
+def rows_parts(
+    titles: list[str], rows: list[int], schema: Any, read: Callable[[str], Coded], named: dict[str, list[str]]
+) -> tuple[tuple[list[str], NDArray[np.int64]], tuple[str, ...]]:
+    """Parts, and the place in them of each row: by the names of files of so many rows, else by a column; and what to say.
+
+    read: values of a column, and codes of its rows.
+    """
+    by_files = splits.parts(titles), np.repeat(np.arange(len(rows)), rows)
+    column = split_column(schema)
+    if not column or splits.held_out(*by_files) is not None:
+        return by_files, splits.unnamed(titles, rows)
+    unique, codes = read(column)
+    if names := named.get(column):
+        unique = [names[v] if isinstance(v, int) and 0 <= v < len(names) else v for v in unique]
+    by_column, said = splits.by_values(column, unique, codes)
+    return by_column or by_files, said
+
+
+def labels_of(
+    schema: Any,
+    image: str,
+    named: dict[str, list[str]],
+    labels: str | None,
+    name: str,
+    read: Callable[[str], Coded],
+    parts: tuple[list[str], NDArray[np.int64]],
+) -> tuple[Labels | None, tuple[str, ...]]:
+    """Labels of a table whose columns are read by `read`, and what to say of them. Raises UserError."""
+    chosen, notes = label_column(schema, image, named, labels, name)
+    if not chosen:
+        return None, notes
+    found, guessed = classes_of(*read(chosen), named.get(chosen), bool(labels), f"{name}, column '{chosen}'")
+    return found and splits.split_labels(chosen, *found, *parts), notes + guessed
 
 
 def _kind(kind: Any) -> str:
