@@ -1,7 +1,10 @@
 """What of the user's data is not used, or taken by a guess, is said with its count and what to do."""
 
+import gzip
 import io
 import os
+import pickle
+import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +19,10 @@ from jepakit.data.check import check
 from jepakit.data.decode import FORMATS, SUFFIXES, decode
 from jepakit.data.folder import FolderSource
 from jepakit.data.kinds import ARCHIVES, IMAGES, PLAIN, TABLES, VIDEOS, ending_of, kind_of
+from jepakit.data.listed import EUROSAT
 from jepakit.data.opening import open_source
 from jepakit.data.pixels import BadImageError
+from jepakit.data.scenes import write
 from jepakit.errors import UserError
 
 FAST = [
@@ -512,3 +517,110 @@ def test_what_is_asked_for_as_labels_and_cannot_be_is_refused_with_the_reason(tm
             open_source(str(path), "part")
         found = open_source(str(path), "whole").labels
         assert found is not None and found.values.tolist() == [0, 1, 0, 1]
+
+
+def idx(array: np.ndarray[Any, Any]) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def a_cifar(root: Path) -> None:
+    root.mkdir(parents=True)
+    batch = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]}
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        (root / name).write_bytes(pickle.dumps(batch, 2))
+    (root / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"a", b"b"]}, 2))
+    (root / "readme.html").write_text("x")
+
+
+def a_cifar100(root: Path) -> None:
+    root.mkdir(parents=True)
+    batch = {b"data": np.zeros((2, 3072), np.uint8), b"fine_labels": [0, 1], b"coarse_labels": [0, 0]}
+    for name in ("train", "test"):
+        (root / name).write_bytes(pickle.dumps(batch, 2))
+    (root / "meta").write_bytes(pickle.dumps({b"fine_label_names": [b"a", b"b"], b"coarse_label_names": [b"c"]}, 2))
+
+
+def a_mnist(root: Path) -> None:
+    root.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for name, array in (("images-idx3", np.zeros((3, 8, 8), np.uint8)), ("labels-idx1", np.arange(3, dtype=np.uint8))):
+            (root / f"{part}-{name}-ubyte").write_bytes(idx(array))
+            (root / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(array)))  # as it came
+
+
+def a_eurosat(root: Path) -> None:
+    for name in EUROSAT:
+        put(root / name / f"{name}_1.jpg")
+
+
+def a_food101(root: Path) -> None:
+    for i in range(2):
+        put(root / "images" / "pie" / f"{i}.jpg")
+    (root / "meta").mkdir()
+    for i, part in enumerate(("train", "test")):
+        (root / "meta" / f"{part}.txt").write_text(f"pie/{i}\n")
+
+
+def a_sun397(root: Path) -> None:
+    for i in range(4):
+        put(root / "a" / "abbey" / f"sun_{i}.jpg")
+
+
+def an_imagenet(root: Path) -> None:
+    for part in ("train", "val"):
+        for name in ("n00000001", "n00000002"):
+            put(root / part / name / f"{part}.JPEG")
+
+
+def a_linked_imagenet(root: Path) -> None:
+    """Its folders are links to a place that lies below the same root."""
+    an_imagenet(root / "at")
+    for part in ("train", "val"):
+        os.symlink(root / "at" / part, root / part)
+
+
+def a_clevr(root: Path) -> None:
+    write(root, 10, 16, 0)
+
+
+def a_pack(root: Path) -> None:
+    np.savez(root.parent / "x.npz", images=X)
+    jepakit.pack(root.parent / "x.npz", root)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [a_cifar, a_cifar100, a_mnist, a_eurosat, a_food101, a_sun397, an_imagenet, a_linked_imagenet, a_clevr, a_pack],
+)
+def test_every_layout_says_what_lies_beside_it_and_nothing_of_its_own(tmp_path: Path, made: Callable[[Path], None]) -> None:
+    root = tmp_path / "set"
+    made(root)
+    before = open_source(str(root))
+    assert "left out" not in " ".join(before.notes) and "not read" not in " ".join(before.notes)
+    for i in range(2):
+        put(root / f"extra{i}.png", kind="PNG")
+    put(root / "more" / "of" / "them.tiff", kind="TIFF")
+    (root / "x.heic").write_bytes(HEADS["heic"])
+    after = open_source(str(root))
+    assert [after.title(i) for i in range(len(after))] == [before.title(i) for i in range(len(before))]
+    assert {*before.notes} < {*after.notes} and len(after.notes) == len(before.notes) + 2
+    words = "3 files left out: .png 2, .tiff 1 (extra0.png, more/of/them.tiff, ...), images beside the set's own"
+    assert note_of(after.notes, words) and note_of(after.notes, "1 file left out: .heic 1 (x.heic), images of formats")
+
+
+def test_images_beside_a_saved_set_are_said_and_beside_tables_they_are_the_set(tmp_path: Path) -> None:
+    (parquet, arrow), rows = tables_of(tmp_path, {"image": [png(i) for i in range(4)]}), 4
+    np.savez(tmp_path / "x.npz", images=X)
+    for own in (parquet, arrow, tmp_path / "x.npz"):
+        folder = tmp_path / own.suffix[1:]
+        folder.mkdir()
+        own.rename(folder / own.name)
+        put(folder / "extra.png", kind="PNG")
+        state = own == arrow
+        if state:
+            (folder / "state.json").write_text('{"_data_files": [{"filename": "x.arrow"}]}')
+        source = open_source(str(folder))
+        (said,) = source.notes
+        assert len(source) == (rows if state else 1)
+        left = ".png 1 (extra.png), images beside the set's own" if state else f"{own.suffix} 1 ({own.name}), which may hold"
+        assert said.startswith(f"1 file left out: {left}")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jepakit.data.folder import unused
 from jepakit.data.sources import ArraySource, Labels, Source, by_default, pick
 from jepakit.errors import UserError, line_of
 
@@ -25,7 +26,10 @@ def cifar10(root: Path, labels: str | None) -> Source | None:
         return None
     pick(labels, ("class",), str(root))
     parts = [_batch(root / f"data_batch_{i}", "labels") for i in range(1, 6)] + [_batch(root / "test_batch", "labels")]
-    return _cifar(root, "class", parts, _names(root / "batches.meta", "label_names"))
+    source = _cifar(root, "class", parts, _names(root / "batches.meta", "label_names"))
+    own = ("batches.meta", *(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+    source.notes = unused(root, own, len(source))
+    return source
 
 
 def cifar100(root: Path, labels: str | None) -> Source | None:
@@ -36,7 +40,7 @@ def cifar100(root: Path, labels: str | None) -> Source | None:
     which = pick(labels, kinds, str(root))
     parts = [_batch(root / name, f"{which}_labels") for name in ("train", "test")]
     source = _cifar(root, which, parts, _names(root / "meta", f"{which}_label_names"))
-    source.notes = by_default(labels, which, kinds)
+    source.notes = (*by_default(labels, which, kinds), *unused(root, ("meta", "train", "test"), len(source)))
     return source
 
 
@@ -56,7 +60,10 @@ def mnist(root: Path, labels: str | None) -> Source | None:
     test = np.repeat([False, True], [len(y) for y in values])
     value = np.concatenate(values)
     classes = tuple(str(i) for i in range(int(value.max(initial=-1)) + 1))
-    return ArraySource(str(root), np.concatenate(images)[..., None], Labels("class", classes, value, test))
+    source = ArraySource(str(root), np.concatenate(images)[..., None], Labels("class", classes, value, test))
+    stems = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    source.notes = unused(root, [name for stem in stems for name in _spelt(stem)], len(source))
+    return source
 
 
 def _cifar(root: Path, which: str, parts: list[tuple[NDArray[np.uint8], list[int]]], classes: tuple[str, ...]) -> Source:
@@ -127,10 +134,14 @@ def unpickled(path: Path) -> dict[str, Any]:
 
 
 def _idx_file(root: Path, stem: str) -> Path | None:
+    return next((root / name for name in _spelt(stem) if (root / name).is_file()), None)
+
+
+def _spelt(stem: str) -> list[str]:
     """'x-idx3-ubyte' is also spelt 'x.idx3-ubyte' and 'x-idx3.ubyte', each gzipped or not."""
     name, kind = stem.rsplit("-", 1)
     spelt = (f"{name}-{kind}-ubyte", f"{name}.{kind}-ubyte", f"{name}-{kind}.ubyte")
-    return next((root / f"{s}{gz}" for s in spelt for gz in ("", ".gz") if (root / f"{s}{gz}").is_file()), None)
+    return [f"{one}{gz}" for one in spelt for gz in ("", ".gz")]
 
 
 def _idx(root: Path, stem: str) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jepakit.data.decode import file_bytes
+from jepakit.data.folder import unused
 from jepakit.data.sources import Labels, Source, by_default
 from jepakit.errors import UserError, nearest
 
@@ -75,6 +76,7 @@ class ClevrSource(Source):
         values = np.array([label for _, label in train + val], np.int64)
         self.labels: Labels | None = Labels(name, CLASSES[name], values, np.arange(len(values)) >= len(train), whole=True)
         self.notes = (*by_default(labels, name, tuple(LABELS)), *_unused(root, [("train", len(train)), ("val", len(val))]))
+        self.notes += unused(root, [f"images/{path.parent.name}/{path.name}" for path in root.glob("images/*/*.png")], len(self))
 
     def __len__(self) -> int:
         return len(self._files)

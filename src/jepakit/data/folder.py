@@ -1,8 +1,9 @@
 """Image files on disk: all below a folder, or those that a list names."""
 
 import os
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from jepakit.data import splits
 from jepakit.data.classes import of_folders
 from jepakit.data.decode import SUFFIXES, file_bytes
-from jepakit.data.leftout import LeftOut, head_of, number, some
+from jepakit.data.leftout import Ending, LeftOut, head_of, number, some
 from jepakit.data.masks import Masks, masks_among, note_of
 from jepakit.data.sources import Labels, Source
 from jepakit.errors import UserError, plain
@@ -99,8 +100,23 @@ class FolderSource(FilesSource):
         return str(self.root / common) if inside else ""
 
 
-def _images(root: str) -> tuple[list[str], LeftOut, list[tuple[str, str]]]:
+def unused(root: Path, own: Iterable[str], images: int) -> tuple[str, ...]:
+    """What to say of other files below the folder of a set of so many images. own: the set's files, as paths from there."""
+    real = cache(lambda folder: os.path.realpath(os.path.join(root, folder)))  # a link may lead to where they lie
+    are = {(real(folder), name) for folder, _, name in (path.rpartition("/") for path in own)}
+    found, left, _ = _images(str(root), are)
+    for path in found:
+        folder, _, name = path.rpartition("/")
+        if (real(folder), name) not in are:
+            left.add(path, bytes)
+    left.labels = Ending()  # such a set has labels of its own
+    return left.notes(images)
+
+
+def _images(root: str, own: Set[tuple[str, str]] = frozenset()) -> tuple[list[str], LeftOut, list[tuple[str, str]]]:
     """Images below a folder, as paths from there, sorted by their parts; other files; folders that cannot be read, and why.
+
+    own: folders and names of other files that are known.
 
     Followed folders are remembered by their real path, so that a link to a parent ends.
     """
@@ -116,13 +132,13 @@ def _images(root: str) -> tuple[list[str], LeftOut, list[tuple[str, str]]]:
         elif real not in seen:
             seen.add(real)
             try:
-                ahead += reversed(_entries(os.path.join(root, path), path, real, left))
+                ahead += reversed(_entries(os.path.join(root, path), path, real, left, own))
             except OSError as error:
                 unread.append((path, error.strerror or type(error).__name__))
     return found, left, unread
 
 
-def _entries(folder: str, path: str, real: str, left: LeftOut) -> list[tuple[str, str]]:
+def _entries(folder: str, path: str, real: str, left: LeftOut, own: Set[tuple[str, str]]) -> list[tuple[str, str]]:
     """Images and folders of a folder, by name, each as its path from the root and, of a folder, its real one."""
     here, others = [], []
     with os.scandir(folder) as entries:
@@ -142,7 +158,7 @@ def _entries(folder: str, path: str, real: str, left: LeftOut) -> list[tuple[str
                 here.append((name, os.path.realpath(at) if entry.is_symlink() else at))
             elif is_file and by_name:
                 here.append((name, ""))
-            elif is_file:
+            elif is_file and (real, name) not in own:
                 others.append(name)
             elif by_name and entry.is_symlink():
                 left.links.add(f"{path}/{name}" if path else name)

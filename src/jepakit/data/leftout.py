@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jepakit.data.decode import SUFFIXES
 from jepakit.data.kinds import ARCHIVES, HEAD, IMAGES, PLAIN, READ, TABLES, TELLING, VIDEOS, ending_of, kind_of
 
 NAMED = 3  # files, endings and columns in a sentence
@@ -14,9 +15,10 @@ ENDINGS = 6
 LOOKED = 8  # files of an ending whose first bytes are looked at, and every one whose number is a power of two
 MOST = 64  # endings that are looked at
 MANY = 10  # other files that are worth a word, and a tenth of the images
-GROUPS = {"unread": IMAGES, "archives": ARCHIVES, "tables": TABLES, "videos": VIDEOS}
-KNOWN = PLAIN | ARCHIVES | TABLES | VIDEOS
+GROUPS = {"beside": SUFFIXES, "unread": IMAGES, "archives": ARCHIVES, "tables": TABLES, "videos": VIDEOS}
+KNOWN = SUFFIXES | PLAIN | ARCHIVES | TABLES | VIDEOS
 SAID = {
+    "beside": "images beside the set's own, which does not name them: give a folder that holds just them to use them",
     "unread": "images of formats that are not read: convert them to JPEG, PNG or TIFF",
     "misnamed": "among which are images ({kinds}) under another ending: give them that of their format",
     "archives": "archives, in which images are not looked for: unpack them",

@@ -12,7 +12,7 @@ import numpy as np
 
 from jepakit import rng
 from jepakit.data.decode import SUFFIXES
-from jepakit.data.folder import FilesSource
+from jepakit.data.folder import FilesSource, unused
 from jepakit.data.sources import Labels, Source, pick
 from jepakit.errors import UserError, line_of
 
@@ -164,16 +164,26 @@ def imagenet(root: Path, labels: str | None) -> Source | None:
             if name not in place:
                 raise UserError(f"{base / 'val' / file} has no class of train/ in LOC_val_solution.csv")
             rows.append((f"val/{file}", place[name], True))
-    test = len(_images(base / "test")) if (base / "test").is_dir() else 0
-    notes = (f"{test:,} images of test/ left out, as no list tells their classes",) if test else ()
-    return _source(base, labels, tuple(wnids), rows, notes)
+    test = [f"test/{file}" for file in _images(base / "test")] if (base / "test").is_dir() else []
+    notes = (f"{len(test):,} images of test/ left out, as no list tells their classes",) if test else ()
+    return _source(base, labels, tuple(wnids), rows, notes, test)
 
 
-def _source(root: Path, labels: str | None, classes: tuple[str, ...], rows: Sequence[Row], notes: tuple[str, ...] = ()) -> Source:
+def _source(
+    root: Path,
+    labels: str | None,
+    classes: tuple[str, ...],
+    rows: Sequence[Row],
+    notes: tuple[str, ...] = (),
+    told: Sequence[str] = (),
+) -> Source:
+    """told: other files, of which notes tell."""
     pick(labels, ("class",), str(root))
     values = np.array([label for _, label, _ in rows], np.int64)
     found = Labels("class", classes, values, np.array([t for *_, t in rows], bool))
-    return FilesSource(root, [file for file, _, _ in rows], found, notes=notes)
+    source = FilesSource(root, [file for file, _, _ in rows], found)
+    source.notes = (*notes, *unused(root, [*source.files, *told], len(source)))
+    return source
 
 
 def _images(folder: Path) -> list[str]:

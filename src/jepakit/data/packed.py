@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jepakit.data.folder import unused
 from jepakit.data.packfiles import (
     ALIGNED,
     CLASSES,
@@ -105,7 +106,10 @@ def packed(root: Path, labels: str | None) -> Source | None:
     titles = [_texts(name_of(root, "titles", number), part.titles, part.count) for number, part in numbered]
     found = _labels(root, manifest, manifest.labels) if manifest.labels else None
     maps = [_mapped(root, number, part) for number, part in numbered]
-    return PackedSource(root, manifest, found, index, titles, maps, _held_out(manifest))
+    source = PackedSource(root, manifest, found, index, titles, maps, _held_out(manifest))
+    own = [name_of(root, kind, number).name for kind in KINDS for number, _ in numbered]
+    source.notes += unused(root, [MANIFEST, CLASSES, *own], len(source))
+    return source
 
 
 def _mapped(root: Path, number: int, part: Part) -> NDArray[np.uint8]:
