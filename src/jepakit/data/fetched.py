@@ -273,8 +273,9 @@ class Fetched(Kept[OpenFile]):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            log.warning("copies of remote files are not kept: %s; set XDG_CACHE_HOME to a folder with room", error)
-            self.stamp = None
+            asked, self.stamp = self.stamp, None
+            if asked is not None:  # by the first of the threads
+                log.warning("copies of remote files are not kept: %s; set XDG_CACHE_HOME to a folder with room", error)
             return None
 
     def _require_room(self, size: int) -> None:
