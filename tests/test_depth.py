@@ -118,7 +118,7 @@ def test_what_is_of_another_range_is_refused_in_a_sentence(runs: dict[str, Run],
     raw = array.astype(np.float32)
     wrong: list[NDArray[Any]] = [np.full_like(raw, np.nan), raw > 0, raw.astype(complex), raw.astype(object), raw.astype(str)]
     if kind == "float32":
-        wrong += [raw * 1000, array.astype(np.int64), first(stored("16 bits"))]
+        wrong += [raw * 1000, array.astype(np.int64), first(stored("16 bits")), first(stored("uint8"))]
     else:
         normalised = encoder.normalise(array).numpy()
         wrong += [raw, normalised, raw / KINDS[kind] * 2 - 1, array.astype(np.int64) - 70_000, array.astype(np.int64) + 70_000]
@@ -138,13 +138,98 @@ def test_what_is_not_normalised_is_not_embedded(runs: dict[str, Run], kind: str)
     for same in (x.numpy(), x.double(), x.numpy().astype(np.float64)):
         torch.testing.assert_close(encoder.embed(same), expected)
         torch.testing.assert_close(encoder(same).mean(1), expected)
-    bright = np.full_like(array, 65535 if "bits" in kind else 255 if kind == "uint8" else 40)
+    bright = np.full_like(array, KINDS[kind] if "bits" in kind else 255 if kind == "uint8" else 40)
     assert encoder.embed(encoder.normalise(bright)).isfinite().all()  # rare, but an image
     raw = [array.astype(np.float32) * (200 if kind == "float32" else 1), first(stored("uint8")), array.astype(np.int64)]
     for images in raw:
         for use in (encoder, encoder.embed, encoder.layers):
             with pytest.raises(UserError, match="not normalised"):
                 use(images)
+
+
+def of(**images: Any) -> Encoder:
+    """An encoder of such images; mean and std are those of each channel."""
+    images |= {name: (images[name],) * 3 for name in ("mean", "std")}
+    return Encoder(ViT(ViTConfig(patch_size=4, width=16, depth=1, heads=2), (4, 4)), Images(size=SIDE, **images))
+
+
+KELVIN = {"depth": "float32", "mean": 280.0, "std": 10.0}
+TWELVE = {"depth": "uint16", "white": 4095, "mean": 0.5, "std": 0.29}
+DARK = {"depth": "uint16", "white": 10_000, "mean": 0.05, "std": 0.01}
+
+
+def even(low: float, high: float, dtype: Any = np.float32) -> NDArray[Any]:
+    """(2, 3, SIDE, SIDE) of every value from low to high alike."""
+    values = np.linspace(low, high, 2 * 3 * SIDE * SIDE)
+    return np.random.default_rng(0).permutation(values).reshape(2, 3, SIDE, SIDE).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("images", "given"),
+    [
+        (KELVIN, even(0, 1)),
+        (KELVIN, even(0, 30)),  # degrees Celsius
+        (KELVIN, even(0, 255, np.uint8)),
+        (KELVIN, np.full((1, 3, SIDE, SIDE), 200, np.uint8)),
+        (KELVIN, even(250, 310, np.int32)),
+        ({"depth": "float32", "mean": 0.5, "std": 0.25}, even(0, 255)),
+        ({"depth": None, "mean": 0.5, "std": 0.25}, even(0, 100)),
+        (TWELVE, even(0, 65535, np.uint16)),
+        (TWELVE, even(0, 65535, np.int32)),
+        (TWELVE, even(0, 12)),
+        (DARK, even(0, 65535, np.uint16)),
+    ],
+)
+def test_a_batch_of_another_range_than_the_encoders_is_refused(images: dict[str, Any], given: NDArray[Any]) -> None:
+    with pytest.raises(UserError, match="units"):
+        of(**images).normalise(given)
+
+
+@pytest.mark.parametrize(
+    ("images", "given"),
+    [
+        (KELVIN, even(250, 310)),
+        (KELVIN, even(220, 240)),  # high clouds
+        (KELVIN, np.where(even(0, 1) < 0.4, -9999, even(250, 310)).astype(np.float32)),  # no data in two fifths
+        ({"depth": "float32", "mean": 0.9, "std": 0.01}, np.zeros((1, 3, SIDE, SIDE))),
+        ({"depth": "uint8", "mean": 0.9, "std": 0.004}, np.zeros((1, 3, SIDE, SIDE))),
+        ({"depth": "uint8", "mean": 0.01, "std": 0.004}, np.ones((1, 3, SIDE, SIDE))),
+        ({"depth": "uint8", "mean": 0.01, "std": 0.004}, even(0, 255, np.uint8)),
+        ({"depth": None, "mean": 0.01, "std": 0.004}, np.ones((1, 3, SIDE, SIDE))),
+        (TWELVE, np.full((1, 3, SIDE, SIDE), 4095, np.uint16)),
+        (TWELVE, even(0, 255, np.uint8)),
+        (TWELVE, even(0, 100, np.uint16)),
+        (DARK, even(9_000, 12_000, np.uint16)),  # clouds
+        (DARK, np.zeros((1, 3, SIDE, SIDE), np.uint16)),
+        ({"depth": "uint16", "white": 1000, "mean": 3.0, "std": 2.0}, even(0, 12_000, np.uint16)),
+    ],
+)
+def test_images_that_are_rare_are_taken_and_nothing_is_said(
+    images: dict[str, Any], given: NDArray[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = of(**images)
+    assert encoder.embed(encoder.normalise(given)).isfinite().all() and not caplog.text
+
+
+def test_what_is_in_doubt_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = of(**{**KELVIN, "std": 10.25})
+    for _ in range(2):
+        encoder.normalise(even(180, 190))
+    assert caplog.text.count("about 185, where the encoder's own are about 280, give or take 10.2") == 1
+
+
+@pytest.mark.parametrize("images", [KELVIN, TWELVE, {"depth": "uint8", "mean": 0.5, "std": 0.25}], ids=str)
+def test_raw_floats_and_values_that_are_no_numbers_are_not_embedded(images: dict[str, Any]) -> None:
+    encoder = of(**images)
+    for bad in (even(0, 100), even(250, 310)):
+        with pytest.raises(UserError, match="not normalised"):
+            encoder.embed(bad)
+    for value in (np.nan, np.inf, -np.inf):
+        one = np.zeros((2, 3, SIDE, SIDE), np.float32)
+        one[1, 2, 3, 4] = value
+        for use in (encoder, encoder.embed, encoder.layers):
+            with pytest.raises(UserError, match="not finite"):
+                use(one)
 
 
 def test_no_images_give_no_features(runs: dict[str, Run]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from jepakit.conditioning import EncoderPositions
 from jepakit.data.crops import Images, normalise
-from jepakit.given import Given, in_units_of_white, require_normalised, require_shape, tensor_of
+from jepakit.given import Given, in_units_of_white, require_like, require_normalised, require_shape, tensor_of
 from jepakit.layout import Layout, joint, take
 from jepakit.method import Which
 from jepakit.vit import ViT, patchify, sincos
@@ -72,11 +72,15 @@ class Encoder(nn.Module):
         """Images as they come, a tensor or an array (B, C, H, W) -> float32 for `forward`, as the loader makes them.
 
         uint8 is divided by 255, deeper integers by images.white (65535); floats are in units of white (0 black, 1 white).
-        Raises ImagesError, a UserError and a ValueError, for other shapes, types and ranges.
+        An encoder of floats takes floats in the units of its own images, and no integers. Raises ImagesError, a UserError
+        and a ValueError, for other shapes, types and ranges.
         """
         images = tensor_of(images)
         require_shape(images, self.vit.channels)
-        return normalise(in_units_of_white(images, self.images), self.images)
+        x = normalise(in_units_of_white(images, self.images), self.images)
+        if images.dtype != torch.uint8:
+            require_like(x, self.images)
+        return x
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         if grid == self.vit.grid:

@@ -3,6 +3,8 @@
 B images, C channels of H x W pixels.
 """
 
+import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,15 @@ from jepakit.errors import UserError
 
 Given = Tensor | NDArray[Any]
 SLACK = 0.25  # beyond black and white: what resampling and reflectance reach, and normalised images do not stay within
-FAR = 100.0  # deviations from the mean: what no batch of the images of training has
+# How far from the mean of the encoder's own images, in deviations and in whites, the middle one of a batch's values may be.
+# By Chebyshev 1 value in k^2 of training is k deviations away, so that half of a batch is not, however heavy the tails are;
+# no-data pixels, outliers and single bands leave the middle where it was. Black and white are images whatever the deviation.
+FAR = (15.0, 2.0)  # refused beyond: 8 bits in the place of units of white, degrees for kelvins, 16 bits for 12
+DOUBTFUL = (6.0, 1.25)  # said once
+MEASURED = 2**18  # values of a batch that are looked at, or a few more
+
+log = logging.getLogger("jepakit")
+_told: set[Images] = set()
 
 
 class ImagesError(UserError, ValueError):
@@ -56,25 +66,43 @@ def in_units_of_white(images: Tensor, settings: Images) -> Tensor:
     """Images (B, C, H, W) of any real type, to `crops.normalise`: uint8, or floats in units of white. Raises ImagesError.
 
     Integers are divided as the same image in a file would be: 8 bits by 255, others by images.white (65535); integers wider
-    than both by what the encoder's own images were. Floats must be in units of white already.
+    than both by what the encoder's own images were. Floats must be in units of white already; an encoder of floats takes no
+    integers.
     """
-    if images.dtype == torch.uint8 or not images.numel():
+    if not images.numel():
         return images if images.is_floating_point() else images.to(torch.uint8)
+    if not images.is_floating_point() and settings.depth == "float32":
+        kind = str(images.dtype).removeprefix("torch.")
+        raise ImagesError(f"{kind} images for an encoder of floats: give floats, in the units of its own")
+    if images.dtype == torch.uint8:
+        return images
     if not images.is_floating_point():
         images = _integers(images, settings)
     low, high = (float(x) for x in torch.aminmax(images.detach()))
-    if not np.isfinite(low + high):
+    if not math.isfinite(low + high):
         raise ImagesError("images hold values that are not finite")
-    if settings.depth in (None, "float32"):
-        _require_near(images, settings)
-        return images
     top = brightest(settings)
-    if low < -SLACK or high > top + SLACK:
+    if settings.depth in ("uint8", "uint16") and (low < -SLACK or high > top + SLACK):
         raise ImagesError(
             f"floats from {low:.4g} to {high:.4g}: normalise takes them in units of white, 0 (black) to {top:.4g}; "
             + ("what is normalised already is for embed" if low < -SLACK else f"divide them by {_white(settings):g}")
         )
     return images
+
+
+def require_like(normalised: Tensor, settings: Images) -> None:
+    """Raises ImagesError for images (B, C, H, W) that are nowhere near the encoder's own once normalised; says what is far."""
+    if not normalised.numel() or not _far(normalised, settings, *DOUBTFUL):
+        return
+    mean, std, white = max(settings.mean), max(settings.std), settings.white
+    middle = float(_sample(normalised).median()) * std + mean
+    said = f"images of values about {middle:.3g}, where the encoder's own are about {mean:.3g}, give or take {std:.3g}"
+    unit = f", in units of images.white, {white:g}" if white else ""
+    if _far(normalised, settings, *FAR):
+        raise ImagesError(f"{said}{unit}: give the same units")
+    if settings not in _told:
+        _told.add(settings)
+        log.warning("%s%s: are they in the same units?", said, unit)
 
 
 def require_normalised(images: Tensor, settings: Images) -> None:
@@ -83,9 +111,12 @@ def require_normalised(images: Tensor, settings: Images) -> None:
         raise ImagesError(f"{images.dtype} is not normalised: give encoder.normalise(images), as in embed(normalise(images))")
     if torch.compiler.is_compiling() or not images.numel():
         return
-    high, mean = float(images.detach().abs().amax()), float(images.detach().mean().abs())
-    if mean > FAR or (settings.depth in ("uint8", "uint16") and high > 2 * _farthest(settings) + 10):
-        raise ImagesError(f"values up to {high:.4g} are not normalised: give encoder.normalise(images)")
+    low, high = (float(x) for x in torch.aminmax(images.detach()))
+    if not math.isfinite(low + high):
+        raise ImagesError("images hold values that are not finite, and are not normalised so: give encoder.normalise(images)")
+    most = max(-low, high)
+    if (settings.depth in ("uint8", "uint16") and most > 2 * _farthest(settings) + 10) or _far(images, settings, *FAR):
+        raise ImagesError(f"values from {low:.4g} to {high:.4g} are not normalised: give encoder.normalise(images)")
 
 
 def brightest(settings: Images) -> float:
@@ -104,8 +135,6 @@ def _integers(images: Tensor, settings: Images) -> Tensor:
     low, high, depth = float(values.min()), float(values.max()), settings.depth
     if low < 0 or high > 65535:
         raise ImagesError(f"{kind} images from {low:g} to {high:g}: give uint8, uint16, or floats in units of white")
-    if depth == "float32":
-        raise ImagesError(f"{kind} images for an encoder of floats: give floats, in the units of its own")
     if kind == "uint16":
         if depth == "uint8" and 0 < high <= 255:
             raise ImagesError(f"uint16 images up to {high:g}, of which white is 65535: give 8 bits as uint8")
@@ -115,15 +144,23 @@ def _integers(images: Tensor, settings: Images) -> Tensor:
     return values / _white(settings)
 
 
-def _require_near(images: Tensor, settings: Images) -> None:
-    """Raises ImagesError for floats whose mean is nowhere near that of the encoder's images."""
-    mean, std = (np.array(values) for values in (settings.mean, settings.std))
-    found = images.detach().float().mean((0, 2, 3)).cpu().numpy()
-    if (abs(found - mean) > FAR * std).any():
-        units = f"; divide them by images.white, {settings.white:g}" if settings.white else ""
-        raise ImagesError(
-            f"floats of mean {found.max():.4g}, where the encoder's own images have {mean.max():.4g}: give the same units{units}"
-        )
+def _far(normalised: Tensor, settings: Images, deviations: float, whites: float) -> bool:
+    """Whether half of a batch's values are further from the mean than so many deviations, and than black and so many whites.
+
+    Floats have a black and a white where the mean of all channels lies between 0 and 1.
+    """
+    scaled = settings.depth != "float32" or all(0 <= mean <= 1 for mean in settings.mean)
+    ends = (0.0, whites) if scaled else ()
+    channels = zip(settings.mean, settings.std, strict=True)
+    bounds = [max(deviations, *(abs(end - mean) / std for end in ends)) if ends else deviations for mean, std in channels]
+    sample = _sample(normalised)
+    return bool((sample.abs() / sample.new_tensor(bounds)[:, None, None]).median() > 1)
+
+
+def _sample(images: Tensor) -> Tensor:
+    """Every n-th row and column of (B, C, H, W), float32: enough to know the middle."""
+    n = max(1, math.isqrt(images.numel() // MEASURED))
+    return images.detach()[:, :, ::n, ::n].float()
 
 
 def _farthest(settings: Images) -> float:
