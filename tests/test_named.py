@@ -170,7 +170,7 @@ def test_a_released_file_that_is_malformed_gets_a_sentence(home: Path, tmp_path:
     save_released(jepa, tmp_path / "good.pth.tar")
     assert jepakit.load(tmp_path / "good.pth.tar", heads=2).width == 16
     good = torch.load(tmp_path / "good.pth.tar", weights_only=True)
-    name = "module.patch_embed.proj.weight"
+    name, nan, norm = "module.patch_embed.proj.weight", torch.tensor(float("nan")), torch.ones(16)
     for part, key, value in [
         ("encoder", name, torch.zeros(3)),
         ("encoder", name, torch.zeros(16, 3, 0, 0)),
@@ -180,8 +180,49 @@ def test_a_released_file_that_is_malformed_gets_a_sentence(home: Path, tmp_path:
         ("encoder", "module.norm.weight", "text"),
         ("predictor", "module.predictor_embed.weight", torch.zeros(())),
         ("target_encoder", "module.norm.weight", torch.zeros(5)),
+        ("encoder", name, torch.zeros(0, 0, 0, 0)),
+        ("encoder", "module.blocks.1000000.norm1.weight", torch.zeros(16)),
+        ("predictor", "module.predictor_blocks.1000000.norm1.weight", torch.zeros(8)),
+        ("encoder", "module.pos_embed", good["encoder"]["module.pos_embed"] * nan),
+        ("encoder", "module.pos_embed", good["encoder"]["module.pos_embed"].to(torch.complex64)),
+        ("predictor", "module.predictor_pos_embed", good["predictor"]["module.predictor_pos_embed"] * nan),
+        *(("encoder", "module.norm.weight", bad) for bad in (norm * nan, norm.to(torch.complex64), norm.to(torch.int8))),
     ]:
         bad = {**good, part: {**good[part], key: value}}
         torch.save(bad, tmp_path / "bad.pth.tar")
         with pytest.raises(UserError, match=r"bad\.pth\.tar"):
             jepakit.load(tmp_path / "bad.pth.tar", heads=2)
+    for heads, words in (
+        (0, "heads=0: give"),
+        (-2, "heads=-2: give"),
+        ("2", "heads='2': give"),
+        (3, "not a multiple of heads 3"),
+    ):
+        with pytest.raises(UserError, match=words):
+            jepakit.load(tmp_path / "good.pth.tar", heads=heads)  # type: ignore[arg-type]
+    standard = {**good, "encoder": {**good["encoder"], name: torch.zeros(192, 3, 4, 4)}}
+    torch.save(standard, tmp_path / "bad.pth.tar")
+    with pytest.raises(UserError, match=r"bad\.pth\.tar"):
+        jepakit.load(tmp_path / "bad.pth.tar")
+
+
+def test_a_model_is_taken_from_wherever_a_path_may_point(home: Path, away: Path) -> None:
+    assert jepakit.JEPA.from_checkpoint("~/run").grid == (4, 4)
+    for run in (Run("~/run"), Run(str(home / "run")), Run(home / "run"), Run(Run("~/run"))):
+        assert run.path == home / "run" and run == Run.open("~/run") and run.config.encoder.width == 16
+    for wrong in (None, 3, b"run"):
+        for read in (jepakit.JEPA.from_checkpoint, jepakit.load, Run):
+            with pytest.raises(UserError, match="give a path, not a"):
+                read(wrong)  # type: ignore[operator]
+
+
+def test_a_path_that_nearly_is_a_run_is_answered_with_the_one_to_use(home: Path, tmp_path: Path) -> None:
+    place = home / "run/checkpoints"
+    for read in (jepakit.JEPA.from_checkpoint, jepakit.load):
+        with pytest.raises(UserError, match=rf"give the run, {home / 'run'}, or one of them, {place / 'step-00000002'}$"):
+            read(place)
+        with pytest.raises(UserError, match="the path is empty: give a run"):
+            read("")
+        with pytest.raises(UserError, match="File name too long") as caught:
+            read("x" * 5000)
+        assert len(str(caught.value)) < 300

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +300,22 @@ def test_model_weights_are_float32_and_hold_nothing_but_the_encoder(runs: dict[s
     state = load_file(runs["ijepa"].path / "model/model.safetensors")
     assert {value.dtype for value in state.values()} == {torch.float32}
     assert all(name.startswith(("embeddings.", "encoder.", "layernorm.")) for name in state)
+
+
+def test_weights_that_are_not_finite_are_not_loaded_the_checkpoint_before_is(
+    runs: dict[str, Run], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(shutil.copytree(runs["ijepa"].path, tmp_path / "run", symlinks=True))
+    good = checkpoint.load(run.checkpoints / "latest")
+    model = {n: v * (torch.nan if n == "encoder.norm.weight" else 1) for n, v in good.tensors["model"].items()}
+    assert checkpoint.save(run.checkpoints, 9, checkpoint.Checkpoint({**good.tensors, "model": model}, good.state), 5)
+    jepa = JEPA.from_checkpoint(run.path)
+    assert all(torch.equal(value, good.tensors["model"][name]) for name, value in jepa.state_dict().items())
+    assert "step 9 is no use, falling back to the one before: its model encoder.norm.weight is not finite" in caplog.text
+    assert torch.equal(jepakit.load(run).vit.norm.weight, jepa.target_encoder.norm.weight)
+    with pytest.raises(UserError, match=r"encoder\.norm\.weight holds values that are not finite"):
+        jepakit.load(run.checkpoints / "step-00000009")
+    for step in checkpoint.steps(run.checkpoints)[1:]:
+        shutil.rmtree(run.checkpoints / checkpoint.name_of(step))
+    with pytest.raises(UserError, match="1 tried, the log says why"):
+        jepakit.load(run)

@@ -106,7 +106,7 @@ def load_newest(folder: Path, only: Collection[str] = (), *, finite: bool = Fals
         log.warning("checkpoint of step %d is no use, falling back to the one before: its %s is not finite", step, bad)
     if found:
         raise UserError(
-            f"no checkpoint in {folder} is whole ({len(found)} tried, run.log says why); start a new run with another --out"
+            f"no checkpoint in {folder} is whole ({len(found)} tried, the log says why); start a new run with another --out"
         )
     raise UserError(f"no checkpoint in {folder}: there is nothing to resume; start the run again with --overwrite")
 
@@ -141,11 +141,27 @@ def set_aside(folder: Path, after: int) -> None:
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load weights strictly. Raises UserError naming the first that does not fit."""
+    """Load weights strictly. Raises UserError naming the first that does not fit, or that is no finite real number."""
+    ours = module.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or (name in ours and value.is_floating_point() != ours[name].is_floating_point()):
+            kind = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
+            raise UserError(f"{where}: weights must be real floats, and {name} is {kind}")
+        if not bool(value.float().isfinite().all()):
+            raise UserError(f"{where}: {name} holds values that are not finite")
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"{where}: weights do not fit: {str(error).splitlines()[1].strip()}") from None
+
+
+def blocks_of(state: Collection[str], prefix: str) -> int:
+    """How many blocks the names prefix.0.…, prefix.1.… are of. Raises ValueError where one is missing."""
+    found = {name.split(".")[1] for name in state if name.startswith(prefix + ".")}
+    if not found or found != set(map(str, range(len(found)))):
+        some = ", ".join(sorted(found)[:8])
+        raise ValueError(f"{prefix} must be numbered from 0 on without a gap, got {some or 'none'}")
+    return len(found)
 
 
 def steps(folder: Path) -> list[int]:

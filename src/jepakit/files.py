@@ -20,7 +20,11 @@ NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 def local(path: str | os.PathLike[str], what: str = "path") -> Path:
     """A path that the user gave, '~' expanded. Raises UserError for what is none."""
     try:
-        return Path(path).expanduser()
+        place = Path(path).expanduser()
+        place.exists()
+        return place
+    except OSError as error:  # no file could be called so
+        raise UserError(f"{what} {str(path)[:100]}: {error.strerror}") from None
     except TypeError:
         raise UserError(f"{what}: give a path, not a {type(path).__name__}") from None
     except RuntimeError as error:  # ~name of nobody

@@ -4,11 +4,11 @@ B images, N patches, S packed tokens, R draws, D encoder width.
 """
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ class JEPA(nn.Module):
         return self.target_encoder if self.method.which == "target_encoder" else self.encoder
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, heads: int | None = None) -> "JEPA":
+    def from_checkpoint(cls, path: str | os.PathLike[str], heads: int | None = None) -> "JEPA":
         """Encoder, target encoder and predictor of a run, a checkpoint folder, or a released `.pth.tar` (I-JEPA's format).
 
         Shapes are read off the weights. `heads` is known for the standard widths, else it must be given.
@@ -83,7 +83,7 @@ class JEPA(nn.Module):
         """
         from jepakit.weights import jepa_from_checkpoint
 
-        return jepa_from_checkpoint(Path(path), heads)
+        return jepa_from_checkpoint(path, heads)
 
     def forward(self, images: Tensor, masks: Masks, target_images: Tensor | None = None, *, seed: int = 0) -> Output:
         """One pass over a batch. Raises UserError for images or masks that do not fit the grid or each other.

@@ -4,10 +4,9 @@ import math
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from jepakit.checkpoint import load_state
+from jepakit.checkpoint import blocks_of, load_state
 from jepakit.errors import UserError, line_of
 from jepakit.files import whole
 from jepakit.method import Method
@@ -31,10 +30,12 @@ def jepa_from_released(path: Path, heads: int | None = None) -> JEPA:
 
     Raises UserError for whatever else a file holds.
     """
+    if heads is not None and (type(heads) is not int or heads < 1):
+        raise UserError(f"heads={heads!r}: give the number of attention heads, a positive whole number, or leave it out")
     parts = _read_torch(path)
     try:
         return _jepa_of(parts, path, heads)
-    except (ValidationError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else line_of(error)
         raise UserError(f"{path} is not a released I-JEPA checkpoint whose weights fit together: {what}") from None
 
@@ -42,6 +43,8 @@ def jepa_from_released(path: Path, heads: int | None = None) -> JEPA:
 def _jepa_of(parts: dict[str, State], path: Path, heads: int | None) -> JEPA:
     encoder, predictor = parts["encoder"], parts["predictor"]
     width, channels, patch, _ = encoder["patch_embed.proj.weight"].shape
+    if not width * channels * patch:
+        raise UserError(f"{path}: patch_embed.proj.weight is empty: {tuple(encoder['patch_embed.proj.weight'].shape)}")
     if heads is None and width not in HEADS:
         raise UserError(f"{path}: width {width} is none of the standard ones ({', '.join(map(str, HEADS))}): give heads=")
     patches = encoder["pos_embed"].shape[1]
@@ -50,7 +53,7 @@ def _jepa_of(parts: dict[str, State], path: Path, heads: int | None) -> JEPA:
         raise UserError(f"{path}: {patches} positions are no square grid; the released format holds square ones only")
     try:
         method = _method(encoder, predictor, patch, width, heads or HEADS[width])
-    except (ValidationError, ValueError, KeyError, IndexError) as error:
+    except ValueError as error:  # pydantic's too
         raise UserError(f"{path}: {line_of(error)}") from None
     jepa = JEPA(method, (side, side), channels)
     for part in PARTS:
@@ -69,12 +72,12 @@ def _method(encoder: State, predictor: State, patch: int, width: int, heads: int
             "encoder": {
                 "patch_size": patch,
                 "width": width,
-                "depth": _count(encoder, "blocks"),
+                "depth": blocks_of(encoder, "blocks"),
                 "heads": heads,
                 "mlp_ratio": encoder["blocks.0.mlp.fc1.weight"].shape[0] / width,
             },
             "predictor": {
-                "depth": _count(predictor, "predictor_blocks"),
+                "depth": blocks_of(predictor, "predictor_blocks"),
                 "width": predictor["predictor_embed.weight"].shape[0],
             },
         }
@@ -107,7 +110,3 @@ def _read_torch(path: Path) -> dict[str, State]:
         if not isinstance(parts[part].get(name), Tensor):
             raise UserError(f"{path} is not a released I-JEPA checkpoint: {part}.{name} is missing")
     return parts
-
-
-def _count(state: State, prefix: str) -> int:
-    return 1 + max(int(name.split(".")[1]) for name in state if name.startswith(prefix + "."))

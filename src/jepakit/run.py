@@ -34,11 +34,14 @@ CONTENTS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Run:
     """A run's folder and what it says."""
 
     path: Path
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        object.__setattr__(self, "path", local(path, "the run"))
 
     def __fspath__(self) -> str:
         """A run is given wherever its folder is."""
@@ -47,7 +50,7 @@ class Run:
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Run":
         """An existing run. Raises UserError where there is none."""
-        run = cls(local(path, "the run"))
+        run = cls(path)
         if not (run.path / "config.yaml").is_file():
             raise UserError(f"{run.path} is not a run: it has no config.yaml; jepakit pretrain --out {run.path} makes one")
         return run

@@ -29,19 +29,30 @@ def jepa_of(config: Config) -> JEPA:
         return JEPA(config, config.grid, config.images.channels)
 
 
-def jepa_from_checkpoint(path: Path, heads: int | None = None) -> JEPA:
+def jepa_from_checkpoint(path: str | os.PathLike[str], heads: int | None = None) -> JEPA:
     """See `JEPA.from_checkpoint`."""
-    path = checkpoint.pointed(path)
+    path = checkpoint.pointed(_place(path))
     if path.is_file():
         return jepa_from_released(path, heads)
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: give a run, a checkpoint folder or a released .pth.tar")
     is_run = (path / "config.yaml").is_file()
+    if not is_run and (steps := checkpoint.steps(path)):
+        run = f"the run, {path.parent}, or " if (path.parent / "config.yaml").is_file() else ""
+        raise UserError(f"{path} holds a run's checkpoints: give {run}one of them, {path / checkpoint.name_of(steps[0])}")
     only = ("model",)  # the optimiser's moments are twice as large
-    found = checkpoint.load_newest(path / "checkpoints", only) if is_run else checkpoint.load(path, only)
+    found = checkpoint.load_newest(path / "checkpoints", only, finite=True) if is_run else checkpoint.load(path, only)
     jepa = jepa_of(resolve(found.state["config"], where=str(path)))  # verified, unlike config.yaml
     load_state(jepa, found.tensors["model"], str(path))
     return jepa
+
+
+def _place(path: str | os.PathLike[str]) -> Path:
+    """Where the weights are to be. Raises UserError for what is no path."""
+    place = local(path, "the encoder")
+    if not os.fspath(path):
+        raise UserError("the encoder: the path is empty: give a run, a checkpoint folder or a released .pth.tar")
+    return place
 
 
 def load(path: str | os.PathLike[str], which: Which | None = None, heads: int | None = None) -> Encoder:
@@ -52,7 +63,7 @@ def load(path: str | os.PathLike[str], which: Which | None = None, heads: int | 
     """
     if which not in (None, *get_args(Which)):
         raise UserError(f"which={which!r}: choose target_encoder (the moving average, 'teacher') or encoder (trained, 'student')")
-    place = local(path, "the encoder")
+    place = _place(path)
     if place.is_dir() and (place / "config.json").is_file():
         return load_hf(place, which)
     if not place.exists():
