@@ -255,6 +255,7 @@ def test_weights_that_have_no_place_are_not_dropped_in_silence(tmp_path: Path) -
         ({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "rescale_factor": 1 / 65535}, (0.5, 0.25, "uint16", 65535)),
         ({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "do_rescale": False}, (0.5, 0.25, "float32", 1)),
         ({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "do_normalize": False}, (0.0, 1.0, "uint8", None)),
+        ({"image_mean": [127.5] * 3, "image_std": [51.0] * 3, "do_rescale": False}, (0.5, 0.2, "uint8", None)),
     ],
 )
 def test_a_foreign_processors_settings_are_honoured(processor: dict[str, Any], expected: tuple[Any, ...], tmp_path: Path) -> None:
@@ -265,4 +266,113 @@ def test_a_foreign_processors_settings_are_honoured(processor: dict[str, Any], e
     assert images.white == (None if expected[3] is None else pytest.approx(expected[3]))
     (tmp_path / "preprocessor_config.json").write_text("{}")
     with pytest.raises(UserError, match="image_mean"):
+        jepakit.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        {"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [127.5] * 3},
+        {"rescale_factor": 1.0, "image_mean": [120.0, 130.0, 140.0], "image_std": [60.0, 70.0, 80.0]},
+        {"do_rescale": False, "do_normalize": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [0.5] * 3},
+        {"rescale_factor": 1 / 256, "image_mean": [0.4] * 3, "image_std": [0.3] * 3},
+        {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.3] * 3},
+        {"rescale_offset": True, "rescale_factor": 1 / 127.5, "do_normalize": False, "image_processor_type": "EfficientNet"},
+        {"rescale_offset": True, "image_mean": [-0.4] * 3, "image_std": [0.3] * 3, "image_processor_type": "EfficientNet"},
+    ],
+    ids=str,
+)
+def test_bytes_are_scaled_as_transformers_processor_does(processor: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor
+
+    model = theirs_in(tmp_path)
+    kind = processor.get("image_processor_type", "ViT") + "ImageProcessor"
+    whole = {"do_resize": False, "do_center_crop": False, "include_top": False, **processor, "image_processor_type": kind}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(whole))
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    prepare = AutoImageProcessor.from_pretrained(tmp_path)
+    theirs = prepare(Image.fromarray(pixels), return_tensors="pt")["pixel_values"].float()
+    encoder = jepakit.load(tmp_path)
+    ours = encoder.normalise(pixels.transpose(2, 0, 1)[None])
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(ours), model(theirs).last_hidden_state, rtol=1e-4, atol=1e-4)
+
+
+def test_bytes_are_refused_by_a_processor_of_floats_from_0_to_1(tmp_path: Path) -> None:
+    theirs_in(tmp_path)
+    processor = {"do_rescale": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(UserError, match="give floats"):
+        jepakit.load(tmp_path).normalise(np.zeros((1, 3, 16, 16), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_size": 0}, "hidden_size must be a positive whole number, got 0"),
+        ({"hidden_size": 16.0}, "hidden_size must be"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be"),
+        ({"num_attention_heads": 3}, "width 16 is not a multiple of heads 3"),
+        ({"num_channels": "3"}, "num_channels must be"),
+        ({"patch_size": [4, 4]}, "patch_size must be"),
+        ({"image_size": "32"}, "image_size must be a whole number or two, got '32'"),
+        ({"image_size": [16]}, "image_size must be"),
+        ({"image_size": 33}, "image_size 33 is not a multiple of patch_size 4"),
+        ({"image_size": 4_000_000}, "sin-cos"),
+        ({"hidden_size": 16_000_000}, "do not fit"),
+        ({"num_hidden_layers": 1_000_000}, "they hold 2 blocks, and config.json says 1000000"),
+        ({"layer_norm_eps": -1.0}, r"layer_norm_eps must be a number from 0 on, got -1\.0"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be"),
+        ({"layer_norm_eps": None}, "no encoder"),
+        ({"jepakit": {"which": "foo"}}, "jepakit.which is 'foo'"),
+        ({"jepakit": {"which": ["foo"]}}, "jepakit.which is"),
+        ({"jepakit": 3}, "no encoder"),
+    ],
+    ids=str,
+)
+def test_a_config_that_is_malformed_gets_a_sentence(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    theirs_in(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=words) as caught:
+        jepakit.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rescale_factor": 0}, "rescale_factor must be a positive number, got 0"),
+        ({"rescale_factor": float("nan")}, "rescale_factor must be"),
+        ({"rescale_factor": "1/255"}, "rescale_factor must be"),
+        ({"image_mean": 0.5}, "image_mean must be a list of numbers"),
+        ({"image_mean": [float("nan")] * 3}, "image_mean must be"),
+        ({"image_std": [0.0] * 3}, "greater than 0"),
+        ({"image_mean": [0.5]}, "mean: 1 numbers"),
+    ],
+    ids=str,
+)
+def test_a_processor_that_is_malformed_gets_a_sentence(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    theirs_in(tmp_path)
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, **change}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(UserError, match=words):
+        jepakit.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["embeddings.position_embeddings", "layernorm.weight", "encoder.layer.1.output.dense.bias"])
+@pytest.mark.parametrize("kind", ["nan", "inf", "complex", "gap"])
+def test_weights_that_are_no_real_numbers_are_refused(name: str, kind: str, tmp_path: Path) -> None:
+    theirs_in(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    if kind == "complex":
+        state[name] = state[name].to(torch.complex64)
+    elif kind == "gap":
+        state = {key.replace("layer.1.", "layer.1000000."): value for key, value in state.items()}
+    else:
+        state[name].view(-1)[-1] = float(kind)
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"sin-cos|not finite|real floats|numbered from 0 on without a gap"):
         jepakit.load(tmp_path)

@@ -1,10 +1,10 @@
 """The layout of transformers' I-JEPA models on disk, written and read without transformers."""
 
 import json
-import logging
+import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jepakit.checkpoint import load_state
+from jepakit.checkpoint import blocks_of, load_state
 from jepakit.conditioning import EncoderPositions
 from jepakit.data.crops import Images
 from jepakit.encoder import Encoder
@@ -20,10 +20,10 @@ from jepakit.errors import UserError, line_of, nearest
 from jepakit.files import save_json, whole
 from jepakit.method import Which
 from jepakit.model import JEPA
+from jepakit.processor import images_of, processor
 from jepakit.vit import NORM_EPS, Activation, ViT, ViTConfig, require_positions
 
 State = dict[str, Tensor]
-log = logging.getLogger("jepakit")
 IGNORED = ("pooler.", "classifier.", "embeddings.mask_token")  # of a whole model: no part of its patch tokens
 
 # transformers' names on disk (model_type "ijepa"), ours first
@@ -62,10 +62,6 @@ DEFAULTS = {
     "patch_size": 16,
     "num_channels": 3,
 }
-WHY_NOT_RESIZED = (
-    "transformers' processors crop and resize squares of 8 bits in one or three channels only: give arrays of {}x{} pixels in "
-    "{} channels ({}), cut and resized as jepakit's evaluation does (jepakit.data.crops.centre_crop)"
-)
 WHY_NOT_HF = (
     "EC-IJEPA appends conditioning tokens to the patch tokens; transformers' IJepaModel has no place for them, so these "
     "weights do not load there. jepakit.load reads this folder."
@@ -150,34 +146,6 @@ def save_model(jepa: JEPA, images: Images, folder: Path, which: Which | None = N
     save_json(folder / "preprocessor_config.json", processor(images))
 
 
-def processor(images: Images) -> dict[str, Any]:
-    """The settings of transformers' image processor that shows its model what our evaluation shows ours.
-
-    That of Perceiver cuts the largest centre square before it resizes, as `crops.centre_crop`. Processors resize by Pillow, in
-    8 bits of one or three channels; of all else they only scale and normalise, and the file says so.
-    """
-    height, width = images.height_width
-    shallow = images.depth in (None, "uint8") and images.white is None
-    whole = shallow and height == width and images.channels in (1, 3)
-    white = 255.0 if shallow else images.white or (1.0 if images.depth == "float32" else 65535.0)
-    size = {"height": height, "width": width}
-    return {
-        "image_processor_type": "PerceiverImageProcessor" if whole else "ViTImageProcessor",
-        **({} if whole else {"why_not_resized": WHY_NOT_RESIZED.format(height, width, images.channels, images.depth or "uint8")}),
-        "do_convert_rgb": whole and images.channels == 3,
-        "do_center_crop": whole,
-        "crop_size": size,
-        "do_resize": whole,
-        "size": size,
-        "resample": 2,  # bilinear, with antialias
-        "do_rescale": white != 1,
-        "rescale_factor": 1 / white,
-        "do_normalize": True,
-        "image_mean": list(images.mean),
-        "image_std": list(images.std),
-    }
-
-
 def load_hf(folder: Path, which: Which | None) -> Encoder:
     """An encoder from a folder in transformers' I-JEPA layout: ours, or the hub's. Raises UserError if it holds the other one,
     or a model of another kind."""
@@ -187,31 +155,74 @@ def load_hf(folder: Path, which: Which | None) -> Encoder:
         if not own:
             _require_ijepa(config, folder)
         config = {**DEFAULTS, **config}
-        state = {name.removeprefix("ijepa."): value for name, value in _state(folder).items()}
-        side = config["image_size"]
-        size = (side, side) if isinstance(side, int) else tuple(side)
-        shape = ViTConfig(
-            patch_size=config["patch_size"],
-            width=config["hidden_size"],
-            depth=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            mlp_ratio=config["intermediate_size"] / config["hidden_size"],
-        )
         conditioning, held = own.get("conditioning"), own.get("which", which)
-        ours, positions = from_hf(state), state.get("embeddings.position_embeddings")
-        images = _images(folder, size, config["num_channels"], own)
+        if held not in (None, *get_args(Which)):
+            raise ValueError(f"config.json: jepakit.which is {held!r}, neither {' nor '.join(get_args(Which))}")
+        if which and held != which:
+            raise UserError(f"{folder} holds the {held}, not the {which}: load the run itself")
         told = EncoderPositions.model_validate(conditioning) if conditioning else None
-        eps, activation = float(config["layer_norm_eps"]), _activation(config["hidden_act"], folder)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, StopIteration, SafetensorError) as error:
+        vit, images = _vit(config, own, folder)
+    except (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, StopIteration) as error:
         raise UserError(f"{folder} holds no encoder in transformers' I-JEPA layout: {line_of(error)}") from None
-    if which and held != which:
-        raise UserError(f"{folder} holds the {held}, not the {which}: load the run itself")
+    except (RuntimeError, MemoryError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no encoder in transformers' I-JEPA layout: {line_of(error)}") from None
+    return Encoder(vit, images, told, held or "target_encoder").requires_grad_(False).eval()
+
+
+def _vit(config: dict[str, Any], own: dict[str, Any], folder: Path) -> tuple[ViT, Images]:
+    """The model with its weights, and what it was shown. Raises UserError, and whatever a malformed folder provokes."""
+    shape, size = _shape(config)
+    state = {name.removeprefix("ijepa."): value for name, value in _state(folder).items()}
+    ours, positions = from_hf(state), state.get("embeddings.position_embeddings")
     if not config["qkv_bias"]:
-        ours |= {f"blocks.{layer}.attn.qkv.bias": torch.zeros(3 * shape.width) for layer in range(shape.depth)}
-    vit = ViT(shape, (size[0] // shape.patch_size, size[1] // shape.patch_size), images.channels, eps, activation)
+        ours |= {f"blocks.{layer}.attn.qkv.bias": torch.zeros(3 * shape.width) for layer in range(blocks_of(ours, "blocks"))}
+    images = images_of(folder, size, config["num_channels"], own)
+    _require_shapes(ours, shape, images.channels, folder)
+    grid = (size[0] // shape.patch_size, size[1] // shape.patch_size)
+    if positions is not None and positions.numel() != grid[0] * grid[1] * shape.width:
+        raise ValueError(f"its weights hold {tuple(positions.shape)} positions, no sin-cos ones of a {grid[0]}x{grid[1]} grid")
+    eps = float(config["layer_norm_eps"])
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"layer_norm_eps must be a number from 0 on, got {config['layer_norm_eps']!r}")
+    vit = ViT(shape, grid, images.channels, eps, _activation(config["hidden_act"], folder))
     require_positions(vit.positions, positions, str(folder))
     load_state(vit, ours, str(folder))
-    return Encoder(vit, images, told, held or "target_encoder").requires_grad_(False).eval()
+    return vit, images
+
+
+def _shape(config: dict[str, Any]) -> tuple[ViTConfig, tuple[int, int]]:
+    """The encoder's shape, and the images' height and width. Raises ValueError."""
+    side = config["image_size"]
+    size = tuple(side) if isinstance(side, list) else (side, side)
+    if len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
+        raise ValueError(f"image_size must be a whole number or two, got {side!r}")
+    for name in ("patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
+        if type(config[name]) is not int or config[name] < 1:
+            raise ValueError(f"{name} must be a positive whole number, got {config[name]!r}")
+    if size[0] % config["patch_size"] or size[1] % config["patch_size"]:
+        raise ValueError(f"image_size {side} is not a multiple of patch_size {config['patch_size']}")
+    shape = ViTConfig(
+        patch_size=config["patch_size"],
+        width=config["hidden_size"],
+        depth=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        mlp_ratio=config["intermediate_size"] / config["hidden_size"],
+    )
+    return shape, size
+
+
+def _require_shapes(ours: State, shape: ViTConfig, channels: int, folder: Path) -> None:
+    """Raises UserError where config.json says another shape than the weights', before a model of that shape is made."""
+    p, depth = shape.patch_size, blocks_of(ours, "blocks")
+    if depth != shape.depth:
+        raise UserError(f"{folder}: weights do not fit: they hold {depth} blocks, and config.json says {shape.depth}")
+    expected = {
+        "patch_embed.proj.weight": (shape.width, channels, p, p),
+        "blocks.0.mlp.fc1.weight": (round(shape.width * shape.mlp_ratio), shape.width),
+    }
+    for name, size in expected.items():
+        if name in ours and tuple(ours[name].shape) != size:
+            raise UserError(f"{folder}: weights do not fit: {name} is {tuple(ours[name].shape)}, by config.json {size}")
 
 
 def _require_ijepa(config: dict[str, Any], folder: Path) -> None:
@@ -241,33 +252,3 @@ def _state(folder: Path) -> State:
             f"save it anew with transformers' save_pretrained, which writes model.safetensors"
         )
     return load_file(folder / "model.safetensors")
-
-
-def _images(folder: Path, size: tuple[int, int], channels: int, own: dict[str, Any]) -> Images:
-    """What the encoder was shown: as its run's settings say, else as the image processor's do. Raises UserError."""
-    path = folder / "preprocessor_config.json"
-    if "images" in own:
-        images = Images.model_validate(own["images"])
-        values = json.loads(path.read_text()) if path.is_file() else processor(images)
-        if any(values.get(f"image_{name}") != list(getattr(images, name)) for name in ("mean", "std")):
-            raise UserError(
-                f"{path} has another mean or deviation than config.json says of the training: restore it, or remove it"
-            )
-        return images
-    about: dict[str, Any] = {"size": size, "channels": channels, "white": own.get("white")}
-    if not path.is_file():
-        log.warning("%s has no preprocessor_config.json: mean and deviation are taken to be %s", folder, Images(**about).mean)
-        return Images(**about)
-    values = json.loads(path.read_text())
-    statistics = {name: values.get(f"image_{name}") for name in ("mean", "std")}
-    if not values.get("do_normalize", True):
-        statistics = {"mean": [0.0] * channels, "std": [1.0] * channels}
-    for name, value in statistics.items():
-        if value is None:
-            raise UserError(f"{path} has no image_{name}")
-    scale = values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1.0
-    if own or abs(scale * 255 - 1) < 1e-3:
-        depth: dict[str, Any] = {} if own else {"depth": "uint8"}
-    else:
-        depth = {"depth": "float32" if scale == 1 else "uint16", "white": 1 / scale}
-    return Images.model_validate({**about, **depth, **statistics})
