@@ -1,10 +1,12 @@
 """Splits: the words by which sets name them, and that pretraining sees nothing that is held out."""
 
+import hashlib
 import io
 import json
 import logging
 import pickle
 import re
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -373,6 +375,59 @@ def test_results_say_whether_pretraining_saw_the_test_images(tmp_path: Path) -> 
     assert judged(everything, other)[0] is None
     model = jepakit.load(everything)
     assert model is not None and judged(everything / "model", other, out=tmp_path / "e")[0] is None  # no run: not known
+
+
+def arrays(root: Path, form: str, start: int) -> Path:
+    """20 images whose names are mere places; of another start they are others."""
+    root.mkdir(exist_ok=True)
+    pixels, labels = np.random.default_rng(start).integers(0, 256, (20, 16, 16, 3), np.uint8), np.arange(20) % 2
+    if form == "parquet":
+        shown = [{"bytes": png(start + i), "path": None} for i in range(20)]
+        pq.write_table(pa.table({"image": shown, "label": labels}), root / "x.parquet")
+        return root
+    np.savez(root / "x.npz", images=pixels, labels=labels)
+    return pack(root / "x.npz", root / "packed", 16) if form == "pack" else root / "x.npz"
+
+
+@pytest.mark.parametrize("form", ["npz", "parquet", "pack"])
+def test_images_whose_names_are_mere_places_are_told_apart_by_content(tmp_path: Path, form: str) -> None:
+    a, same, other = (arrays(tmp_path / name, form, start) for name, start in (("a", 0), ("same", 0), ("other", 100)))
+    run = pretrain(a, tmp_path / "run", set=TINY).path
+    assert judged(run, same)[0] == judged(run, a)[0] == 4
+    seen, table = judged(run, other)
+    assert seen is None and "pretraining saw" not in table and "not known" not in table
+    with pytest.raises(UserError, match="are not those that the run began with"):
+        pretrain(other, resume=run)
+    assert pretrain(same, resume=run).finished
+
+
+def test_a_run_of_before_content_was_noted_goes_on_at_its_own_place_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, same = arrays(tmp_path / "a", "npz", 0), arrays(tmp_path / "same", "npz", 0)
+    run = pretrain(data, tmp_path / "run", set=TINY)
+    newest = run.checkpoints / "step-00000002"
+    state = json.loads((newest / "state.json").read_text())
+    assert len(state.pop("content")) == 16
+    (newest / "state.json").write_text(json.dumps(state))
+    sums = json.loads((newest / "manifest.json").read_text())
+    sums["state.json"] = hashlib.sha256((newest / "state.json").read_bytes()).hexdigest()
+    (newest / "manifest.json").write_text(json.dumps(sums))
+    assert judged(run.path, same)[0] is None and judged(run.path, data)[0] == 4
+    with pytest.raises(UserError, match=r"cannot be told: put them where they were, .*x\.npz"):
+        pretrain(same, resume=run)
+    assert pretrain(resume=run).finished and "the run began before jepakit noted what its images hold" in caplog.text
+
+
+def test_a_run_s_checkpoint_and_model_know_what_was_seen_and_a_copy_says_that_it_does_not(tmp_path: Path) -> None:
+    data = in_a_folder(tmp_path / "set")
+    run = pretrain(data, tmp_path / "run", set=[*TINY, "images.split=all"]).path
+    for part in ("checkpoints/latest", "checkpoints/step-00000002", "model"):
+        seen, table = judged(run / part, data, out=tmp_path / "e")
+        assert seen == 4 and "pretraining saw 4 of the 4 test images" in table
+    copy = shutil.copytree(run / "model", tmp_path / "copy")
+    seen, table = judged(copy, data, out=tmp_path / "e")
+    assert seen is None and "it is not known what this encoder was pretrained on" in table
 
 
 def test_a_folder_within_the_run_s_images_or_around_them_is_compared_file_by_file(tmp_path: Path) -> None:

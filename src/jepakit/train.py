@@ -25,10 +25,11 @@ from jepakit.choice import Choice, settled
 from jepakit.config import Config, grouped, merge, method_layer, overrides, read_yaml, resolve
 from jepakit.data.crops import mirrored, normalise
 from jepakit.data.findings import Tally
+from jepakit.data.identity import Identity
 from jepakit.data.loader import Batch, Loader
 from jepakit.data.opening import absolute, named, open_source
 from jepakit.data.part import split_sentences, training_part
-from jepakit.data.sources import Source, fingerprint
+from jepakit.data.sources import Source
 from jepakit.data.statistics import fitted, told_of
 from jepakit.data.threads import StoppedError
 from jepakit.device import device_of, lowered, precision_of, use_cpu
@@ -128,9 +129,13 @@ def _chosen(
 def _resume(run: Run, changes: Mapping[str, Any]) -> Run:
     fixed = [key for key in changes if key not in ("run", "data") and not (key == "images" and set(changes[key]) == {"max_bad"})]
     if fixed:
+        length = fixed[0] == "optim" and {"epochs", "steps"} & {*changes["optim"]}
+        why = (
+            ": its length is fixed from the start, as the schedules run to its end; another length is a new run" if length else ""
+        )
         raise UserError(
             f"--resume goes on with the run's own settings; only run.* and images.max_bad may change, and data where the "
-            f"images have moved, not {fixed[0]}"
+            f"images have moved, not {fixed[0]}{why}"
         )
     with run.lock(), run.logged():
         found, edited = checkpoint.load_newest(run.checkpoints, finite=True), run.config
@@ -178,7 +183,7 @@ class Training:
     source: Source  # all of it; the loader's is what is trained on
     loader: Loader
     schedule: Schedule
-    names: str
+    identity: Identity
     step: int = 0
     stop: Event = field(default_factory=Event)  # set when a signal asks for an end
 
@@ -216,7 +221,7 @@ class Training:
         dtype, schedule = precision_of(config.run.precision, device), Schedule(o, loader.steps_per_epoch)
         if schedule.warmup >= schedule.steps:
             log.warning("warm-up takes %d of %d steps: the learning rate never reaches optim.lr", schedule.warmup, schedule.steps)
-        return cls(config, device, dtype, jepa, optimizer(jepa, o), source, loader, schedule, fingerprint(part))
+        return cls(config, device, dtype, jepa, optimizer(jepa, o), source, loader, schedule, Identity.of(part))
 
     def go(self, run: Run) -> Run:
         """Train to the end, or to a signal; leaves a checkpoint and the model either way."""
@@ -319,7 +324,8 @@ class Training:
             "step": self.step,
             "finished": self.step == self.schedule.steps,
             "images": len(self.loader.source),
-            "names": self.names,
+            "names": self.identity.names,
+            "content": self.identity.content,
             "bad": {str(k): v for k, v in self.loader.bad_now().items()},
             "torch": torch.__version__,
             "config": self.config.model_dump(mode="json"),
@@ -329,6 +335,23 @@ class Training:
             raise UserError(f"at step {self.step} {bad} is not finite: the step is not saved, {LAST_IS_GOOD}")
         return checkpoint.save(run.checkpoints, self.step, Checkpoint(tensors, state), self.config.run.keep_checkpoints)
 
+    def _require_same(self, state: Mapping[str, Any]) -> None:
+        """Raises UserError where the images are not known to be those that the run began with."""
+        before, place = Identity.of_state(state), plain(self.loader.source.name)
+        same = before is not None and before.agrees(self.identity)
+        own = state["config"].get("data")
+        if same is None and own and absolute(own) == self.config.data:
+            log.warning("the run began before jepakit noted what its images hold: that there are as many in %s is all", place)
+        elif same is None:
+            raise UserError(
+                f"the run began before jepakit noted what its images hold, and whether {place} holds the same cannot be told: "
+                f"put them where they were, {own}"
+            )
+        elif not same:
+            raise UserError(
+                f"the images in {place} are not those that the run began with: bring them back, or say with --data where they are"
+            )
+
     def restore(self, found: Checkpoint) -> None:
         """Take up a checkpoint. Raises UserError if the data are others."""
         source = self.loader.source
@@ -337,11 +360,7 @@ class Training:
                 f"the run saw {found.state['images']} images and in {plain(source.name)} now there are {len(source)}: bring back "
                 f"the same images, say with --data where they are, or start a new run"
             )
-        if found.state["names"] != self.names:
-            raise UserError(
-                f"the images in {plain(source.name)} are not those that the run began with: bring them back, or say with "
-                f"--data where they are"
-            )
+        self._require_same(found.state)
         self.jepa.load_state_dict(found.tensors["model"])
         moments = found.tensors.get("optimizer", {})
         for name, p in self.jepa.trained_parameters():

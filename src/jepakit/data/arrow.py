@@ -40,6 +40,7 @@ class ArrowSource(Source):
     blocks: Blocks | None = None
     held_out: NDArray[np.bool_] | None = None
     notes: tuple[str, ...] = ()
+    by_place = True
     _sound: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # parts of the batches that were looked at
 
     def __len__(self) -> int:

@@ -39,6 +39,7 @@ class NumpySource(Source):
     labels: Labels | None
     held_out: NDArray[np.bool_] | None = None
     notes: tuple[str, ...] = ()
+    by_place = True
 
     def __len__(self) -> int:
         return int(self.starts[-1])

@@ -1,6 +1,7 @@
 """The packed cache: images decoded and shrunk once, cropped from a memory map without decoding (layout: packfiles.py)."""
 
 import hashlib
+import re
 import zlib
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class PackedSource(Source):
         if bad := self.manifest.bad:
             some = ", ".join(entry.title for entry in bad[:3]) + ", ..." * (len(bad) > 3)
             self.notes += (f"{len(bad):,} of {self.manifest.samples:,} images could not be read and were not packed: {some}",)
+        self.by_place = re.fullmatch(r"(.*:)?\d+", self.titles[0][0]) is not None  # packed from arrays or tables
         ends = np.cumsum([part.count for part in self.manifest.parts]).tolist()
         self._firsts, self._count = [0, *ends[:-1]], ends[-1]
 

@@ -103,6 +103,7 @@ class ParquetSource(Source):
     blocks: Blocks | None = None
     held_out: NDArray[np.bool_] | None = None
     notes: tuple[str, ...] = ()
+    by_place = True
     _kept: Kept[Group] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ class TrainingPart(Source):
     def __init__(self, source: Source, ids: NDArray[np.int64]) -> None:
         self.source, self.ids = source, ids
         self.name, self.labels, self.notes, self.blocks = source.name, None, source.notes, None
+        self.by_place = source.by_place
         if source.blocks is not None:
             counts = np.bincount(source.blocks.of(ids), minlength=len(source.blocks.starts) - 1)
             starts = np.cumsum([0, *counts[counts > 0]]).astype(np.int64)

@@ -58,6 +58,7 @@ class Source(Protocol):
 
     held_out (n,): what files or folders named as a split keep from training, validation too; None where they name none.
     notes: a sentence for whatever of the user's data is not used, used in part, or taken by a guess: how many, and what to do.
+    by_place: titles say where in the set a sample lies and nothing of what it is: other sets have the same.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Source(Protocol):
     blocks: Blocks | None = None
     held_out: NDArray[np.bool_] | None = None
     notes: tuple[str, ...] = ()
+    by_place: bool = False
 
     def __len__(self) -> int: ...
 
@@ -118,6 +120,7 @@ class ArraySource(Source):
     name: str
     images: NDArray[np.uint8]
     labels: Labels | None
+    by_place = True
 
     def __len__(self) -> int:
         return len(self.images)

@@ -25,7 +25,8 @@ VALUES = {"rankme": "rankme", "lidar": "lidar", "segmentation": "miou", "davis":
 class Sheet:
     """The results of one probe as they come in: a row and the right-or-wrongs (m,) of each encoder and baseline.
 
-    seen_test: how many of the test images the run's pretraining saw; None where that is not known.
+    seen_test: how many of the test images the run's pretraining saw; None where that is not known. known: whether it is known
+    at all what the encoder was pretrained on.
     """
 
     source: Source
@@ -33,14 +34,17 @@ class Sheet:
     halves: Split
     ids: Rows
     seen_test: int | None = None
+    known: bool = True
     rows: list[Row] = field(default_factory=list)
     right: dict[str, Right] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, source: Source, labels: Labels, ids: Rows, seen: NDArray[np.bool_] | None = None) -> "Sheet":
+    def of(
+        cls, source: Source, labels: Labels, ids: Rows, seen: NDArray[np.bool_] | None = None, *, known: bool = True
+    ) -> "Sheet":
         """Of the samples `ids`, which are halved; seen (n,): those of the source that pretraining saw. Raises UserError."""
         halves = split(source, labels, ids)
-        return cls(source, labels, halves, ids, None if seen is None else int(seen[ids[halves.test]].sum()))
+        return cls(source, labels, halves, ids, None if seen is None else int(seen[ids[halves.test]].sum()), known)
 
     @property
     def problem(self) -> Problem:
@@ -55,7 +59,7 @@ class Sheet:
     def enter(self, name: str, right: Right, about: Mapping[str, Any]) -> None:
         """Note one result, with its interval over test images."""
         low, high = interval(right, self.halves.clusters)
-        if self.seen_test and name in map(called, get_args(Which)):
+        if (self.seen_test or not self.known) and name in map(called, get_args(Which)):
             about = {**about, "seen_test": self.seen_test, "n_test": len(right)}
         self.rows.append({"name": name, "accuracy": float(right.mean()), "low": low, "high": high, **about})
         self.right[name] = right
@@ -139,11 +143,16 @@ def as_table(results: Mapping[str, Sequence[Row]]) -> str:
 
 
 def _of_seen(results: Mapping[str, Sequence[Row]]) -> list[str]:
-    """A line where pretraining saw images of the test."""
-    seen = {(row["seen_test"], row["n_test"]) for rows in results.values() for row in rows if row.get("seen_test")}
+    """A line where pretraining saw images of the test, and where nothing is known of what it saw."""
+    probed = [row for rows in results.values() for row in rows if "seen_test" in row]
+    seen = {(row["seen_test"], row["n_test"]) for row in probed if row["seen_test"]}
     how = "images.split=train keeps out those of the set that is trained on, by its first labels"
     said = f"pretraining saw {{:,}} of the {{:,}} test images: no accuracy is one on new images ({how})"
-    return [said.format(*counts) for counts in sorted(seen)]
+    unknown = "it is not known what this encoder was pretrained on, nor whether it saw the test images"
+    return [
+        *(said.format(*counts) for counts in sorted(seen)),
+        *([unknown] if any(row["seen_test"] is None for row in probed) else []),
+    ]
 
 
 def as_sentences(found: Mapping[str, Mapping[str, Difference]], a: str, b: str) -> str:

@@ -1,25 +1,44 @@
 """Whether pretraining saw the images that an evaluation tests on: an accuracy on such is no test."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.config import Config
+from jepakit.config import Config, resolve
 from jepakit.data.folder import FilesSource
+from jepakit.data.identity import Identity
 from jepakit.data.opening import absolute, open_source
 from jepakit.data.part import TrainingPart, training_part
-from jepakit.data.sources import Source, fingerprint
+from jepakit.data.sources import Source
 from jepakit.errors import UserError
 
 
-def seen_in_training(config: Config, names: str | None, source: Source, place: str) -> NDArray[np.bool_] | None:
+@dataclass(frozen=True)
+class Trained:
+    """What an encoder was trained on: its run's settings, and the identity of the images that it saw, where it was noted."""
+
+    config: Config
+    identity: Identity | None
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any], where: str) -> "Trained | None":
+        """What a checkpoint says of it; None for one that says nothing. Raises UserError."""
+        config = state.get("config")
+        return cls(resolve(config, where=where), Identity.of_state(state)) if isinstance(config, Mapping) else None
+
+
+def seen_in_training(trained: Trained, source: Source, place: str) -> NDArray[np.bool_] | None:
     """Which samples (n,) of a source, opened from `place`, a run was trained on; None where that cannot be told.
 
-    config, names: the run's settings, and the fingerprint of what it saw. The source is the run's own if it lies in the same
-    place, or if its training part has the same names; of folders within each other, the files are compared.
+    The source is the run's own if it lies in the same place, or if its training part has the same names, and the same
+    content where names are mere places; of folders within each other, the files are compared.
     """
+    config, identity = trained.config, trained.identity
     first = source  # with the labels that pretraining went by
     if absolute(place) == config.data and config.images.split == "train" and source.labels and not source.labels.own_split:
         first = open_source(place)
@@ -27,7 +46,7 @@ def seen_in_training(config: Config, names: str | None, source: Source, place: s
         part = training_part(first, config.images)
     except UserError:
         part = source
-    if absolute(place) == config.data or (names is not None and fingerprint(part) == names):
+    if absolute(place) == config.data or (identity is not None and identity.is_of(part)):
         seen = np.ones(len(source), np.bool_)
         if isinstance(part, TrainingPart):
             seen = np.zeros(len(source), np.bool_)
@@ -42,5 +61,5 @@ def seen_in_training(config: Config, names: str | None, source: Source, place: s
     part = training_part(whole, config.images)
     if not isinstance(whole, FilesSource):
         return None
-    trained = {os.path.join(theirs, part.title(i)) for i in range(len(part))}
-    return np.array([os.path.join(ours, file) in trained for file in source.files], np.bool_)
+    files = {os.path.join(theirs, part.title(i)) for i in range(len(part))}
+    return np.array([os.path.join(ours, file) in files for file in source.files], np.bool_)

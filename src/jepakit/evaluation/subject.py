@@ -1,14 +1,17 @@
 """What is judged: a run, or any encoder that `jepakit.load` takes, with its untrained twin."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from jepakit.checkpoint import pointed
 from jepakit.config import Config, RunSettings
 from jepakit.device import device_of, precision_of, use_cpu
 from jepakit.encoder import Encoder
 from jepakit.errors import UserError
+from jepakit.evaluation.seen import Trained
 from jepakit.files import local
 from jepakit.masks import Masking, MultiBlock
 from jepakit.method import Which, called
@@ -23,7 +26,7 @@ UNTRAINED = "untrained encoder"
 class Subject:
     """Encoders by name, the one that is judged first; the folder for results; how to run; config where it is a run.
 
-    trained_on: fingerprint of the images that the run saw.
+    trained: what it was pretrained on; None where that is not known.
     """
 
     encoders: dict[str, Encoder]
@@ -32,7 +35,7 @@ class Subject:
     precision: torch.dtype
     data: str | None
     config: Config | None
-    trained_on: str | None = None
+    trained: Trained | None = None
     seconds: float = 60.0  # in which an image must come
 
     @property
@@ -63,7 +66,7 @@ def subject(path: Run | str | Path, out: str | Path | None = None) -> Subject:
             ViT(vit.config, vit.grid, vit.channels, vit.eps, vit.activation), encoder.images, encoder.training_conditioning
         )
     encoders = {called(encoder.which): encoder, UNTRAINED: fresh}
-    return _subject(encoders, local(out, "out"), MultiBlock(min_keep=1), RunSettings(), None, None)
+    return _subject(encoders, local(out, "out"), MultiBlock(min_keep=1), RunSettings(), None, None, _trained(path))
 
 
 def _of_run(run: Run, folder: Path) -> Subject:
@@ -73,7 +76,19 @@ def _of_run(run: Run, folder: Path) -> Subject:
     both: dict[Which, ViT] = {config.which: jepa.to_use, "target_encoder": jepa.target_encoder, "encoder": jepa.encoder}
     vits = {**{called(which): vit for which, vit in both.items()}, UNTRAINED: jepa_of(config).encoder}
     encoders = {name: Encoder(vit, config.images, config.conditioning) for name, vit in vits.items()}
-    return _subject(encoders, folder, config.masking, config.run, config.data, config, run.state.get("names"))
+    return _subject(encoders, folder, config.masking, config.run, config.data, config, _trained(run.path))
+
+
+def _trained(path: Path) -> Trained | None:
+    """What an encoder was pretrained on: that of a run, of a run's model/, or of a checkpoint."""
+    run = path.resolve().parent if path.resolve().name == "model" else path
+    if (run / "config.yaml").is_file():
+        return Trained.of_state(Run.open(run).state, str(run))
+    try:
+        state = json.loads((pointed(path) / "state.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return Trained.of_state(state, str(path)) if isinstance(state, dict) else None
 
 
 def _subject(
@@ -83,11 +98,9 @@ def _subject(
     run: RunSettings,
     data: str | None,
     config: Config | None,
-    trained_on: str | None = None,
+    trained: Trained | None = None,
 ) -> Subject:
     use_cpu(run.threads)
     device = device_of(run.device)
     ready = {name: encoder.to(device).requires_grad_(False).eval() for name, encoder in encoders.items()}
-    return Subject(
-        ready, folder, masking, precision_of(run.precision, device), data, config, trained_on, run.read_timeout_seconds
-    )
+    return Subject(ready, folder, masking, precision_of(run.precision, device), data, config, trained, run.read_timeout_seconds)

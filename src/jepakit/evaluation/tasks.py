@@ -103,7 +103,7 @@ def _evaluated(
     source = open_source(place, labels)
     for note in source.notes:
         log.warning("%s", plain(note))
-    seen = seen_in_training(judged.config, judged.trained_on, source, place) if judged.config else None
+    seen = seen_in_training(judged.trained, source, place) if judged.trained else None
     return _on_images(judged, source, tasks, protocol, seen)
 
 
@@ -155,7 +155,7 @@ def _on_images(
     if made and labels is not None and probes:
         halves, raw = split(source, labels, ids), features[RAW].last
         features[PCA] = Frozen(pca(raw, halves.train, min(judged.encoder.width, len(halves.train), raw.shape[1])))
-        sheets = {task: Sheet.of(source, labels, ids, seen) for task in probes}
+        sheets = {task: Sheet.of(source, labels, ids, seen, known=judged.trained is not None) for task in probes}
         results |= _probed(judged.folder, sheets, features, protocol)
     if "lidar" in tasks:
         rows = lidar_rows(
@@ -164,7 +164,7 @@ def _on_images(
         results["lidar"] = save_rows(judged.folder, "lidar", source.name, rows, protocol)
     if "finetune" in tasks and labels is not None:
         ids = ids if made else _readable(source, ids, judged.encoder.images, judged.seconds)
-        results["finetune"] = _finetuned(judged, Sheet.of(source, labels, ids, seen), protocol)
+        results["finetune"] = _finetuned(judged, Sheet.of(source, labels, ids, seen, known=judged.trained is not None), protocol)
     if labels is None and {*tasks} - {"rankme", "lidar"}:
         log.warning("%s has no labels: put images into sub-folders, one a class, to probe; RankMe was measured", source.name)
     return results

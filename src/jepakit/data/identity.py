@@ -1,0 +1,73 @@
+"""Which images a run was trained on: their names in order and, where a name is no more than a place, some of their content."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from jepakit.data.pixels import BadImageError
+from jepakit.data.sources import Source, fingerprint, spread
+from jepakit.data.threads import within
+
+SOME = 16  # samples whose content is noted
+SECONDS = 60.0  # in which one must come
+
+Content = tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells images from others. names: sha256 of their titles; content: a hash of each of some samples, None for one
+    that could not be read; none where names tell enough, and of runs of before content was noted."""
+
+    names: str
+    content: Content | None = None
+
+    @classmethod
+    def of(cls, source: Source) -> "Identity":
+        return cls(fingerprint(source), content_of(source))
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> "Identity | None":
+        """What a checkpoint noted; None where it noted nothing."""
+        names, content = state.get("names"), state.get("content")
+        return cls(names, tuple(content) if content else None) if isinstance(names, str) else None
+
+    def agrees(self, now: "Identity") -> bool | None:
+        """Whether images of now are these; None where their names are mere places and no content was noted of these."""
+        if now.names != self.names:
+            return False
+        if now.content is None:
+            return True
+        return None if self.content is None else _same(self.content, now.content)
+
+    def is_of(self, source: Source) -> bool | None:
+        """Whether a source's images are these, as `agrees`; only where its names are the same it is read."""
+        return fingerprint(source) == self.names and self.agrees(Identity(self.names, content_of(source)))
+
+
+def content_of(source: Source) -> Content | None:
+    """Hashes of some samples, as they are stored (decoders differ between machines); None where names tell enough."""
+    if not source.by_place:
+        return None
+    ids = spread(source, SOME)
+    source.wait(ids, SECONDS)
+    return tuple(_hash(source, index) for index in ids.tolist())
+
+
+def _hash(source: Source, index: int) -> str | None:
+    try:
+        raw = within(SECONDS, partial(source.raw, index))
+    except BadImageError:
+        return None
+    if isinstance(raw, bytes):
+        return hashlib.sha256(raw).hexdigest()[:16]
+    shape = f"{raw.dtype.newbyteorder('=')} {raw.shape}".encode()
+    return hashlib.sha256(shape + raw.tobytes()).hexdigest()[:16]
+
+
+def _same(a: Content, b: Content) -> bool:
+    """Whether all agree that could be read both times, and any could."""
+    both = [(x, y) for x, y in zip(a, b, strict=False) if x and y]
+    return len(a) == len(b) and bool(both) and all(x == y for x, y in both)
