@@ -12,7 +12,7 @@ from PIL import Image
 
 import jepakit
 from jepakit.cli import main
-from jepakit.config import grouped, read_yaml
+from jepakit.config import grouped, overrides, read_yaml
 from jepakit.errors import UserError
 from jepakit.released import save_released
 from jepakit.run import Run
@@ -99,6 +99,32 @@ def test_a_run_is_taken_wherever_its_folder_is(home: Path, tmp_path: Path) -> No
         (lambda home: jepakit.evaluate(home / "run", home / "pics", tasks="knm"), "unknown task 'knm'.*'knn'"),
         (lambda home: jepakit.pretrain(home / "pics", 3), "give a path, not a int"),
         (lambda home: jepakit.pretrain(home / "pics", home / "x", config=["optim"]), "give a path, not a list"),
+        (lambda home: jepakit.pretrain(home / "pics", home / "x", recipe=3), "^recipe: give a name, not a int"),
+        (lambda home: jepakit.pretrain(home / "pics", home / "x", recipe=["demo"]), "^recipe: give a name, not a list"),
+        (lambda home: jepakit.pretrain(home / "pics", home / "x", method=3), "^method: give a name, not a int"),
+        (lambda home: jepakit.pretrain(home / "pics", home / "x", method=["ijepa"]), "^method: give a name, not a list"),
+        (lambda home: jepakit.pretrain(home / "pics", home / "x", config={"recipe": 3}), "recipe: give a name, not 3"),
+        (lambda home: jepakit.pretrain(home / "pics", home / "x", config={"method": ["x"]}), r"method: give a name, not \['x'\]"),
+        (lambda home: jepakit.pretrain(home / "pics", home / "x", set=3), "set=3: give words"),
+        (lambda home: jepakit.evaluate(home / "run", tasks=None), "^tasks: give a list or a name, not None"),
+        (lambda home: jepakit.evaluate(home / "run", tasks=3), "^tasks: give a list or a name, not a int"),
+        (lambda home: jepakit.evaluate(home / "run", tasks=[3]), "^tasks: give a list or a name, not a list"),
+        (lambda home: jepakit.evaluate(home / "run", tasks=[]), "which tasks. choose from frozen, rankme"),
+        (lambda home: jepakit.evaluate(home / "run", tasks=""), "which tasks. choose from frozen, rankme"),
+        (lambda home: jepakit.evaluate(home / "run", labels=3), "^labels: give a name, not a int"),
+        (lambda home: jepakit.evaluate(home / "run", protocol={"knn": 3}), "^protocol: give a Protocol, not a dict"),
+        (lambda home: jepakit.evaluate(jepakit.load(home / "run")), "^run: give a path, not a Encoder"),
+        (lambda home: jepakit.report(None), "^runs: give a list or a path, not None"),
+        (lambda home: jepakit.report(3), "^runs: give a list or a path, not a int"),
+        (lambda home: jepakit.report([3]), "^runs: give a list or a path"),
+        (lambda home: jepakit.report(jepakit.load(home / "run")), "^runs: give a list or a path, not a Encoder"),
+        (lambda home: jepakit.plan(3), "^recipe: give a name, not a int"),
+        (lambda home: jepakit.plan("demo", device=3), "^device: give a name, not a int"),
+        (lambda home: jepakit.plan(data=np.zeros(3)), "not by a ndarray"),
+        (lambda home: jepakit.check("emoji", 3), "^recipe: give a name, not a int"),
+        (lambda home: jepakit.check(3), "not by a int"),
+        (lambda home: jepakit.pack("emoji", 3), "^out: give a path, not a int"),
+        (lambda home: jepakit.pack("emoji", home / "x", size="x"), "^size: give a whole number, not a str"),
     ],
 )
 def test_what_cannot_be_meant_is_said(home: Path, call: Callable[[Path], Any], words: str) -> None:
@@ -129,6 +155,28 @@ def test_settings_as_a_mapping_are_a_file_s(home: Path, tmp_path: Path) -> None:
     words = {key: float(value) if "." in value else value for key, _, value in (word.partition("=") for word in TINY)}
     run = jepakit.pretrain(home / "pics", tmp_path / "run", config={**words, "optim.lr": 2e-4, "images": {"flip": True}})
     assert run.config.optim.lr == 2e-4 and run.config.images.flip and run.config.encoder.width == 16
+
+
+def test_keywords_with_dots_are_groups(home: Path, tmp_path: Path) -> None:
+    run = jepakit.pretrain(home / "pics", tmp_path / "run", set=TINY, **{"optim.lr": 1e-3, "regularizer": "none"})
+    assert run.config.optim.lr == 1e-3 and run.config.regularizer is None
+    assert jepakit.plan("demo", device="L4", **{"encoder.depth": 2}).parameters.encoder > 0
+    with pytest.raises(UserError, match=r"settings: optim\.lr is given twice"):
+        jepakit.pretrain(home / "pics", tmp_path / "x", **{"optim.lr": 1e-3, "optim": {"lr": 2}})
+
+
+def test_none_in_yaml_is_none_as_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("regularizer: none\noptim: {clip_grad: None}\noptim.steps: ~\n")
+    assert read_yaml(tmp_path / "x.yaml") == {"regularizer": None, "optim": {"clip_grad": None, "steps": None}}
+    assert overrides(["regularizer=none", "optim.clip_grad=None"]) == {"regularizer": None, "optim": {"clip_grad": None}}
+
+
+@pytest.mark.parametrize("text", ["a: &a {b: *a}", "&a {optim: *a}", "a: &a {b.c: *a}", "[" * 3000, "a: " + "{a: " * 3000])
+def test_yaml_that_holds_itself_is_said_to_be_none(home: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"x\.yaml.*is not valid YAML"):
+        jepakit.pretrain(home / "pics", tmp_path / "run", config=tmp_path / "x.yaml")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

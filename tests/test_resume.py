@@ -218,6 +218,8 @@ def test_a_resume_that_would_change_the_result_is_refused(straight: Run, word: s
     before = {p: p.stat().st_mtime_ns for p in straight.path.rglob("*")}
     with pytest.raises(UserError, match=r"only run\.\* and images\.max_bad may change"):
         pretrain(resume=straight.path, set=[word])
+    with pytest.raises(UserError, match="its length is fixed from the start"):
+        pretrain(resume=straight.path, set=["optim.epochs=100"])
     with pytest.raises(UserError, match="leave out"):
         pretrain(resume=straight.path, method="ijepa")
     assert {p: p.stat().st_mtime_ns for p in straight.path.rglob("*")} == before

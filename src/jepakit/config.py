@@ -2,7 +2,7 @@
 
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -16,6 +16,9 @@ from jepakit.method import METHODS, Method
 from jepakit.optim import Optim
 from jepakit.settings import Settings
 from jepakit.vit import SHAPE
+
+NO_YAML = (yaml.YAMLError, ValueError, RecursionError)  # a date that is none is a ValueError
+DEEPEST = 20  # groups in groups
 
 
 class RunSettings(Settings):
@@ -132,7 +135,7 @@ def words_of(given: Sequence[str] | str | None) -> list[str]:
     """'group.key=value' words; one string may hold several. Raises UserError for what is no string."""
     if isinstance(given, str):
         return re.split(r"\s+(?=[\w.]+=)", given.strip())
-    if isinstance(given, Mapping) or not all(isinstance(word, str) for word in given or ()):
+    if not isinstance(given, Iterable | None) or isinstance(given, Mapping) or not all(isinstance(w, str) for w in given or ()):
         raise UserError(f"set={given!r}: give words, as in set=['optim.lr=1e-3'], or groups, as in optim={{'lr': 1e-3}}")
     return [*(given or ())]
 
@@ -147,12 +150,12 @@ def overrides(pairs: Sequence[str] | str | None, model: type[BaseModel] = Config
             raise UserError(f"'{pair}': settings are written group.key=value, as in optim.lr=1e-3{nearest(key, known)}")
         try:
             value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):  # a date that is none is a ValueError
+        except NO_YAML:
             raise UserError(f"'{pair}': the value is not valid YAML; quote it") from None
         if key not in known:
             raise UserError(f"'{pair}': {key}: unknown key{suggestion(key, known)}")
         value = text if key in ("recipe", "method") else value
-        value = None if text.strip().lower() == "none" else value
+        value = None if is_none(text) else value
         layer = merge(layer, nested(key, value))
     return layer
 
@@ -170,16 +173,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
         layer = yaml.load(path.read_text(), _OnceOnly)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except NO_YAML as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
     layer = {} if layer is None else layer
     if not isinstance(layer, dict):
         raise UserError(f"{path}: expected settings in groups, as in 'optim: {{lr: 1e-3}}'")
-    layer = grouped(layer, str(path))
+    return layer_of(layer, str(path))
+
+
+def layer_of(given: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """A layer from what a file or a mapping holds. Raises UserError."""
+    layer = grouped(given, where)
     for key in ("recipe", "method"):
         if not isinstance(layer.get(key), str | None):
-            raise UserError(f"{path}: {key}: give a name, not {layer[key]!r}")
+            raise UserError(f"{where}: {key}: give a name, not {layer[key]!r}")
     return layer
+
+
+def is_none(value: object) -> bool:
+    """Whether a value is the word none, which is written where a setting shall have no value."""
+    return isinstance(value, str) and value.strip().lower() == "none"
 
 
 class _OnceOnly(yaml.SafeLoader):
@@ -193,16 +206,21 @@ class _OnceOnly(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def grouped(layer: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """A layer whose dotted keys are groups: {'optim.lr': 1} as {'optim': {'lr': 1}}. Raises UserError for a key given twice."""
+def grouped(layer: Mapping[Any, Any], where: str, depth: int = 0) -> dict[str, Any]:
+    """A layer whose dotted keys are groups: {'optim.lr': 1} as {'optim': {'lr': 1}}; the word none is no value.
+
+    Raises UserError for a key given twice, and for groups that hold themselves (an alias of YAML may).
+    """
     result: dict[str, Any] = {}
+    if depth > DEEPEST:
+        raise UserError(f"{where[:200]} is not valid YAML of settings: its groups lie in each other without end")
     for name, value in layer.items():
         head, dot, rest = str(name).partition(".")
-        value = grouped({rest: value}, f"{where}: {head}") if dot else value
-        value = grouped(value, f"{where}: {head}") if isinstance(value, Mapping) and not dot else value
-        if head in result and not (isinstance(result[head], Mapping) and isinstance(value, Mapping)):
+        inner: Any = {rest: value} if dot else None if is_none(value) else value
+        inner = grouped(inner, f"{where}: {head}", depth + 1) if isinstance(inner, Mapping) else inner
+        if head in result and not (isinstance(result[head], Mapping) and isinstance(inner, Mapping)):
             raise UserError(f"{where}: {head} is given twice: write one of the two")
-        result[head] = _joined(result[head], value, f"{where}: {head}") if head in result else value
+        result[head] = _joined(result[head], inner, f"{where}: {head}") if head in result else inner
     return result
 
 

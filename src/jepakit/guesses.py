@@ -60,6 +60,7 @@ VERBS = {
     **dict.fromkeys(("plot", "show", "visualize", "visualise"), "jepakit report {run}"),
     **dict.fromkeys(("info", "inspect", "stats", "check"), "jepakit data check SRC"),
     **dict.fromkeys(("pack", "preprocess", "prepare", "convert-data"), "jepakit data pack SRC --out PACK"),
+    "version": "jepakit --version",
     **dict.fromkeys(("list", "models", "presets", "configs", "config"), "jepakit recipes"),
     **dict.fromkeys(
         ("embed", "encode", "embeddings", "features", "extract", "predict", "infer", "inference", "load"),

@@ -11,6 +11,9 @@ from jepakit import guesses
 from jepakit.errors import UserError, nearest
 
 RUNS = ("run", "runs", "r", "m", "model", "checkpoint", "ckpt", "weights", "encoder", "path")  # words of evaluate and report
+SILENCE = ("verbose", "v", "vv", "debug", "quiet", "q", "silent")
+GOES_ON = re.compile(r"-|run\.|images\.max_bad")  # what may be said beside --resume
+FIXED = "its length and all else that it learns by are fixed from the start; start a new run, with --out RUN"
 QUOTED = "give the folder that holds the images, or a pattern of .tar or .parquet files in quotes (a shell expands others)"
 
 
@@ -19,7 +22,11 @@ def sentence(error: Any, words: list[str]) -> str:
     message, context = str(error.format_message()).rstrip("."), error.ctx
     if type(error).__name__ == "NoSuchOption":
         name, value = _typed(error.option_name, words)
+        if name.lstrip("-") in SILENCE:
+            return f"{context.info_name} has no option {name}: all that happens is said, and a run keeps it in RUN/run.log"
         meant = _option(context, name, value)
+        if meant and any(word.partition("=")[0] == "--resume" for word in words) and not GOES_ON.match(meant):
+            return f"{context.info_name} has no option {name}, and {meant} cannot be set where a run goes on: {FIXED}"
         return f"{context.info_name} has no option {name}: write {meant}" if meant else message
     if message.startswith("No such command") and "'" in message:
         word = message.split("'")[1]
@@ -34,15 +41,24 @@ def sentence(error: Any, words: list[str]) -> str:
 
 def settings_only(context: typer.Context, words: list[str] | None) -> list[str] | None:
     """The words if all are settings, or unknown ones. Raises UserError for those that belong behind an option."""
+    from jepakit.config import known_keys
+    from jepakit.data.opening import NAMED
     from jepakit.method import METHODS
 
     options = {param.name for param in context.command.params if param.param_type_name == "option"}
-    for word in words or []:
+    for index, word in enumerate(words or []):
         key, equals, value = word.partition("=")
         if equals and key in options - {"data", "recipe", "method"}:
             raise UserError(f"'{word}': {key} is no setting: write --{key} {quote(value)}")
         if equals:
             continue
+        if word in NAMED and "data" in options:
+            raise UserError(f"'{word}': to take these images write --data {word}")
+        if word in known_keys() and not guesses.is_place(word):
+            after = (words or [])[index + 1 : index + 2]
+            raise UserError(
+                f"'{word}': settings are written group.key=value: write {word}={quote(after[0]) if after else 'VALUE'}"
+            )
         if word in METHODS and "method" in options:
             raise UserError(f"'{word}': write --method {word}")
         data, out = (context.params.get(name) for name in ("data", "out"))
@@ -75,8 +91,10 @@ def _option(context: typer.Context, name: str, value: str | None) -> str:
     if images or ({"words", "runs"} & arguments and word in RUNS):
         verb = " ".join(context.command_path.split()[1:])
         return f"jepakit {verb} {'WORD' if value is None else quote(value)}"
-    if word == "version":
+    if word in ("version", "V"):
         return "jepakit --version"
+    if "--tasks" in options and word in _tasks():
+        return f"--tasks {word}"
     from jepakit.config import Config, known_keys
     from jepakit.evaluation.probes import Protocol
     from jepakit.method import METHODS
@@ -86,3 +104,9 @@ def _option(context: typer.Context, name: str, value: str | None) -> str:
     keys = [key for key in keys if f"--{key.rpartition('.')[2]}" not in options]
     presets = {**dict.fromkeys(RECIPES, "--recipe"), **dict.fromkeys(METHODS, "--method")}
     return guesses.of_option(name, value, options, keys, presets)
+
+
+def _tasks() -> tuple[str, ...]:
+    from jepakit.evaluation.tasks import TASKS
+
+    return (*TASKS, "frozen")

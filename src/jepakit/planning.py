@@ -13,12 +13,13 @@ import torch
 
 from jepakit import flops
 from jepakit.choice import Choice, settled
-from jepakit.config import Config, merge, overrides
+from jepakit.config import Config, grouped, merge, overrides
 from jepakit.data.loader import Batch, Loader
+from jepakit.data.opening import named
 from jepakit.data.part import training_part
 from jepakit.data.sources import ArraySource, Source
 from jepakit.device import device_of, precision_of
-from jepakit.errors import UserError, nearest
+from jepakit.errors import UserError, checked, nearest
 from jepakit.files import local, save_json
 from jepakit.flops import Flops
 from jepakit.footprint import MOST_IMAGES, RELEASED_IMAGES, RELEASED_STEPS, Place, is_released, memory_of
@@ -60,6 +61,7 @@ DEVICES = (
 )
 
 
+@checked
 def plan(
     recipe: str | None = None,
     method: str | None = None,
@@ -81,8 +83,8 @@ def plan(
     json = None if json is None else local(json, "--json")
     if json is not None and not json.parent.is_dir():
         raise UserError(f"--json {json}: there is no such folder")
-    given = merge(overrides(set), groups)
-    given = given if data is None else given | {"data": str(data)}
+    given = merge(overrides(set), grouped(groups, "settings"))
+    given = given if data is None else given | {"data": named(data)}
     asked_recipe, asked_method = given.pop("recipe", None), given.pop("method", None)
     elsewhere = None if device == "here" else _known(device)
     config, source, choice = _with_images(recipe or asked_recipe, method or asked_method, given, elsewhere)

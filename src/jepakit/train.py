@@ -22,10 +22,10 @@ from torch import Tensor
 from jepakit import checkpoint, rng
 from jepakit.checkpoint import Checkpoint
 from jepakit.choice import Choice, settled
-from jepakit.config import Config, grouped, merge, method_layer, overrides, read_yaml, resolve
+from jepakit.config import Config, grouped, layer_of, merge, method_layer, overrides, read_yaml, resolve
 from jepakit.data.crops import mirrored, normalise
 from jepakit.data.findings import Tally
-from jepakit.data.identity import Identity
+from jepakit.data.identity import Identity, require_same
 from jepakit.data.loader import Batch, Loader
 from jepakit.data.opening import absolute, named, open_source
 from jepakit.data.part import split_sentences, training_part
@@ -33,7 +33,7 @@ from jepakit.data.sources import Source
 from jepakit.data.statistics import fitted, told_of
 from jepakit.data.threads import StoppedError
 from jepakit.device import device_of, lowered, precision_of, use_cpu
-from jepakit.errors import UserError, plain
+from jepakit.errors import UserError, checked, plain
 from jepakit.evaluation.online import Online
 from jepakit.files import local
 from jepakit.hf import save_model
@@ -53,6 +53,7 @@ LAST_IS_GOOD = (
 )
 
 
+@checked
 def pretrain(
     data: str | Path | None = None,
     out: str | Path | None = None,
@@ -73,7 +74,7 @@ def pretrain(
     settings as keywords, such as optim={"lr": 1e-3}, seed=1.
     Raises UserError for anything the user can mend. Returns the run, finished or, after SIGINT or SIGTERM, saved.
     """
-    given = merge(overrides(set), groups)
+    given = merge(overrides(set), grouped(groups, "settings"))
     if resume is not None:
         if any((out, recipe, method, config)):
             raise UserError("--resume goes on with the run's own settings: leave out out, recipe, method and config")
@@ -117,7 +118,7 @@ def _chosen(
     given: dict[str, Any],
 ) -> tuple[Config, Source, Choice]:
     """The settings of a new run: recipe, then method, then the file, then the command line's words; and its images."""
-    file = grouped(config, "config") if isinstance(config, Mapping) else read_yaml(local(config, "config")) if config else {}
+    file = layer_of(config, "config") if isinstance(config, Mapping) else read_yaml(local(config, "config")) if config else {}
     asked_recipe, asked_method = given.pop("recipe", None), given.pop("method", None)
     recipe, method = recipe or asked_recipe, method or asked_method
     if recipe and file.get("recipe") not in (None, recipe):
@@ -335,23 +336,6 @@ class Training:
             raise UserError(f"at step {self.step} {bad} is not finite: the step is not saved, {LAST_IS_GOOD}")
         return checkpoint.save(run.checkpoints, self.step, Checkpoint(tensors, state), self.config.run.keep_checkpoints)
 
-    def _require_same(self, state: Mapping[str, Any]) -> None:
-        """Raises UserError where the images are not known to be those that the run began with."""
-        before, place = Identity.of_state(state), plain(self.loader.source.name)
-        same = before is not None and before.agrees(self.identity)
-        own = state["config"].get("data")
-        if same is None and own and absolute(own) == self.config.data:
-            log.warning("the run began before jepakit noted what its images hold: that there are as many in %s is all", place)
-        elif same is None:
-            raise UserError(
-                f"the run began before jepakit noted what its images hold, and whether {place} holds the same cannot be told: "
-                f"put them where they were, {own}"
-            )
-        elif not same:
-            raise UserError(
-                f"the images in {place} are not those that the run began with: bring them back, or say with --data where they are"
-            )
-
     def restore(self, found: Checkpoint) -> None:
         """Take up a checkpoint. Raises UserError if the data are others."""
         source = self.loader.source
@@ -360,7 +344,8 @@ class Training:
                 f"the run saw {found.state['images']} images and in {plain(source.name)} now there are {len(source)}: bring back "
                 f"the same images, say with --data where they are, or start a new run"
             )
-        self._require_same(found.state)
+        own = absolute(found.state["config"].get("data") or "")
+        require_same(Identity.of_state(found.state), self.identity, plain(source.name), None if own == self.config.data else own)
         self.jepa.load_state_dict(found.tensors["model"])
         moments = found.tensors.get("optimizer", {})
         for name, p in self.jepa.trained_parameters():

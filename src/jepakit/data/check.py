@@ -23,6 +23,7 @@ from jepakit.data.crops import BandsError, Images, channels_of
 from jepakit.data.decode import FORMATS, decode, jpeg_turn, pillow_turn
 from jepakit.data.findings import Finding, Tally, findings_in
 from jepakit.data.ifd import ORIENTATION, TIFF, tags_of
+from jepakit.data.opening import named
 from jepakit.data.packed import PackedSource
 from jepakit.data.packfiles import DEPTHS, name_of
 from jepakit.data.part import split_sentences, training_part
@@ -31,7 +32,7 @@ from jepakit.data.remote import shown
 from jepakit.data.shrink import ready, threads_of
 from jepakit.data.sources import Labels, Source, together
 from jepakit.data.threads import each
-from jepakit.errors import UserError
+from jepakit.errors import UserError, checked
 from jepakit.files import local, save_json
 from jepakit.progress import progress
 
@@ -53,6 +54,7 @@ RECORD = np.dtype(
 )
 
 
+@checked
 def check(
     data: str | Path,
     recipe: str | None = None,
@@ -74,7 +76,7 @@ def check(
     many = threads_of(threads)
     given = overrides(set)
     asked, method = given.pop("recipe", None), given.pop("method", None)
-    config, source, choice = settled(recipe or asked, method, given, {"data": str(data)}, labels=labels)
+    config, source, choice = settled(recipe or asked, method, given, {"data": named(data)}, labels=labels)
     config.masking.check(config.grid)
     look = _Look(source, config.images.max_pixels)
     with progress("checking", len(source)) as report:
@@ -85,7 +87,7 @@ def check(
                 look.at(ids[rows], many, config.run.read_timeout_seconds)
             report(int(ids[-1]) + 1, f"{len(look.bad)} broken" if look.bad else "")
     altered = _altered(source) if isinstance(source, PackedSource) else ()
-    checked = _checked(shown(str(data)), source, look, altered, config, choice)
+    checked = _checked(shown(named(data)), source, look, altered, config, choice)
     if json is not None:
         save_json(json, asdict(checked))
     return checked

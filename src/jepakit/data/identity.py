@@ -1,6 +1,7 @@
 """Which images a run was trained on: their names in order and, where a name is no more than a place, some of their content."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,9 @@ from typing import Any
 from jepakit.data.pixels import BadImageError
 from jepakit.data.sources import Source, fingerprint, spread
 from jepakit.data.threads import within
+from jepakit.errors import UserError
 
+log = logging.getLogger("jepakit")
 SOME = 16  # samples whose content is noted
 SECONDS = 60.0  # in which one must come
 
@@ -45,6 +48,23 @@ class Identity:
     def is_of(self, source: Source) -> bool | None:
         """Whether a source's images are these, as `agrees`; only where its names are the same it is read."""
         return fingerprint(source) == self.names and self.agrees(Identity(self.names, content_of(source)))
+
+
+def require_same(before: Identity | None, now: Identity, place: str, moved_from: str | None) -> None:
+    """Raises UserError where the images of a run, now at `place`, are not known to be those that it began with.
+
+    moved_from: where they lay, if that is another place; in their own place images of no noted content are taken for the same.
+    """
+    same = before is not None and before.agrees(now)
+    began = "the run began before jepakit noted what its images hold"
+    if same is None and moved_from is None:
+        log.warning("%s: that there are as many in %s is all that could be checked", began, place)
+    elif same is None:
+        raise UserError(f"{began}; whether {place} holds the same cannot be told: put them where they were, {moved_from}")
+    elif not same:
+        raise UserError(
+            f"the images in {place} are not those that the run began with: bring them back, or say with --data where they are"
+        )
 
 
 def content_of(source: Source) -> Content | None:

@@ -11,7 +11,7 @@ from shlex import quote
 
 import numpy as np
 
-from jepakit.data.opening import absolute, open_source
+from jepakit.data.opening import absolute, named, open_source
 from jepakit.data.packed import PackedSource, packed, records
 from jepakit.data.packfiles import (
     CLASSES,
@@ -33,8 +33,8 @@ from jepakit.data.remote import shown
 from jepakit.data.shrink import LATE, Packed, each_shrunk, notes_of, threads_of
 from jepakit.data.sources import Source, spread
 from jepakit.data.threads import StuckError
-from jepakit.errors import UserError, plain
-from jepakit.files import locked
+from jepakit.errors import UserError, checked, plain
+from jepakit.files import local, locked
 from jepakit.progress import Report, progress
 
 log = logging.getLogger("jepakit")
@@ -45,6 +45,7 @@ SURE = 0.9  # of an estimated size: what is refused for want of room would hardl
 OURS = re.compile(rf"{re.escape(MANIFEST)}|{re.escape(UNFINISHED)}|{re.escape(CLASSES)}|({'|'.join(KINDS)})-\d{{5,}}\.bin")
 
 
+@checked
 def pack(
     data: str | Path,
     out: str | Path,
@@ -66,11 +67,11 @@ def pack(
     if size < 1:
         raise UserError(f"--size {size}: give at least 1 pixel")
     many = threads_of(threads)
-    root, source = Path(out).expanduser(), open_source(str(data), labels, most_pixels=max_pixels)
+    root, source = local(out, "out"), open_source(named(data), labels, most_pixels=max_pixels)
     if isinstance(source, PackedSource) and root.resolve() == source.root.resolve():
         raise UserError(f"{root} is what is to be packed: give another --out")
     asked = {"max_bad": None if max_bad == MAX_BAD else max_bad, "threads": threads}
-    plan = Manifest.of(source, shown(absolute(str(data))), size, max_pixels).model_copy(update=asked)
+    plan = Manifest.of(source, shown(absolute(named(data))), size, max_pixels).model_copy(update=asked)
     again = f"{plan.command} --out {quote(str(root))}"
     try:
         plan = plan.model_copy(update={"notes": notes_of(source, max_pixels, many)})

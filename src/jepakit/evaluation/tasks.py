@@ -20,7 +20,7 @@ from jepakit.data.opening import named, open_source
 from jepakit.data.reading import read_each
 from jepakit.data.sources import Source
 from jepakit.data.statistics import usable
-from jepakit.errors import UserError, nearest, plain
+from jepakit.errors import UserError, checked, nearest, plain
 from jepakit.evaluation.compare import Difference
 from jepakit.evaluation.davis import davis
 from jepakit.evaluation.features import BATCH, PCA, RAW, Frozen, extract, pca, readable
@@ -44,6 +44,7 @@ TASKS = (*FROZEN, "finetune", *DENSE)
 DEFAULT = ("rankme", "knn", "linear")
 
 
+@checked
 def evaluate(
     run: Run | str | Path,
     data: str | Path | None = None,
@@ -113,6 +114,8 @@ def chosen_tasks(tasks: Sequence[str] | str) -> tuple[str, ...]:
     Raises UserError for an unknown one.
     """
     tasks = [task.strip() for task in tasks.split(",")] if isinstance(tasks, str) else tasks
+    if not {*tasks} - {""}:
+        raise UserError(f"which tasks? choose from frozen, {', '.join(TASKS)}")
     set_of_papers = [task for task in FROZEN if task != "logistic"]  # exact, and too slow for many features
     wanted = [each for task in tasks for each in (set_of_papers if task == "frozen" else (task,))]
     for task in wanted:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from jepakit.errors import UserError
+from jepakit.errors import UserError, checked
 from jepakit.files import local
 
 from .figures import finite_values, masks, neighbours, panels, short
@@ -45,6 +45,7 @@ FACTS = {
 NAMES = ("name", "kind", "preset", "size", "source", "path")  # keys whose value speaks for itself
 
 
+@checked
 def report(runs: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
     """Write the page of one run, or of several side by side; by default `report.html` in the first folder."""
     folders = [local(run, "the run") for run in ([runs] if isinstance(runs, os.PathLike | str) else runs)]

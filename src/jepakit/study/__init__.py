@@ -18,7 +18,7 @@ from jepakit.data.opening import absolute, open_source
 from jepakit.data.part import training_part, with_split
 from jepakit.data.sources import Source
 from jepakit.device import cores, device_of
-from jepakit.errors import UserError, nearest
+from jepakit.errors import UserError, checked, nearest
 from jepakit.evaluation.split import labelled, split
 from jepakit.files import locked, whole
 from jepakit.optim import Schedule
@@ -55,6 +55,7 @@ EVALUATION = ["linear.layers=[last]", "linear.heads=[bn]", "linear.weight_decay=
 LOOKS = 8  # at the encoder in a run, or one a pass
 
 
+@checked
 def study(
     name: str,
     data: str | Path | None = None,
