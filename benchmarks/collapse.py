@@ -19,19 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jepakit.collapse import FULL, GAP, POSITION, RANK, Doctor, position_counts_from
-from jepakit.config import Config, method_layer, overrides
-from jepakit.data.part import with_split
+from jepakit.config.config import Config, method_layer, overrides
+from jepakit.config.recipes import settings
+from jepakit.core.device import use_cpu
+from jepakit.core.files import save_json
+from jepakit.core.progress import progress
 from jepakit.data.sources import ArraySource, EmojiSource, Source
-from jepakit.device import use_cpu
-from jepakit.evaluation.online import Online
-from jepakit.files import save_json
-from jepakit.logs import step_row
-from jepakit.masks import Masks
-from jepakit.model import JEPA
-from jepakit.progress import progress
-from jepakit.recipes import settings
-from jepakit.train import Training
+from jepakit.data.training_part import with_split
+from jepakit.model.jepa import JEPA
+from jepakit.model.masks import Masks
+from jepakit.training.collapse import FULL, GAP, POSITION, RANK, Doctor, position_counts_from
+from jepakit.training.logs import step_row
+from jepakit.training.online import Online
+from jepakit.training.train import Training
 
 DOCS = Path(__file__).parents[1] / "docs"
 NO_EMA = "optim.momentum=0 optim.final_momentum=0"

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from jepakit.data.opening import open_source
 from jepakit.evaluation.features import RAW, RAW_SIDE, extract, pca
-from jepakit.evaluation.knn import knn
+from jepakit.evaluation.probes.knn import knn
 from jepakit.evaluation.split import Split, labelled, split
 from jepakit.evaluation.subject import subject
-from jepakit.metrics import position_share
+from jepakit.model.metrics import position_share
 
 SHOWN = (*range(12), 16, 24, 32, 48, 64, 96)
 LEAST = 1e-3  # of the largest deviation: what whitening adds to each

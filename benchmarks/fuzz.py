@@ -34,10 +34,10 @@ import fuzz_seeds as seeds
 import numpy as np
 from fuzz_seeds import Files
 
-from jepakit.data.decode import decode
+from jepakit.core.errors import UserError
+from jepakit.data.decoding.decode import decode
+from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.opening import open_source
-from jepakit.data.pixels import BadImageError
-from jepakit.errors import UserError
 
 FILES, SMOKE = 20_000, 300
 LONGEST = 10  # seconds that a file may take

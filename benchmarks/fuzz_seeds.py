@@ -280,7 +280,7 @@ def npzs() -> Iterator[Files]:
 
 
 def packs() -> Iterator[Files]:
-    from jepakit.data.pack import pack
+    from jepakit.data.formats.pack import pack
 
     with tempfile.TemporaryDirectory() as place:
         folder, out = Path(place) / "set", Path(place) / "packed"

@@ -27,14 +27,14 @@ import numpy as np
 import torch
 from step import OPTIM, SCHEDULE, SMOKE, Batch, Case, OurStep, batch_of
 
-from jepakit import flops
+from jepakit.config.optim import gradient_norm, set_now
+from jepakit.core.device import device_of, lowered, use_cpu
+from jepakit.core.files import save_json
 from jepakit.data.crops import IMAGENET, Images, normalise
 from jepakit.data.loader import Loader
 from jepakit.data.sources import ArraySource
-from jepakit.device import device_of, lowered, use_cpu
-from jepakit.files import save_json
-from jepakit.masks import MultiBlock
-from jepakit.optim import gradient_norm, set_now
+from jepakit.model.masks import MultiBlock
+from jepakit.planning import flops
 
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence" / "gpu.json"
 MODELS = {

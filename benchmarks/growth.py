@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from step import CPU, SCHEDULE, Case, OurStep, cost
 
-from jepakit import flops
-from jepakit.device import precision_of, use_cpu
-from jepakit.files import save_json
-from jepakit.masks import MultiBlock
+from jepakit.core.device import precision_of, use_cpu
+from jepakit.core.files import save_json
+from jepakit.model.masks import MultiBlock
+from jepakit.planning import flops
 
 DOCS = Path(__file__).parents[1] / "docs"
 GRIDS, BATCHES, DRAWS = (8, 11, 16, 23, 32), (2, 4, 8, 16, 32), (1, 2, 4)

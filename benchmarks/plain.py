@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepakit.masks import Masks, MultiBlock
-from jepakit.method import Method
-from jepakit.optim import Now
+from jepakit.config.optim import Now
+from jepakit.model.masks import Masks, MultiBlock
+from jepakit.model.method import Method
 
 NORM_EPS = 1e-6
 TRIES_A_REGION = 20

@@ -26,14 +26,14 @@ from supervised import NAME as SUPERVISED
 from supervised import supervised
 from textures import prepare
 
-from jepakit.choice import DEMO
+from jepakit.artifacts.run import Run
+from jepakit.config.choice import DEMO
+from jepakit.core.files import save_json
 from jepakit.data.opening import open_source
 from jepakit.evaluation import evaluate
 from jepakit.evaluation.tasks import settings_of
-from jepakit.files import save_json
-from jepakit.method import METHODS, Method, called
-from jepakit.run import Run
-from jepakit.train import pretrain
+from jepakit.model.method import METHODS, Method, called
+from jepakit.training.train import pretrain
 
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence" / "quality.json"
 TASKS = ("rankme", "knn", "linear", "lidar")

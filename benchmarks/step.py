@@ -39,17 +39,17 @@ import torch.nn.functional as F
 from plain import Dense, Plain, PlainStep, collate
 from torch import Tensor
 
-from jepakit import attention, layout, linear
+from jepakit.config.optim import Now, Optim, Schedule, gradient_norm, optimizer, set_now
+from jepakit.core.device import device_of, lowered, use_cpu
+from jepakit.core.files import save_json
 from jepakit.data.crops import IMAGENET, Images, normalise
 from jepakit.data.sources import EmojiSource
-from jepakit.device import device_of, lowered, use_cpu
-from jepakit.files import save_json
-from jepakit.layout import Layout, take
-from jepakit.masks import Masks, MultiBlock
-from jepakit.method import METHODS, Method
-from jepakit.model import JEPA
-from jepakit.optim import Now, Optim, Schedule, gradient_norm, optimizer, set_now
-from jepakit.vit import Block
+from jepakit.model import attention, layout, linear
+from jepakit.model.jepa import JEPA
+from jepakit.model.layout import Layout, take
+from jepakit.model.masks import Masks, MultiBlock
+from jepakit.model.method import METHODS, Method
+from jepakit.model.vit import Block
 
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence" / "step.json"
 OPTIM = Optim(steps=300, warmup_steps=30)
@@ -119,7 +119,7 @@ def batch_of(case: Case, step: int, device: torch.device = CPU) -> Batch:
     images = normalise(F.interpolate(pixels, case.pixels, mode="bilinear"), Images(mean=IMAGENET[0], std=IMAGENET[1]))
     law = MultiBlock(compat="released", min_keep=case.min_keep)
     trimmed = law.sample(case.grid, ids, seed=0, step=step)
-    with mock.patch("jepakit.masks_released._trim", lambda grids: grids):
+    with mock.patch("jepakit.model.masks_released._trim", lambda grids: grids):
         full = law.sample(case.grid, ids, seed=0, step=step)
     return Batch(images.to(device), trimmed, full, Dense.trimmed(full))
 
@@ -191,7 +191,7 @@ def embedded_first(step: OurStep) -> AbstractContextManager[Any]:
         tokens = encoder.embed(patches, torch.arange(n, device=device).repeat(masks.images))
         return encoder(tokens.index_select(0, rows.to(device)), Layout(masks.context_lengths, device))
 
-    return mock.patch("jepakit.model.encode_windows", encode)
+    return mock.patch("jepakit.model.jepa.encode_windows", encode)
 
 
 def stock_gathers(step: OurStep) -> AbstractContextManager[Any]:

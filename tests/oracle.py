@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from jepakit.masks import Masks
-from jepakit.method import Method
-from jepakit.model import JEPA
+from jepakit.model.jepa import JEPA
+from jepakit.model.masks import Masks
+from jepakit.model.method import Method
 
 HERE = Path(__file__).parent / "golden"
 ORACLE = json.loads((HERE / "oracle.json").read_text())

@@ -9,20 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jepakit import metrics
-    from jepakit.data.check import check
-    from jepakit.data.pack import pack
-    from jepakit.encoder import Encoder
-    from jepakit.errors import UserError
+    from jepakit.artifacts.load import load
+    from jepakit.artifacts.run import Run
+    from jepakit.core.errors import UserError
+    from jepakit.data.formats.pack import pack
     from jepakit.evaluation.tasks import evaluate
-    from jepakit.masks import Masks
-    from jepakit.method import Method
-    from jepakit.model import JEPA
-    from jepakit.planning import plan
+    from jepakit.model import metrics
+    from jepakit.model.encoder import Encoder
+    from jepakit.model.jepa import JEPA
+    from jepakit.model.masks import Masks
+    from jepakit.model.method import Method
+    from jepakit.planning.check import check
+    from jepakit.planning.plan import plan
     from jepakit.reporting import report
-    from jepakit.run import Run
-    from jepakit.train import pretrain
-    from jepakit.weights import load
+    from jepakit.training.train import pretrain
 
 __version__ = "0.1.0"
 __all__ = [
@@ -62,7 +62,7 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     """Public names are imported when first used: importing the package does no work."""
     if name == "metrics":
-        return import_module("jepakit.metrics")
+        return import_module("jepakit.model.metrics")
     if name in _PLACES:
         value = getattr(import_module(f"jepakit.{_PLACES[name]}"), name)
         globals()[name] = value

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
-from jepakit import rng
-from jepakit.data.pixels import MOST_PIXELS, BadImageError, Pixels
-from jepakit.settings import Settings
+from jepakit.core import rng
+from jepakit.core.settings import Settings
+from jepakit.data.decoding.pixels import MOST_PIXELS, BadImageError, Pixels
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 TRIES = 10  # torchvision's bound before it falls back to a centre crop

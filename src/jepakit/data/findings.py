@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.data.pixels import Pixels
-from jepakit.errors import plain
+from jepakit.core.errors import plain
+from jepakit.data.decoding.pixels import Pixels
 
 Kind = Literal["pages", "mask", "nodata", "palette", "depth", "polarity", "colour", "far", "apart", "clipped"]
 FILLS = 1 / 1000  # of the pixels, of an image and of all that are looked at: more of one extreme value are looked at

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from jepakit.data.pixels import BadImageError
+from jepakit.core.errors import UserError
+from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.sources import Source, fingerprint, spread
 from jepakit.data.threads import within
-from jepakit.errors import UserError
 
 log = logging.getLogger("jepakit")
 SOME = 16  # samples whose content is noted

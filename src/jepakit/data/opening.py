@@ -4,15 +4,15 @@ import os
 from functools import partial
 from pathlib import Path
 
-from jepakit.data.decode import SUFFIXES
-from jepakit.data.folder import FolderSource
-from jepakit.data.pixels import MOST_PIXELS, BadImageError
-from jepakit.data.remote import MAGIC, NothingThereError, Places, above, expand, is_pattern, is_remote, shown
-from jepakit.data.sets import labelled_set
-from jepakit.data.shards import shards_of
+from jepakit.core.errors import UserError, plain
+from jepakit.data.decoding.decode import SUFFIXES
+from jepakit.data.decoding.pixels import MOST_PIXELS, BadImageError
+from jepakit.data.formats.folder import FolderSource
+from jepakit.data.formats.remote import MAGIC, NothingThereError, Places, above, expand, is_pattern, is_remote, shown
+from jepakit.data.formats.shards import shards_of
+from jepakit.data.sets.layouts import labelled_set
 from jepakit.data.sources import EmojiSource, Source, pick, spread
 from jepakit.data.threads import within
-from jepakit.errors import UserError, plain
 
 NAMED = ("emoji", "scenes")  # sets that need no path
 SECONDS = 60.0  # in which a look at an image must come back
@@ -38,7 +38,7 @@ def open_source(data: str | os.PathLike[str], labels: str | None = None, most_pi
     """
     data = named(data)
     if data == "scenes":
-        from jepakit.data.scenes import SceneSource
+        from jepakit.data.sets.scenes import SceneSource
 
         return SceneSource(labels=labels)
     source: Source
@@ -71,7 +71,7 @@ def _files(data: str, labels: str | None) -> Source:
     if kinds == {".tar"}:
         return shards_of(places, name, labels)
     if kinds == {".parquet"}:
-        from jepakit.data.parquet import parquet_files
+        from jepakit.data.formats.parquet import parquet_files
 
         return parquet_files(places, name, labels)
     if kinds & SUFFIXES and places.local:

@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit import rng
+from jepakit.core import rng
 from jepakit.data.sources import Blocks
 
 

@@ -8,11 +8,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.data import emoji as embedded
-from jepakit.data.decode import decode
+from jepakit.core.errors import UserError, nearest
+from jepakit.data.decoding.decode import decode
+from jepakit.data.decoding.pixels import MOST_PIXELS, Pixels
 from jepakit.data.findings import Finding
-from jepakit.data.pixels import MOST_PIXELS, Pixels
-from jepakit.errors import UserError, nearest
+from jepakit.data.sets import emoji as embedded
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from jepakit.core.errors import UserError
 from jepakit.data.crops import IMAGENET, BandsError, Images, channels_of
-from jepakit.data.decode import FORMATS, decode
+from jepakit.data.decoding.decode import FORMATS, decode
+from jepakit.data.decoding.ifd import TIFF
+from jepakit.data.decoding.pixels import BadImageError, Pixels, refuse_bomb
 from jepakit.data.findings import Finding, Tally, findings_in
-from jepakit.data.ifd import TIFF
-from jepakit.data.pixels import BadImageError, Pixels, refuse_bomb
-from jepakit.data.reading import read_each
+from jepakit.data.samples import read_each
 from jepakit.data.sources import Blocks, Source, spread
 from jepakit.data.threads import within
-from jepakit.errors import UserError
 
 T = TypeVar("T")
 

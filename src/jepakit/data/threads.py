@@ -9,8 +9,8 @@ from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
 from typing import TypeVar
 
-from jepakit.data.pixels import BadImageError
-from jepakit.errors import UserError
+from jepakit.core.errors import UserError
+from jepakit.data.decoding.pixels import BadImageError
 
 T = TypeVar("T")
 MOST_STUCK = 16  # so many threads of the process hang at a time: it is the storage, not a file

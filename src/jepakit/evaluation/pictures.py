@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jepakit.config import Config
+from jepakit.config.config import Config
+from jepakit.core.files import whole
 from jepakit.data.crops import to_show
-from jepakit.data.reading import read_each
+from jepakit.data.samples import read_each
 from jepakit.data.sources import Source
 from jepakit.evaluation.features import as_seen, readable
-from jepakit.evaluation.knn import neighbours
-from jepakit.files import whole
+from jepakit.evaluation.probes.knn import neighbours
 
 EXAMPLES, QUERIES, NEIGHBOURS = 6, 8, 6
 

@@ -8,13 +8,13 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from jepakit.core.errors import UserError
+from jepakit.core.files import save_json, whole
 from jepakit.data.sources import Labels, Source
-from jepakit.errors import UserError
 from jepakit.evaluation.compare import Difference, corrected, interval, paired
-from jepakit.evaluation.probes import Problem, Protocol, Right
+from jepakit.evaluation.probes.protocol import Problem, Protocol, Right
 from jepakit.evaluation.split import Rows, Split, split
-from jepakit.files import save_json, whole
-from jepakit.method import Which, called
+from jepakit.model.method import Which, called
 
 Row = dict[str, Any]
 MAJORITY = "majority class"

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.config import Config, resolve
-from jepakit.data.folder import FilesSource
+from jepakit.config.config import Config, resolve
+from jepakit.core.errors import UserError
+from jepakit.data.formats.folder import FilesSource
 from jepakit.data.identity import Identity
 from jepakit.data.opening import absolute, open_source
-from jepakit.data.part import TrainingPart, training_part
 from jepakit.data.sources import Source
-from jepakit.errors import UserError
+from jepakit.data.training_part import TrainingPart, training_part
 
 
 @dataclass(frozen=True)

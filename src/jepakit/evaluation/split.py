@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jepakit.core.errors import UserError
 from jepakit.data.sources import Labels, Source
-from jepakit.errors import UserError
 
 Rows = NDArray[np.int64]
 

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import torch
 
-from jepakit.checkpoint import pointed
-from jepakit.config import Config, RunSettings
-from jepakit.device import device_of, precision_of, use_cpu
-from jepakit.encoder import Encoder
-from jepakit.errors import UserError
+from jepakit.artifacts.checkpoint import pointed
+from jepakit.artifacts.load import jepa_from_checkpoint, jepa_of, load
+from jepakit.artifacts.run import Run
+from jepakit.config.config import Config, RunSettings
+from jepakit.core.device import device_of, precision_of, use_cpu
+from jepakit.core.errors import UserError
+from jepakit.core.files import local
 from jepakit.evaluation.seen import Trained
-from jepakit.files import local
-from jepakit.masks import Masking, MultiBlock
-from jepakit.method import Which, called
-from jepakit.run import Run
-from jepakit.vit import ViT
-from jepakit.weights import jepa_from_checkpoint, jepa_of, load
+from jepakit.model.encoder import Encoder
+from jepakit.model.masks import Masking, MultiBlock
+from jepakit.model.method import Which, called
+from jepakit.model.vit import ViT
 
 UNTRAINED = "untrained encoder"
 

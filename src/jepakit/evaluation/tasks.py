@@ -14,28 +14,28 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from sklearn.exceptions import ConvergenceWarning
 
-from jepakit.config import overrides, sentence
+from jepakit.artifacts.run import Run
+from jepakit.config.config import overrides, sentence
+from jepakit.core.errors import UserError, checked, nearest, plain
+from jepakit.core.files import local
+from jepakit.core.progress import progress
 from jepakit.data.crops import Images
 from jepakit.data.opening import named, open_source
-from jepakit.data.reading import read_each
+from jepakit.data.samples import read_each
 from jepakit.data.sources import Source
 from jepakit.data.statistics import usable
-from jepakit.errors import UserError, checked, nearest, plain
 from jepakit.evaluation.compare import Difference
-from jepakit.evaluation.davis import davis
+from jepakit.evaluation.dense.davis import davis
+from jepakit.evaluation.dense.segmentation import segmentation
 from jepakit.evaluation.features import BATCH, PCA, RAW, Frozen, extract, pca, readable
-from jepakit.evaluation.finetune import finetune, recipe_for
 from jepakit.evaluation.pictures import save_pictures
-from jepakit.evaluation.probes import LAST4, PROBES, TOKENS, Protocol, Right
+from jepakit.evaluation.probes.finetune import finetune, recipe_for
+from jepakit.evaluation.probes.protocol import LAST4, PROBES, TOKENS, Protocol, Right
+from jepakit.evaluation.probes.spectrum import lidar_rows, rankme_rows, spread
 from jepakit.evaluation.results import Row, Sheet, differences, save_rows
 from jepakit.evaluation.seen import seen_in_training
-from jepakit.evaluation.segmentation import segmentation
-from jepakit.evaluation.spectrum import lidar_rows, rankme_rows, spread
 from jepakit.evaluation.split import Rows, labelled, split
 from jepakit.evaluation.subject import UNTRAINED, Subject, subject
-from jepakit.files import local
-from jepakit.progress import progress
-from jepakit.run import Run
 
 log = logging.getLogger("jepakit")
 FROZEN = ("rankme", "lidar", *PROBES)  # on features that are made once

@@ -9,8 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from jepakit.errors import UserError, checked
-from jepakit.files import local
+from jepakit.core.errors import UserError, checked
+from jepakit.core.files import local
 
 from .figures import finite_values, masks, neighbours, panels, short
 from .reading import PROBES, RANKS, Result, Row, Run, RunFolderError, lookup, number, read

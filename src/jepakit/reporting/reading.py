@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from jepakit.errors import UserError
+from jepakit.core.errors import UserError
 
 from .figures import PALETTE, Series
 

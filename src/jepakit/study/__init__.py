@@ -13,18 +13,18 @@ from typing import Any
 
 import yaml
 
-from jepakit.config import Config, overrides, read_yaml, words_of
+from jepakit.artifacts.run import Run
+from jepakit.config.config import Config, overrides, read_yaml, words_of
+from jepakit.config.optim import Schedule
+from jepakit.core.device import cores, device_of
+from jepakit.core.errors import UserError, checked, nearest
+from jepakit.core.files import locked, whole
+from jepakit.core.progress import progress
+from jepakit.core.signals import signals
 from jepakit.data.opening import absolute, open_source
-from jepakit.data.part import training_part, with_split
 from jepakit.data.sources import Source
-from jepakit.device import cores, device_of
-from jepakit.errors import UserError, checked, nearest
+from jepakit.data.training_part import training_part, with_split
 from jepakit.evaluation.split import labelled, split
-from jepakit.files import locked, whole
-from jepakit.optim import Schedule
-from jepakit.progress import progress
-from jepakit.run import Run
-from jepakit.stopping import signals
 from jepakit.study import small_data
 from jepakit.study.cells import BASE, Cell, Lever, chosen, configuration, grid, turning
 from jepakit.study.curves import save_curves

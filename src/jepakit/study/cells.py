@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jepakit.config import Config, merge, nested
-from jepakit.errors import UserError, nearest
-from jepakit.recipes import settings
+from jepakit.config.config import Config, merge, nested
+from jepakit.config.recipes import settings
+from jepakit.core.errors import UserError, nearest
 
 Change = Mapping[str, Any]  # dotted names of settings, and their values
 BASE = "base"  # the lever of a cell in which none is turned; a lever's value that changes nothing

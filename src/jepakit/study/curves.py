@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jepakit.files import whole
+from jepakit.core.files import whole
 from jepakit.study.cells import BASE, label
 from jepakit.study.table import LOOK_KEYS, Row, looks
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jepakit.checkpoint import steps
-from jepakit.errors import UserError
-from jepakit.files import locked, save_json
-from jepakit.run import Run
+from jepakit.artifacts.checkpoint import steps
+from jepakit.artifacts.run import Run
+from jepakit.core.errors import UserError
+from jepakit.core.files import locked, save_json
 from jepakit.study.cells import Cell, words
 from jepakit.study.table import Row, row_of
 

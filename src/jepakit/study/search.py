@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jepakit import rng
-from jepakit.errors import UserError
-from jepakit.run import Run
+from jepakit.artifacts.run import Run
+from jepakit.core import rng
+from jepakit.core.errors import UserError
 from jepakit.study.cells import BASE, Cell, Change, Lever, configuration, label
 from jepakit.study.running import Job, Runner
 from jepakit.study.table import LOOK_KEYS, looks, steps_of, value_of

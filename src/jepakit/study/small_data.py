@@ -4,7 +4,7 @@ Levers one after the other against the demo's settings (or `recipe=NAME`). Where
 lengths) values are multiples of the base's.
 """
 
-from jepakit.config import Config
+from jepakit.config.config import Config
 from jepakit.study.cells import Change, Lever
 
 RECIPE = "demo"

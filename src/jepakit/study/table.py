@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from jepakit.checkpoint import name_of, steps
-from jepakit.collapse import LOOKS
-from jepakit.config import read_yaml, resolve
-from jepakit.errors import UserError
-from jepakit.files import save_json, whole
-from jepakit.method import called
-from jepakit.optim import Schedule
-from jepakit.run import Run
+from jepakit.artifacts.checkpoint import name_of, steps
+from jepakit.artifacts.run import Run
+from jepakit.config.config import read_yaml, resolve
+from jepakit.config.optim import Schedule
+from jepakit.core.errors import UserError
+from jepakit.core.files import save_json, whole
+from jepakit.model.method import called
 from jepakit.study.cells import BASE, Cell, label
+from jepakit.training.collapse import LOOKS
 
 Row = dict[str, Any]
 UNTRAINED = "untrained encoder"

@@ -1,0 +1,112 @@
+"""The released I-JEPA checkpoint format: a torch file of state dicts. Our names are its names, but for a prefix."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jepakit.artifacts.checkpoint import blocks_of, load_state
+from jepakit.core.errors import UserError, line_of
+from jepakit.core.files import whole
+from jepakit.model.jepa import JEPA
+from jepakit.model.method import Method
+from jepakit.model.vit import SIZES, require_positions
+
+State = dict[str, Tensor]
+HEADS = {width: heads for width, _, heads, _ in SIZES.values()}
+PARTS = ("encoder", "target_encoder", "predictor")
+# the tensors that shapes are read off
+NEEDED = (
+    ("encoder", "pos_embed"),
+    ("encoder", "patch_embed.proj.weight"),
+    ("encoder", "blocks.0.mlp.fc1.weight"),
+    ("predictor", "predictor_embed.weight"),
+)
+
+
+def jepa_from_released(path: Path, heads: int | None = None) -> JEPA:
+    """The released format: a torch file of state dicts `encoder`, `predictor`, `target_encoder` with `module.` prefixes.
+
+    Raises UserError for whatever else a file holds.
+    """
+    if heads is not None and (type(heads) is not int or heads < 1):
+        raise UserError(f"heads={heads!r}: give the number of attention heads, a positive whole number, or leave it out")
+    parts = _read_torch(path)
+    try:
+        return _jepa_of(parts, path, heads)
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else line_of(error)
+        raise UserError(f"{path} is not a released I-JEPA checkpoint whose weights fit together: {what}") from None
+
+
+def _jepa_of(parts: dict[str, State], path: Path, heads: int | None) -> JEPA:
+    encoder, predictor = parts["encoder"], parts["predictor"]
+    width, channels, patch, _ = encoder["patch_embed.proj.weight"].shape
+    if not width * channels * patch:
+        raise UserError(f"{path}: patch_embed.proj.weight is empty: {tuple(encoder['patch_embed.proj.weight'].shape)}")
+    if heads is None and width not in HEADS:
+        raise UserError(f"{path}: width {width} is none of the standard ones ({', '.join(map(str, HEADS))}): give heads=")
+    patches = encoder["pos_embed"].shape[1]
+    side = math.isqrt(patches)
+    if side**2 != patches:
+        raise UserError(f"{path}: {patches} positions are no square grid; the released format holds square ones only")
+    try:
+        method = _method(encoder, predictor, patch, width, heads or HEADS[width])
+    except ValueError as error:  # pydantic's too
+        raise UserError(f"{path}: {line_of(error)}") from None
+    jepa = JEPA(method, (side, side), channels)
+    for part in PARTS:
+        module, own = getattr(jepa, part), {n: v for n, v in parts[part].items() if not n.endswith("pos_embed")}
+        stored = parts[part].get("predictor_pos_embed" if part == "predictor" else "pos_embed")
+        require_positions(module.positions, stored, f"{path}: {part}")
+        load_state(module, own, f"{path}: {part}")
+    return jepa
+
+
+def _method(encoder: State, predictor: State, patch: int, width: int, heads: int) -> Method:
+    """A method whose shapes are those of the weights."""
+    return Method.model_validate(
+        {
+            "masking": {"kind": "multi_block", "compat": "released"},
+            "encoder": {
+                "patch_size": patch,
+                "width": width,
+                "depth": blocks_of(encoder, "blocks"),
+                "heads": heads,
+                "mlp_ratio": encoder["blocks.0.mlp.fc1.weight"].shape[0] / width,
+            },
+            "predictor": {
+                "depth": blocks_of(predictor, "predictor_blocks"),
+                "width": predictor["predictor_embed.weight"].shape[0],
+            },
+        }
+    )
+
+
+def save_released(jepa: JEPA, path: Path) -> None:
+    """Write encoder, target encoder and predictor in the released format. Raises UserError for a grid that is no square."""
+    if jepa.grid[0] != jepa.grid[1]:
+        raise UserError(f"the released format holds square grids only, not {jepa.grid[0]}x{jepa.grid[1]}")
+    parts: dict[str, State] = {}
+    for part in PARTS:
+        module = getattr(jepa, part)
+        position = "predictor_pos_embed" if part == "predictor" else "pos_embed"
+        state = {position: module.positions[None], **module.state_dict()}
+        parts[part] = {f"module.{name}": value.detach().cpu().clone() for name, value in state.items()}
+    with whole(path) as draft:
+        torch.save(parts, draft)
+
+
+def _read_torch(path: Path) -> dict[str, State]:
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # whatever bytes a file holds, and whatever they provoke in the reader
+        raise UserError(f"{path} is refused: it is no torch file of weights alone (code in a file is never run)") from None
+    if not isinstance(data, dict) or not all(isinstance(data.get(part), dict) for part in PARTS):
+        raise UserError(f"{path} is not a released I-JEPA checkpoint: it has no {', '.join(PARTS)}")
+    parts = {part: {str(n).removeprefix("module."): v for n, v in data[part].items()} for part in PARTS}
+    for part, name in NEEDED:
+        if not isinstance(parts[part].get(name), Tensor):
+            raise UserError(f"{path} is not a released I-JEPA checkpoint: {part}.{name} is missing")
+    return parts

@@ -1,0 +1,201 @@
+"""A run: the folder that holds all that one pretraining left, and the only thing that verbs share."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jepakit.artifacts.checkpoint import name_of, steps
+from jepakit.config.config import Config, read_yaml, resolve, to_yaml
+from jepakit.core.errors import UserError
+from jepakit.core.files import append, finite, local, locked, whole
+
+if TYPE_CHECKING:
+    from jepakit.model.encoder import Encoder
+
+log = logging.getLogger("jepakit")
+CONTENTS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "run.log",
+    "tensorboard",
+    "checkpoints",
+    "model",
+    "evaluation",
+    "report.html",
+    ".lock",
+)
+
+
+@dataclass(frozen=True, init=False)
+class Run:
+    """A run's folder and what it says."""
+
+    path: Path
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        object.__setattr__(self, "path", local(path, "the run"))
+
+    def __fspath__(self) -> str:
+        """A run is given wherever its folder is."""
+        return str(self.path)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "Run":
+        """An existing run. Raises UserError where there is none."""
+        run = cls(path)
+        if not (run.path / "config.yaml").is_file():
+            raise UserError(f"{run.path} is not a run: it has no config.yaml; jepakit pretrain --out {run.path} makes one")
+        return run
+
+    @classmethod
+    def new(cls, path: str | os.PathLike[str], *, overwrite: bool) -> "Run":
+        """A run that can be made. Raises UserError where `path` holds one (unless `overwrite`), or anything else."""
+        run = cls(local(path, "out"))
+        if run.path.exists() and not run.path.is_dir():
+            raise UserError(f"--out {run.path} is a file; give a new folder")
+        there = run.contents()
+        if "config.yaml" in there and not overwrite:
+            raise UserError(f"{run.path} holds a run: go on with --resume {run.path}, or replace it with --overwrite")
+        known = CONTENTS if run.is_ours() else (".lock",)  # without its settings nothing here is known to be a run's
+        others = [name for name in there if name not in known and not name.startswith(".tmp-")]  # those a kill may leave
+        if others:
+            raise UserError(f"{run.path} holds other files ({others[0]}); give a folder of its own")
+        return run
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config: Config, *, overwrite: bool) -> "Run":
+        """Make a new run's folder. Raises UserError as `new` does, and where nothing can be written."""
+        run = cls.new(path, overwrite=overwrite)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            with run.lock():
+                for name in [
+                    n for n in run.contents() if n not in (".lock", "config.yaml")
+                ]:  # the settings mark the folder to the end
+                    place = run.path / name
+                    shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
+                with whole(run.path / "config.yaml") as draft:
+                    draft.write_text(to_yaml(config))
+        except OSError as error:
+            raise UserError(f"cannot write {run.path}: {error.strerror}") from None
+        return run
+
+    def contents(self) -> list[str]:
+        """Names of what lies in the folder."""
+        return sorted(p.name for p in self.path.iterdir()) if self.path.exists() else []
+
+    def is_ours(self) -> bool:
+        """Whether the folder's config.yaml is a run's, not some other program's."""
+        try:
+            return {"encoder", "optim", "run"} <= read_yaml(self.path / "config.yaml").keys()
+        except UserError:
+            return False
+
+    @property
+    def config(self) -> Config:
+        """The resolved settings of the run."""
+        path = self.path / "config.yaml"
+        return resolve(read_yaml(path), where=str(path))
+
+    def rewrite(self, config: Config) -> None:
+        """Other settings in the place of the run's. Raises UserError where they cannot be written."""
+        try:
+            with whole(self.path / "config.yaml") as draft:
+                draft.write_text(to_yaml(config))
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the newest checkpoint is that of the last step."""
+        return bool(self.state.get("finished"))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the newest checkpoint says of itself, not verified; empty where there is none that can be read."""
+        found = steps(self.checkpoints)
+        try:
+            said = json.loads((self.checkpoints / name_of(found[0]) / "state.json").read_text()) if found else {}
+        except (OSError, ValueError):
+            return {}
+        return said if isinstance(said, dict) else {}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged steps, one mapping each, NaN for what was not finite; a line that a kill cut short is left out."""
+        path = self.path / "metrics.jsonl"
+        rows = []
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            rows.append({key: math.nan if value is None else value for key, value in row.items()})
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics of steps after a checkpoint: they will be logged again."""
+        rows = [row for row in self.metrics() if row["step"] <= step]
+        try:
+            with whole(self.path / "metrics.jsonl") as draft:
+                draft.write_text("".join(map(json_line, rows)))
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from None
+
+    def encoder(self) -> "Encoder":
+        """The encoder of the newest checkpoint, to use (which one: `Method.which`)."""
+        from jepakit.artifacts.load import load
+
+        return load(self.path)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder; UserError if another process does."""
+        with locked(self.path):
+            yield
+
+    @contextmanager
+    def logged(self) -> Iterator[None]:
+        """Write the log to run.log too."""
+        handler = _Log(self.path / "run.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            handler.close()
+
+
+class _Log(logging.Handler):
+    """Appends to a file; says once that it cannot."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.full = path, False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            append(self.path, self.format(record) + "\n")
+            self.full = False
+        except OSError as error:
+            if not self.full:
+                print(f"{self.path} NOT written: {error.strerror}", file=sys.stderr)
+            self.full = True
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """A row of metrics.jsonl; null for numbers that are not finite."""
+    return json.dumps(finite(row), allow_nan=False) + "\n"

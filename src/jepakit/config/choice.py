@@ -1,0 +1,282 @@
+"""What a run is made with where no recipe is named: recipe small, fitted to the images that are found and to the device."""
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from jepakit.config.config import Config, RunSettings, merge, nested, sentence
+from jepakit.config.optim import Optim
+from jepakit.config.recipes import settings
+from jepakit.core.device import cores, device_of
+from jepakit.core.errors import UserError
+from jepakit.core.settings import Settings
+from jepakit.data.crops import Images
+from jepakit.data.opening import absolute, open_source
+from jepakit.data.sources import Source
+from jepakit.data.statistics import shapes_of
+from jepakit.data.training_part import training_part, with_split
+from jepakit.model.predictor import PredictorConfig
+from jepakit.model.vit import SHAPE, ViTConfig
+
+Values = dict[str, Any]  # by dotted key
+
+
+def _vit(size: str, predictor_width: int, predictor_depth: int) -> Values:
+    return {"encoder.size": size, "predictor.width": predictor_width, "predictor.depth": predictor_depth}
+
+
+# What is chosen. Rows are (from so many on, value).
+SIZES = (28, 32, 48, 64, 96, 128)  # pixels: the largest that is no larger than the images
+LEAST = 32  # for images that are smaller than all of these
+LARGEST = {"cpu": 64, "cuda": 128}
+GRIDS = ((0, 8), (96, 12), (128, 16))  # pixels, patches on a side
+DEMO = {"encoder.width": 128, "encoder.depth": 4, "encoder.heads": 4, "predictor.width": 64, "predictor.depth": 2}
+TINY, SMALL, BASE = _vit("tiny", 96, 4), _vit("small", 192, 4), _vit("base", 384, 6)  # predictors half as wide
+ENCODERS = {"cpu": ((0, DEMO), (100_000, TINY)), "cuda": ((0, TINY), (50_000, SMALL), (500_000, BASE))}  # images
+BATCHES = {"cpu": ((0, 64), (20_000, 128)), "cuda": ((0, 64), (20_000, 128), (50_000, 256))}  # images
+SHARE = 4  # a batch is at most a quarter of the images
+SEEN = {"cpu": 2_000_000, "cuda": 20_000_000}  # images in all (docs/small-data.md: 1.7 million still pay)
+EPOCHS = (5, 800)  # passes, at least and at most
+WARMUP = 10  # a tenth of the run
+THREADS = 8  # the most that decode for a CUDA device
+FEW = 1000  # images that a warning calls few
+NAMES = {"cpu": "a CPU", "cuda": "a CUDA device"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a choice goes by. long, short: medians of the images' longer and shorter sides; bands: of most images."""
+
+    images: int
+    long: int
+    short: int
+    bands: int
+    device: str  # cpu or cuda
+    cores: int  # 0: the device is elsewhere, and theirs are not known
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings to lie over recipe small; for what they were chosen, and why (a line each); a warning, or ''."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    about: str = ""
+    reasons: tuple[str, ...] = ()
+    warning: str = ""
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """For what was chosen, what and why, and the warning; nothing where nothing was chosen."""
+        return (self.about, *self.reasons, *([self.warning] if self.warning else [])) if self.reasons else ()
+
+    def say(self, log: logging.Logger) -> None:
+        """A line for what was found, and one for each choice; nothing where nothing was chosen."""
+        if self.reasons:
+            log.info("chosen for %s (your own settings win; --recipe NAME chooses nothing):", self.about)
+        for reason in self.reasons:
+            log.info("  %s", reason)
+        if self.warning:
+            log.warning("%s", self.warning)
+
+
+class Shape(ViTConfig):
+    """What the user has set of an encoder's shape."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Shape":
+        return self
+
+
+class Said(Settings):
+    """What the user has set, of all that a choice goes by. (Whether settings fit each other is seen when all are there.)"""
+
+    model_config = ConfigDict(extra="ignore")
+    data: str | None = None
+    images: Images = Field(default_factory=Images)
+    encoder: Shape = Field(default_factory=Shape)
+    predictor: PredictorConfig = Field(default_factory=PredictorConfig)
+    optim: Optim = Field(default_factory=Optim)
+    run: RunSettings = Field(default_factory=RunSettings)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fitting(cls, data: Any) -> Any:
+        """Without what must fit images.channels, which may be chosen."""
+        images = data.get("images") if isinstance(data, dict) else None
+        if not isinstance(images, dict):
+            return data
+        return {**data, "images": {key: value for key, value in images.items() if key not in ("mean", "std")}}
+
+    def has(self, *keys: str) -> bool:
+        """Whether any of these dotted keys was set."""
+        return any(name in getattr(self, group).model_fields_set for group, name in (key.split(".") for key in keys))
+
+
+def settled(
+    recipe: str | None, method: str | None, *layers: dict[str, Any], labels: str | None = None, device: str | None = None
+) -> tuple[Config, Source, Choice]:
+    """The settings of a run, all images of its source, and what was chosen: nothing where a recipe is named. Raises UserError.
+
+    method: where no layer says another; layers: settings over the recipe, later over earlier, `data` among them; device: cpu
+    or cuda, where the run will be elsewhere.
+    """
+    if recipe:
+        config, choice = settings(recipe, method, *layers), Choice()
+        source = _opened(config, labels)
+    else:
+        said = _said(layers)
+        source = _opened(said, labels)
+        part = training_part(source, with_split(said.images, source))
+        choice = choose(found_in(part, said, device), said)
+        config = settings(None, method, choice.settings, *layers)
+    decided = {"data": absolute(config.data or ""), "images": with_split(config.images, source)}
+    return config.model_copy(update=decided), source, choice  # to be opened from anywhere
+
+
+def _said(layers: tuple[dict[str, Any], ...]) -> Said:
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = merge(merged, layer)
+    try:
+        return Said.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(sentence(error, "settings")) from None
+
+
+def _opened(said: Config | Said, labels: str | None) -> Source:
+    if not said.data:
+        raise UserError("which images? give --data FOLDER, or --data emoji for the embedded ones")
+    return open_source(absolute(said.data), labels, most_pixels=said.images.max_pixels)
+
+
+def found_in(source: Source, said: Said, device: str | None = None) -> Found:
+    """What a choice goes by, of some images. Raises UserError where none can be read, or the device is not there."""
+    run, most = said.run, said.images.max_pixels
+    where, own = (device, 0) if device else (device_of(run.device).type, cores())
+    shapes = shapes_of(source, most, threads=run.loader_threads, seconds=run.read_timeout_seconds)
+    short, long = np.median(np.sort(shapes[:, :2]), axis=0).astype(int).tolist()
+    return Found(len(source), long, short, int(np.bincount(shapes[:, 2]).argmax()), where, own)
+
+
+def choose(found: Found, said: Said | None = None) -> Choice:
+    """Settings for such images on such a device. What is said is not chosen, and what depends on it follows it."""
+    said = said or Said()
+    layer: dict[str, Any] = {}
+    reasons = []
+    for values, why in (*_images(found, said), _encoder(found, said), _batch(found), *_length(found, said), _loading(found)):
+        chosen = {key: value for key, value in values.items() if not said.has(key)}
+        for key, value in chosen.items():
+            layer = merge(layer, nested(key, value))
+        if chosen:
+            reasons.append(f"{' '.join(f'{key}={value}' for key, value in chosen.items())}: {why}")
+    about = f"{found.images:,} images of about {found.long}x{found.short} px on {NAMES[found.device]}"
+    few = f"only {found.images:,} images: so few teach an encoder little; 'jepakit evaluate' shows how much, beside baselines"
+    return Choice(layer, about, tuple(reasons), few if found.images < FEW else "")
+
+
+Row = tuple[Values, str]  # settings, and why
+
+
+def _images(found: Found, said: Said) -> list[Row]:
+    most, given = LARGEST[found.device], said.encoder.patch_size if said.has("encoder.patch_size") else None
+    sides, rows = said.images.height_width, list[Row]()
+    size = None if said.has("images.size") else size_for(found.short, most, given)
+    if size:
+        why = "the least" if size > found.short else "as the images are" if size < most else f"the most on {NAMES[found.device]}"
+        sides, rows = (size, size), [({"images.size": size}, why)]
+    if patch := patch_for(sides):  # else the size that the user gave has no good patch, and is refused with a better one
+        rows.append(({"encoder.patch_size": patch}, f"{sides[0] // patch}x{sides[1] // patch} patches"))
+    if found.bands not in (1, 3):  # these are turned into each other
+        rows.append(({"images.channels": found.bands}, "the bands of the images"))
+    return rows
+
+
+def size_for(short: int, most: int, patch: int | None = None) -> int | None:
+    """Of SIZES up to `most` the largest at which images of that shorter side are not enlarged; for smaller ones the LEAST.
+
+    Only those of 4x4 patches or more, as masks need, where the patch is given; none where there is none.
+    """
+    sizes = [size for size in SIZES if patch is None or (size % patch == 0 and size >= 4 * patch)]
+    least = next((size for size in sizes if size >= LEAST), None)
+    return max((size for size in sizes if size <= min(short, most)), default=least)
+
+
+def patch_for(sides: tuple[int, int]) -> int | None:
+    """The patch that divides both sides into about as many as GRIDS has for such images; none where none comes near."""
+    patches, _ = _row(GRIDS, min(sides))
+    near = {p: abs(min(sides) / p - patches) for p in range(1, min(sides) + 1) if not any(side % p for side in sides)}
+    patch = min(near, key=near.__getitem__)
+    return patch if near[patch] <= patches / 4 else None
+
+
+def smaller_for(short: int, config: Config, choice: Choice) -> str:
+    """Words that set a size at which an image of that shorter side is not enlarged, and that the masks allow.
+
+    Of the patches that are set, else the size and the patch that are chosen for such images. '' where there is none, or the
+    size is a choice already.
+    """
+    images, encoder = choice.settings.get("images", {}), choice.settings.get("encoder", {})
+    own, now, chosen = config.encoder.patch_size, min(config.images.height_width), size_for(short, LARGEST["cuda"])
+    if "size" in images:
+        return ""
+    if "patch_size" not in encoder and _allowed(config, size := short // own * own, own) and size < now:
+        return f"images.size={size}"
+    if chosen is None or not chosen <= min(short, now - 1) or not _allowed(config, chosen, patch := patch_for((chosen, chosen))):
+        return ""
+    return f"images.size={chosen}" + ("" if "patch_size" in encoder else f" encoder.patch_size={patch}")
+
+
+def _allowed(config: Config, size: int, patch: int | None) -> bool:
+    """Whether there are 4x4 patches of it, and masks of them."""
+    if patch is None or size < 4 * patch:
+        return False
+    with suppress(UserError):
+        config.masking.check((size // patch, size // patch))
+        return True
+    return False
+
+
+def _encoder(found: Found, said: Said) -> Row:
+    """Encoder and predictor go together: who shapes the one has the recipe's other."""
+    values, why = _row(ENCODERS[found.device], found.images)
+    shape = ViTConfig.model_validate({key.removeprefix("encoder."): v for key, v in values.items() if key.startswith("encoder.")})
+    own = [name for name in ("size", *SHAPE) if said.has(f"encoder.{name}")]
+    if any(getattr(said.encoder, name) != getattr(shape, name) for name in own):
+        return {}, ""
+    papers = "; 'jepakit recipes' names the papers' own" if values is BASE else ""
+    return values, f"{why} on {NAMES[found.device]}{papers}"
+
+
+def _batch(found: Found) -> Row:
+    batch, why = _row(BATCHES[found.device], found.images)
+    most = 1 << max(1, (found.images // SHARE).bit_length() - 1)
+    return {"optim.batch_size": min(batch, most)}, "at most a quarter of the images" if most < batch else why
+
+
+def _length(found: Found, said: Said) -> list[Row]:
+    least, most = EPOCHS
+    epochs = said.optim.epochs if said.has("optim.epochs") else min(most, max(least, round(SEEN[found.device] / found.images)))
+    steps = said.optim.steps
+    length: Values = {} if steps else {"optim.epochs": epochs}
+    warmup: Values = {"optim.warmup_steps": steps // WARMUP} if steps else {"optim.warmup_epochs": epochs / WARMUP}
+    if said.optim.warmup_steps is not None or said.has("optim.warmup_epochs"):  # the one would take the place of the other
+        warmup = {}
+    return [(length, f"about {round(epochs * found.images):,} images in all"), (warmup, f"1/{WARMUP} of the run")]
+
+
+def _loading(found: Found) -> Row:
+    threads = min(THREADS, found.cores)
+    return ({"run.loader_threads": threads}, "to keep the device busy") if found.device == "cuda" and threads > 2 else ({}, "")
+
+
+def _row(table: tuple[tuple[int, Any], ...], count: int) -> tuple[Any, str]:
+    """The value of the last row that so many reach, and for how many images it is."""
+    at = max(i for i, (least, _) in enumerate(table) if least <= count)
+    low, value = table[at]
+    if at + 1 == len(table):
+        return value, f"{low:,} images or more"
+    return value, f"{low:,} to {table[at + 1][0]:,} images" if low else f"fewer than {table[at + 1][0]:,} images"

@@ -1,0 +1,57 @@
+"""Which device computes, and in what precision."""
+
+import contextlib
+import ctypes
+import os
+
+import torch
+
+from jepakit.core.errors import UserError
+from jepakit.core.torch_private import cpu_has_bf16
+
+
+def device_of(name: str) -> torch.device:
+    """'auto' is CUDA where there is one. Raises UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"run.device={name}: choose auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"run.device={name}: there is no such device here; run.device=auto takes what there is")
+    return device
+
+
+def precision_of(name: str, device: torch.device) -> torch.dtype:
+    """'auto' is bfloat16 where the hardware multiplies in it."""
+    if name == "auto":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
+        return torch.bfloat16 if fast else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+def lowered(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Autocast to a precision below float32; nothing for float32 itself."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_cpu(threads: int | None) -> None:
+    """Threads of the model (none: OMP_NUM_THREADS, else all cores that this process may use), and how memory is kept."""
+    if threads or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads or cores())
+    _keep_memory()
+
+
+def _keep_memory() -> None:
+    """Have glibc keep freed memory: it maps and clears every large tensor anew otherwise, up to half of a CPU step."""
+    with contextlib.suppress(OSError, AttributeError):  # other C libraries have other ways
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, -1)

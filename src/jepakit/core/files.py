@@ -1,0 +1,90 @@
+"""Files that are whole or as they were before."""
+
+import errno
+import fcntl
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jepakit.core.errors import UserError
+
+log = logging.getLogger("jepakit")
+NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
+
+
+def local(path: str | os.PathLike[str], what: str = "path") -> Path:
+    """A path that the user gave, '~' expanded. Raises UserError for what is none."""
+    try:
+        place = Path(path).expanduser()
+        place.exists()
+        return place
+    except OSError as error:  # no file could be called so
+        raise UserError(f"{what} {str(path)[:100]}: {error.strerror}") from None
+    except TypeError:
+        raise UserError(f"{what}: give a path, not a {type(path).__name__}") from None
+    except RuntimeError as error:  # ~name of nobody
+        raise UserError(f"{what} {path}: {error}") from None
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A draft beside `path` to write to, renamed into place when it is written. A killed one is left as .tmp-NAME."""
+    draft = path.with_name(f".tmp-{path.name}")
+    yield draft
+    draft.replace(path)
+
+
+def append(path: Path, text: str) -> None:
+    """Add lines to a text file, whole or not at all: a full disk leaves it as it was. A line cut short before is ended.
+
+    Raises OSError.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(handle).st_size
+        data = text.encode(errors="backslashreplace")
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        try:
+            while data:
+                data = data[os.write(handle, data) :]
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder; UserError if another process does."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is writing to {folder}; wait for it, or give another --out") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            log.warning("%s is on a file system without locks: see to it that no other process writes there", folder)
+        yield
+
+
+def finite(value: Any) -> Any:
+    """The same with null for numbers that are not finite, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole."""
+    with whole(path) as draft:
+        draft.write_text(json.dumps(finite(value), indent=1, allow_nan=False))

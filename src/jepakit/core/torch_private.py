@@ -1,0 +1,80 @@
+"""Torch's private parts that are used here, all of them, each with a public way where a version has it no longer."""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepakit.core.errors import UserError
+
+FAKE_TENSORS = ("torch._subclasses.fake_tensor", "torch.fx.passes.fake_tensor_prop")  # modules that have them
+DISPATCH_MODES = ("torch.utils._python_dispatch", "torch.utils.flop_counter")
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a (S, I), b (O, I), bias (O,) -> a b^T + bias (S, O), by oneDNN where torch lets it be asked for."""
+    if has_onednn_product():
+        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")  # type: ignore[no-any-return]
+    return F.linear(a, b, bias)
+
+
+@cache
+def has_onednn_product() -> bool:
+    """Whether there is oneDNN's product by itself, and it is what it was."""
+    a, b = torch.arange(6.0).reshape(2, 3), torch.arange(12.0).reshape(4, 3)
+    try:
+        found = torch.ops.mkldnn._linear_pointwise(a, b, b[:, 0].contiguous(), "none", [], "")
+    except Exception:  # no such operator, other arguments, a build without oneDNN
+        return False
+    return torch.equal(found, F.linear(a, b, b[:, 0]))  # small integers: exact in any order
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies in bfloat16 by AVX-512."""
+    about: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 has none
+    if "avx512_bf16" in about:
+        return bool(about["avx512_bf16"])
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def lerp_(of: Sequence[Tensor], to: Sequence[Tensor], weight: float) -> None:
+    """Each of some tensors, in place, by `weight` of the way to another; all in one kernel where torch can."""
+    together = getattr(torch, "_foreach_lerp_", None)
+    if together is not None:
+        together(of, to, weight)
+        return
+    for x, y in zip(of, to, strict=True):
+        x.lerp_(y, weight)
+
+
+def fake_tensors() -> tuple[type[Any], type[Any]]:
+    """FakeTensorMode and FakeTensor: tensors of a shape and a device, without storage. Raises UserError for a torch without."""
+    return _found("FakeTensorMode", FAKE_TENSORS), _found("FakeTensor", FAKE_TENSORS)
+
+
+def dispatch_mode() -> type[Any]:
+    """TorchDispatchMode, which sees every operation. Raises UserError for a torch without."""
+    return _found("TorchDispatchMode", DISPATCH_MODES)
+
+
+def tensors_of(made: object) -> Iterator[Tensor]:
+    """The tensors that an operation made: one, or several in lists and tuples."""
+    if isinstance(made, Tensor):
+        yield made
+    elif isinstance(made, list | tuple):
+        for part in made:
+            yield from tensors_of(part)
+
+
+def _found(name: str, modules: Sequence[str]) -> type[Any]:
+    """A class by the first of these modules that has it."""
+    for module in modules:
+        try:
+            return getattr(import_module(module), name)  # type: ignore[no-any-return]
+        except (ImportError, AttributeError):
+            continue
+    raise UserError(f"torch {torch.__version__} has no {name}, by which memory is foretold: install torch 2.13")

@@ -1,0 +1,191 @@
+"""Labels among arrays: which are taken, and why others that look like it are not."""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jepakit.core.errors import UserError
+from jepakit.data.formats import tables
+from jepakit.data.labels import split_words as splits
+from jepakit.data.left_out import some
+from jepakit.data.sources import Labels, by_default
+
+LABELS = ("labels", "label", "y", "targets", "target", "classes", "class")  # names without their word for the split
+COLOURS = (1, 3, 4)  # axes of these lengths are channels
+MOST_NOTES = 3  # arrays that are told of where none is taken
+MOST_LABELS = 1 << 28  # bytes of an array that may be one-hot
+Names = dict[str, str]  # of arrays by their split, '' for none
+Coded = tuple[list[Any], NDArray[np.int64]]  # values, each once, and the place in them of every row
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array as its header describes it, and how to have it: mapped, or read into memory."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    mapped: bool
+    load: Callable[[], NDArray[Any]]
+
+    @property
+    def is_images(self) -> bool:
+        kind, size = self.dtype.kind, self.dtype.itemsize
+        pixels = (kind == "u" and size <= 2) or (kind == "f" and size <= 8)
+        axes = len(self.shape) == 4 or (len(self.shape) == 3 and self.shape[2] not in COLOURS)  # else it is one image
+        return pixels and axes and min(self.shape) > 0
+
+    def is_labels(self, rows: int) -> bool:
+        """Whether it has a number or a word for each row: (n,) or (n, 1)."""
+        return self.dtype.kind in "iubUS" and self.shape in ((rows,), (rows, 1))
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * int(self.dtype.itemsize)
+
+    @property
+    def kind(self) -> str:
+        return "of objects, which are not read as they may run code" if self.dtype.hasobject else str(self.dtype)
+
+
+def labels_of(
+    name: str,
+    images: Names,
+    others: dict[str, Names],
+    arrays: dict[str, Stored],
+    labels: str | None,
+    of_parts: tuple[list[str], NDArray[np.int64]],
+) -> tuple[Labels | None, tuple[str, ...]]:
+    """Labels, and what to say of arrays that could be, or look like it and are not; of_parts: the split, as it is known."""
+    others = {base: keys for base, keys in others.items() if base not in splits.COLUMNS or base == labels}
+    rows = {split: arrays[key].shape[0] for split, key in images.items()}
+    fit: dict[str, dict[str, Coded]] = {}
+    plain: list[str] = []
+    notes: dict[str, str] = {}
+    for base, keys in others.items():
+        shared = {split: arrays[key] for split, key in keys.items() if split in rows}
+        if shared and all(array.is_labels(rows[split]) for split, array in shared.items()):
+            plain.append(base)
+        elif base in (*LABELS, labels) or (not tables.NO_CLASS.search(base) and _looks_so(shared, rows)):
+            found, notes[base] = _unusual(keys, arrays, rows)
+            fit |= {base: found} if found else {}
+    can = [base for base in others if base in fit or base in plain]
+    if labels in notes and labels not in can:
+        raise UserError(f"{name}: {notes[labels]}")
+    named = {base: names for base in can if (names := _class_names(base, others[base], others, arrays))}
+    chosen = tables.likely(can, LABELS, named, labels, name)
+    if not chosen:
+        why = [said for base, said in notes.items() if base not in fit]
+        return None, (*why[:MOST_NOTES], *_could(can))
+    coded = fit.get(chosen) or {s: _encoded(arrays[key].load()) for s, key in others[chosen].items() if s in rows}
+    parts: list[Coded] = [coded.get(s, ([], np.full(n, -1))) for s, n in rows.items()]
+    unique, codes = splits.merged(parts)
+    classes, values = splits.class_values(unique, codes, named.get(chosen), f"{name}, array '{chosen}'")
+    kinds = [base for base in can if base in (*LABELS, *named) or base == chosen]
+    found_labels = splits.split_labels(chosen, classes, values, *of_parts)
+    return found_labels, (*by_default(labels, chosen, kinds), *(notes[base] for base in notes if base in (*LABELS, chosen)))
+
+
+def split_array(
+    others: dict[str, Names], arrays: dict[str, Stored], rows: int
+) -> tuple[tuple[list[str], NDArray[np.int64]] | None, tuple[str, ...]]:
+    """As `splits.by_values`, of an array that is called as a split and has a value for each row."""
+    named = [others[base][""] for base in splits.COLUMNS if "" in others.get(base, {})]
+    key = next((key for key in named if arrays[key].is_labels(rows)), None)
+    return splits.by_values(key, *_encoded(arrays[key].load())) if key else (None, ())
+
+
+def _looks_so(shared: dict[str, Stored], rows: dict[str, int]) -> bool:
+    """Whether arrays under no usual name may be labels: numbers or words in about as many rows as there are images."""
+
+    def near(array: Stored, n: int) -> bool:
+        few = len(array.shape) in (1, 2) and array.dtype.kind in "iubfUS"
+        return few and (array.shape[0] == n or (len(array.shape) == 1 and abs(array.shape[0] - n) <= max(1, n // 10)))
+
+    return bool(shared) and all(near(array, rows[split]) for split, array in shared.items())
+
+
+def _could(plain: list[str]) -> tuple[str, ...]:
+    """What to say where no array of a number or word for each image has a usual name."""
+    few = [base for base in plain if not tables.NO_CLASS.search(base)]
+    return (f"no labels are taken: {some([*map(repr, few)])} may be such; --labels NAME takes one",) if few else ()
+
+
+def _unusual(keys: Names, arrays: dict[str, Stored], rows: dict[str, int]) -> tuple[dict[str, Coded], str]:
+    """Labels by split of arrays that are not whole numbers or words, one a row, but tell such; else none; and what to say."""
+    found: dict[str, Coded] = {}
+    for split, key in keys.items():
+        array = arrays[key]
+        what = f"array '{key}' {array.shape}"
+        if split not in rows:
+            return {}, f"{what} is not used: there are no images of its part"
+        if array.dtype.hasobject:
+            return {}, f"{what} is not taken for labels, being {array.kind}: save it as numbers, or by astype(str)"
+        if not array.shape or array.shape[0] != rows[split]:
+            return {}, f"{what} is not taken for labels: there are {rows[split]:,} images, and it is to have as many rows"
+        if array.dtype.kind not in "iubf" or len(array.shape) > 2 or array.nbytes > MOST_LABELS:
+            return {}, f"{what} {array.dtype} is not taken for labels: save a whole number or a word for each image"
+        coded = _numbers(array.load())
+        if coded is None:
+            why = (
+                "holds numbers with fractions"
+                if len(array.shape) == 1 or array.shape[1] == 1
+                else "has several numbers for each image"
+            )
+            return {}, f"{what} is not taken for labels, as it {why}: save a whole number or a word for each image"
+        found[split] = coded
+    key = next(iter(keys.values()))
+    how = (
+        "the place of the one in each row"
+        if len(arrays[key].shape) == 2 and arrays[key].shape[1] > 1
+        else "the whole numbers they are"
+    )
+    return found, f"labels are array '{key}' {arrays[key].shape} {arrays[key].dtype}, taken as {how}"
+
+
+def _numbers(array: NDArray[Any]) -> Coded | None:
+    """Classes of floats that are whole numbers (not-a-number: none), or of rows that are one-hot; None for others."""
+    if array.ndim == 2 and array.shape[1] > 1:
+        one_hot = bool(((array == 0) | (array == 1)).all() and (array.sum(1) == 1).all())
+        return ([*range(array.shape[1])], array.argmax(1).astype(np.int64)) if one_hot else None
+    flat = array.reshape(-1)
+    known = ~np.isnan(flat)
+    if not np.isfinite(flat[known]).all() or (flat[known] % 1 != 0).any():
+        return None
+    unique, codes = np.unique(flat[known], return_inverse=True)
+    whole = np.full(len(flat), -1, np.int64)
+    whole[known] = codes
+    return [int(value) for value in unique], whole
+
+
+def _class_names(base: str, keys: Names, others: dict[str, Names], arrays: dict[str, Stored]) -> list[str]:
+    """Names of numbers: 'groups' of 'group', 'label_names' of 'label' or 'labels', and 'class_names' of any label."""
+    if any(arrays[key].dtype.kind not in "iufb" for key in keys.values()):
+        return []
+    likely = [f"{base}s", f"{base}_names", f"{base.removesuffix('s')}_names", *(["class_names"] if base in LABELS else [])]
+    for key in (others[word][""] for word in likely if "" in others.get(word, {})):
+        if arrays[key].dtype.kind in "US" and len(arrays[key].shape) == 1:
+            names: list[str] = _text(arrays[key].load()).tolist()
+            if len(set(names)) == len(names):  # else a word for each image
+                return names
+    return []
+
+
+def _encoded(array: NDArray[Any]) -> tuple[list[Any], NDArray[np.int64]]:
+    unique, codes = np.unique(_text(array.reshape(-1)), return_inverse=True)
+    return unique.tolist(), codes.astype(np.int64)
+
+
+def _text(array: NDArray[Any]) -> NDArray[Any]:
+    """Names as NumPy's text. Raises UserError for numbers beyond Unicode's last, of which Python can make no text."""
+    if array.dtype.kind == "S":
+        return np.char.decode(array, "utf-8", "replace")
+    if array.dtype.kind == "U" and array.size:
+        letters = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).view(np.uint32)
+        if letters.max(initial=0) > sys.maxunicode:
+            raise UserError("an array of names holds numbers that are no letters: save it anew")
+    return array

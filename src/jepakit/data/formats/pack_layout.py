@@ -1,0 +1,317 @@
+"""The files of a packed cache: their layout, and how they are written.
+
+    pack.json         the manifest, written last: what was packed, length and sha256 of every other file, and what was bad
+    images-00000.bin  rows (H, W, C) of one image after the other, each image from a multiple of ALIGNED bytes
+    index-00000.bin   an INDEX record for each image of it
+    titles-00000.bin  their titles: n + 1 offsets (u8, from the first title's byte), then the titles in UTF-8
+    labels-00000.bin  a LABELS record for each image, where the source has labels
+    classes.bin       the names of their classes, in the form of titles
+
+All numbers are little-endian.
+"""
+
+import hashlib
+import os
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from shlex import quote
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from jepakit.core.errors import UserError, plain
+from jepakit.core.files import whole
+from jepakit.data.decoding.pixels import MOST_PIXELS, Pixels
+from jepakit.data.sources import Labels, Source, fingerprint
+from jepakit.data.training_part import held_out
+
+MANIFEST, UNFINISHED, CLASSES = "pack.json", "unfinished.json", "classes.bin"
+KINDS = ("images", "index", "titles", "labels")
+ALIGNED = 64  # bytes
+DEPTHS = (np.dtype("u1"), np.dtype("<u2"), np.dtype("<f4"))
+INDEX = np.dtype([("offset", "<u8"), ("height", "<u4"), ("width", "<u4"), ("channels", "<u2"), ("depth", "u1"), ("crc32", "<u4")])
+LABELS = np.dtype([("value", "<i8"), ("test", "u1"), ("cluster", "<i8")])
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class File(_Stored):
+    """What a file must be."""
+
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class Part(_Stored):
+    """Files of one number: `count` images, the last of which was the source's sample `end` - 1."""
+
+    end: int = Field(ge=1)
+    count: int = Field(ge=1)
+    images: File
+    index: File
+    titles: File
+    labels: File | None
+
+
+class Bad(_Stored):
+    """A sample that was left out."""
+
+    index: int
+    title: str
+    reason: str
+
+
+class Labelled(_Stored):
+    """What the labels of all images have in common. digest: sha256 of all that the source said of them."""
+
+    name: str
+    whole: bool
+    clusters: bool
+    digest: str
+    classes: int = Field(ge=0)
+    names: File
+    apart: int = Field(0, ge=0)
+
+
+class Manifest(_Stored):
+    """What was packed: a source of so many samples and such titles, with its labels, at a size; and what came of it.
+
+    notes: what the source said of what it does not use, or guesses.
+    held_out: samples that the source's own split keeps from training, from and up to; none: not told, in packs of old.
+    max_bad, threads: what was asked of the command, where that is not its default; a finished pack says nothing of them.
+    """
+
+    format: Literal[1] = 1
+    source: str
+    fingerprint: str
+    samples: int
+    size: int
+    max_pixels: int
+    labels: Labelled | None
+    parts: tuple[Part, ...] = ()
+    bad: tuple[Bad, ...] = ()
+    held_out: tuple[tuple[int, int], ...] | None = None
+    notes: tuple[str, ...] = ()
+    max_bad: float | None = Field(None, ge=0, le=1)
+    threads: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "Manifest":
+        """Every sample up to a part's end is packed or bad, once."""
+        bad = [entry.index for entry in self.bad]
+        ends = [0, *(part.end for part in self.parts)]
+        counts = [b - a - (bisect_left(bad, b) - bisect_left(bad, a)) for a, b in pairwise(ends)]
+        in_order = all(a < b for few in (ends, bad) for a, b in pairwise(few))
+        inside = all(0 <= index < self.samples for index in (*bad, *(end - 1 for end in ends[1:])))
+        if not (in_order and inside and counts == [part.count for part in self.parts]):
+            raise ValueError("its parts do not add up")
+        return self
+
+    @classmethod
+    def of(cls, source: Source, data: str, size: int, max_pixels: int) -> "Manifest":
+        """Of a source of which nothing is packed yet; data: what the user calls it."""
+        said, about = source.labels, None
+        if said is not None:
+            names = Texts.of(said.classes).stored
+            digest = hashlib.sha256(b"".join([names, *(column.tobytes() for column in _columns(said))])).hexdigest()
+            clusters, classes = said.clusters is not None, len(said.classes)
+            about = Labelled(
+                name=said.name,
+                whole=said.whole,
+                clusters=clusters,
+                digest=digest,
+                classes=classes,
+                names=_file(names),
+                apart=said.apart,
+            )
+        name, names_of_all, samples = plain(data), fingerprint(source), len(source)
+        mask = held_out(source)
+        edges = np.flatnonzero(np.diff(np.zeros(samples, np.int8) if mask is None else mask, prepend=0, append=0)).tolist()
+        held = tuple(zip(edges[::2], edges[1::2], strict=True))
+        return cls(
+            source=name,
+            fingerprint=names_of_all,
+            samples=samples,
+            size=size,
+            max_pixels=max_pixels,
+            labels=about,
+            held_out=held,
+            notes=tuple(map(plain, source.notes)),
+        )
+
+    @property
+    def count(self) -> int:
+        """Images that are packed."""
+        return sum(part.count for part in self.parts)
+
+    @property
+    def image_bytes(self) -> int:
+        return sum(part.images.bytes for part in self.parts)
+
+    @property
+    def stored(self) -> bytes:
+        return self.model_dump_json(indent=1).encode()
+
+    @property
+    def command(self) -> str:
+        """What packs it, less --out."""
+        labels = f" --labels {quote(self.labels.name)}" if self.labels else ""
+        most = f" --max-pixels {self.max_pixels}" if self.max_pixels != MOST_PIXELS else ""
+        few = f" --max-bad {self.max_bad}" if self.max_bad is not None else ""
+        threads = f" --threads {self.threads}" if self.threads is not None else ""
+        return f"jepakit data pack {quote(self.source)} --size {self.size}{labels}{most}{few}{threads}"
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Many short texts in two arrays: offsets (n + 1,) into UTF-8."""
+
+    offsets: NDArray[np.uint64]
+    data: bytes
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "Texts":
+        encoded = [text.encode(errors="surrogateescape") for text in texts]
+        return cls(np.cumsum([0, *map(len, encoded)]).astype("<u8"), b"".join(encoded))
+
+    @classmethod
+    def parsed(cls, stored: bytes, count: int) -> "Texts | None":
+        """None where these are not the bytes of so many texts."""
+        head = 8 * (count + 1)
+        if len(stored) < head:
+            return None
+        offsets, data = np.frombuffer(stored, "<u8", count + 1), stored[head:]
+        fit = not offsets[0] and offsets[-1] == len(data) and bool((offsets[1:] >= offsets[:-1]).all())
+        return cls(offsets, data) if fit else None
+
+    @property
+    def stored(self) -> bytes:
+        return self.offsets.tobytes() + self.data
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> str:
+        return self.data[self.offsets.item(row) : self.offsets.item(row + 1)].decode(errors="surrogateescape")
+
+
+def name_of(root: Path, kind: str, number: int) -> Path:
+    """A file of a part; kind: one of KINDS."""
+    return root / f"{kind}-{number:05}.bin"
+
+
+def manifest_of(path: Path) -> Manifest:
+    """The manifest in a file. Raises UserError."""
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = plain(".".join(map(str, first["loc"])))
+        raise UserError(
+            f"{path} is no manifest that this version of jepakit reads ({where + ': ' if where else ''}{first['msg']}): "
+            f"pack the images again, to another folder"
+        ) from None
+
+
+def content_of(path: Path, file: File) -> bytes:
+    """The verified bytes of a file. Raises UserError."""
+    require_length(path, file)
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise broken(path, "has changed since it was written (sha256)")
+    return content
+
+
+def require_length(path: Path, file: File) -> None:
+    """Raises UserError where a file is missing, or is longer or shorter than it was written."""
+    have = path.stat().st_size if path.is_file() else None
+    if have != file.bytes:
+        raise broken(path, "is missing" if have is None else f"has {have:,} bytes, not {file.bytes:,}")
+
+
+def broken(path: Path, what: str) -> UserError:
+    """What to raise where a file of a pack is not what it was."""
+    return UserError(f"{path} {what}: copy the pack again, or pack the images again with --overwrite")
+
+
+def _columns(labels: Labels) -> list[NDArray[Any]]:
+    """Value, test and cluster of each sample, as LABELS has them."""
+    clusters = np.zeros(len(labels.values), "<i8") if labels.clusters is None else labels.clusters.astype("<i8")
+    return [labels.values.astype("<i8"), labels.test.astype("u1"), clusters]
+
+
+def item_bytes(rows: NDArray[Any]) -> NDArray[np.int64]:
+    """Bytes of a value by the depth of each INDEX record; 0 for a depth that there is not."""
+    table = np.zeros(256, np.int64)
+    table[: len(DEPTHS)] = [depth.itemsize for depth in DEPTHS]
+    sizes: NDArray[np.int64] = table[rows["depth"]]
+    return sizes
+
+
+class Writer:
+    """Writes the files of a part: the images as they come, all else at the end."""
+
+    def __init__(self, root: Path, number: int) -> None:
+        self.bytes, self._root, self._number = 0, root, number
+        self._rows: list[tuple[int, ...]] = []
+        self._titles: list[str] = []
+        self._ids: list[int] = []
+        self._sum = hashlib.sha256()
+        self._path = name_of(root, "images", number)
+        self._draft = self._path.with_name(f".tmp-{self._path.name}")
+        self._file = self._draft.open("wb")
+
+    def add(self, index: int, title: str, pixels: Pixels, crc32: int) -> None:
+        """Write the pixels of a sample."""
+        gap = -self.bytes % ALIGNED
+        for piece in (bytes(gap), pixels.reshape(-1).view(np.uint8).data):
+            self._file.write(piece)
+            self._sum.update(piece)
+        self._rows.append((self.bytes + gap, *pixels.shape, DEPTHS.index(pixels.dtype), crc32))
+        self._titles.append(title)
+        self._ids.append(index)
+        self.bytes += gap + pixels.nbytes
+
+    def close(self, labels: Labels | None) -> Part:
+        """Put the files in their places."""
+        with self._file:
+            _sync(self._file)
+        self._draft.replace(self._path)
+        contents = {"index": np.array(self._rows, INDEX).tobytes(), "titles": Texts.of(self._titles).stored}
+        if labels is not None:
+            rows = np.empty(len(self._ids), LABELS)
+            for name, column in zip(LABELS.names or (), _columns(labels), strict=True):
+                rows[name] = column[self._ids]
+            contents["labels"] = rows.tobytes()
+        stored = {kind: store(name_of(self._root, kind, self._number), content) for kind, content in contents.items()}
+        images = File(bytes=self.bytes, sha256=self._sum.hexdigest())
+        return Part(end=self._ids[-1] + 1, count=len(self._ids), images=images, **({"labels": None} | stored))
+
+
+def store(path: Path, content: bytes) -> File:
+    """Write a file whole, and on the disk."""
+    with whole(path) as draft, draft.open("wb") as file:
+        file.write(content)
+        _sync(file)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return _file(content)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _file(content: bytes) -> File:
+    return File(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())

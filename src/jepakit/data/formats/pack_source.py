@@ -1,0 +1,173 @@
+"""The packed cache: images decoded and shrunk once, cropped from a memory map without decoding (layout: packfiles.py)."""
+
+import hashlib
+import re
+import zlib
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jepakit.core.errors import UserError, plain
+from jepakit.data.decoding.pixels import Pixels
+from jepakit.data.formats.folder import unused
+from jepakit.data.formats.pack_layout import (
+    ALIGNED,
+    CLASSES,
+    DEPTHS,
+    INDEX,
+    KINDS,
+    LABELS,
+    MANIFEST,
+    UNFINISHED,
+    File,
+    Labelled,
+    Manifest,
+    Part,
+    Texts,
+    broken,
+    content_of,
+    item_bytes,
+    manifest_of,
+    name_of,
+    require_length,
+)
+from jepakit.data.sources import Labels, Source, pick
+
+
+@dataclass
+class PackedSource(Source):
+    """Images of a pack. Pixels are views of memory maps; a map is private, so that nothing writes to the files.
+
+    Lengths are checked before files are mapped. What is left: reading what another program cuts off a file after that
+    ends the process with a bus error (SIGBUS), which Python cannot catch. `jepakit data pack` itself never cuts a file.
+    """
+
+    root: Path
+    manifest: Manifest
+    labels: Labels | None
+    index: list[NDArray[Any]]  # INDEX records of each part
+    titles: list[Texts]
+    maps: list[NDArray[np.uint8]]
+    held_out: NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        self.name, self.notes = str(self.root), self.manifest.notes
+        if bad := self.manifest.bad:
+            some = ", ".join(entry.title for entry in bad[:3]) + ", ..." * (len(bad) > 3)
+            self.notes += (f"{len(bad):,} of {self.manifest.samples:,} images could not be read and were not packed: {some}",)
+        self.by_place = re.fullmatch(r"(.*:)?\d+", self.titles[0][0]) is not None  # packed from arrays or tables
+        ends = np.cumsum([part.count for part in self.manifest.parts]).tolist()
+        self._firsts, self._count = [0, *ends[:-1]], ends[-1]
+
+    def __len__(self) -> int:
+        return int(self._count)
+
+    def raw(self, index: int) -> Pixels:
+        part = bisect_right(self._firsts, index) - 1
+        offset, height, width, channels, depth, _ = self.index[part].item(index - self._firsts[part])
+        return np.ndarray((height, width, channels), DEPTHS[depth], self.maps[part], offset)  # type: ignore[arg-type]
+
+    def title(self, index: int) -> str:
+        part = bisect_right(self._firsts, index) - 1
+        return self.titles[part][index - self._firsts[part]]
+
+    def intact(self, index: int) -> bool:
+        """Whether an image's bytes are those that were packed (crc32)."""
+        part = bisect_right(self._firsts, index) - 1
+        same: bool = zlib.crc32(self.raw(index).data) == self.index[part].item(index - self._firsts[part])[-1]
+        return same
+
+    def unchanged(self, part: int) -> bool:
+        """Whether a file of images is what was written (sha256); index, titles and labels were checked at the opening."""
+        with name_of(self.root, "images", part).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == self.manifest.parts[part].images.sha256
+
+
+def packed(root: Path, labels: str | None) -> Source | None:
+    """A folder that `jepakit data pack` wrote. Raises UserError where it is not whole, or has other labels."""
+    if (root / UNFINISHED).is_file() and not (root / MANIFEST).is_file():
+        try:
+            half = manifest_of(root / UNFINISHED)
+        except UserError:  # some other program's
+            return None
+        raise UserError(f"{root} is packed in part; go on with: {plain(half.command)} --out {quote(str(root))}")
+    if not (root / MANIFEST).is_file() or not any(name_of(root, kind, 0).exists() for kind in KINDS):
+        return None
+    manifest = manifest_of(root / MANIFEST)
+    pick(labels, (manifest.labels.name,) if manifest.labels else (), str(root))
+    if not manifest.parts:
+        raise UserError(f"{root} is a pack of no images")
+    numbered = list(enumerate(manifest.parts))
+    index = [records(root, number, part) for number, part in numbered]
+    titles = [_texts(name_of(root, "titles", number), part.titles, part.count) for number, part in numbered]
+    found = _labels(root, manifest, manifest.labels) if manifest.labels else None
+    maps = [_mapped(root, number, part) for number, part in numbered]
+    source = PackedSource(root, manifest, found, index, titles, maps, _held_out(manifest))
+    own = [name_of(root, kind, number).name for kind in KINDS for number, _ in numbered]
+    source.notes += unused(root, [MANIFEST, CLASSES, *own], len(source))
+    return source
+
+
+def _mapped(root: Path, number: int, part: Part) -> NDArray[np.uint8]:
+    """A file's bytes. torch's map, unlike numpy's, keeps no file open: a large set has more parts than a process has files."""
+    path = name_of(root, "images", number)
+    require_length(path, part.images)  # reading a map beyond the file's end would kill the process
+    mapped: NDArray[np.uint8] = torch.from_file(str(path), shared=False, size=part.images.bytes, dtype=torch.uint8).numpy()
+    return mapped
+
+
+def records(root: Path, number: int, part: Part) -> NDArray[Any]:
+    """Verified INDEX records of a part, each of which lies in its file of images: (count,). Raises UserError."""
+    path = name_of(root, "index", number)
+    content = content_of(path, part.index)
+    if len(content) != part.count * INDEX.itemsize:
+        raise broken(path, f"holds no {part.count} records")
+    rows = np.frombuffer(content, INDEX)
+    shapes = [rows[name].astype(np.float64) for name in ("height", "width", "channels")]  # their product can be above 2^64
+    sizes = np.prod(shapes, 0) * item_bytes(rows)
+    aligned = (rows["offset"] % ALIGNED == 0).all()
+    inside = (rows["offset"] <= part.images.bytes) & (sizes > 0) & (sizes <= part.images.bytes - rows["offset"].astype(float))
+    if not aligned or not inside.all():
+        raise broken(path, "has records of no image in its file")
+    return rows
+
+
+def _held_out(manifest: Manifest) -> NDArray[np.bool_] | None:
+    """What the source's own split keeps from training, of the images that are packed."""
+    held = np.zeros(manifest.samples, np.bool_)
+    for start, end in manifest.held_out or ():
+        held[start:end] = True
+    return np.delete(held, [entry.index for entry in manifest.bad]) if held.any() else None
+
+
+def _texts(path: Path, file: File, count: int) -> Texts:
+    found = Texts.parsed(content_of(path, file), count)
+    if found is None:
+        raise broken(path, f"holds no {count} texts")
+    return found
+
+
+def _labels(root: Path, manifest: Manifest, said: Labelled) -> Labels:
+    classes = _texts(root / CLASSES, said.names, said.classes)
+    found = []
+    for number, part in enumerate(manifest.parts):
+        path = name_of(root, "labels", number)
+        content = content_of(path, part.labels) if part.labels else b""
+        if len(content) != part.count * LABELS.itemsize:
+            raise broken(path, f"holds no {part.count} records")
+        found.append(np.frombuffer(content, LABELS))
+    rows = np.concatenate(found)
+    if rows["value"].min() < -1 or rows["value"].max() >= len(classes):
+        raise broken(root / CLASSES, "lacks classes that labels name")
+    clusters = rows["cluster"].astype(np.int64) if said.clusters else None
+    names = tuple(classes[i] for i in range(len(classes)))
+    own = manifest.held_out is None  # an old pack may have come from a set with a split; others tell it apart from labels
+    return Labels(
+        said.name, names, rows["value"].astype(np.int64), rows["test"].astype(bool), clusters, said.whole, own, said.apart
+    )

@@ -1,0 +1,284 @@
+"""What is dear to come by, fetched once: things of any kind, and whole remote files as local copies.
+
+Copies are kept in the user's cache (`filecache`). Where that has no room, a copy loses its name as soon as it is open, so that
+it goes when its last reader does, or the process, however that ends.
+"""
+
+import errno
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from jepakit.core.errors import UserError, line_of
+from jepakit.data.decoding.pixels import BadImageError
+from jepakit.data.formats.disk_cache import kept_copy
+from jepakit.data.formats.remote import PATIENCE, Places, lasts, patiently, shown
+
+T = TypeVar("T")
+log = logging.getLogger("jepakit")
+BEHIND = 2  # threads that fetch whole files that will be wanted
+
+
+class Kept(Generic[T]):
+    """Things by number, each fetched once whoever asks; the last used or soon wanted are kept. Safe from several threads.
+
+    fetch: from a number to the thing, which raises BadImageError or UserError; size: of a thing, in units of `room`. Those
+    kept and under way take no more room together, unless a single one does. threads: how many fetch ahead of need.
+    """
+
+    def __init__(self, fetch: Callable[[int], T], size: Callable[[int], int], room: int, threads: int, name: str) -> None:
+        self.fetch, self.size, self.room, self.threads, self.name = fetch, size, room, threads, name
+        self._changed = threading.Condition()
+        self._copies: OrderedDict[int, T] = OrderedDict()  # the last used is the last
+        self._under_way: dict[int, Future[T]] = {}
+        self._failed: dict[int, tuple[float, BaseException]] = {}
+        self._wanted: tuple[int, ...] = ()
+        self._behind = 0  # threads at work on those wanted
+        self._parts = 0  # that came
+        self._again_at = 0.0  # when what failed is tried again
+
+    def item(self, index: int) -> T:
+        """A thing, fetched if need be. Raises what `fetch` does, and for a while after a failure at once."""
+        with self._changed:
+            self._changed.wait_for(lambda: index in self._under_way or self._settled(index) or self._fits(index))
+            if index in self._copies:
+                self._copies.move_to_end(index)
+                return self._copies[index]
+            if self._fails(index):
+                raise _alike(self._failed[index][1])
+            found = self._under_way.get(index)
+            promise = found or self._begin(index)
+        if found is None:
+            self._fetch(index, promise)
+        if error := promise.exception():
+            raise _alike(error)
+        return promise.result()
+
+    def values(self) -> list[T]:
+        """The things that are here."""
+        with self._changed:
+            return list(self._copies.values())
+
+    def soon(self, indices: Iterable[int]) -> None:
+        """Begin to fetch these, in their order and as many as there is room for, behind the caller's back."""
+        with self._changed:
+            self._wanted = self._first(indices)
+            for index in reversed(self._wanted):  # what is wanted last goes first
+                if index in self._copies:
+                    self._copies.move_to_end(index)
+            more = max(0, min(len(self._missing()), self.threads - self._behind))
+            self._behind += more
+        for _ in range(more):  # daemons, as one that hangs must not keep Python from ending
+            threading.Thread(target=self._fetch_wanted, name=self.name, daemon=True).start()
+
+    def wait(self, indices: Iterable[int], seconds: float) -> None:
+        """Returns when these, as many as there is room for, are here or have failed, or nothing came for so many seconds."""
+        awaited = self._first(indices)
+        self.soon(self._wanted if set(awaited) <= set(self._wanted) else awaited)
+        with self._changed:
+            seen, since, now = None, 0.0, time.monotonic()
+            while awaited := tuple(index for index in awaited if not self._settled(index)):
+                woke, now, come = now, time.monotonic(), (awaited, set(self._under_way), self._parts, self._grown())
+                if come != seen or now - woke > seconds:  # the whole process was stopped: nobody was slow
+                    seen, since = come, now
+                elif now - max(since, self._again_at) > seconds:
+                    return
+                self._changed.wait(min(1.0, seconds / 4))
+
+    def came(self) -> None:
+        """A part of something has come."""
+        self._parts += 1  # whether all are counted is of no matter
+
+    def pausing(self, pause: float) -> None:
+        """What failed is tried again after so many seconds, which are no silence."""
+        self._again_at = time.monotonic() + pause
+
+    def _grown(self) -> object:
+        """What differs when more of what is under way is here."""
+        return None
+
+    def _first(self, indices: Iterable[int]) -> tuple[int, ...]:
+        """As many as there is room for, and one at least."""
+        found: list[int] = []
+        size = 0
+        for index in dict.fromkeys(indices):
+            size += self.size(index)
+            if found and size > self.room:
+                break
+            found.append(index)
+        return tuple(found)
+
+    def _settled(self, index: int) -> bool:
+        return index in self._copies or self._fails(index)
+
+    def _fails(self, index: int) -> bool:
+        return index in self._failed and time.monotonic() - self._failed[index][0] < PATIENCE
+
+    def _missing(self) -> list[int]:
+        return [index for index in self._wanted if index not in self._under_way and not self._settled(index)]
+
+    def _fits(self, index: int) -> bool:
+        """Whether it may be fetched beside those under way."""
+        return not self._under_way or self._total([*self._under_way, index]) <= self.room
+
+    def _total(self, indices: Iterable[int]) -> int:
+        return sum(self.size(index) for index in indices)
+
+    def _begin(self, index: int) -> "Future[T]":
+        promise = self._under_way[index] = Future()
+        self._drop_beside(index)
+        return promise
+
+    def _drop_beside(self, index: int) -> None:
+        """What was used longest ago goes, until the rest has room."""
+        while self._total([*self._copies, *self._under_way]) > self.room:
+            other = next((other for other in self._copies if other != index), None)
+            if other is None:
+                return
+            del self._copies[other]
+
+    def _fetch_wanted(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: not (missing := self._missing()) or self._fits(missing[0]))
+                missing = self._missing()
+                if not missing or not threading.main_thread().is_alive():
+                    self._behind -= 1
+                    return
+                promise = self._begin(missing[0])
+            self._fetch(missing[0], promise)  # an error is told to who asks for it
+
+    def _fetch(self, index: int, promise: "Future[T]") -> None:
+        try:
+            found = self.fetch(index)
+        except BaseException as raised:
+            error = _alike(raised)
+            with self._changed:
+                del self._under_way[index]
+                if isinstance(error, Exception):  # a reader who is interrupted has not failed
+                    self._failed[index] = (time.monotonic(), error)
+                self._changed.notify_all()
+            promise.set_exception(error)
+            return
+        with self._changed:
+            del self._under_way[index]
+            self._failed.pop(index, None)
+            self._copies[index] = found
+            self._drop_beside(index)
+            self._changed.notify_all()
+        promise.set_result(found)
+
+
+def _alike(error: BaseException) -> BaseException:
+    """Another error that says the same: one that is raised twice holds on to all frames that it went through."""
+    return type(error)(*error.args)
+
+
+class OpenFile:
+    """A file open for reading, from any thread; closed when the last one lets go of it."""
+
+    fd = -1
+
+    def __init__(self, path: str | Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY)
+        self.size = os.fstat(self.fd).st_size
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    def read(self, size: int, offset: int) -> bytes:
+        """At most so many bytes from there. Raises OSError."""
+        return os.pread(self.fd, size, offset)
+
+
+class Fetched(Kept[OpenFile]):
+    """Whole remote files, the `held` last used or soon wanted open as local copies. Safe from several threads.
+
+    stamp: what changes when the file of a number does; without it nothing is kept in the cache.
+    """
+
+    def __init__(self, places: Places, held: int, stamp: Callable[[int], str] | None = None) -> None:
+        super().__init__(self._copy, lambda index: 1, held, BEHIND, "jepakit-shard")
+        self.places, self.held, self.stamp = places, held, stamp
+        self._drafts: dict[int, Path] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="jepakit-", ignore_cleanup_errors=True)
+
+    def file(self, index: int) -> OpenFile:
+        """The copy of a file, fetched if need be. Raises BadImageError if it cannot be, UserError for want of room."""
+        return self.item(index)
+
+    def _grown(self) -> object:
+        """The bytes of each copy under way."""
+        sizes = {}
+        for index in self._under_way:
+            with suppress(OSError):  # not begun, or whole already
+                sizes[index] = os.stat(self._drafts.get(index, self._draft(index))).st_size
+        return sizes
+
+    def _draft(self, index: int) -> Path:
+        return Path(self._folder.name, str(index))
+
+    def _copy(self, index: int) -> OpenFile:
+        fs, path, draft = self.places.fs, self.places.paths[index], self._draft(index)
+
+        def fetch() -> OpenFile:
+            size = fs.info(path).get("size")
+            if size and self.stamp and (kept := self._kept(index, size)):
+                return kept
+            self._require_room(size or 0)
+            self._drafts[index] = draft
+            fs.get_file(path, str(draft))
+            copy = OpenFile(draft)
+            if size is not None and copy.size != size:
+                raise OSError(f"{copy.size} of its {size} bytes came")
+            return copy
+
+        try:
+            return patiently(fetch, self.pausing)
+        except UserError:
+            raise
+        except Exception as error:  # each back-end raises its own
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                self._require_room(1 << 62)
+            reason = "not found" if lasts(error) else line_of(error) or type(error).__name__
+            raise BadImageError(f"{shown(path)} could not be fetched: {shown(reason)}") from None
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _kept(self, index: int, size: int) -> OpenFile | None:
+        """The copy in the cache, fetched into it if need be; None where it cannot be kept there, which is said once."""
+        assert self.stamp is not None
+        path = self.places.paths[index]
+
+        def fetch(draft: Path) -> None:
+            self._drafts[index] = draft
+            self.places.fs.get_file(path, str(draft))
+
+        name = f"{self.places.fs.unstrip_protocol(path)} {size} {self.stamp(index)}"
+        try:
+            kept = kept_copy(name, size, fetch)
+            return OpenFile(kept) if kept else None
+        except FileNotFoundError:  # another process made room just now; or it is not there, which is found out next
+            return None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            asked, self.stamp = self.stamp, None
+            if asked is not None:  # by the first of the threads
+                log.warning("copies of remote files are not kept: %s; set XDG_CACHE_HOME to a folder with room", error)
+            return None
+
+    def _require_room(self, size: int) -> None:
+        if shutil.disk_usage(self._folder.name).free < size:
+            where = Path(self._folder.name).parent
+            raise UserError(f"no room in {where} for a copy of a remote file; set TMPDIR to a folder on a larger disk")

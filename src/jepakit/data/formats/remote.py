@@ -1,0 +1,222 @@
+"""Files by pattern, here or afar: which they are, and how patiently they are asked for."""
+
+import glob
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractFileSystem
+
+from jepakit.core.errors import UserError, line_of
+
+T = TypeVar("T")
+MAGIC = "*?[{"
+MOST_PATHS = 100_000
+PAUSES = (1.0, 4.0, 16.0)  # seconds before another try
+PATIENCE = 60.0  # seconds before a file that could not be fetched is tried again
+PACKAGES = {
+    "hf": "'jepakit[remote]'",
+    "http": "'jepakit[remote]'",
+    "https": "'jepakit[remote]'",
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "ssh": "paramiko",
+    "sftp": "paramiko",
+}
+
+
+class NothingThereError(UserError):
+    """No file has a name that matches."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Files of one file system, which may be the local one; in natural order."""
+
+    fs: AbstractFileSystem
+    paths: tuple[str, ...]
+
+    @property
+    def local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+
+def is_remote(data: str) -> bool:
+    """Whether it is an address rather than a path."""
+    return "://" in data or "::" in data
+
+
+def is_pattern(data: str) -> bool:
+    """Whether it stands for several files: it has braces or glob characters, and is not itself the name of a file."""
+    return any(c in data for c in MAGIC) and not os.path.exists(os.path.expanduser(data))
+
+
+def expand(data: str) -> Places:
+    """The files that a path, an address or a pattern of either names: braces ({000..146}, {a,b}), then * ? [] and **.
+
+    Raises UserError where nothing matches, a package is missing, or the place cannot be reached.
+    """
+    words = [data] if not is_remote(data) and os.path.exists(data) else list(islice(braces(data), MOST_PATHS + 1))
+    if len(words) > MOST_PATHS:
+        raise UserError(f"{shown(data)} stands for more than {MOST_PATHS} files: check the range in its braces")
+    if data.startswith("file://") or not is_remote(data):
+        return Places(LocalFileSystem(), natural(_local(words, data)))
+    try:
+        reached = [url_to_fs(word, **_options(word)) for word in words]
+        fs = reached[0][0]
+        if any(other != fs for other, _ in reached):
+            raise UserError(f"{shown(data)} names several places: its files must lie in one")
+        return Places(fs, natural(_remote(fs, [path for _, path in reached], data)))
+    except UserError:
+        raise
+    except ImportError as error:
+        kind = re.split("::|://", data)[0]
+        package = PACKAGES.get(kind) or PACKAGES.get(data.rpartition("::")[2].partition("://")[0])
+        then = f"pip install {package}" if package else line_of(error)
+        raise UserError(f"{shown(data)} needs another package to be reached: {then}") from None
+    except Exception as error:  # each back-end raises its own
+        if lasts(error):
+            raise UserError(f"nothing is found at {shown(data)}: check the address, and that you may read it") from None
+        reason = line_of(error) or type(error).__name__
+        raise UserError(f"{shown(data)} cannot be reached: {shown(reason)}") from None
+
+
+def shown(address: str) -> str:
+    """An address as a message may show it: without a password, or a query, which may be a signature."""
+    plain = re.sub(r"(?<=://)[^/@\s]*@", "", address)
+    return re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", plain)
+
+
+def braces(word: str) -> Iterator[str]:
+    """What a shell makes of {a,b} and {08..11}, one by one; other braces stay as they are."""
+    for start, end, choices in _groups(word):
+        rest = word[end:]
+        for choice in choices:
+            # a choice may have braces of its own
+            yield from (word[:start] + head + tail for head in braces(choice) for tail in braces(rest))
+        return
+    yield word
+
+
+def _groups(word: str) -> Iterator[tuple[int, int, Iterable[str]]]:
+    """The first braces of a word that stand for something: where they begin and end, and for what."""
+    for start in (i for i, c in enumerate(word) if c == "{"):
+        depth, commas = 0, [start]
+        for i in range(start, len(word)):
+            depth += (word[i] == "{") - (word[i] == "}")
+            if depth == 1 and word[i] == ",":
+                commas.append(i)
+            if not depth:
+                break
+        else:
+            continue
+        span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", word[start + 1 : i])
+        if span:
+            yield start, i + 1, _range(*span.groups())
+        elif len(commas) > 1:
+            ends = [*commas[1:], i]
+            yield start, i + 1, [word[a + 1 : b] for a, b in zip(commas, ends, strict=True)]
+
+
+def _range(first: str, last: str) -> Iterator[str]:
+    a, b = int(first), int(last)
+    padded = any(len(text) > 1 and text[0] == "0" for text in (first, last))
+    width = max(len(first), len(last)) if padded else 0
+    return (f"{n:0{width}}" for n in range(a, b + (1 if a <= b else -1), 1 if a <= b else -1))
+
+
+def natural(paths: Iterable[str]) -> tuple[str, ...]:
+    """Paths, each once, in an order in which 2 comes before 10."""
+
+    def key(path: str) -> list[tuple[int, str]]:
+        parts = [part.lstrip("0") if part.isdigit() else part for part in re.split(r"([0-9]+)", path)]
+        return [(len(part) if i % 2 else 0, part) for i, part in enumerate(parts)]  # every second one is a number
+
+    return tuple(sorted(set(paths), key=lambda path: (key(path), path)))
+
+
+def _local(words: list[str], data: str) -> list[str]:
+    found, folders = list[str](), list[str]()
+    for word in words:
+        path = os.path.expanduser(re.sub("^file://", "", word))
+        many = not os.path.exists(path) and glob.has_magic(path)
+        matching = glob.glob(path, recursive=True) if many else [path]
+        here = [p for p in matching if os.path.isfile(p)]
+        folders += [p for p in matching if os.path.isdir(p)]
+        if not here and not many:
+            raise UserError(f"no such file: {path}" + (f", which {data} names" if path != data else ""))
+        found += here
+    if not found and folders:
+        raise UserError(f"{data} matches folders: give the folder that holds them, {above(folders)}")
+    if not found:
+        raise NothingThereError(f"no file matches {data}")
+    return [os.path.abspath(path) for path in found]
+
+
+def above(paths: Iterable[str]) -> str:
+    """The folder that holds all of these."""
+    return os.path.commonpath([os.path.dirname(path) for path in paths])
+
+
+def _remote(fs: AbstractFileSystem, paths: list[str], data: str) -> list[str]:
+    web = data.rpartition("::")[2].startswith("http")
+    magic = re.compile(r"[*\[]" if web else r"[*?\[]")  # a ? in a web address begins its query
+    found = [path for path in paths if not magic.search(path)]
+    if found:
+        patiently(lambda: fs.info(found[0]))  # a look at one: a thousand would take minutes
+    for path in paths:
+        if magic.search(path):
+            found += [name for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
+    if not found:
+        raise NothingThereError(f"no file matches {shown(data)}")
+    return found
+
+
+def _options(address: str) -> dict[str, Any]:
+    """For the web: no limit to the time of a whole download, which is else five minutes; and proxies as everywhere."""
+    kinds = [kind for kind in ("http", "https") if f"{kind}://" in address]
+    if not kinds:
+        return {}
+    from aiohttp import ClientTimeout
+
+    client = {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60), "trust_env": True}
+    return {kind: {"client_kwargs": client} for kind in kinds}
+
+
+def patiently(work: Callable[[], T], pausing: Callable[[float], None] = lambda seconds: None) -> T:
+    """Its result, with three more tries after growing pauses, unless the file is not there or may not be read.
+
+    `pausing` is told of each pause before it begins, in seconds.
+    """
+    for pause in PAUSES:
+        try:
+            return work()
+        except UserError:
+            raise
+        except Exception as error:  # each back-end raises its own
+            if lasts(error):
+                raise
+            pausing(pause)
+            time.sleep(pause)
+    return work()
+
+
+def lasts(error: Exception) -> bool:
+    """Whether an error says that a file is not there, or may not be read: fsspec says so of any fault of the web's too."""
+    if not isinstance(error, FileNotFoundError | PermissionError):
+        return False
+    cause: Any = error.__cause__
+    status = getattr(cause, "status", None) or getattr(getattr(cause, "response", None), "status_code", None)
+    if status is not None:
+        return int(status) != 429 and int(status) < 500
+    return not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError | PermissionError)

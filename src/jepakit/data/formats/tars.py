@@ -1,0 +1,288 @@
+"""Where the images of a tar archive lie in it: read off its headers once, and kept in the user's cache folder.
+
+Nothing is unpacked, and names are only words: what a member is called, or points to, has no effect.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+import tempfile
+from array import array
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jepakit.core.errors import UserError
+from jepakit.data.decoding.decode import SUFFIXES
+from jepakit.data.decoding.file_kinds import HEAD
+from jepakit.data.formats.disk_cache import cache_folder
+from jepakit.data.formats.prefetch import OpenFile
+from jepakit.data.left_out import LeftOut
+
+VERSION = 5  # of what is cached
+MOST_HEADER = 1 << 17  # bytes of headers that one member may have
+MOST_LABEL = 1 << 16  # bytes of a .cls or .json file that may tell a label
+LONGEST = 256  # characters of a label
+ENDING = re.compile(r"\.(?![0-9])")  # between the parts of a name that tell what a file is
+WHOLE = re.compile(r"^([+-]?[0-9]{1,18})\.0*$")  # a whole number that is written as a float
+DIGITS = re.compile(rb"[0-9]{257}")  # in a header these would take tarfile's patterns quadratic time
+PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """A word for each image: its place (n,) int32 in a table, -1 for none."""
+
+    table: tuple[str, ...]
+    places: NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class TarIndex:
+    """The n images of a tar, in its order: their bytes begin at offsets (n,) and are sizes (n,) long, both int64.
+
+    names: all names after each other, in UTF-8; ends (n,) int64: where each ends. labels: what its .cls or .json says.
+    folders: those that it lies in, as in 'train/cat'. cut: what is wrong after the last image, '' if nothing is.
+    others, links: how many images are left out, as their sample has another, or as they have no bytes of their own.
+    left: what else is left out, as `LeftOut` stores it.
+    """
+
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    names: bytes
+    ends: NDArray[np.int64]
+    labels: Words
+    folders: Words
+    cut: str
+    others: int
+    links: int
+    left: Any
+
+
+class _Headers:
+    """What tarfile reads headers through: never more of a member's than MOST_HEADER, whatever length they state."""
+
+    def __init__(self, file: OpenFile) -> None:
+        self.file, self.at, self.left = file, 0, MOST_HEADER
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, at: int) -> None:
+        if at < 0:
+            raise tarfile.ReadError("a negative length")
+        self.at = at
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self.left:
+            raise tarfile.ReadError("a header that is too long")
+        data = self.file.read(size, self.at)
+        if size > tarfile.BLOCKSIZE and DIGITS.search(data):
+            raise tarfile.ReadError("a header with an endless number")
+        self.at, self.left = self.at + len(data), self.left - size
+        return data
+
+
+def tar_index(file: OpenFile, name: str) -> TarIndex:
+    """The images of an open tar. Raises UserError if it is none; one that breaks off is read up to there."""
+    offsets, sizes, ends, names = array("q"), array("q"), array("q"), bytearray()
+    labels, folders, links = _Table(), _Table(), 0
+    told: dict[str, int] = {}  # key -> place of its label
+    left = LeftOut()
+    members = _members(file, name)
+    while True:
+        try:
+            info = next(members)
+        except StopIteration as end:
+            cut = str(end.value)
+            break
+        parts = [part for part in info.name.split("/") if part not in ("", ".")]
+        if not parts or any(part[0] == "." and part != ".." for part in parts):
+            continue
+        title, ending = "/".join(parts), parts[-1].partition(".")[2].lower()
+        is_image = os.path.splitext(title)[1].lower() in SUFFIXES
+        if not info.isreg() or info.issparse():
+            links += is_image and (info.issym() or info.islnk())
+        elif ending in ("cls", "json"):
+            label = _label(file.read(info.size, info.offset_data), ending) if info.size <= MOST_LABEL else ""
+            if not label:
+                left.add(title, bytes)
+            elif ending == "cls" or _key(title) not in told:
+                told[_key(title)] = labels.place(label)
+        elif is_image:
+            offsets.append(info.offset_data)
+            sizes.append(info.size)
+            names += title.encode(errors="surrogateescape")
+            ends.append(len(names))
+            folders.append("/".join(parts[:-1]))
+        else:
+            left.add(title, partial(file.read, min(info.size, HEAD), info.offset_data))
+    kept, text, last = _one_a_sample(bytes(names), np.array(ends, np.int64))
+    labels.places.extend(told.get(_key(title), -1) for title in split(text, last))
+    lie = [np.array(values, np.int64)[kept] for values in (offsets, sizes)]
+    folder = Words(tuple(folders.table), np.array(folders.places, np.int32)[kept])
+    return TarIndex(lie[0], lie[1], text, last, labels.words(), folder, cut, len(ends) - len(kept), links, left.stored)
+
+
+def _one_a_sample(names: bytes, ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], bytes, NDArray[np.int64]]:
+    """Places of one image of each sample, the first with a plain ending ('jpg', not 'seg.png') or else the first; their names.
+
+    Images of a sample have one name up to the first dot that no digit follows: '000.jpg' and '000.seg.png', but not
+    'film.0001.png' and 'film.0002.png'.
+    """
+    n = len(ends)
+    samples, plain = np.empty(n, np.int64), np.empty(n, np.bool_)
+    for i, title in enumerate(split(names, ends)):
+        head, slash, base = title.rpartition("/")
+        name, *endings = ENDING.split(base)
+        samples[i], plain[i] = hash(head + slash + name), len(endings) == 1  # 64 bits: no two of a shard's millions agree
+    order = np.lexsort((~plain, samples))  # which is stable
+    first = np.diff(samples[order], prepend=samples[order][:1] - 1) != 0
+    kept = np.sort(order[first])
+    if len(kept) == n:
+        return kept, names, ends
+    lengths = np.diff(ends, prepend=0)
+    text = b"".join(names[end - length : end] for end, length in zip(ends[kept].tolist(), lengths[kept].tolist(), strict=True))
+    return kept, text, np.cumsum(lengths[kept])
+
+
+class _Table:
+    """Words as they come, each kept once."""
+
+    def __init__(self) -> None:
+        self.table: dict[str, int] = {}
+        self.places = array("i")
+
+    def place(self, word: str) -> int:
+        return self.table.setdefault(word, len(self.table))
+
+    def append(self, word: str) -> None:
+        self.places.append(self.place(word) if word else -1)
+
+    def words(self) -> Words:
+        return Words(tuple(self.table), np.array(self.places, np.int32))
+
+
+def split(names: bytes, ends: NDArray[np.int64]) -> Generator[str, None, None]:
+    """The names that lie in one text."""
+    start = 0
+    for end in ends.tolist():
+        yield names[start:end].decode(errors="surrogateescape")
+        start = end
+
+
+def _key(title: str) -> str:
+    """What the files of one sample share: the name up to the first dot of its last part."""
+    head, slash, base = title.rpartition("/")
+    return head + slash + base.partition(".")[0]
+
+
+def _label(data: bytes, ending: str) -> str:
+    """The label that a .cls or .json file tells, '' if none."""
+    try:
+        value: Any = data.decode().strip()
+        if ending == "json":
+            found = json.loads(value)
+            value = next((found[key] for key in ("label", "class", "cls") if key in found), "") if isinstance(found, dict) else ""
+    except (ValueError, RecursionError):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or len(str(value)) > LONGEST:
+        return ""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else ""
+    return WHOLE.sub(r"\1", value) if isinstance(value, str) else str(value)
+
+
+def _members(file: OpenFile, name: str) -> Generator[tarfile.TarInfo, None, str]:
+    """The members that lie whole in a tar; and what is wrong with the rest, '' if nothing is. Raises UserError."""
+    headers = _Headers(file)
+    try:
+        stream: Any = headers
+        tar: Any = tarfile.TarFile(fileobj=stream, encoding="utf-8", errors="surrogateescape")
+    except Exception:  # tarfile's errors are of many kinds where a header is broken
+        if file.read(8, 0).startswith(PACKED):
+            raise UserError(f"{name} is compressed, so that no image can be read by itself: unpack it to a plain .tar") from None
+        raise UserError(f"{name} is no tar archive: leave it out, or fetch it again") from None
+    at = 0
+    while True:
+        headers.left = MOST_HEADER
+        try:
+            info = tar.next()
+        except Exception as error:
+            return f"broken after byte {at} ({type(error).__name__}: {error})"
+        if info is None:
+            break
+        if tar.offset <= at or info.size < 0:
+            return f"broken after byte {at} (a header that leads back)"
+        if info.isreg() and not info.issparse() and info.offset_data + info.size > file.size:
+            return f"cut off in {info.name!r}"
+        at = tar.offset
+        tar.members.clear()  # it would keep them all
+        tar.pax_headers = {}
+        yield info
+    end = file.read(tarfile.BLOCKSIZE, tar.offset)
+    if len(end) < tarfile.BLOCKSIZE:
+        return f"cut off after byte {at}"
+    return f"broken after byte {at}" if any(end) else ""
+
+
+def kept_index(address: str, stamp: str) -> TarIndex | None:
+    """The index of the tar at an address from the cache, if it has that of the same stamp."""
+    return _load(_kept_at(address), stamp)
+
+
+def new_index(address: str, stamp: str, file: OpenFile, name: str) -> tuple[TarIndex, str]:
+    """The index of an open tar, from now on in the cache; and why it cannot be kept there, '' if it is. Raises UserError."""
+    index = tar_index(file, name)
+    try:
+        _save(_kept_at(address), stamp, index)
+    except OSError as error:
+        return index, str(error)
+    return index, ""
+
+
+def _kept_at(address: str) -> Path:
+    return cache_folder("shards") / f"{hashlib.sha256(address.encode(errors='surrogateescape')).hexdigest()[:40]}.npz"
+
+
+def _save(path: Path, stamp: str, index: TarIndex) -> None:
+    tables = {"labels": index.labels.table, "folders": index.folders.table}
+    meta = json.dumps(
+        {"version": VERSION, "stamp": stamp, "cut": index.cut, "left": [index.others, index.links, index.left], **tables}
+    ).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")  # of this process only: several may index one set
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(
+                file,
+                meta=np.frombuffer(meta, np.uint8),
+                lies=np.stack([index.offsets, index.sizes, index.ends]),
+                words=np.stack([index.labels.places, index.folders.places]),
+                names=np.frombuffer(index.names, np.uint8),
+            )
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise
+
+
+def _load(path: Path, stamp: str) -> TarIndex | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            meta = json.loads(file["meta"].tobytes())
+            if (meta["version"], meta["stamp"]) != (VERSION, stamp):
+                return None
+            (offsets, sizes, ends), (labels, folders) = file["lies"], file["words"]
+            tables = [tuple(meta[key]) for key in ("labels", "folders")]
+            words = Words(tables[0], labels), Words(tables[1], folders)
+            return TarIndex(offsets, sizes, file["names"].tobytes(), ends, *words, meta["cut"], *meta["left"])
+    except Exception:  # whatever a broken file provokes: it is made again
+        return None

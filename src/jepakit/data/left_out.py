@@ -1,0 +1,157 @@
+"""Files of a set that are not read: counted by their endings, and said with what to do about them."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jepakit.data.decoding.decode import SUFFIXES
+from jepakit.data.decoding.file_kinds import ARCHIVES, HEAD, IMAGES, PLAIN, READ, TABLES, TELLING, VIDEOS, ending_of, kind_of
+
+NAMED = 3  # files, endings and columns in a sentence
+ENDINGS = 6
+LOOKED = 8  # files of an ending whose first bytes are looked at, and every one whose number is a power of two
+MOST = 64  # endings that are looked at
+MANY = 10  # other files that are worth a word, and a tenth of the images
+GROUPS = {"beside": SUFFIXES, "unread": IMAGES, "archives": ARCHIVES, "tables": TABLES, "videos": VIDEOS}
+KNOWN = SUFFIXES | PLAIN | ARCHIVES | TABLES | VIDEOS
+SAID = {
+    "beside": "images beside the set's own, which does not name them: give a folder that holds just them to use them",
+    "unread": "images of formats that are not read: convert them to JPEG, PNG or TIFF",
+    "misnamed": "among which are images ({kinds}) under another ending: give them that of their format",
+    "archives": "archives, in which images are not looked for: unpack them",
+    "tables": "which may hold images: give one by itself to use it",
+    "videos": "videos: save frames of them as images to use them",
+}
+TELLS = re.compile(
+    r"(^|[\W_])(labels?|class(es)?|annotations?|metadata|targets?|categor(y|ies)|train|test|val)([\W_]|$)", re.IGNORECASE
+)
+
+
+@dataclass
+class Ending:
+    """Files of one ending: how many, and the first names; formats of images among those that were looked at, and their names."""
+
+    count: int = 0
+    names: list[str] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        self.count += 1
+        if self.count <= NAMED:
+            self.names.append(name)
+
+    def look(self, name: str, head: bytes) -> None:
+        """Of images that are not read and of others that are, the latter can be had at once: they are what is told."""
+        if kind := kind_of(head):
+            self.kinds += [kind] * (kind not in self.kinds)
+            self.images += [name] * (len(self.images) < NAMED)
+
+    def join(self, other: "Ending") -> None:
+        self.count += other.count
+        self.names, self.images = (self.names + other.names)[:NAMED], (self.images + other.images)[:NAMED]
+        self.kinds += [kind for kind in other.kinds if kind not in self.kinds]
+
+
+class LeftOut:
+    """Files that are not read. links: those that lead nowhere; labels: those that seem to tell labels."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, Ending] = {}
+        self.links, self.labels = Ending(), Ending()
+
+    def add(self, path: str, head: Callable[[], bytes]) -> None:
+        """Count a file; head: gives its first HEAD bytes, where they are wanted. Raises what it does."""
+        ending = ending_of(path)
+        found = self.of.get(ending) or self.of.setdefault(ending if len(self.of) < 4 * MOST else "", Ending())
+        found.add(path)
+        n = found.count
+        if ending not in KNOWN and (n <= LOOKED or not n & (n - 1)) and len(self.of) <= MOST:
+            found.look(path, head())
+        if ending in TELLING and TELLS.search(path.rpartition("/")[2].rpartition(".")[0]):
+            self.labels.add(path)
+
+    def count(self, ending: str) -> int:
+        return self.of[ending].count if ending in self.of else 0
+
+    def notes(self, images: int) -> tuple[str, ...]:
+        """A sentence for each kind of what is left out beside so many images."""
+        groups: dict[str, list[str]] = {}
+        for ending in sorted(self.of, key=lambda ending: (-self.of[ending].count, ending)):
+            groups.setdefault(self._group(ending), []).append(ending)
+        notes = [self._note(groups[key], then) for key, then in SAID.items() if key in groups]
+        if n := self.links.count:
+            notes.append(f"{number(n, 'link')} left out ({some(self.links.names, n)}), leading nowhere: fetch what they point to")
+        if n := self.labels.count:
+            which = f"{some(self.labels.names, n)} may tell labels and {'is' if n == 1 else 'are'} not read"
+            notes.append(f"{which}: labels are told by folders, one for each class")
+        others = groups.get("", [])
+        if (count := sum(self.of[ending].count for ending in others)) >= max(MANY, images / 10):
+            notes.append(f"{number(count, 'other file')} not read: {self._counts(others)}")
+        return tuple(notes)
+
+    def _group(self, ending: str) -> str:
+        kinds = {*self.of[ending].kinds}
+        if ending in IMAGES:  # cameras' raw files and slides are TIFFs of their own
+            return "misnamed" if kinds and kinds <= READ - {"TIFF"} else "unread"
+        if kinds:
+            return "misnamed" if kinds & READ else "unread"
+        return next((group for group, endings in GROUPS.items() if ending in endings), "")
+
+    def _note(self, endings: list[str], then: str) -> str:
+        each = [self.of[ending] for ending in endings]
+        count, first = sum(found.count for found in each), 1 if len(each) > 1 else NAMED
+        names = some([name for found in each for name in (found.images or found.names)[:first]], count)
+        kinds = ", ".join(sorted({kind for found in each for kind in found.kinds}))
+        return f"{number(count, 'file')} left out: {self._counts(endings)} ({names}), {then.format(kinds=kinds)}"
+
+    def _counts(self, endings: list[str]) -> str:
+        counts = [f"{ending or 'no known ending'} {self.of[ending].count:,}" for ending in endings]
+        return ", ".join([*counts[:ENDINGS], *(["..."] if counts[ENDINGS:] else [])])
+
+    @property
+    def stored(self) -> Any:
+        """As JSON can hold it."""
+        return {"of": {ending: asdict(found) for ending, found in self.of.items()}, "labels": asdict(self.labels)}
+
+    @classmethod
+    def merged(cls, stored: Iterable[Any]) -> "LeftOut":
+        """Of several as they were stored. Raises whatever a broken one provokes."""
+        whole = cls()
+        for one in stored:
+            for ending, found in one["of"].items():
+                whole.of.setdefault(ending, Ending()).join(Ending(**found))
+            whole.labels.join(Ending(**one["labels"]))
+        return whole
+
+
+def beside(files: Iterable[Path], images: int) -> tuple[str, ...]:
+    """What to say of other files that lie in the folders of a set's own files, which hold so many images."""
+    own, left = {*files}, LeftOut()
+    for folder in sorted({path.parent for path in own}):
+        for path in sorted(folder.iterdir()):
+            if path.name[0] not in "._" and path not in own and path.is_file():
+                left.add(path.name, partial(head_of, str(path)))
+    left.labels = Ending()  # a set of such files has labels of its own
+    return left.notes(images)
+
+
+def number(count: int, one: str) -> str:
+    return f"{count:,} {one}{'s' * (count != 1)}"
+
+
+def some(names: Sequence[str], count: int | None = None) -> str:
+    """The first names of so many, or of those that are given."""
+    return ", ".join([*names[:NAMED], *(["..."] if (len(names) if count is None else count) > min(len(names), NAMED) else [])])
+
+
+def head_of(path: str) -> bytes:
+    """The first HEAD bytes of a file; none where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(HEAD)
+    except OSError:
+        return b""

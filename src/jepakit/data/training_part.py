@@ -1,0 +1,112 @@
+"""The samples that pretraining sees: images.split. Held-out images of a set's own split are kept from it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jepakit.core.errors import UserError
+from jepakit.data.crops import Images
+from jepakit.data.decoding.pixels import MOST_PIXELS, Pixels
+from jepakit.data.findings import Finding
+from jepakit.data.sources import Blocks, Source
+
+
+class TrainingPart(Source):
+    """Some samples of a source, by their places `ids` (n,) in it, in rising order. Labels are the whole source's affair."""
+
+    def __init__(self, source: Source, ids: NDArray[np.int64]) -> None:
+        self.source, self.ids = source, ids
+        self.name, self.labels, self.notes, self.blocks = source.name, None, source.notes, None
+        self.by_place = source.by_place
+        if source.blocks is not None:
+            counts = np.bincount(source.blocks.of(ids), minlength=len(source.blocks.starts) - 1)
+            starts = np.cumsum([0, *counts[counts > 0]]).astype(np.int64)
+            self.blocks = Blocks(starts, source.blocks.held, source.blocks.dear)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def raw(self, index: int) -> bytes | Pixels:
+        return self.source.raw(int(self.ids[index]))
+
+    def read(self, index: int, most_pixels: int = MOST_PIXELS, *, told: list[Finding] | None = None) -> Pixels:
+        return self.source.read(int(self.ids[index]), most_pixels, told=told)
+
+    def title(self, index: int) -> str:
+        return self.source.title(int(self.ids[index]))
+
+    def soon(self, ids: NDArray[np.int64]) -> None:
+        self.source.soon(self.ids[ids])
+
+    def wait(self, ids: NDArray[np.int64], seconds: float) -> None:
+        self.source.wait(self.ids[ids], seconds)
+
+
+def held_out(source: Source) -> NDArray[np.bool_] | None:
+    """What a source's own split, or the one that is usual for it, keeps from training: (n,); None where it has no split."""
+    held = source.held_out
+    if held is None and source.labels is not None and source.labels.own_split:
+        held = source.labels.test
+    return held if held is not None and held.any() and not held.all() else None
+
+
+def kept_out(source: Source) -> NDArray[np.bool_]:
+    """What images.split=train keeps from training: (n,); its own held-out part, and what evaluation tests on besides.
+
+    The latter is a fifth of each class where the own part has no labels.
+    """
+    held = held_out(source)
+    kept = np.zeros(len(source), np.bool_) if held is None else held
+    return kept if source.labels is None else kept | source.labels.test
+
+
+def with_split(images: Images, source: Source) -> Images:
+    """Settings with `split` decided: train where the source brings a split of its own, else all. Raises UserError."""
+    own = held_out(source) is not None
+    chosen = images.split if images.split != "auto" else "train" if own else "all"
+    if chosen == "train" and not own and (source.labels is None or not source.labels.test.any()):
+        raise UserError(f"images.split=train: {source.name} has neither a split of its own nor labels to hold out by; set all")
+    return images.model_copy(update={"split": chosen})
+
+
+def training_part(source: Source, images: Images) -> Source:
+    """What a run with these settings is trained on: the source itself, or its TrainingPart where images.split is 'train'.
+
+    Settings from before there was a split, where it is still 'auto', saw all.
+    """
+    if images.split != "train":
+        return source
+    kept = kept_out(source)
+    return TrainingPart(source, np.flatnonzero(~kept)) if kept.any() else source
+
+
+def split_sentences(source: Source, images: Images) -> Sequence[str]:
+    """What images.split means for a source, with the counts: the first for the log, further ones as warnings."""
+    held, n, warnings = held_out(source), len(source), _of_apart(source)
+    by_fifths = source.labels is not None and not source.labels.own_split and bool(source.labels.test.any())
+    if images.split == "train":
+        count = len(training_part(source, images))
+        said = f"images.split=train: {count:,} of {n:,} images are trained on; {n - count:,} are held out, for evaluation"
+        return f"{said}{_of_both(source, held) if by_fifths and held is not None else ''}", *warnings
+    said = f"images.split=all: all {n:,} images are trained on"
+    if held is not None:
+        also = f"{held.sum():,} of them are held out by the set's own split: what is measured on them is no test"
+        fifth = "; nor is what is measured on a fifth of each class, which evaluate tests on" if by_fifths else ""
+        return said, f"{also}{fifth} (images.split=train keeps them out)", *warnings
+    also = "; a fifth of each class, which evaluate tests on, too (images.split=train keeps it out)" if by_fifths else ""
+    return f"{said}{also or '; no split is known of them'}", *warnings
+
+
+def _of_both(source: Source, held: NDArray[np.bool_]) -> str:
+    """How many are held out by a split whose held-out part has no labels to test on, and how many to test on."""
+    more = int((kept_out(source) & ~held).sum())
+    few = f"{held.sum():,} by the set's own split, of which no labels are there to test on"
+    return f": {few}, and {more:,} more, a fifth of each class, which evaluate tests on instead"
+
+
+def _of_apart(source: Source) -> tuple[str, ...]:
+    """What to say of labels that no probe uses."""
+    count = 0 if source.labels is None else source.labels.apart
+    said = f"{count:,} labelled image{'s' * (count != 1)} of the validation part {'is' if count == 1 else 'are'} used by no probe"
+    return (f"{said}, as there is a test part",) if count else ()

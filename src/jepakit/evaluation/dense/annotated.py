@@ -1,0 +1,125 @@
+"""Images with a label for each pixel, in ADE20K's layout.
+
+K classes, H, W rows and columns of pixels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from jepakit.core.errors import UserError, line_of
+from jepakit.core.progress import progress
+from jepakit.data.decoding.decode import SUFFIXES
+from jepakit.data.decoding.pixels import MOST_PIXELS, BadImageError
+from jepakit.data.opening import SECONDS
+from jepakit.data.threads import within
+
+IGNORED = -1
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and the image of its labels."""
+
+    image: Path
+    labels: Path
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """Images with a label for each pixel. pixels (K,): how many of each class the training set has."""
+
+    train: tuple[Pair, ...]
+    test: tuple[Pair, ...]
+    classes: int
+    pixels: NDArray[np.int64]
+    zero_is_other: bool
+
+    def labels(self, pair: Pair) -> NDArray[np.int32]:
+        """(H, W), classes from 0, IGNORED elsewhere."""
+        return read_labels(pair.labels, self.zero_is_other)
+
+
+def open_annotated(root: Path, zero_is_other: bool = True, limit: int | None = None) -> Annotated:
+    """root/images/{training,validation}/NAME.jpg and root/annotations/{training,validation}/NAME.png, as ADE20K.
+
+    There are as many classes as the largest label found says. zero_is_other: label 0 is 'other' and left out, 1 is the first
+    class (ADE20K's 150); else 0 is the first. Raises UserError where the layout, the pairs or the labels are wrong.
+    """
+    train, test = _pairs(root, "training"), _pairs(root, "validation")
+    if limit is not None:
+        train = [train[i] for i in np.unique(np.linspace(0, len(train) - 1, max(limit, 0)).astype(int))]
+    if len(train) < 5:
+        raise UserError(f"{root}: {len(train)} training images; give at least five, as a fifth chooses the learning rate")
+    counts = {}
+    for part, pairs in (("training", train), ("validation", test)):
+        found = np.zeros(0, np.int64)
+        for pair in counted(f"{part} labels", pairs):
+            labels = read_labels(pair.labels, zero_is_other)
+            new = np.bincount(labels[labels != IGNORED])
+            found = np.pad(found, (0, max(0, len(new) - len(found))))
+            found[: len(new)] += new
+        if not found.any():
+            raise UserError(f"{root}/annotations/{part}: no pixel has a class; 255 is never one, 0 is one if you say so")
+        counts[part] = found
+    classes = max(len(c) for c in counts.values())
+    pixels = np.pad(counts["training"], (0, classes - len(counts["training"])))
+    return Annotated(tuple(train), tuple(test), classes, pixels, zero_is_other)
+
+
+def read_labels(path: Path, zero_is_other: bool) -> NDArray[np.int32]:
+    """(H, W) classes from 0; IGNORED where the file has its largest value (255), or 0 if that is 'other'."""
+    labels = label_image(path)
+    shifted = labels.astype(np.int32) - int(zero_is_other)
+    shifted[labels == np.iinfo(labels.dtype).max] = IGNORED
+    return shifted
+
+
+def label_image(path: Path) -> NDArray[np.uint8 | np.uint16]:
+    """A PNG of labels, gray or palette, of 8 or 16 bits, as it is: (H, W). Raises UserError for any other."""
+    try:
+        return within(SECONDS, lambda: _labels_of(path))
+    except BadImageError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _labels_of(path: Path) -> NDArray[np.uint8 | np.uint16]:
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise UserError(f"{path}: more than {MOST_PIXELS:,} pixels: taken for a decompression bomb")
+            if image.mode not in ("1", "L", "P", "I;16"):
+                raise UserError(f"{path}: labels must be a PNG with one channel, this one is {image.mode}")
+            labels = np.array(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a PNG of labels: {line_of(error)}") from None
+    return labels.astype(np.uint16 if labels.dtype.itemsize > 1 else np.uint8)
+
+
+def counted(title: str, pairs: Sequence[Pair]) -> Iterator[Pair]:
+    """The pairs, one by one, with their number as progress."""
+    with progress(title, len(pairs)) as report:
+        for done, pair in enumerate(pairs, start=1):
+            yield pair
+            report(done)
+
+
+def _pairs(root: Path, part: str) -> list[Pair]:
+    folders = [root / kind / part for kind in ("images", "annotations")]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"no folder {folder}: give a root with images/ and annotations/, each with training/ and validation/")
+    images = {p.stem: p for p in sorted(folders[0].iterdir()) if p.suffix.lower() in SUFFIXES and p.name[0] != "."}
+    labels = {p.stem: p for p in sorted(folders[1].glob("*.png")) if p.name[0] != "."}
+    if not images:
+        raise UserError(f"no images in {folders[0]}")
+    alone = sorted(images.keys() ^ labels.keys())
+    if alone:
+        where, other = folders if alone[0] in images else folders[::-1]
+        counts = f"{len(images)} images, {len(labels)} label images"
+        raise UserError(f"{where} has '{alone[0]}' and {other} has not ({counts}): each image needs a PNG of its name")
+    return [Pair(images[stem], labels[stem]) for stem in sorted(images)]

@@ -1,0 +1,312 @@
+"""Linear segmentation: one linear map from frozen patch tokens to classes, scored by mean IoU.
+
+The choices: tokens are standardised by the training set's statistics (to which batch norm without affine tends) and mapped
+by one linear layer; logits are laid over the pixels bilinearly, as usual for linear segmentation. The loss is
+taken on labels of FINE x FINE to a patch, the score at each label image's own resolution. Images are resized whole to one
+size, without augmentation, so that tokens are computed once. The learning rate is chosen on a fifth of the training images.
+B images, h, w rows and columns of patches, D features, K classes, n images of a set.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from jepakit.core import rng
+from jepakit.core.device import lowered
+from jepakit.core.errors import UserError
+from jepakit.data.crops import channels_of, resize, stacked
+from jepakit.data.decoding.decode import read_image
+from jepakit.data.decoding.pixels import BadImageError, Pixels
+from jepakit.data.opening import SECONDS
+from jepakit.data.threads import within
+from jepakit.evaluation.compare import exact
+from jepakit.evaluation.dense.annotated import IGNORED, Annotated, Pair, counted, open_annotated
+from jepakit.evaluation.dense.annotated import label_image as label_image  # for davis
+from jepakit.model.encoder import Encoder
+from jepakit.model.vit import patchify
+
+FINE = 4  # training labels on a side of a patch: 4 pixels of a patch of 16, the resolution at which UPerNet's logits are made
+BATCH = 16
+LRS = (1e-3, 3e-3, 1e-2)
+RESAMPLES = 1000
+Counts = NDArray[np.int64]
+
+
+def confusion(predicted: NDArray[Any], truth: NDArray[Any], classes: int, ignore: int = IGNORED) -> Counts:
+    """Pixels by (truth, prediction): two arrays of one shape, classes 0..K-1 -> (K, K). Truth `ignore` is left out."""
+    known = truth != ignore
+    t, p = truth[known].astype(np.int64), predicted[known].astype(np.int64)
+    if t.size and (min(t.min(), p.min()) < 0 or max(t.max(), p.max()) >= classes):
+        raise ValueError(f"labels must be 0..{classes - 1}, or {ignore} in the truth")
+    return np.bincount(t * classes + p, minlength=classes * classes).reshape(classes, classes)
+
+
+def iou(confusion: Counts) -> NDArray[np.float64]:
+    """Intersection over union of each class (K,); NaN where no pixel has it, in truth or prediction."""
+    return _iou(_counts(confusion))
+
+
+def miou(confusion: Counts) -> float:
+    """Mean IoU over the classes that occur in truth or prediction, as mmsegmentation's; NaN without a pixel."""
+    return _mean_iou(_counts(confusion))
+
+
+def pixel_accuracy(confusion: Counts) -> float:
+    """Share of the pixels that have a label and are predicted right."""
+    return float(np.trace(confusion) / confusion.sum())
+
+
+def segmentation(
+    encoders: Mapping[str, Encoder],
+    root: Path,
+    size: int | None = None,
+    *,
+    epochs: int = 10,
+    lrs: Sequence[float] = LRS,
+    zero_is_other: bool = True,
+    limit: int | None = None,
+    precision: torch.dtype = torch.float32,
+    seed: int = 0,
+    seconds: float = SECONDS,
+) -> list[dict[str, Any]]:
+    """Linear heads on frozen tokens of each encoder, of raw pixels, and the majority class: a row each.
+
+    root: ADE20K's layout (`open_annotated`). size: side of the square that images are resized to, default the encoder's own
+    size. limit: train on so many images, evenly spread, as the tokens of all are held in memory (float16).
+    Rows {"name", "miou", "low", "high", "pixel_accuracy", "per_class": IoU of each class or None where it does not occur}
+    and the "lr" chosen; low and high bound the 95 % bootstrap interval of mean IoU over test images;
+    where all are alike, that of as many right-or-wrongs.
+    Raises UserError for a folder of another shape, unreadable files, labels without a class, too little memory.
+    """
+    labelled = open_annotated(Path(root), zero_is_other, limit)
+    rows = []
+    first = next(iter(encoders.values()))
+    kinds = {name: Tokens(e, precision, seconds=seconds) for name, e in encoders.items()} | {
+        "raw pixels": Tokens(first, raw=True, seconds=seconds)
+    }
+    for name, tokens in kinds.items():
+        shape = _shape(tokens, size)
+        cache = _cached(name, tokens, labelled, shape)
+        head, lr = _trained(cache, labelled.classes, tuple(lrs), epochs, seed, tokens.device)
+        del cache
+        found = (_one(head, tokens, pair, labelled, shape) for pair in counted(f"{name}: test", labelled.test))
+        rows.append({**_row(name, found, seed), "lr": lr})
+    most = int(labelled.pixels.argmax())
+    found = (confusion(np.full_like(t, most), t, labelled.classes) for t in map(labelled.labels, labelled.test))
+    return [*rows, _row("majority class", found, seed)]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Images to frozen patch tokens: an encoder's, or (raw) each patch's own pixels as that encoder would see them."""
+
+    encoder: Encoder
+    precision: torch.dtype = torch.float32
+    raw: bool = False
+    seconds: float = SECONDS
+
+    @property
+    def patch(self) -> int:
+        return self.encoder.vit.config.patch_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.device
+
+    def read(self, path: Path) -> Pixels:
+        """(H, W, C) with the encoder's channels. Raises UserError."""
+        try:
+            return channels_of(within(self.seconds, lambda: read_image(path)), self.encoder.images)
+        except BadImageError as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images as they come (B, C, H, W), H and W multiples of the patch -> (B, h, w, D), without gradient."""
+        with torch.no_grad(), lowered(self.device, self.precision):
+            pixels = self.encoder.normalise(images.to(self.device))
+            tokens = patchify(pixels, self.patch) if self.raw else self.encoder(pixels)
+        rows, columns = (side // self.patch for side in images.shape[2:])
+        return tokens.reshape(len(images), rows, columns, -1)
+
+
+def resamples(n: int, seed: int) -> NDArray[np.float64]:
+    """How often each of n units is drawn in each bootstrap sample: (RESAMPLES, n)."""
+    generator = np.random.Generator(np.random.Philox(key=int(rng.keys(seed, "bootstrap")[0])))
+    return generator.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(np.float64)
+
+
+class Head(nn.Module):
+    """Standardise, one linear map, bilinear to any size: tokens (B, h, w, D) -> logits (B, K, H, W)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.linear = nn.Linear(len(mean), classes)
+        nn.init.zeros_(self.linear.weight)  # the loss is convex: nothing to break, and no seed to matter
+        nn.init.zeros_(self.linear.bias)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """(B, K, h, w)."""
+        return self.linear((tokens.float() - self.mean) / self.std).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+    def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(self.logits(tokens), size, mode="bilinear")
+
+    def predict(self, tokens: Tensor, size: tuple[int, int], at_once: int = 16) -> Tensor:
+        """The largest logit's class, (B, H, W), a few classes at a time: large images have many pixels."""
+        best = torch.full((len(tokens), *size), float("-inf"), device=tokens.device)
+        where = torch.zeros_like(best, dtype=torch.int64)
+        for first, part in enumerate(self.logits(tokens).split(at_once, dim=1)):
+            value, index = F.interpolate(part, size, mode="bilinear").max(1)
+            where = torch.where(value > best, index + first * at_once, where)
+            best = torch.maximum(best, value)
+        return where
+
+
+@dataclass(frozen=True)
+class _Cache:
+    tokens: Tensor  # (n, h, w, D) float16
+    labels: Tensor  # (n, FINE h, FINE w) int32
+
+
+def _shape(tokens: Tokens, size: int | None) -> tuple[int, int]:
+    height, width = tokens.encoder.images.height_width if size is None else (size, size)
+    if min(height, width) < tokens.patch or height % tokens.patch or width % tokens.patch:
+        raise UserError(f"size {height}x{width} is no multiple of the patch size {tokens.patch}; give one that is")
+    return height, width
+
+
+def _read(pair: Pair, labelled: Annotated, tokens: Tokens, shape: tuple[int, int]) -> tuple[Tensor, NDArray[np.int32]]:
+    """An image at the shape, and its labels at their own size."""
+    pixels, labels = tokens.read(pair.image), labelled.labels(pair)
+    if pixels.shape[:2] != labels.shape:
+        sizes = " and ".join(f"{h}x{w}" for h, w in (pixels.shape[:2], labels.shape))
+        raise UserError(f"{pair.image} and its labels {pair.labels} differ in size: {sizes}")
+    return resize(pixels, *shape), labels
+
+
+def _cached(name: str, function: Tokens, labelled: Annotated, shape: tuple[int, int]) -> _Cache:
+    n, h, w = len(labelled.train), shape[0] // function.patch, shape[1] // function.patch
+    labels = torch.empty(n, FINE * h, FINE * w, dtype=torch.int32)
+    tokens = torch.empty(0)
+    batch: list[Tensor] = []
+    for i, pair in enumerate(counted(f"{name}: tokens", labelled.train)):
+        image, truth = _read(pair, labelled, function, shape)
+        batch.append(image)
+        labels[i] = F.interpolate(torch.from_numpy(truth)[None, None].float(), labels.shape[1:], mode="nearest-exact")[0, 0].int()
+        if len(batch) == BATCH or i + 1 == n:
+            part = function(stacked(batch))
+            tokens = tokens if i >= BATCH else torch.empty(_affordable(n, h, w, part.shape[-1]), dtype=torch.float16)
+            tokens[i + 1 - len(batch) : i + 1] = part.cpu()
+            batch = []
+    return _Cache(tokens, labels)
+
+
+def _affordable(*shape: int) -> tuple[int, ...]:
+    """The shape, if memory holds it in float16. Raises UserError."""
+    needed, have = 2 * int(np.prod(shape)), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > 0.8 * have:
+        few = int(0.8 * have / needed * shape[0])
+        raise UserError(
+            f"the tokens of {shape[0]} images take {needed / 1e9:.0f} GB of memory; give a smaller size or limit={few}"
+        )
+    return shape
+
+
+def _trained(
+    cache: _Cache, classes: int, lrs: tuple[float, ...], epochs: int, seed: int, device: torch.device
+) -> tuple[Head, float]:
+    """A head on all of the cache, with the lr that has the best mean IoU on a fifth when trained on the others."""
+    everything = torch.arange(len(cache.tokens))
+    held = everything % 5 == 4
+    scores = []
+    for lr in lrs if len(lrs) > 1 else ():
+        head = _fit(cache, everything[~held], classes, lr, epochs, seed, device)
+        with torch.no_grad():
+            size = (cache.labels.shape[1], cache.labels.shape[2])
+            found = np.zeros((classes, classes), np.int64)
+            for rows in everything[held].split(BATCH):
+                predicted = head.predict(cache.tokens[rows].to(device), size).cpu().numpy()
+                found += confusion(predicted, cache.labels[rows].numpy(), classes)
+        scores.append(miou(found) if found.any() else 0.0)
+    lr = lrs[int(np.argmax(scores))] if scores else lrs[0]
+    return _fit(cache, everything, classes, lr, epochs, seed, device), lr
+
+
+def _fit(cache: _Cache, images: Tensor, classes: int, lr: float, epochs: int, seed: int, device: torch.device) -> Head:
+    """AdamW, cross-entropy over the labelled pixels of a batch, lr on a cosine to 0."""
+    head = Head(*_statistics(cache.tokens, images), classes).to(device)
+    steps = epochs * -(-len(images) // BATCH)
+    optimiser = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    size = (cache.labels.shape[1], cache.labels.shape[2])
+    for epoch in range(epochs):
+        order = torch.from_numpy(rng.permutation(seed, "segmentation", epoch, len(images)).copy())
+        for rows in images[order].split(BATCH):
+            labels = cache.labels[rows].to(device).long()
+            total = F.cross_entropy(head(cache.tokens[rows].to(device), size), labels, ignore_index=IGNORED, reduction="sum")
+            loss = total / (labels != IGNORED).sum().clamp(min=1)  # a batch may have no label at all
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    return head
+
+
+def _statistics(tokens: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (D,) of all tokens of some images."""
+    total = torch.zeros(2, tokens.shape[-1], dtype=torch.float64)
+    for rows in images.split(BATCH):
+        x = tokens[rows].flatten(0, 2).double()
+        total += torch.stack([x.sum(0), x.square().sum(0)])
+    mean, square = total / (len(images) * tokens.shape[1] * tokens.shape[2])
+    return mean.float(), (square - mean.square()).clamp(min=0).sqrt().clamp(min=1e-6).float()
+
+
+def _one(head: Head, tokens: Tokens, pair: Pair, labelled: Annotated, shape: tuple[int, int]) -> Counts:
+    image, truth = _read(pair, labelled, tokens, shape)
+    with torch.no_grad():
+        predicted = head.predict(tokens(image[None]), (truth.shape[0], truth.shape[1]))[0]
+    return confusion(predicted.cpu().numpy(), truth, labelled.classes)
+
+
+def _counts(confusion: Counts) -> Counts:
+    """What IoU needs, (3, K): pixels of each class that are right, that the truth has, that the prediction has."""
+    return np.stack([np.diagonal(confusion), confusion.sum(1), confusion.sum(0)])
+
+
+def _iou(counts: NDArray[Any]) -> NDArray[np.float64]:
+    right, truth, predicted = counts
+    union = truth + predicted - right
+    return np.where(union > 0, right / np.maximum(union, 1), np.nan)
+
+
+def _mean_iou(counts: NDArray[Any]) -> float:
+    values = _iou(counts)
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+
+
+def _row(name: str, found: Iterable[Counts], seed: int) -> dict[str, Any]:
+    """The scores of the summed confusion matrices of test images."""
+    total, parts = np.zeros((1, 1), np.int64), []
+    for one in found:
+        total = total + one
+        parts.append(_counts(one).ravel())
+    drawn = (resamples(len(parts), seed) @ np.stack(parts)).reshape(RESAMPLES, 3, -1)
+    low, high = np.nanquantile([_mean_iou(c) for c in drawn], (0.025, 0.975))
+    if low == high:  # a single image, or all alike
+        low, high = exact(miou(total), len(parts))
+    scores = {"miou": miou(total), "low": float(low), "high": float(high), "pixel_accuracy": pixel_accuracy(total)}
+    return {"name": name, **scores, "per_class": [None if np.isnan(v) else float(v) for v in iou(total)]}

@@ -1,0 +1,330 @@
+"""End-to-end fine-tuning with MAE's recipe (arXiv 2111.06377, table 9): the encoder learns too, slower the deeper it lies.
+
+Random resized crops, flips, mixup, cutmix, label smoothing, drop path, layer decay; mean over patch tokens, layer norm,
+linear head. The recipe's RandAugment and random erasing are left out, as they would take a library of augmentations, so
+published numbers are out of reach by what they bring. Everything random is a function of (seed, step or epoch, sample).
+
+B images of a batch, S packed tokens, D width, L blocks, K classes.
+"""
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from jepakit.core import rng
+from jepakit.core.device import lowered
+from jepakit.core.errors import UserError, plain
+from jepakit.core.progress import progress
+from jepakit.core.settings import Settings
+from jepakit.data.crops import Crops, Images, flips, resize, stacked
+from jepakit.data.decoding.pixels import BadImageError
+from jepakit.data.samples import ahead, read_each
+from jepakit.data.sources import Source
+from jepakit.evaluation.features import pixels_of, seen
+from jepakit.model.encoder import Encoder
+from jepakit.model.layout import Layout
+from jepakit.model.vit import NORM_EPS, Block
+
+Rows = NDArray[np.int64]
+Box = tuple[int, int, int, int]  # top, bottom, left, right
+TEST_BATCH = 128
+
+
+class FineTuning(Settings):
+    """The recipe; the defaults are MAE's for ViT-B.
+
+    I-JEPA's on 1 % of ImageNet (arXiv 2301.08243, appendix A.2, ViT-L/16; ViT-H/14 has weight_decay=0.4), without mixup,
+    cutmix and drop path, is typed as: finetune.epochs=50 finetune.batch_size=512 finetune.base_lr=1.5e-5
+    finetune.layer_decay=0.75 finetune.weight_decay=0.05 finetune.drop_path=0 finetune.mixup=0 finetune.cutmix=0 (its rate 3e-5
+    read as that of 512 images; its warm-up is not told, so MAE's stays).
+    """
+
+    epochs: int = Field(100, ge=1, description="passes over the training samples")
+    batch_size: int = Field(1024, ge=1, description="images a step, about; all of them where there are fewer")
+    base_lr: float = Field(5e-4, gt=0, description="learning rate of 256 images: the rate is base_lr * images a step / 256")
+    min_lr: float = Field(1e-6, ge=0, description="learning rate at the end")
+    warmup_epochs: float = Field(5, ge=0, description="passes over which the learning rate rises")
+    layer_decay: float = Field(0.65, gt=0, le=1, description="each block's rate over the next one's")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW's, of matrices")
+    drop_path: float = Field(0.1, ge=0, lt=1, description="chance that the last block's branches are left out")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the label spread over all classes")
+    mixup: float = Field(0.8, ge=0, description="of the Beta law that lambda is drawn from; 0: none")
+    cutmix: float = Field(1.0, ge=0, description="the same")
+    switch: float = Field(0.5, ge=0, le=1, description="how often cutmix where both are on")
+    head_std: float = Field(2e-5, ge=0, description="deviation of the head's first weights: as good as none (MAE's code)")
+    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of a training crop over the image's")
+    flip: bool = Field(True, description="mirror half of the training images")
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> "FineTuning":
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs: {self.warmup_epochs:g} of {self.epochs} epochs leave none to learn in")
+        return self
+
+
+# MAE's by size of the encoder.
+MAE = {
+    "base": FineTuning(),
+    "large": FineTuning(epochs=50, base_lr=1e-3, layer_decay=0.75, drop_path=0.2),
+    "huge": FineTuning(epochs=50, base_lr=1e-3, layer_decay=0.75, drop_path=0.3),
+}
+
+
+def recipe_for(width: int, depth: int) -> FineTuning:
+    """MAE's recipe for an encoder of a shape: the base's up to ViT-B's width, then the large's, then the huge's.
+
+    By width alone, in which ViT-S, B, L, H and g differ; depth does not tell them apart any better.
+    """
+    return MAE["base" if width <= 768 else "large" if width <= 1024 else "huge"]
+
+
+def layer_scales(depth: int, decay: float) -> list[float]:
+    """Factors of the learning rate, of patch embedding (0), blocks (1 to L) and head (L + 1, factor 1) (BEiT, MAE)."""
+    return [decay ** (depth + 1 - layer) for layer in range(depth + 2)]
+
+
+def parameter_groups(model: nn.Module, depth: int, decay: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for AdamW: "params", "scale" of the rate, "weight_decay". Biases and other vectors do not decay.
+
+    A parameter's layer is told by its name: patch_embed, blocks.i, and all else is the head's.
+    """
+    scales = layer_scales(depth, decay)
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        layer = depth + 1
+        if "blocks" in parts:
+            layer = int(parts[parts.index("blocks") + 1]) + 1
+        elif "patch_embed" in parts:
+            layer = 0
+        groups.setdefault((layer, parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": found, "scale": scales[layer], "weight_decay": weight_decay * decays}
+        for (layer, decays), found in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def steps_an_epoch(n: int, settings: FineTuning) -> int:
+    """Batches of nearly one size that n images make: as many as bring that size nearest to the one that is set."""
+    return max(1, round(n / settings.batch_size))
+
+
+def peak_rate(n: int, settings: FineTuning) -> float:
+    """The highest learning rate on n images: base_lr times images a step over 256 (arXiv 1706.02677), as these truly are."""
+    return settings.base_lr * n / steps_an_epoch(n, settings) / 256
+
+
+def rate(epoch: float, top: float, settings: FineTuning) -> float:
+    """The learning rate at a (broken) number of epochs: linear from 0 to `top`, then half a cosine (MAE)."""
+    s = settings
+    if epoch < s.warmup_epochs:
+        return top * epoch / s.warmup_epochs
+    gone = (epoch - s.warmup_epochs) / (s.epochs - s.warmup_epochs)
+    return s.min_lr + (top - s.min_lr) * 0.5 * (1 + math.cos(math.pi * gone))
+
+
+def drop_rates(depth: int, most: float) -> list[float]:
+    """Drop path's rate of each block, from 0 in the first to `most` in the last (arXiv 1603.09382)."""
+    return [most * i / max(1, depth - 1) for i in range(depth)]
+
+
+def drop_path(branch: Tensor, rate: float, chance: Tensor) -> Tensor:
+    """A residual branch (S, D) without the rows whose `chance` (S,) in [0, 1) is below the rate, the others made up for it."""
+    if rate == 0:
+        return branch
+    kept = (chance >= rate).to(branch.dtype) / (1 - rate)
+    return branch * kept[:, None]
+
+
+def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
+    """Labels (B,) -> targets (B, K): 1 - smoothing on the label, and smoothing spread over all classes."""
+    return F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+
+
+def mixup(images: Tensor, targets: Tensor, lam: float) -> tuple[Tensor, Tensor]:
+    """Each image (B, C, H, W) and target (B, K) mixed with that of the reversed batch, lam to 1 - lam (arXiv 1710.09412)."""
+    return lam * images + (1 - lam) * images.flip(0), lam * targets + (1 - lam) * targets.flip(0)
+
+
+def cutmix_box(height: int, width: int, lam: float, centre: tuple[float, float]) -> Box:
+    """The box of area 1 - lam and the image's aspect around a centre in [0, 1)², cut off at the edges (arXiv 1905.04899)."""
+    side = math.sqrt(1 - lam)
+    ends = []
+    for size, place in zip((height, width), centre, strict=True):
+        middle, half = int(place * size), int(size * side) // 2
+        ends += [max(0, middle - half), min(size, middle + half)]
+    return ends[0], ends[1], ends[2], ends[3]
+
+
+def cutmix(images: Tensor, targets: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+    """The box of each image (B, C, H, W) from the reversed batch; targets (B, K) mixed by the areas that came of it."""
+    top, bottom, left, right = box
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
+    lam = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
+    return mixed, lam * targets + (1 - lam) * targets.flip(0)
+
+
+def mixed(images: Tensor, targets: Tensor, settings: FineTuning, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """Mixup or cutmix of a batch, whichever this step draws of those that are on."""
+    if not settings.mixup and not settings.cutmix:
+        return images, targets
+    draw = np.random.Generator(np.random.Philox(key=int(rng.keys(seed, "mixup", step)[0])))
+    cut = bool(settings.cutmix) and (not settings.mixup or draw.random() < settings.switch)
+    alpha = settings.cutmix if cut else settings.mixup
+    lam = float(draw.beta(alpha, alpha))
+    if not cut:
+        return mixup(images, targets, lam)
+    return cutmix(images, targets, cutmix_box(images.shape[2], images.shape[3], lam, (draw.random(), draw.random())))
+
+
+class DropPathBlock(nn.Module):
+    """A block whose two branches are dropped for some images: `chance` (2, B) says for which; none while it is None."""
+
+    def __init__(self, block: Block, rate: float) -> None:
+        super().__init__()
+        self.block, self.rate = block, rate
+        self.chance: Tensor | None = None
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        if self.chance is None:
+            return self.block(x, layout)  # type: ignore[no-any-return]
+        attn, mlp = (layout.fill(of.repeat_interleave(layout.used // len(of))) for of in self.chance)  # images of one length
+        x = x + drop_path(self.block.attn(self.block.norm1(x), layout), self.rate, attn)
+        return x + drop_path(self.block.mlp(self.block.norm2(x)), self.rate, mlp)
+
+
+class Classifier(nn.Module):
+    """A copy of an encoder, without its last norm: mean over patch tokens, layer norm, linear head (MAE's global pool)."""
+
+    def __init__(self, encoder: Encoder, classes: int, settings: FineTuning, seed: int) -> None:
+        super().__init__()
+        self.encoder = deepcopy(encoder).requires_grad_(True)
+        vit = self.encoder.vit
+        self.depth = len(vit.blocks)
+        drop = drop_rates(self.depth, settings.drop_path)
+        vit.blocks = nn.ModuleList(DropPathBlock(block, p) for block, p in zip(vit.blocks, drop, strict=True))  # type: ignore[arg-type]
+        vit.norm = nn.Identity()  # type: ignore[assignment]
+        with torch.random.fork_rng(devices=[]):  # a new layer draws weights from the global state, though others follow
+            self.norm, self.head = nn.LayerNorm(encoder.width, eps=NORM_EPS), nn.Linear(encoder.width, classes)
+        generator = torch.Generator().manual_seed(rng.torch_seed(seed, "fine-tuning head"))
+        nn.init.trunc_normal_(self.head.weight, std=settings.head_std, generator=generator)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor, chance: Tensor | None = None) -> Tensor:
+        """Normalised images (B, C, H, W) -> scores (B, K); chance (L, 2, B) in [0, 1) drops paths."""
+        for i, block in enumerate(self.encoder.vit.blocks):
+            block.chance = None if chance is None else chance[i]  # type: ignore[assignment]
+        return self.head(self.norm(self.encoder.embed(images)))  # type: ignore[no-any-return]
+
+
+def finetune(
+    encoder: Encoder,
+    source: Source,
+    train_rows: Rows,
+    test_rows: Rows,
+    labels: Rows,
+    classes: int,
+    settings: FineTuning | None = None,
+    seed: int = 0,
+    precision: torch.dtype = torch.float32,
+    seconds: float = 60.0,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Predicted labels (m,) int64 of test_rows (m,) of a source, from train_rows (n,) and labels (len(source),) < K.
+
+    A copy of the encoder learns, on its device; the one given keeps its weights, and its conditioning is that of inference.
+    Test images are seen as in all of evaluation, whole or their largest centre crop. Where the label speaks of the whole
+    image, training images are not cropped either (mixup and cutmix are the settings' matter). With the prediction come the
+    settings, the highest learning rate and the last loss. Raises UserError where the loss is not finite and for an image of
+    other bands than the encoder's, and for one that cannot be read, or not within so many `seconds`.
+    """
+    settings = settings or FineTuning()
+    model = Classifier(encoder, classes, settings, seed).to(encoder.device)
+    view = _View(source, encoder.images, source.labels is not None and source.labels.whole, settings, seed, seconds)
+    with lowered(encoder.device, precision):
+        loss = _fit(model, view, train_rows, torch.as_tensor(labels), settings, seed)
+        predicted = _predict(model, view, test_rows)
+    return predicted, {"lr": peak_rate(len(train_rows), settings), "loss": loss, **settings.model_dump(mode="json")}
+
+
+def _fit(model: Classifier, view: "_View", rows: Rows, labels: Tensor, settings: FineTuning, seed: int) -> float:
+    """Train; the last loss."""
+    device = model.head.weight.device
+    groups = parameter_groups(model, model.depth, settings.layer_decay, settings.weight_decay)
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
+    parts, top = steps_an_epoch(len(rows), settings), peak_rate(len(rows), settings)
+    steps = settings.epochs * parts
+
+    def batch(step: int) -> Rows:
+        order = rng.permutation(seed, "fine-tuning", step // parts, len(rows))
+        return rows[np.array_split(order, parts)[step % parts]]
+
+    seen = ahead(view.of(batch(step), step // parts) for step in range(steps))
+    with progress("fine-tuning", steps) as report:
+        for step, (ids, images) in enumerate(seen):
+            for group in adamw.param_groups:
+                group["lr"] = rate(step / parts, top, settings) * group["scale"]
+            targets = smoothed(labels[torch.from_numpy(ids)].to(device), len(model.head.bias), settings.label_smoothing)
+            x, targets = mixed(model.encoder.normalise(images.to(device)), targets, settings, seed, step)
+            loss = F.cross_entropy(model(x, _chances(model.depth, ids, seed, step).to(device)), targets)
+            if not torch.isfinite(loss):
+                raise UserError(f"fine-tuning: the loss is {loss.item()} at step {step}: give a smaller base_lr")
+            adamw.zero_grad()
+            loss.backward()
+            adamw.step()
+            report(step + 1, f"loss {loss.item():.3f}")
+    return loss.item()
+
+
+@torch.no_grad()
+def _predict(model: Classifier, view: "_View", rows: Rows) -> Tensor:
+    device, parts = model.head.weight.device, np.array_split(rows, -(-len(rows) // TEST_BATCH))
+    seen = ahead(view.of(part, None) for part in parts)
+    return torch.cat([model(model.encoder.normalise(images.to(device))).argmax(1).cpu() for _, images in seen])
+
+
+def _chances(depth: int, ids: Rows, seed: int, step: int) -> Tensor:
+    """(L, 2, B) in [0, 1): what each image draws at each branch of each block."""
+    chance = rng.uniform(rng.keys(seed, "drop path", step, ids), 2 * depth)
+    return torch.from_numpy(chance).float().T.reshape(depth, 2, len(ids))
+
+
+@dataclass(frozen=True)
+class _View:
+    """What is shown of a sample: in an epoch a random crop, flipped or not; in a test (None) always the same."""
+
+    source: Source
+    images: Images
+    whole: bool
+    settings: FineTuning
+    seed: int
+    seconds: float = 60.0
+
+    def of(self, rows: Rows, epoch: int | None) -> tuple[Rows, Tensor]:
+        """Rows and their images (B, C, H, W). Raises UserError for one that cannot be read."""
+        images: list[Tensor] = []
+        found = read_each(self.source, rows, lambda row: self(row, epoch), seconds=self.seconds)
+        for row, image in zip(rows.tolist(), found, strict=True):
+            if isinstance(image, BadImageError):
+                raise UserError(f"fine-tuning: {plain(self.source.title(row))} cannot be read: {plain(str(image))}; mend it")
+            images.append(image)
+        return rows, stacked(images)
+
+    def __call__(self, row: int, epoch: int | None) -> Tensor:
+        """(C, H, W). Raises BadImageError, and UserError for other bands than the encoder's."""
+        pixels = pixels_of(self.source, row, self.images)
+        if epoch is None:
+            return seen(pixels, self.images, self.whole)
+        if not self.whole:
+            law = self.images.model_copy(update={"crop_scale": self.settings.crop_scale})
+            pixels = Crops.draw(law, np.array([row]), self.seed, epoch).cut(0, pixels)
+        image = resize(pixels, *self.images.height_width)
+        return image.flip(2) if self.settings.flip and flips(self.seed, epoch, np.array([row]))[0] else image

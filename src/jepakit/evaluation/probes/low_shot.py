@@ -1,0 +1,145 @@
+"""Low-shot probing: logistic regression on frozen features of a few labelled images (I-JEPA's "1 %", appendix A.2).
+
+A setting is fixed, not chosen: there are no samples to choose it on. Its value is that of the linear 1 % probe of StoP
+(arXiv 2308.00566), which re-evaluates I-JEPA. Its code standardises the test images by their own mean and deviation, which
+tells the probe something of the test set: here they go by the training images'. The PCA that it rotates features by is left
+out: an L2 penalty does not see it. n training samples, m test samples, D features, K classes.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from jepakit.core import rng
+from jepakit.core.errors import UserError
+from jepakit.core.files import local
+from jepakit.evaluation.probes.logistic import predictions, standardised
+
+log = logging.getLogger("jepakit")
+Rows = NDArray[np.int64]
+
+# The paper's code minimises  1/n sum loss + λ/2 |w|²  with λ = .0025 / n; scikit-learn  C sum loss + 1/2 |w|².
+# Divided by C n the second is the first with λ = 1 / (C n), so C = 1 / (λ n) = 1 / .0025, whatever n.
+STRENGTH = 1 / 0.0025
+STEPS, TOLERANCE = 300, 1e-6  # of L-BFGS: the usual ones would end before so weak a penalty is felt
+
+
+@dataclass(frozen=True)
+class LowShot:
+    """Accuracy over draws of training images: its mean, the 95 % t-interval of that mean, and each draw's.
+
+    One draw has no interval over draws (low and high are None): take one over test images, from `correct`.
+    correct (m,) float64: in which share of the draws a test sample was right, for tests that pair it with another encoder's.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    accuracies: tuple[float, ...]
+    correct: Tensor
+    n_train: int
+
+
+def low_shot(
+    train: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    *,
+    shots: int | None = None,
+    share: float | None = 0.01,
+    rows: Rows | None = None,
+    draws: int = 5,
+    seed: int = 0,
+) -> LowShot:
+    """Accuracy on test (m, D) with test_labels (m,) of probes that saw a few of train (n, D) with labels (n,).
+
+    They saw the given rows (one draw), else `shots` of each class, else `share` of each class and one at least.
+    Raises UserError where a class has too few samples, or the counts make no sense.
+    """
+    y, truth = labels.cpu().numpy(), test_labels.cpu().numpy()
+    chosen = [] if rows is None else [rows]
+    if rows is None:
+        chosen = [drawn(y, shots=shots, share=share, seed=seed, draw=draw) for draw in range(draws)]
+    if not chosen or not len(chosen[0]):
+        raise UserError("low-shot probing has no draw or no training image: give at least one of each")
+    right = np.stack([_predicted(train[torch.from_numpy(r)], y[r], test) == truth for r in chosen])
+    accuracies = right.mean(1)
+    low, high = interval(accuracies)
+    of_each = torch.from_numpy(right.mean(0))
+    return LowShot(float(accuracies.mean()), low, high, tuple(map(float, accuracies)), of_each, len(chosen[0]))
+
+
+def drawn(labels: Rows, *, shots: int | None, share: float | None, seed: int, draw: int) -> Rows:
+    """Rows of a draw, ascending: a function of (seed, draw), and those of fewer shots are among those of more.
+
+    Raises UserError as `low_shot`.
+    """
+    values, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    if shots is not None:
+        if shots < 1:
+            raise UserError(f"low-shot probing of {shots} images a class: give at least 1")
+        if counts.min() < shots:
+            least = int(counts.argmin())
+            raise UserError(f"class {values[least]} has {counts[least]} training images, not {shots}: ask for fewer shots")
+        wanted = np.full(len(values), shots)
+    elif share is not None and 0 < share <= 1:
+        wanted = np.maximum(1, np.floor(share * counts + 0.5).astype(np.int64))
+    else:
+        raise UserError(f"low-shot probing of a share {share} of the images: give more than 0 and at most 1, or shots")
+    chance = rng.uniform(rng.keys(seed, "low-shot", draw, np.arange(len(labels))), 1)[:, 0]
+    order = np.lexsort((chance, index))
+    place = np.arange(len(labels)) - (np.cumsum(counts) - counts)[index[order]]  # within the class, in random order
+    return np.sort(order[place < wanted[index[order]]])
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
+    """95 % t-interval of the mean of independent values; none of fewer than two."""
+    if len(values) < 2:
+        return None, None
+    mean, half = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return float(mean - half), float(mean + half)
+
+
+def names_in(list_file: str | Path, titles: Sequence[str]) -> Rows:
+    """Rows of `titles` (paths below a data folder) that a text file names, one a line: SimCLR's 1percent.txt, for one.
+
+    A line is a whole title or its last part. Lines that name nothing are counted in a warning. Raises UserError where the
+    file cannot be read, no line names an image, or a line names several.
+    """
+    try:
+        lines = local(list_file).read_text(errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read the list {list_file}: {error.strerror}; give a text file of image names") from None
+    whole: dict[str, set[int]] = defaultdict(set)
+    last: dict[str, set[int]] = defaultdict(set)
+    for row, title in enumerate(titles):
+        whole[title].add(row)
+        last[PurePosixPath(title).name].add(row)
+    rows_of = {**last, **whole}
+    names = [line.strip() for line in lines if line.strip()]
+    found = [rows_of[name] for name in names if name in rows_of]
+    if not found:
+        example = f"it has '{names[0]}', they are called '{titles[0]}'" if names and titles else "one of the two is empty"
+        raise UserError(f"{list_file} names none of the training images ({example}): give the list of this data set")
+    several = next((name for name in names if len(rows_of.get(name, ())) > 1), None)
+    if several is not None:
+        raise UserError(f"{list_file}: '{several}' names several images; give their paths below the data folder")
+    if len(found) < len(names):
+        log.warning("%s: %d of its %d names are not among the training images", list_file, len(names) - len(found), len(names))
+    return np.array(sorted(set().union(*found)), np.int64)
+
+
+def _predicted(x: Tensor, y: Rows, test: Tensor) -> Rows:
+    seen, asked = standardised(x.double(), test)  # float32 is too coarse for so weak a penalty
+    # Of two classes scikit-learn fits one vector w, where the paper's softmax has w/2 and -w/2, of half the squared norm.
+    strength = 2 * STRENGTH if len(np.unique(y)) == 2 else STRENGTH
+    return predictions(seen.numpy(), y, asked.numpy(), strength, steps=STEPS, tolerance=TOLERANCE)

@@ -1,0 +1,137 @@
+"""The probes on frozen features, each a few lines here and its idea in the file named after it.
+
+n training samples, m test samples, D features, T patch tokens, K classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from jepakit.core.settings import Settings
+from jepakit.evaluation.features import Frozen
+from jepakit.evaluation.probes.attentive import attentive
+from jepakit.evaluation.probes.finetune import FineTuning
+from jepakit.evaluation.probes.knn import knn
+from jepakit.evaluation.probes.linear_probe import TRANSFER, TRANSFER_CLEVR, Linear, linear
+from jepakit.evaluation.probes.logistic import logistic
+from jepakit.evaluation.probes.low_shot import low_shot, names_in
+from jepakit.evaluation.probes.spectrum import LiDAR, RankMe
+
+
+class KNN(Settings):
+    k: int = Field(20, ge=1, description="neighbours")
+    temperature: float = Field(0.07, gt=0, description="votes weigh exp(cosine / temperature)")
+
+
+class Attentive(Settings):
+    heads: int | None = Field(None, ge=1, description="attention heads; none: one for 64 features")
+    epochs: int = Field(20, ge=1, description="passes over the training samples")
+    batch: int = Field(256, ge=1, description="images a step")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's")
+
+
+class FewShots(Settings):
+    shots: int | None = Field(None, ge=1, description="training images of each class; none: a share")
+    share: float = Field(0.01, gt=0, le=1, description="share of each class's training images, one at least")
+    draws: int = Field(5, ge=1, description="draws of training images")
+    list: str | None = Field(None, description="a file of image names to train on instead, such as the published 1 % list")
+
+
+class Segmentation(Settings):
+    size: int | None = Field(None, ge=1, description="side of the square images are resized to; none: the encoder's")
+    epochs: int = Field(10, ge=1, description="passes over the training images")
+    zero_is_other: bool = Field(True, description="label 0 is no class, as in ADE20K")
+    limit: int | None = Field(None, ge=1, description="training images at most")
+
+
+class Davis(Settings):
+    short_side: int = Field(480, ge=16, description="pixels of the shorter side that frames are resized to")
+
+
+class Protocol(Settings):
+    """Settings of all tasks; `jepakit evaluate RUN --tasks T group.key=value` sets them."""
+
+    seed: int = Field(0, ge=0, description="draws, orders and first weights of probes are functions of it")
+    images_limit: int | None = Field(None, ge=10, description="labelled images at most, evenly over the set")
+    rankme: RankMe = Field(default_factory=RankMe)
+    lidar: LiDAR = Field(default_factory=LiDAR)
+    knn: KNN = Field(default_factory=KNN)
+    linear: Linear = Field(default_factory=Linear)
+    transfer: Linear = Field(default_factory=Linear, description="what is not given is VISSL's, the longer one for whole images")
+    low_shot: FewShots = Field(default_factory=FewShots)
+    attentive: Attentive = Field(default_factory=Attentive)
+    finetune: FineTuning = Field(default_factory=FineTuning, description="what is not given is MAE's for the encoder's size")
+    segmentation: Segmentation = Field(default_factory=Segmentation)
+    davis: Davis = Field(default_factory=Davis)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Labels of the two halves, (n,) and (m,) int64 below `classes`; titles (n,) of training images; whole: see `Labels`."""
+
+    train: Tensor
+    test: Tensor
+    classes: int
+    titles: Callable[[], list[str]]
+    whole: bool
+
+
+Right = NDArray[np.float64]  # (m,): was each test sample right, or in what share of draws
+Outcome = tuple[Right, dict[str, Any]]
+
+
+def _knn(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
+    return _right(knn(train.last, y.train, test.last, k=p.knn.k, temperature=p.knn.temperature), y), {}
+
+
+def _linear(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
+    predicted, about = linear(train.layers, y.train, test.layers, y.test, p.linear, p.seed)
+    return _right(predicted, y), about
+
+
+def _transfer(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
+    settings = p.transfer.over(TRANSFER_CLEVR if y.whole else TRANSFER)
+    predicted, about = linear(train.layers, y.train, test.layers, y.test, settings, p.seed)
+    return _right(predicted, y), {**about, "settings": settings.model_dump(mode="json")}
+
+
+def _logistic(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
+    predicted, c = logistic(train.last, y.train, test.last)
+    return _right(predicted, y), {"C": c}
+
+
+def _low_shot(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
+    s = p.low_shot
+    rows = names_in(Path(s.list), y.titles()) if s.list else None
+    drawn = {"shots": s.shots, "share": None if s.shots else s.share, "draws": s.draws, "rows": rows, "seed": p.seed}
+    result = low_shot(train.last, y.train, test.last, y.test, **drawn)  # type: ignore[arg-type]
+    over_draws = {"draws_low": result.low, "draws_high": result.high}  # t-interval: other training images, the same test images
+    return result.correct.numpy(), {"accuracies": result.accuracies, "n_train": result.n_train, **over_draws}
+
+
+def _attentive(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
+    assert train.tokens is not None and test.tokens is not None  # asked for by TOKENS
+    predicted, about = attentive(train.tokens, y.train, test.tokens, y.classes, seed=p.seed, **dict(p.attentive))
+    return _right(predicted, y), about
+
+
+def _right(predicted: Tensor, y: Problem) -> Right:
+    return (predicted.cpu() == y.test).double().numpy()
+
+
+PROBES: dict[str, Callable[[Frozen, Frozen, Problem, Protocol], Outcome]] = {
+    "knn": _knn,
+    "linear": _linear,
+    "transfer": _transfer,
+    "low_shot": _low_shot,
+    "logistic": _logistic,
+    "attentive": _attentive,
+}
+LAST4 = {"linear", "transfer"}  # probes that look at the last four blocks
+TOKENS = {"attentive"}  # probes that look at patch tokens

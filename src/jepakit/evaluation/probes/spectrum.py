@@ -1,0 +1,158 @@
+"""RankMe and LiDAR of an encoder: how many directions its features use, without any label.
+
+n images, q views, D features.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from jepakit.core.device import lowered
+from jepakit.core.errors import UserError
+from jepakit.core.progress import progress
+from jepakit.core.settings import Settings
+from jepakit.data.crops import Images, centre_crop, channels_of, crop_boxes, resize, stacked
+from jepakit.data.decoding.pixels import Pixels
+from jepakit.data.samples import read_each
+from jepakit.data.sources import Source
+from jepakit.evaluation.features import TOLD, Frozen, readable
+from jepakit.model.encoder import Encoder
+from jepakit.model.jepa import encode_windows
+from jepakit.model.layout import segment_mean
+from jepakit.model.masks import Masking, Masks
+from jepakit.model.metrics import Discriminant, Gram
+from jepakit.model.vit import patchify
+
+GROUP = 128  # images of which a view goes through the encoder together
+
+
+class RankMe(Settings):
+    """RankMe's numbers (arXiv 2210.02885)."""
+
+    images: int = Field(25_600, ge=2, description="images at most, evenly over the set")
+    eps: float = Field(1e-7, ge=0, description="added to the normalised singular values")
+
+
+class LiDAR(Settings):
+    """LiDAR's numbers (arXiv 2312.04000). The paper has 50 views; its appendix finds 10 within a hundredth of that.
+
+    Values compare at equal numbers of images and views only.
+    """
+
+    images: int = Field(1000, ge=2, description="images, each a class of its own (n)")
+    views: int = Field(10, ge=2, description="views of each (q)")
+    by: Literal["masks", "crops", "both"] = Field(
+        "masks", description="what tells views apart: context windows of the whole image, whole random crops, or both"
+    )
+    delta: float = Field(1e-4, ge=0, description="added to the within-image covariance")
+    eps: float = Field(1e-8, ge=0, description="added to the normalised eigenvalues")
+
+
+Row = dict[str, Any]
+
+
+def rankme_rows(features: Mapping[str, Frozen], settings: RankMe, conditioned: Collection[str] = ()) -> list[Row]:
+    """RankMe of each encoder and baseline; `conditioned` are the names of those that are told positions, as at inference."""
+    rows = []
+    for name, frozen in features.items():
+        x = frozen.last[spread(len(frozen.last), settings.images)]
+        about = {"n": len(x), "eps": settings.eps, "conditioning": "inference" if name in conditioned else "none"}
+        rows.append({"name": name, "rankme": Gram().add(x).rankme(settings.eps), **about, **_bounded(*x.shape)})
+    return rows
+
+
+def lidar_rows(
+    source: Source,
+    encoders: Mapping[str, Encoder],
+    masking: Masking,
+    settings: LiDAR,
+    seed: int = 0,
+    precision: torch.dtype = torch.float32,
+    seconds: float = 60.0,
+) -> list[Row]:
+    """LiDAR of each encoder, all on the same views, each the mean over its tokens.
+
+    Views are windows as in training, of which a conditioned encoder is told each one's own targets, or whole crops, where
+    it is conditioned as at inference. Raises UserError for fewer than two readable images.
+    """
+    scatter = {name: Discriminant() for name in encoders}
+    first, used, q = next(iter(encoders.values())), 0, settings.views
+    ids = np.arange(len(source))[spread(len(source), settings.images)]
+    with progress("lidar", len(ids)) as report, torch.inference_mode(), lowered(first.device, precision):
+        for who, images in _groups(source, ids, first.images, seconds):
+            views: dict[str, list[Tensor]] = {name: [] for name in encoders}
+            x = first.normalise(_view(images, first.images, settings.by, who, seed).to(first.device))
+            for v in range(q):  # view by view: a law that draws for a whole batch then tells views apart, not images
+                draws = who + len(source) * v
+                if v and settings.by != "masks":
+                    x = first.normalise(_view(images, first.images, settings.by, draws, seed).to(first.device))
+                masks = masking.sample(first.vit.grid, draws, seed=seed, step=used * q + v)
+                for name, encoder in encoders.items():
+                    e = encoder.embed(x) if settings.by == "crops" else _windows(encoder, x, masks)
+                    views[name].append(e.float().cpu())
+            for name, of_each in views.items():
+                scatter[name].add(torch.stack(of_each, 1))
+            used += len(who)
+            report(used)
+    if used < 2:
+        raise UserError(f"{source.name} has {used} readable image(s): LiDAR compares at least two")
+    return [_lidar_row(name, s, encoders[name], settings, used) for name, s in scatter.items()]
+
+
+def _lidar_row(name: str, scatter: Discriminant, encoder: Encoder, settings: LiDAR, n: int) -> Row:
+    try:
+        value = scatter.lidar(settings.delta, settings.eps)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}; set lidar.delta=1e-4") from None
+    about = {"n": n, "q": settings.views, "by": settings.by, "delta": settings.delta, "eps": settings.eps}
+    told = "none" if encoder.training_conditioning is None else "inference" if settings.by == "crops" else "each view's own"
+    return {"name": name, "lidar": value, **about, "conditioning": told, **_bounded(n, encoder.width)}
+
+
+def _groups(
+    source: Source, ids: NDArray[np.int64], images: Images, seconds: float
+) -> Iterator[tuple[NDArray[np.int64], list[Pixels]]]:
+    """Places and pixels of a few readable images at a time."""
+
+    def read(index: int) -> Pixels:
+        return channels_of(source.read(index, images.max_pixels), images)
+
+    good: list[tuple[int, Pixels]] = []
+    for start in range(0, len(ids), GROUP):
+        source.soon(ids[start : start + TOLD])
+        part = ids[start : start + GROUP]
+        good += readable(source, part, read_each(source, part, read, seconds=seconds))
+        while len(good) >= GROUP or (good and start + GROUP >= len(ids)):
+            some, good = good[:GROUP], good[GROUP:]
+            yield np.array([index for index, _ in some]), [pixels for _, pixels in some]
+
+
+def _view(whole: list[Pixels], images: Images, by: str, draws: NDArray[np.int64], seed: int) -> Tensor:
+    """One view of each image: (B, C, H, W); draws (B,) is what its crop depends on."""
+    if by == "masks":
+        return stacked([centre_crop(pixels, *images.height_width) for pixels in whole])
+    boxes = crop_boxes(images, np.array([pixels.shape[:2] for pixels in whole]), draws, seed, 0).tolist()
+    cut = [pixels[t : t + h, l : l + w] for pixels, (t, l, h, w) in zip(whole, boxes, strict=True)]
+    return stacked([resize(pixels, *images.height_width) for pixels in cut])
+
+
+def _windows(encoder: Encoder, pixels: Tensor, masks: Masks) -> Tensor:
+    """Mean over the visible tokens of each context window: (B, C, H, W) -> (B, D)."""
+    vit = encoder.vit
+    features = encode_windows(vit, encoder.training_conditioning, patchify(pixels, vit.config.patch_size), masks, vit.grid)
+    return segment_mean(features.float(), masks.context_lengths)[masks.first_draws]
+
+
+def spread(n: int, most: int) -> NDArray[np.int64]:
+    """At most so many of n places, evenly."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
+
+
+def _bounded(n: int, width: int) -> Row:
+    """A warning where the number of images, not the encoder, bounds the rank."""
+    return {"warning": f"{n} images are too few to tell {width} directions"} if n <= width else {}

@@ -1,0 +1,89 @@
+"""An encoder to use: images in, patch tokens or one vector an image out, conditioned as at inference.
+
+B images, T patch tokens, D width.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jepakit.data.crops import Images, normalise
+from jepakit.model.conditioning import EncoderPositions
+from jepakit.model.inputs import Given, in_units_of_white, require_like, require_normalised, require_shape, tensor_of
+from jepakit.model.layout import Layout, joint, take
+from jepakit.model.method import Which
+from jepakit.model.vit import ViT, patchify, sincos
+
+
+class Encoder(nn.Module):
+    """A ViT with what it needs to see images: their normalisation, and EC-IJEPA's conditioning where it was trained with it."""
+
+    def __init__(
+        self, vit: ViT, images: Images, conditioning: EncoderPositions | None = None, which: Which = "target_encoder"
+    ) -> None:
+        super().__init__()
+        self.vit, self.images, self.which = vit, images, which
+        self.training_conditioning = conditioning
+        told = conditioning is not None and conditioning.encoder and conditioning.inference
+        self.conditioning = conditioning if told else None  # at inference
+
+    @property
+    def device(self) -> torch.device:
+        return self.vit.positions.device
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.vit.config.width
+
+    def forward(self, images: Given) -> Tensor:
+        """Normalised floats (B, C, H, W), H and W multiples of the patch size -> patch tokens (B, T, D). B may be 0.
+
+        An image larger or smaller than in training gets positions within the range that the encoder knows. Raises
+        ImagesError, a UserError and a ValueError, for other shapes, and for what is seen not to be normalised.
+        """
+        return self.layers(images, last=1)[0]
+
+    def layers(self, images: Given, last: int = 4) -> list[Tensor]:
+        """Patch tokens (B, T, D) of the `last` blocks, first to last, each through the encoder's last norm."""
+        p, images = self.vit.config.patch_size, tensor_of(images)
+        require_shape(images, self.vit.channels, p)
+        require_normalised(images, self.images)
+        grid = (images.shape[2] // p, images.shape[3] // p)
+        b, n, positions = len(images), grid[0] * grid[1], self._positions(grid)
+        images = images.to(positions.device, positions.dtype)
+        if not b:
+            return [images.new_zeros(0, n, self.width)] * min(last, self.vit.config.depth)
+        tokens = self.vit.patch_embed(patchify(images, p)) + positions.repeat(b, 1)
+        lengths = np.full(b, n)
+        if self.conditioning is None:
+            return [x.view(b, n, -1) for x in self.vit.layers(tokens, Layout(lengths, images.device), last)]
+        extra = self.conditioning.for_inference(positions, grid)
+        sequences = joint(lengths, np.full(b, len(extra)), images.device)
+        both = sequences.join(tokens, extra.repeat(b, 1).to(tokens.dtype))
+        layers = self.vit.layers(both, sequences.layout, last)
+        return [take(x, sequences.a_rows).view(b, n, -1) for x in layers]
+
+    def embed(self, images: Given) -> Tensor:
+        """Mean over patch tokens: (B, C, H, W) -> (B, D). Takes and raises what `forward` does."""
+        return self(images).mean(1)  # type: ignore[no-any-return]
+
+    def normalise(self, images: Given) -> Tensor:
+        """Images as they come, a tensor or an array (B, C, H, W) -> float32 for `forward`, as the loader makes them.
+
+        uint8 is divided by 255, deeper integers by images.white (65535); floats are in units of white (0 black, 1 white).
+        An encoder of floats takes floats in the units of its own images, and no integers. Raises ImagesError, a UserError
+        and a ValueError, for other shapes, types and ranges.
+        """
+        images = tensor_of(images)
+        require_shape(images, self.vit.channels)
+        x = normalise(in_units_of_white(images, self.images), self.images)
+        if images.dtype != torch.uint8:
+            require_like(x, self.images)
+        return x
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        if grid == self.vit.grid:
+            return self.vit.positions
+        known = self.vit.positions
+        return torch.from_numpy(sincos(self.width, grid, self.vit.grid)).to(known.device, known.dtype)

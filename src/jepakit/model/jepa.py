@@ -1,0 +1,211 @@
+"""The model: encoder, target encoder, predictor. Read `JEPA.forward` and you know the method.
+
+B images, N patches, S packed tokens, R draws, D encoder width.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from jepakit.core.errors import UserError
+from jepakit.core.torch_private import lerp_
+from jepakit.model.conditioning import EncoderPositions
+from jepakit.model.layout import Indices, Layout, joint, room_of, segment_mean, take
+from jepakit.model.losses import LOSSES, full_precision
+from jepakit.model.masks import Masks
+from jepakit.model.method import Method
+from jepakit.model.predictor import Predictor
+from jepakit.model.regularizers import projector
+from jepakit.model.vit import ViT, patchify
+
+
+@dataclass(frozen=True)
+class Output:
+    """loss (scalar) = sum of terms; predictions and targets (S', D) and context (S, D) in the order of the masks;
+    features (B, D), mean over patch tokens of what the target encoder (for pixels: the encoder) made, for monitoring."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    predictions: Tensor
+    targets: Tensor
+    context: Tensor
+    features: Tensor
+
+    def kept(self, *, rows: bool) -> "Output":
+        """What is remembered of a part of a batch: no graph; on the host, all rows, or none but the loss and its terms."""
+        tensors = (self.predictions, self.targets, self.context, self.features)
+        own = [x.detach().cpu() if rows else x.new_empty(0, x.shape[1]) for x in tensors]
+        return Output(self.loss.detach(), {name: term.detach() for name, term in self.terms.items()}, *own)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Output"]) -> "Output":
+        """That of a batch from its parts': the mean of losses and of terms, and the rows of all, part after part."""
+        names = ("predictions", "targets", "context", "features")
+        return cls(
+            torch.stack([part.loss for part in parts]).mean(),
+            {name: torch.stack([part.terms[name] for part in parts]).mean() for name in parts[0].terms},
+            *(torch.cat([getattr(part, name) for part in parts]) for name in names),
+        )
+
+
+class JEPA(nn.Module):
+    """A method with its parameters. `images` are normalised floats (B, C, H, W); `grid` is (rows, columns) of patches."""
+
+    def __init__(self, method: Method, grid: tuple[int, int], channels: int = 3) -> None:
+        super().__init__()
+        self.method, self.grid = method, grid
+        self.encoder = ViT(method.encoder, grid, channels)
+        self.target_encoder = deepcopy(self.encoder).requires_grad_(False)
+        target_width = method.target.width(method.encoder.width, channels * method.encoder.patch_size**2)
+        self.predictor = Predictor(method.predictor, method.encoder, grid, target_width)
+        self.projector = projector(method.regularizer.projector if method.regularizer else (), target_width)
+
+    @property
+    def to_use(self) -> ViT:
+        """The encoder that is judged, loaded and exported (`Method.which`)."""
+        return self.target_encoder if self.method.which == "target_encoder" else self.encoder
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str], heads: int | None = None) -> "JEPA":
+        """Encoder, target encoder and predictor of a run, a checkpoint folder, or a released `.pth.tar` (I-JEPA's format).
+
+        Shapes are read off the weights. `heads` is known for the standard widths, else it must be given.
+        Raises UserError where the path holds no such checkpoint, or one that would run code when read.
+        """
+        from jepakit.artifacts.load import jepa_from_checkpoint
+
+        return jepa_from_checkpoint(path, heads)
+
+    def forward(self, images: Tensor, masks: Masks, target_images: Tensor | None = None, *, seed: int = 0) -> Output:
+        """One pass over a batch. Raises UserError for images or masks that do not fit the grid or each other.
+
+        target_images: what targets are taken from, if not from `images`; seed: of what the regulariser draws, another each step.
+        """
+        height, width = (n * self.method.encoder.patch_size for n in self.grid)
+        if images.shape[2:] != (height, width):
+            raise UserError(f"the model is for images of {height}x{width} pixels, got {tuple(images.shape)}")
+        if target_images is not None and target_images.shape != images.shape:
+            raise UserError(f"target_images of {tuple(target_images.shape)} were given with images of {tuple(images.shape)}")
+        if masks.images != len(images):
+            raise UserError(f"masks of {masks.images} images were given with {len(images)} images")
+        masks.within(self.grid[0] * self.grid[1])
+        patches = patchify(images, self.method.encoder.patch_size)
+        context = self.encode_context(patches, masks)  # EC-IJEPA: conditioned on the targets' positions
+        predictions = self.predictor(context, masks)  # I-JEPA, section 3
+        seen = patches if target_images is None else patchify(target_images, self.method.encoder.patch_size)
+        targets, features = self.encode_target(seen, masks)  # no gradient
+        prediction = LOSSES[self.method.loss](full_precision(predictions), full_precision(targets))
+        terms = {"prediction": prediction}
+        if self.method.regularizer:  # C-JEPA, equations 21-22; or SIGReg
+            terms |= self.method.regularizer.terms(context, predictions, targets, masks, self.projector, seed)
+        if features is None:
+            features = segment_mean(full_precision(context.detach()), masks.context_lengths)[masks.first_draws]
+        return Output(sum(terms.values(), prediction.new_zeros(())), terms, predictions, targets, context, features)
+
+    def encode_context(self, patches: Tensor, masks: Masks) -> Tensor:
+        """Features of the context patches (S, D), each draw a sequence."""
+        return encode_windows(self.encoder, self.method.conditioning, patches, masks, self.grid)
+
+    @torch.no_grad()
+    def encode_target(self, patches: Tensor, masks: Masks) -> tuple[Tensor, Tensor | None]:
+        """What the predictor is to say (S', D), block by block; and features (B, D) if the target encoder was run."""
+        n, device = self.grid[0] * self.grid[1], patches.device
+        image_of_block = masks.image_of_draw[masks.draw_of_block]
+        rows = _patch_rows(image_of_block, masks.target_lengths, masks.targets, self.grid).to(device)
+        if self.method.target.kind == "pixels":
+            return self.method.target.normalise(patches.index_select(0, rows)), None
+        encoder, conditioning = self.target_encoder, self.method.conditioning
+        index = torch.arange(n, device=device).repeat(len(patches) // n)
+        tokens = encoder.embed(patches, index)
+        if conditioning is None or not conditioning.target_encoder:
+            full = encoder(tokens, Layout(np.full(len(tokens) // n, n), device))
+        else:  # the context is part of the input, so each draw is a pass of its own
+            extra, counts = conditioning.for_target_encoder(masks, encoder.positions, self.grid)
+            draws = len(masks.image_of_draw)
+            tokens = tokens.unflatten(0, (-1, n))[torch.from_numpy(masks.image_of_draw).to(device)].flatten(0, 1)
+            full = conditioned(encoder, tokens, np.full(draws, n), extra, counts)
+            rows = _patch_rows(masks.draw_of_block, masks.target_lengths, masks.targets, self.grid).to(device)
+        targets = self.method.target.normalise(full_precision(full)).index_select(0, rows)
+        features = full_precision(full).unflatten(0, (-1, n)).mean(1)
+        return targets, features if len(features) == masks.images else features[masks.first_draws]
+
+    def fix_rows(self, batches: Sequence[Masks]) -> None:
+        """Have blocks see the same number of rows at every step: as many as nearly all batches such as these fit into.
+
+        A larger batch takes a multiple of it. Rows beyond the tokens are in no sequence, and nothing of them comes out.
+        """
+        context, whole, predictor = [], [], []
+        n, told = self.grid[0] * self.grid[1], self.method.conditioning
+        for masks in batches:
+            of = (masks, self.encoder.positions, self.grid)
+            context.append(masks.context_lengths.sum() + (told.for_encoder(*of)[1].sum() if told and told.encoder else 0))
+            if told and told.target_encoder:  # else all of its sequences are whole images
+                whole.append(len(masks.context_lengths) * n + told.for_target_encoder(*of)[1].sum())
+            predictor.append((masks.context_lengths[masks.draw_of_block] + masks.target_lengths).sum())
+        parts = (self.encoder, context), (self.target_encoder, whole), (self.predictor, predictor)
+        for part, rows in parts:
+            part.row_unit = _most_rows(rows) if rows else None
+
+    def compile_blocks(self) -> None:
+        """Compile what stands around attention in each block (torch.compile): once for sequences of all lengths or, where
+        rows are fixed, for that one shape, which on CUDA becomes CUDA graphs."""
+        how: dict[str, Any] = {"dynamic": False, "mode": "reduce-overhead"} if self.predictor.row_unit else {"dynamic": True}
+        for block in (*self.encoder.blocks, *self.target_encoder.blocks, *self.predictor.predictor_blocks):
+            block.compile(**how)
+            # lazily, as only the last is used so, and its targets are as many as they are
+            block.of_rows = torch.compile(block.of_rows, dynamic=True)  # type: ignore[assignment]
+
+    def recompute_blocks(self) -> None:
+        """Keep the input of each block only, and compute the rest again in the backward pass: the same numbers, less memory."""
+        for block in (*self.encoder.blocks, *self.predictor.predictor_blocks):
+            for name in ("forward", "of_rows"):
+                again = partial(checkpoint, getattr(block, name), use_reentrant=False, preserve_rng_state=False)
+                setattr(block, name, again)
+
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters that the optimiser moves: all but the target encoder's."""
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+
+    @torch.no_grad()
+    def update_target_encoder(self, momentum: float) -> None:
+        """theta_bar <- momentum * theta_bar + (1 - momentum) * theta (I-JEPA, section 3)."""
+        lerp_(list(self.target_encoder.parameters()), list(self.encoder.parameters()), 1 - momentum)
+
+
+def encode_windows(
+    encoder: ViT, conditioning: EncoderPositions | None, patches: Tensor, masks: Masks, grid: tuple[int, int]
+) -> Tensor:
+    """Features (S, D) by an encoder of the context windows of `masks`, told of the targets' positions if it is conditioned."""
+    rows = _patch_rows(masks.image_of_draw, masks.context_lengths, masks.context, grid).to(patches.device)
+    index = torch.from_numpy(masks.context).to(patches.device, non_blocking=True)
+    tokens = encoder.embed(patches.index_select(0, rows), index)
+    if conditioning is None or not conditioning.encoder:
+        return encoder(tokens, Layout(masks.context_lengths, patches.device))  # type: ignore[no-any-return]
+    extra, counts = conditioning.for_encoder(masks, encoder.positions, grid)
+    return conditioned(encoder, tokens, masks.context_lengths, extra, counts)
+
+
+def conditioned(encoder: ViT, tokens: Tensor, lengths: Indices, extra: Tensor, counts: Indices) -> Tensor:
+    """The encoder on sequences with conditioning tokens behind them, whose outputs are dropped: (S, D) -> (S, D)."""
+    room = None if encoder.row_unit else room_of(lengths + counts, tokens.device)
+    sequences = joint(lengths, counts, tokens.device, room=room, unit=encoder.row_unit)
+    return take(encoder(sequences.join(tokens, extra.to(tokens.dtype)), sequences.layout), sequences.a_rows)
+
+
+def _most_rows(rows: Sequence[int]) -> int:
+    """Mean and four deviations, in eights (for the multiplication units of devices)."""
+    return 8 * math.ceil((np.mean(rows) + 4 * np.std(rows)) / 8)
+
+
+def _patch_rows(image: Indices, lengths: Indices, index: Indices, grid: tuple[int, int]) -> Tensor:
+    """Rows of the (B * N, ...) patches that stand at `index` of each sequence's image."""
+    return torch.from_numpy(np.repeat(image * (grid[0] * grid[1]), lengths) + index)

@@ -1,0 +1,324 @@
+"""Masks: which patches of an image are context, and which are targets, as indices of the grid in raster order.
+
+`MultiBlock` is I-JEPA's law (arXiv 2301.08243, section 3 and appendix A); `Quadrants`, `SingleBlock` and `RandomPatches`
+are its ablations (table 6). A law draws boolean grids for a whole batch at once; `Masks.from_grids` packs them.
+B images, R draws (one sampling of masks), M target blocks of a draw, N patches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from jepakit.core import rng
+from jepakit.core.errors import UserError
+from jepakit.core.settings import Settings
+from jepakit.model.masks_released import released_grids, require_released
+
+Indices = NDArray[np.int64]
+Grids = NDArray[np.bool_]
+Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+MAX_TRIES = 400  # with the least acceptance that `check` lets pass, a failure in 1e18 draws
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Packed patch indices. Draws stand image by image, blocks draw by draw, patches in the order given.
+
+    context (sum of context_lengths,), context_lengths (R,), targets (sum of target_lengths,), target_lengths (blocks,),
+    draw_of_block (blocks,), image_of_draw (R,); all int64, on the host.
+    """
+
+    context: Indices
+    context_lengths: Indices
+    targets: Indices
+    target_lengths: Indices
+    draw_of_block: Indices
+    image_of_draw: Indices
+
+    @classmethod
+    def from_indices(cls, context: Sequence[Sequence[int]], targets: Sequence[Sequence[Sequence[int]]]) -> "Masks":
+        """Masks of your own: context [B][n], targets [B][k][m], lengths free, order kept.
+
+        Raises UserError where an image lacks context or targets, or an index is negative.
+        """
+        if len(context) != len(targets):
+            raise UserError(f"context has {len(context)} images, targets {len(targets)}: give one entry an image in both")
+        if not len(context):
+            raise UserError("masks of no image: give at least one")
+        for i, (own, blocks) in enumerate(zip(context, targets, strict=True)):
+            if not len(own) or not len(blocks) or not all(len(block) for block in blocks):
+                raise UserError(f"image {i}: each image needs a context, and at least one target block, that are not empty")
+        blocks = [block for image in targets for block in image]
+        masks = cls(
+            context=np.concatenate([np.asarray(own, np.int64) for own in context]),
+            context_lengths=np.array([len(own) for own in context], np.int64),
+            targets=np.concatenate([np.asarray(block, np.int64) for block in blocks]),
+            target_lengths=np.array([len(block) for block in blocks], np.int64),
+            draw_of_block=np.repeat(np.arange(len(targets)), [len(image) for image in targets]),
+            image_of_draw=np.arange(len(context)),
+        )
+        if min(masks.context.min(), masks.targets.min()) < 0:
+            raise UserError("patch indices count from 0: there is a negative one")
+        return masks
+
+    @classmethod
+    def from_grids(cls, context: Grids, targets: Grids, image_of_draw: Indices) -> "Masks":
+        """context (R, N), targets (R, M, N), image_of_draw (R,) -> indices in raster order."""
+        blocks = targets.reshape(-1, targets.shape[-1])
+        (seen, seen_lengths), (wanted, wanted_lengths) = _packed(context), _packed(blocks)
+        return cls(
+            context=seen,
+            context_lengths=seen_lengths,
+            targets=wanted,
+            target_lengths=wanted_lengths,
+            draw_of_block=np.repeat(np.arange(len(targets)), targets.shape[1]),
+            image_of_draw=image_of_draw,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Masks"]) -> "Masks":
+        """The masks of the images of each part, one part after the other."""
+
+        def after(own: list[Indices], counts: list[int]) -> Indices:
+            return np.concatenate([index + before for index, before in zip(own, np.cumsum([0, *counts[:-1]]), strict=True)])
+
+        return cls(
+            context=np.concatenate([part.context for part in parts]),
+            context_lengths=np.concatenate([part.context_lengths for part in parts]),
+            targets=np.concatenate([part.targets for part in parts]),
+            target_lengths=np.concatenate([part.target_lengths for part in parts]),
+            draw_of_block=after([part.draw_of_block for part in parts], [len(part.context_lengths) for part in parts]),
+            image_of_draw=after([part.image_of_draw for part in parts], [part.images for part in parts]),
+        )
+
+    def of_images(self, which: slice) -> "Masks":
+        """The masks of some images that stand one after the other."""
+        first, last, _ = which.indices(self.images)
+        draws = (self.image_of_draw >= first) & (self.image_of_draw < last)
+        blocks = draws[self.draw_of_block]
+        return Masks(
+            context=self.context[np.repeat(draws, self.context_lengths)],
+            context_lengths=self.context_lengths[draws],
+            targets=self.targets[np.repeat(blocks, self.target_lengths)],
+            target_lengths=self.target_lengths[blocks],
+            draw_of_block=(np.cumsum(draws) - 1)[self.draw_of_block[blocks]],
+            image_of_draw=self.image_of_draw[draws] - first,
+        )
+
+    @property
+    def images(self) -> int:
+        """B."""
+        return int(self.image_of_draw[-1]) + 1
+
+    @property
+    def first_draws(self) -> Indices:
+        """The place of each image's first draw: (B,)."""
+        return np.unique(self.image_of_draw, return_index=True)[1]
+
+    def within(self, patches: int) -> None:
+        """Raises UserError unless every index lies on a grid of that many patches."""
+        largest = int(max(self.context.max(), self.targets.max()))
+        if largest >= patches:
+            raise UserError(f"patch index {largest} lies outside the grid of {patches} patches (they count from 0)")
+
+
+class _Law(Settings):
+    draws: int = Field(1, ge=1, description="samplings of masks per image that share one pass of the target encoder")
+    min_keep: int = Field(1, ge=1, description="least number of context patches")
+
+    makes_room: ClassVar[str] = "a larger grid"
+
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
+        """One try a key: context (R, C, N), C contexts that share targets (R, M, N). A pure function of the key."""
+        raise NotImplementedError
+
+    def sample(self, grid: tuple[int, int], ids: Indices, *, seed: int, epoch: int = 0, step: int = 0) -> Masks:
+        """Masks for the samples `ids` (B,): a function of (seed, epoch, id), whatever else is in the batch."""
+        image_of_draw = np.repeat(np.arange(len(ids)), self.draws)
+        key = rng.keys(seed, "masks", epoch, ids[image_of_draw], np.tile(np.arange(self.draws), len(ids)))
+        context, targets = self.try_grids(grid, key)
+        for attempt in range(1, MAX_TRIES):
+            small = np.nonzero((context.view(np.uint8).sum(-1, dtype=np.uint32) < self.min_keep).any(-1))[0]  # bool is slow
+            if not len(small):
+                break
+            context[small], targets[small] = self.try_grids(grid, rng.keys(attempt, "retry", key[small].view(np.int64)))
+        else:
+            raise UserError(f"no context of {self.min_keep} patches in {MAX_TRIES} tries: lower masking.min_keep")
+        contexts = context.shape[1]
+        return Masks.from_grids(
+            context.reshape(-1, context.shape[-1]), np.repeat(targets, contexts, 0), np.repeat(image_of_draw, contexts)
+        )
+
+    def check(self, grid: tuple[int, int]) -> None:
+        """Raises UserError, with the nearest possible setting, where this law cannot serve this grid."""
+        if min(grid) < 4:
+            raise UserError(
+                f"a grid of {grid[0]}x{grid[1]} patches is too small to mask: 4x4 is the least; "
+                "lower encoder.patch_size or raise images.size"
+            )
+        context, _ = self.try_grids(grid, rng.keys(0, "check", np.arange(1000)))
+        kept = context.sum(-1).min(-1)
+        if (kept >= self.min_keep).mean() < 0.1:
+            median = int(np.median(kept))
+            way = f"masking.min_keep={median} or " if 0 < median < self.min_keep else ""
+            raise UserError(
+                f"masking.min_keep={self.min_keep} is out of reach on a grid of {grid[0]}x{grid[1]} patches: context blocks keep "
+                f"{median} of them (median) beside the targets; set {way}{self.makes_room}"
+            )
+
+
+class MultiBlock(_Law):
+    """Several target blocks, and a large context block without their patches."""
+
+    kind: Literal["multi_block"] = "multi_block"
+    targets: int = Field(4, ge=1, description="target blocks per image (M)")
+    target_scale: Range = Field((0.15, 0.2), description="area of a target block over the grid's")
+    target_aspect: Range = Field((0.75, 1.5), description="height over width of a target block, in patches")
+    contexts: int = Field(1, ge=1, description="context blocks per image, each predicts all targets")
+    context_scale: Range = Field((0.85, 1.0), description="area of the context block over the grid's")
+    context_aspect: Range = Field((1.0, 1.0), description="height over width of the context block, in units of the grid's")
+    min_keep: int = Field(10, ge=1, description="least number of context patches")
+    allow_overlap: bool = Field(False, description="leave the targets' patches in the context")
+    compat: Literal["released"] | None = Field(
+        None, description="'released': the released collator, draw for draw, trimming included"
+    )
+
+    makes_room: ClassVar[str] = "a smaller masking.target_scale or fewer masking.targets"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "MultiBlock":
+        _require_ranges(self, "target_scale", "target_aspect", "context_scale", "context_aspect")
+        if self.compat and self.draws > 1:
+            raise ValueError("compat=released draws once per image; set draws=1")
+        return self
+
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
+        u = rng.uniform(key, 4 + 2 * (self.targets + self.contexts))
+        rows, columns = grid
+        # One size an image for its targets and one for its contexts, scale and aspect drawn apart; targets in patches,
+        # the context in units of the grid, so that on a long grid too it can cover nearly everything.
+        target_size = _target_size(self, grid, u)
+        scale, aspect = _between(u[:, 2], self.context_scale), _between(u[:, 3], self.context_aspect)
+        context_size = _whole(rows * np.sqrt(scale * aspect), rows), _whole(columns * np.sqrt(scale / aspect), columns)
+        places = u[:, 4:].reshape(len(key), -1, 2)
+        targets = _blocks(grid, target_size, places[:, : self.targets])
+        context = _blocks(grid, context_size, places[:, self.targets :])
+        return (context if self.allow_overlap else context & ~targets.any(1, keepdims=True)), targets
+
+    def sample(self, grid: tuple[int, int], ids: Indices, *, seed: int, epoch: int = 0, step: int = 0) -> Masks:
+        if self.compat is None:
+            return super().sample(grid, ids, seed=seed, epoch=epoch, step=step)
+        # The released sizes are a function of the step; its positions come from the process's generator.
+        context, targets = released_grids(self, grid, len(ids), step, rng.torch_seed(seed, "released", step))
+        return Masks.from_grids(
+            context.reshape(-1, context.shape[-1]),
+            np.repeat(targets, self.contexts, 0),
+            np.repeat(np.arange(len(ids)), self.contexts),
+        )
+
+    def check(self, grid: tuple[int, int]) -> None:
+        if self.compat:  # it has its own ways to find room, and its own ways to fail
+            require_released(self, grid)
+        else:
+            super().check(grid)
+
+
+class Quadrants(_Law):
+    """The four quarters of the grid: one, drawn at random, is the context, the others are the targets (table 6)."""
+
+    kind: Literal["quadrants"] = "quadrants"
+
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
+        low, left = (np.arange(n) < n // 2 for n in grid)
+        quarters = np.stack([np.logical_and.outer(r, c).ravel() for r in (low, ~low) for c in (left, ~left)])
+        chosen = (rng.uniform(key, 1)[:, 0] * 4).astype(np.int64)
+        return quarters[chosen][:, None], quarters[(chosen[:, None] + np.arange(1, 4)) % 4]
+
+
+class SingleBlock(_Law):
+    """One target block; the context is all the rest (table 6)."""
+
+    kind: Literal["block"] = "block"
+    target_scale: Range = Field((0.6, 0.6), description="area of the target block over the grid's")
+    target_aspect: Range = Field((0.75, 1.5), description="height over width of the target block, in patches")
+    makes_room: ClassVar[str] = "a smaller masking.target_scale"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "SingleBlock":
+        _require_ranges(self, "target_scale", "target_aspect")
+        return self
+
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
+        u = rng.uniform(key, 4)
+        targets = _blocks(grid, _target_size(self, grid, u), u[:, None, 2:])
+        return ~targets, targets
+
+
+class RandomPatches(_Law):
+    """A random set of patches is the target; the context is all the rest (table 6, as MAE's masks)."""
+
+    kind: Literal["random"] = "random"
+    target_ratio: float = Field(0.6, gt=0, lt=1, description="share of patches that are target")
+    makes_room: ClassVar[str] = "a smaller masking.target_ratio"
+
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
+        patches = grid[0] * grid[1]
+        rank = rng.uniform(key, patches).argsort(-1).argsort(-1)
+        targets = (rank < max(1, round(self.target_ratio * patches)))[:, None]
+        return ~targets, targets
+
+
+Masking = Annotated[MultiBlock | Quadrants | SingleBlock | RandomPatches, Field(discriminator="kind")]
+
+
+def _packed(grids: Grids) -> tuple[Indices, Indices]:
+    """Where rows (n, N) are true, row after row, and how often each is. (Much faster than nonzero and sum of two axes.)"""
+    flat, first = np.flatnonzero(grids), np.arange(len(grids) + 1) * grids.shape[-1]
+    lengths = np.diff(np.searchsorted(flat, first))
+    return flat - np.repeat(first[:-1], lengths), lengths
+
+
+def _require_ranges(law: _Law, *names: str) -> None:
+    """Ranges have their smaller end first, and no scale is above 1; ValueError otherwise, for pydantic."""
+    for name in names:
+        low, high = getattr(law, name)
+        if low > high:
+            raise ValueError(f"{name}: {low} is above {high}; the smaller one comes first")
+        if name.endswith("scale") and high > 1:
+            raise ValueError(f"{name}: {high} is more than the whole grid; the largest is 1")
+
+
+def _target_size(law: "MultiBlock | SingleBlock", grid: tuple[int, int], u: NDArray[np.float64]) -> tuple[Indices, Indices]:
+    """Rows and columns (R,), (R,) of target blocks, scale and aspect from the first two of u (R, 2 or more)."""
+    area = _between(u[:, 0], law.target_scale) * grid[0] * grid[1]
+    aspect = _between(u[:, 1], law.target_aspect)
+    return _whole(np.sqrt(area * aspect), grid[0]), _whole(np.sqrt(area / aspect), grid[1])
+
+
+def _between(u: NDArray[np.float64], span: tuple[float, float]) -> NDArray[np.float64]:
+    return span[0] + u * (span[1] - span[0])
+
+
+def _whole(size: NDArray[np.float64], most: int) -> Indices:
+    return np.minimum(np.maximum(np.rint(size), 1), most).astype(np.int64)  # clip takes three times as long on few numbers
+
+
+def _blocks(grid: tuple[int, int], size: tuple[Indices, Indices], places: NDArray[np.float64]) -> Grids:
+    """Rectangles of a size (R,), (R,) at places (R, n, 2) in [0, 1), every position of the grid alike: (R, n, N)."""
+    bands = []
+    for axis, (length, extent) in enumerate(zip(size, grid, strict=True)):
+        first = (places[..., axis] * (extent - length + 1)[:, None]).astype(np.int64)
+        before, to_end = (_below(grid, axis).take(end, 0) for end in (first, first + length[:, None]))
+        bands.append(np.bitwise_xor(before, to_end, out=to_end))  # what lies before the first lies before the end, too
+    return np.bitwise_and(bands[0], bands[1], out=bands[0])
+
+
+@lru_cache(maxsize=8)
+def _below(grid: tuple[int, int], axis: int) -> Grids:
+    """Row k: the patches whose row (axis 0) or column (axis 1) is below k, for k from 0 to all: (rows + 1, N)."""
+    return np.indices(grid)[axis].ravel() < np.arange(grid[axis] + 1)[:, None]  # type: ignore[no-any-return]

@@ -1,0 +1,71 @@
+"""A method of the family as one frozen value: a part for each axis. The papers are lines at the end."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from jepakit.core.settings import Settings
+from jepakit.model.conditioning import EncoderPositions
+from jepakit.model.losses import Loss
+from jepakit.model.masks import Masking, MultiBlock
+from jepakit.model.predictor import PredictorConfig
+from jepakit.model.regularizers import Regularizer
+from jepakit.model.targets import Features, Target
+from jepakit.model.vit import ViTConfig
+
+Which = Literal["target_encoder", "encoder"]
+
+
+class Method(Settings):
+    """What is predicted from what, by what, and what keeps it from collapsing. An option is its own settings."""
+
+    masking: Masking = Field(default_factory=MultiBlock)
+    conditioning: EncoderPositions | None = None
+    target: Target = Field(default_factory=Features)
+    loss: Loss = "smooth_l1"
+    regularizer: Regularizer | None = None
+    encoder: ViTConfig = Field(default_factory=ViTConfig)
+    predictor: PredictorConfig = Field(default_factory=PredictorConfig)
+
+    @property
+    def which(self) -> Which:
+        """Which of the two encoders is the run's: judged, loaded and exported. The average where it gives the targets; with
+        pixels as targets nothing looks at it, so the encoder."""
+        return "encoder" if self.target.kind == "pixels" else "target_encoder"
+
+    @model_validator(mode="after")
+    def _one_projector(self) -> "Method":
+        r = self.regularizer
+        if r and r.projector and r.tensor == "context_pooled" and self.target.kind == "pixels":
+            raise ValueError(
+                "regularizer.tensor=context_pooled projects features, but the projector is as wide as what is predicted: pixels; "
+                "set regularizer.projector=[]"
+            )
+        return self
+
+
+def called(which: Which) -> str:
+    """What tables call it: 'target encoder' or 'encoder'."""
+    return which.replace("_", " ")
+
+
+# What sets the methods apart; the rest (masks, sizes) is common to all. The one place where their names mean something.
+METHODS: dict[str, dict[str, Any]] = {
+    "ijepa": {"conditioning": None, "regularizer": None, "target": {"kind": "features"}},
+    "ec_ijepa": {"conditioning": {}, "regularizer": None, "target": {"kind": "features"}},
+    "c_jepa": {"conditioning": None, "regularizer": {"kind": "vicreg"}, "target": {"kind": "features"}},
+    "ec_c_jepa": {"conditioning": {}, "regularizer": {"kind": "vicreg"}, "target": {"kind": "features"}},
+    "mae_pixels": {"conditioning": None, "regularizer": None, "target": {"kind": "pixels"}},
+}
+
+
+def name_of(method: Method) -> str | None:
+    """The name of the method that has these parts, if it is one of the family (with SIGReg none is)."""
+    parts = method.conditioning is not None, method.regularizer and method.regularizer.kind, method.target.kind
+    for name, p in METHODS.items():
+        if parts == (p["conditioning"] is not None, p["regularizer"] and p["regularizer"]["kind"], p["target"]["kind"]):
+            return name
+    return None
+
+
+IJEPA, EC_IJEPA, C_JEPA, EC_C_JEPA, MAE_PIXELS = (Method.model_validate(parts) for parts in METHODS.values())

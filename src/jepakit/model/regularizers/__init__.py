@@ -1,0 +1,27 @@
+"""What keeps features apart beside the prediction: VICReg (C-JEPA) or SIGReg (LeJEPA), and the projector before either."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from torch import nn
+
+from jepakit.model.regularizers.sigreg import SIGReg
+from jepakit.model.regularizers.vicreg import VICReg
+
+
+def _of_a_kind(value: Any) -> Any:
+    """Without a kind it is VICReg: runs from before there was another one name none."""
+    return {"kind": "vicreg", **value} if isinstance(value, Mapping) else value
+
+
+Regularizer = Annotated[VICReg | SIGReg, Field(discriminator="kind"), BeforeValidator(_of_a_kind)]
+
+
+def projector(widths: tuple[int, ...], width: int) -> nn.Module:
+    """(Linear without bias, batch norm, ReLU) for all widths but the last, then Linear; nothing for no widths."""
+    layers: list[nn.Module] = []
+    for hidden in widths[:-1]:
+        layers += [nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
+        width = hidden
+    return nn.Sequential(*layers, *([nn.Linear(width, widths[-1])] if widths else []))

@@ -1,0 +1,285 @@
+"""`jepakit data check`: reads every sample of a source and says what is in it, and whether a recipe fits.
+
+What is known of a sample is a record of an array, so that a million take tens of megabytes.
+"""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from jepakit.config.choice import Choice, settled, smaller_for
+from jepakit.config.config import Config, overrides
+from jepakit.core.errors import UserError, checked
+from jepakit.core.files import local, save_json
+from jepakit.core.progress import progress
+from jepakit.data.crops import BandsError, Images, channels_of
+from jepakit.data.decoding.decode import FORMATS, decode, jpeg_turn, pillow_turn
+from jepakit.data.decoding.ifd import ORIENTATION, TIFF, tags_of
+from jepakit.data.decoding.pixels import BadImageError, Pixels
+from jepakit.data.findings import Finding, Tally, findings_in
+from jepakit.data.formats.pack_layout import DEPTHS, name_of
+from jepakit.data.formats.pack_shrink import ready, threads_of
+from jepakit.data.formats.pack_source import PackedSource
+from jepakit.data.formats.remote import shown
+from jepakit.data.opening import named
+from jepakit.data.sources import Labels, Source, together
+from jepakit.data.threads import each
+from jepakit.data.training_part import split_sentences, training_part
+from jepakit.planning.check_results import LONG, Checked, Duplicates, Fit, LabelsSeen, stops_of, verdict_of
+
+LARGEST, FIRST = 5, 3  # groups of duplicates that are shown, and titles of each
+CHUNK = 1024  # samples that are looked at together
+JPEG_MODES = {"Gray": "L", "CMYK": "CMYK", "YCCK": "CMYK"}
+QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent
+RECORD = np.dtype(
+    [
+        ("read", "?"),
+        ("kind", "u1"),  # a place in the list of (format, mode)
+        ("turned", "?"),
+        ("height", "u4"),
+        ("width", "u4"),
+        ("bands", "u2"),
+        ("depth", "u1"),
+        ("sum", "u8", (2,)),  # a hash of what is stored
+    ]
+)
+
+
+@checked
+def check(
+    data: str | Path,
+    recipe: str | None = None,
+    *,
+    labels: str | None = None,
+    json: str | Path | None = None,
+    threads: int | None = None,
+    set: Sequence[str] | str | None = None,
+) -> Checked:
+    """Read every sample of `data` and say what is there, and whether a pretraining could go.
+
+    recipe: that of the pretraining; none: with what it would choose; labels: which of several that the source has; json: a
+    file for what is returned; set: 'group.key=value' words. Of a pack, every image's crc32 and every file's sha256 is
+    verified. Raises UserError.
+    """
+    json = None if json is None else local(json, "--json")
+    if json is not None and not json.parent.is_dir():
+        raise UserError(f"--json {json}: there is no such folder")
+    many = threads_of(threads)
+    given = overrides(set)
+    asked, method = given.pop("recipe", None), given.pop("method", None)
+    config, source, choice = settled(recipe or asked, method, given, {"data": named(data)}, labels=labels)
+    config.masking.check(config.grid)
+    look = _Look(source, config.images.max_pixels)
+    with progress("checking", len(source)) as report:
+        for start in range(0, len(source), CHUNK):
+            ids = np.arange(start, min(start + CHUNK, len(source)))
+            for rows in together(source, ids):
+                ready(source, ids[rows], config.run.read_timeout_seconds)
+                look.at(ids[rows], many, config.run.read_timeout_seconds)
+            report(int(ids[-1]) + 1, f"{len(look.bad)} broken" if look.bad else "")
+    altered = _altered(source) if isinstance(source, PackedSource) else ()
+    checked = _checked(shown(named(data)), source, look, altered, config, choice)
+    if json is not None:
+        save_json(json, asdict(checked))
+    return checked
+
+
+class _Look:
+    """A record of each sample, the kinds of files that records name, and why a sample is bad."""
+
+    def __init__(self, source: Source, most_pixels: int) -> None:
+        self.records = np.zeros(len(source), RECORD)
+        self.kinds: list[tuple[str, str]] = []
+        self.bad: dict[int, str] = {}
+        self.tally = Tally()
+        self._source, self._most, self._lock = source, most_pixels, Lock()
+
+    def at(self, ids: NDArray[np.int64], threads: int, seconds: float) -> None:
+        """Look at some samples."""
+        given_up = set[int]()
+
+        def work(row: int) -> tuple[Any, ...] | str:
+            return f"no answer within {seconds:g} s" if row in given_up else self._one(int(ids[row]))
+
+        def put(row: int, found: tuple[Any, ...] | str) -> None:
+            if isinstance(found, str):
+                self.bad[int(ids[row])] = found
+            else:
+                self.records[ids[row]] = found
+
+        each(len(ids), work, put, threads=threads, seconds=seconds, late=given_up.add)
+
+    def _one(self, index: int) -> tuple[Any, ...] | str:
+        try:
+            raw, told = self._source.raw(index), list[Finding]()
+            pixels = decode(raw, self._most, told) if isinstance(raw, bytes) else raw
+        except BadImageError as error:
+            return str(error)
+        if isinstance(self._source, PackedSource) and not self._source.intact(index):
+            return "not as it was packed (crc32)"
+        format, mode, turned = _header(raw, pixels) if isinstance(raw, bytes) else ("pixels", "", False)
+        with self._lock:
+            if (format, mode) not in self.kinds:
+                self.kinds.append((format, mode))
+            kind = self.kinds.index((format, mode))
+        self.tally.add(index, told + findings_in(pixels))
+        return True, kind, turned, *pixels.shape, DEPTHS.index(pixels.dtype), _sum(raw)
+
+
+def _header(data: bytes, pixels: Pixels) -> tuple[str, str, bool]:
+    """Format and mode of what `decode` could read, as Pillow names them, and whether it was turned upright.
+
+    Mode '' where tifffile reads the bands. By the parsers of `decode` only: Pillow's own of EXIF takes any memory.
+    """
+    if simplejpeg.is_jpeg(data):
+        *_, space, _ = simplejpeg.decode_jpeg_header(data)
+        return "JPEG", JPEG_MODES.get(space, "RGB"), jpeg_turn(data) > 1
+    tags = tags_of(data) if data[:4] in TIFF else {}
+    if tags and (str(pixels.dtype), pixels.shape[2]) not in (("uint8", 3), ("uint16", 1)):
+        return "TIFF", "", False
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if b"eXIf" in data:  # which may come after the pixels
+            image.load()
+        turn = tags.get(ORIENTATION, (1,))[0] if tags else pillow_turn(image.info)
+        return str(image.format), image.mode, 1 < turn <= 8
+
+
+def _sum(raw: bytes | Pixels) -> NDArray[np.uint64]:
+    """128 bits that are the same for the same bytes, or pixels: (2,)."""
+    if isinstance(raw, bytes):
+        found = hashlib.blake2b(raw, digest_size=16)
+    else:
+        found = hashlib.blake2b(np.ascontiguousarray(raw).data, digest_size=16, key=f"{raw.dtype}{raw.shape}".encode())
+    return np.frombuffer(found.digest(), np.uint64)
+
+
+def _altered(source: PackedSource) -> tuple[str, ...]:
+    """Files of images that are not what was written."""
+    parts = range(len(source.manifest.parts))
+    with progress("verifying files", len(parts)) as report:
+        found = []
+        for part in parts:
+            if not source.unchanged(part):
+                found.append(name_of(source.root, "images", part).name)
+            report(part + 1)
+    return tuple(found)
+
+
+def _checked(data: str, source: Source, look: _Look, altered: tuple[str, ...], config: Config, choice: Choice) -> Checked:
+    read = look.records[look.records["read"]]
+    bad = tuple((source.title(index), look.bad[index]) for index in sorted(look.bad))
+    height, width = read["height"].astype(np.int64), read["width"].astype(np.int64)
+    by_area = np.argsort(height * width, kind="stable")
+    places = {"smallest": 0, "median": (len(read) - 1) // 2, "largest": len(read) - 1} if len(read) else {}
+    short = np.quantile(np.minimum(height, width), np.array(QUANTILES) / 100, method="inverted_cdf") if len(read) else []
+    smaller = smaller_for(int(short[0]), config, choice) if len(read) else ""
+    fit = _fit(len(training_part(source, config.images)), read, config)
+    stops = stops_of(len(source), len(bad), fit, read["bands"], altered)
+    return Checked(
+        data=data,
+        samples=len(source),
+        formats=_formats(read, look.kinds),
+        modes=_modes(read, look.kinds),
+        sizes={name: (int(width[by_area[i]]), int(height[by_area[i]])) for name, i in places.items()},
+        short_sides={f"{share}%": int(side) for share, side in zip(QUANTILES, short, strict=False)},
+        turned=int(read["turned"].sum()),
+        duplicates=_duplicates(source, look.records),
+        labels=_labels(source.labels) if source.labels else None,
+        bad=bad,
+        altered=altered,
+        split=tuple(split_sentences(source, config.images)),
+        notes=(*source.notes, *look.tally.notes(source, len(read))),
+        choice=choice.told,
+        fit=fit,
+        stops=stops,
+        verdict=verdict_of(len(read), smaller, fit, stops),
+    )
+
+
+def _counts(names: list[str], counts: NDArray[np.int64]) -> dict[str, int]:
+    """The most frequent first, names without any left out."""
+    total: dict[str, int] = {}
+    for name, count in zip(names, counts.tolist(), strict=True):
+        total[name] = total.get(name, 0) + count
+    return {name: count for name, count in sorted(total.items(), key=lambda item: (-item[1], item[0])) if count}
+
+
+def _formats(read: NDArray[Any], kinds: list[tuple[str, str]]) -> dict[str, int]:
+    return _counts([format for format, _ in kinds], np.bincount(read["kind"], minlength=len(kinds)))
+
+
+def _modes(read: NDArray[Any], kinds: list[tuple[str, str]]) -> dict[str, int]:
+    """Pillow's mode, and bands and depth of the pixels that are made of it."""
+    found, counts = np.unique(read[["kind", "bands", "depth"]], return_counts=True)
+    names = [f"{kinds[kind][1]} as {bands} x {DEPTHS[depth]}".removeprefix(" as ") for kind, bands, depth in found.tolist()]
+    return _counts(names, counts)
+
+
+def _duplicates(source: Source, records: NDArray[Any]) -> Duplicates:
+    rows = np.flatnonzero(records["read"])
+    sums = records["sum"][rows]
+    order = np.lexsort((sums[:, 1], sums[:, 0]))  # stable: a group keeps the order of the samples
+    rows, sums = rows[order], sums[order]
+    starts = np.flatnonzero(np.r_[len(rows) > 0, (sums[1:] != sums[:-1]).any(1)])
+    sizes = np.diff(np.r_[starts, len(rows)])
+    largest = [i for i in np.lexsort((rows[starts], -sizes)).tolist()[:LARGEST] if sizes[i] > 1]
+    named = [(int(sizes[i]), tuple(source.title(int(row)) for row in rows[starts[i] :][: min(FIRST, sizes[i])])) for i in largest]
+    leaking = leaked = 0
+    if source.labels is not None and len(rows):
+        part, test = source.labels.values[rows] >= 0, source.labels.test[rows]
+        tests, trains = (np.add.reduceat((part & side).astype(int), starts) for side in (test, ~test))
+        leaking, leaked = int(((tests > 0) & (trains > 0)).sum()), int(tests[trains > 0].sum())
+    return Duplicates(int((sizes > 1).sum()), int((sizes - 1).sum()), tuple(named), leaking, leaked)
+
+
+def _labels(labels: Labels) -> LabelsSeen:
+    labelled = labels.values >= 0
+    counts = np.bincount(labels.values[labelled], minlength=len(labels.classes))
+    small, large = (int(counts.argmin()), int(counts.argmax())) if len(counts) else (0, 0)
+    classes = labels.classes or ("",)
+    return LabelsSeen(
+        name=labels.name,
+        classes=len(labels.classes),
+        smallest=(classes[small], int(counts[small : small + 1].sum())),
+        largest=(classes[large], int(counts[large : large + 1].sum())),
+        unlabelled=max(0, int((~labelled).sum()) - labels.apart),
+        test=int((labelled & labels.test).sum()),
+    )
+
+
+def _fits(bands: int, images: Images) -> bool:
+    try:
+        channels_of(np.zeros((1, 1, bands), np.uint8), images)
+    except BandsError:
+        return False
+    return True
+
+
+def _fit(samples: int, read: NDArray[Any], config: Config) -> Fit:
+    images, batch = config.images, config.optim.batch_size
+    height, width = images.height_width
+    sides = np.stack([read["height"], read["width"]]).astype(np.int64)
+    times = sides.max(0) / sides.min(0)
+    bands, counts = np.unique(read["bands"], return_counts=True)
+    return Fit(
+        recipe=config.recipe or "",
+        size=(width, height),
+        channels=images.channels,
+        batch_size=batch,
+        max_bad=images.max_bad,
+        steps=samples // batch,
+        left_over=samples % batch,
+        smaller=int(((sides[0] < height) | (sides[1] < width)).sum()),
+        elongated=int((times > LONG).sum()),
+        longest=round(float(times.max(initial=1)), 2),
+        other_bands={str(b): n for b, n in zip(bands.tolist(), counts.tolist(), strict=True) if not _fits(b, images)},
+    )

@@ -1,0 +1,197 @@
+"""What a look at every sample of a source found, and how it is said."""
+
+import math
+from dataclasses import dataclass
+from textwrap import wrap
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jepakit.core.errors import plain
+from jepakit.data.decoding.pixels import too_many
+
+LONG = 3  # times as long as wide: of such an image a crop shows little
+Size = tuple[int, int]  # width, height
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Images whose bytes are the same. leaked: test images that training has too, in so many groups."""
+
+    groups: int
+    copies: int  # less one of each group
+    largest: tuple[tuple[int, tuple[str, ...]], ...]  # number, and first titles
+    leaking_groups: int
+    leaked: int
+
+
+@dataclass(frozen=True)
+class LabelsSeen:
+    """Labels of all samples; smallest and largest class with their samples."""
+
+    name: str
+    classes: int
+    smallest: tuple[str, int]
+    largest: tuple[str, int]
+    unlabelled: int
+    test: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a recipe's settings meet the images."""
+
+    recipe: str
+    size: Size
+    channels: int
+    batch_size: int
+    max_bad: float
+    steps: int  # an epoch
+    left_over: int  # an epoch
+    smaller: int  # in a side than `size`
+    elongated: int
+    longest: float  # of the long side over the short one
+    other_bands: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is in a source. formats, modes, sizes and duplicates speak of readable images."""
+
+    data: str
+    samples: int
+    formats: dict[str, int]
+    modes: dict[str, int]
+    sizes: dict[str, Size]
+    short_sides: dict[str, int]
+    turned: int
+    duplicates: Duplicates
+    labels: LabelsSeen | None
+    bad: tuple[tuple[str, str], ...]  # title, reason
+    altered: tuple[str, ...]  # files of a pack that are not as they were written
+    split: tuple[str, ...]  # what of it is trained on
+    notes: tuple[str, ...]  # what of the data is not used, used in part, or taken by a guess
+    choice: tuple[str, ...]  # where no recipe is named: for what pretrain chooses settings, and which, and why
+    fit: Fit
+    stops: tuple[str, ...]  # why a pretraining would stop, and what to set
+    verdict: str
+
+
+def stops_of(samples: int, broken: int, fit: Fit, bands: NDArray[Any], altered: tuple[str, ...]) -> tuple[str, ...]:
+    """Why a pretraining would not begin, or not go on; the rules are the loader's."""
+    stops: list[str] = []
+    other = sum(fit.other_bands.values())
+    usual = str(np.bincount(bands).argmax()) if len(bands) else ""
+    if usual in fit.other_bands and (other == len(bands) or too_many(broken + other, samples, fit.max_bad)):
+        stops.append(f"{fit.other_bands[usual]:,} images have {usual} band{'s' * (usual != '1')}: set images.channels={usual}")
+        other = 0
+    if too_many(bad := broken + other, samples, fit.max_bad):
+        enough = next(share for i in (0, 1) if (share := math.ceil(bad * 1000 / samples + i) / 1000) * samples >= bad)
+        also = " or have other bands" if other else ""
+        stops.append(
+            f"{bad:,} of {samples:,} samples cannot be read{also}, more than images.max_bad={fit.max_bad:g}: mend them, "
+            f"or set images.max_bad={min(1.0, enough):g}"
+        )
+    if samples < 2:
+        stops.append("there is one image, and a batch takes at least 2")
+    elif samples < fit.batch_size:
+        stops.append(
+            f"optim.batch_size={fit.batch_size} is more than the {samples} images: "
+            f"set optim.batch_size={2 ** (samples.bit_length() - 1)} or less"
+        )
+    if altered:
+        stops.append(f"{', '.join(altered[:3])} {'have' if altered[1:] else 'has'} changed since it was packed: pack again")
+    return tuple(stops)
+
+
+def verdict_of(readable: int, smaller: str, fit: Fit, stops: tuple[str, ...]) -> str:
+    """One sentence. smaller: words that set a size at which no image is enlarged, '' for none."""
+    if stops:
+        return f"a pretraining with recipe {fit.recipe} would stop: {'; '.join(stops)}"
+    said = f"fine for recipe {fit.recipe}: {readable:,} images, {fit.steps:,} steps an epoch"
+    if 2 * fit.smaller <= readable or not smaller:
+        return said
+    return f"{said}; most images would be enlarged: set {smaller} for none to be"
+
+
+WIDE, SHORT, FIRST = 100, 60, 20  # columns; letters of a title; broken images that are named
+
+
+def as_table(checked: Checked) -> str:
+    """What was found, as aligned text of at most 100 columns."""
+    sizes = ", ".join(f"{name} {width}x{height}" for name, (width, height) in checked.sizes.items())
+    rows = [
+        ("samples", f"{checked.samples:,} in {_title(checked.data)}"),
+        ("formats", _counts(checked.formats)),
+        ("modes", _counts(checked.modes)),
+        ("width x height", sizes),
+        ("shorter side", ", ".join(f"{share} {side}" for share, side in checked.short_sides.items())),
+        ("turned", f"{_number(checked.turned, 'image')} by EXIF; training sees them upright"),
+        *_of_duplicates(checked.duplicates),
+        ("labels", _of_labels(checked.labels)),
+        ("broken", f"{_number(len(checked.bad), 'sample')} ({len(checked.bad) / checked.samples:.2%})"),
+        *(("", f"{_title(title)}: {plain(reason)}") for title, reason in checked.bad[:FIRST]),
+        *([("", f"and {len(checked.bad) - FIRST:,} more: --json FILE names all")] if len(checked.bad) > FIRST else []),
+        *(("altered", f"{name}: not as it was packed") for name in checked.altered),
+        *((("split", "")[i > 0], line) for i, line in enumerate(checked.split)),
+        *((("notes", "")[i > 0], plain(note)) for i, note in enumerate(checked.notes)),
+        *_of_choice(checked.choice),
+        *_of_fit(checked.fit),
+        ("verdict", checked.verdict),
+    ]
+    return "\n".join(line for name, text in rows for line in _row(name, text))
+
+
+def _row(name: str, text: str) -> list[str]:
+    return wrap(f"{name:18}{text}", WIDE, subsequent_indent=" " * 18, drop_whitespace=True, break_on_hyphens=False)
+
+
+def _of_duplicates(found: Duplicates) -> list[tuple[str, str]]:
+    if not found.groups:
+        return [("duplicates", "none of the same bytes")]
+    rows = [("duplicates", f"{_number(found.copies, 'copy', 'copies')} in {_number(found.groups, 'group')} of the same bytes")]
+    for count, titles in found.largest:
+        rows.append(("", f"{count} x {', '.join(_title(title) for title in titles)}{', ...' if count > len(titles) else ''}"))
+    if found.leaked:
+        rows.append(("leak", f"{_number(found.leaked, 'test image')} in training, too: scores on this split say too much"))
+    return rows
+
+
+def _of_labels(labels: LabelsSeen | None) -> str:
+    if labels is None:
+        return "none"
+    (small, few), (large, many) = labels.smallest, labels.largest
+    classes = f"'{_title(labels.name)}', {_number(labels.classes, 'class', 'classes')}"
+    ends = f"smallest {_title(small)} {few:,}, largest {_title(large)} {many:,}"
+    return f"{classes}: {ends}; {labels.unlabelled:,} without; {labels.test:,} for testing"
+
+
+def _of_choice(choice: tuple[str, ...]) -> list[tuple[str, str]]:
+    """What pretrain itself would choose."""
+    return [("pretrain chooses", f"for {choice[0]}:"), *(("", line) for line in choice[1:])] if choice else []
+
+
+def _of_fit(fit: Fit) -> list[tuple[str, str]]:
+    """What the settings make of the images."""
+    (width, height), bands = fit.size, ", ".join(f"{_number(n, 'image')} of {name}" for name, n in fit.other_bands.items())
+    return [
+        ("recipe", f"{fit.recipe}"),
+        ("images.size", f"{width}x{height}: {_number(fit.smaller, 'image')} smaller in a side, which a crop would enlarge"),
+        ("images.channels", f"{fit.channels}: {'the others are ' + bands if bands else 'all fit'}"),
+        ("optim.batch_size", f"{fit.batch_size:,}: {fit.steps:,} steps an epoch, {fit.left_over:,} images left over"),
+        ("elongated", f"{_number(fit.elongated, 'image')} more than {LONG} times as long as wide; at most {fit.longest:.1f}"),
+    ]
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name}: {count:,}" for name, count in counts.items()) or "none"
+
+
+def _number(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _title(text: str) -> str:
+    text = plain(text)
+    return text if len(text) <= SHORT else f"{text[: SHORT // 2 - 1]}...{text[-SHORT // 2 + 2 :]}"

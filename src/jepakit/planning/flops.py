@@ -1,0 +1,134 @@
+"""FLOPs of a training step, in closed form from the lengths of the sequences; one multiply-add is 2.
+
+Linear maps and the two products of attention are counted, as torch's FlopCounterMode does, and nothing else. Backward is
+twice forward, a product for the input's gradient and one for the weights', less the inputs that need no gradient.
+"""
+
+from dataclasses import astuple, dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from jepakit.model.layout import Indices, room_of
+from jepakit.model.masks import Masks
+from jepakit.model.method import Method
+from jepakit.model.regularizers.sigreg import SIGReg
+from jepakit.model.regularizers.vicreg import blocks_per_draw
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs by part. The regulariser's are those of its projector and its statistics, forward and backward."""
+
+    target_encoder: float
+    encoder_forward: float
+    encoder_backward: float
+    predictor_forward: float
+    predictor_backward: float
+    regularizer: float
+
+    @property
+    def total(self) -> float:
+        """The sum of all parts."""
+        return float(sum(astuple(self)))
+
+
+def linear(tokens: int, inputs: int, outputs: int) -> int:
+    """A linear map."""
+    return 2 * tokens * inputs * outputs
+
+
+def attention(pairs: int, width: int) -> int:
+    """Queries with keys, and weights with values: `pairs` of tokens that meet."""
+    return 2 * linear(pairs, width, 1)
+
+
+def block(tokens: int, pairs: int, width: int, hidden: int) -> int:
+    """A block of a transformer: queries, keys and values, their attention, its projection, the MLP."""
+    return block_of_rows(tokens, tokens, pairs, width, hidden)
+
+
+def block_of_rows(tokens: int, rows: int, pairs: int, width: int, hidden: int) -> int:
+    """A block of which only some rows are asked for: keys and values of all tokens, everything else of these rows."""
+    return linear(tokens, width, 2 * width) + linear(rows, width, 2 * width + 2 * hidden) + attention(pairs, width)
+
+
+def step(method: Method, grid: tuple[int, int], channels: int, masks: Masks, *, padded: bool = False) -> Flops:
+    """FLOPs of a step on the images of `masks`.
+
+    padded: as a CPU computes it, with empty rows where it leaves some (`layout.room_of`), and attention over all of each
+    batch of sequences, padded to the longest (`layout.unit_of`'s spare rows apart); otherwise the useful part.
+    """
+    encoder, pixels = method.encoder, channels * method.encoder.patch_size**2
+    patches, (told, told_target) = grid[0] * grid[1], _conditioning_tokens(method, grid, masks)
+    embed = linear(len(masks.context), pixels, encoder.width)
+    encode = _encoder(method, masks.context_lengths + told, padded, room=not isinstance(told, int))
+    target = 0
+    if method.target.kind != "pixels":
+        sequences = np.full(masks.images, patches) if told_target is None else patches + told_target
+        target = linear(patches * masks.images, pixels, encoder.width) + _encoder(
+            method, sequences, padded, room=told_target is not None
+        )
+    predict = _predictor(method, pixels, masks, padded)
+    return Flops(
+        target_encoder=target,
+        encoder_forward=embed + encode,
+        encoder_backward=embed + 2 * encode,  # images need no gradient
+        predictor_forward=predict,
+        predictor_backward=2 * predict,
+        regularizer=_regularizer(method, pixels, masks),
+    )
+
+
+def _conditioning_tokens(method: Method, grid: tuple[int, int], masks: Masks) -> tuple[Indices | int, Indices | None]:
+    """Tokens by which each draw's encoder is told of the targets, and its target encoder of the context, if it is: (R,), (R,)."""
+    c, positions = method.conditioning, torch.empty(grid[0] * grid[1], method.encoder.width, device="meta")
+    return (
+        c.for_encoder(masks, positions, grid)[1] if c and c.encoder else 0,
+        c.for_target_encoder(masks, positions, grid)[1] if c and c.target_encoder else None,
+    )
+
+
+def _encoder(method: Method, lengths: Indices, padded: bool, *, room: bool) -> int:
+    """All blocks of an encoder on sequences of these lengths, which may have empty rows where there is `room`."""
+    e, rows = method.encoder, room_of(lengths, torch.device("cpu")) if padded and room else None
+    tokens = len(lengths) * rows if rows else int(lengths.sum())
+    return e.depth * block(tokens, _pairs(lengths, lengths, padded), e.width, round(e.width * e.mlp_ratio))
+
+
+def _predictor(method: Method, pixels: int, masks: Masks, padded: bool) -> int:
+    """Each target block with its draw's context; the last block of the predictor says the targets only."""
+    p, e, targets = method.predictor, method.encoder, len(masks.targets)
+    lengths, hidden = masks.context_lengths[masks.draw_of_block] + masks.target_lengths, round(p.width * e.mlp_ratio)
+    tokens = int(lengths.sum())
+    return (
+        linear(len(masks.context), e.width, p.width)
+        + (p.depth - 1) * block(tokens, _pairs(lengths, lengths, padded), p.width, hidden)
+        + block_of_rows(tokens, targets, _pairs(masks.target_lengths, lengths, padded), p.width, hidden)
+        + linear(targets, p.width, method.target.width(e.width, pixels))
+    )
+
+
+def _pairs(queries: Indices, keys: Indices, padded: bool) -> int:
+    """Pairs of a query and a key of one sequence."""
+    return len(keys) * int(queries.max()) * int(keys.max()) if padded else int((queries * keys).sum())
+
+
+def _regularizer(method: Method, pixels: int, masks: Masks) -> int:
+    """The projector's passes, and the covariance of each view or SIGReg's projections, forward and backward."""
+    r, width = method.regularizer, method.encoder.width
+    if r is None:
+        return 0
+    draws, blocks = len(masks.context_lengths), len(masks.target_lengths)
+    of_context = r.tensor == "context_pooled"
+    rows = draws if of_context else blocks
+    widths = (width if of_context else method.target.width(width, pixels), *r.projector)
+    layers = [linear(1, *ends) for ends in pairwise(widths)]  # a row of each
+    if isinstance(r, SIGReg):  # directions need no gradient
+        return 3 * sum(layers) * rows + 2 * linear(rows, widths[-1], r.directions)
+    views = 1 if of_context else blocks_per_draw(masks)
+    total = 3 * sum(layers) * rows + 3 * views * linear(draws, widths[-1], widths[-1])
+    if r.tensor != "pred_blocks" and r.sim:  # predictions, and targets, which need no gradient
+        total += blocks * (6 * sum(layers) - sum(layers[:1]))
+    return total

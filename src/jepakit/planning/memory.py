@@ -1,0 +1,264 @@
+"""Memory of a training step, found by taking one with tensors that have a shape but no storage, so on any machine.
+
+Every storage of the forward and backward pass is followed from its birth to its end; what counts is the fullest moment.
+"""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepakit.artifacts.load import jepa_of
+from jepakit.config.config import Config
+from jepakit.core.device import lowered
+from jepakit.core.torch_private import dispatch_mode, fake_tensors, tensors_of
+from jepakit.data.crops import mirrored, normalise
+from jepakit.data.loader import AHEAD
+from jepakit.model import attention, layout, linear
+from jepakit.model.jepa import JEPA
+from jepakit.model.layout import Layout
+from jepakit.model.masks import Masking, Masks, MultiBlock
+from jepakit.planning import flops
+from jepakit.planning.table import Memory
+
+TorchDispatchMode: Any = dispatch_mode()
+CPU = torch.device("cpu")
+USABLE_CUDA = 0.9  # of a device's memory: the rest is for what its allocator cannot use
+USABLE_CPU = 0.5  # gaps in the heap grow: measured, over hundreds of steps a process came to 1.8 times its first steps
+# What the CPU's heap leaves between tensors, over what the passes hold, in first steps, and what parts and bf16 add: measured.
+GAPS, GAPS_OF_PARTS, GAPS_OF_BF16 = 0.25, 0.2, 0.12
+PROCESS_CPU = {torch.float32: 550_000_000, torch.bfloat16: 600_000_000}  # measured, with oneDNN's kernels (jepakit.linear)
+PROCESS_CUDA = 700_000_000  # CUDA's context and libraries, assumed
+RELEASED_STEPS, RELEASED_IMAGES = 24, 2048  # looked at under the released law
+MOST_IMAGES = 1 << 16  # at a time; more are not tried
+TRIES = 4  # to find how many images fit
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run would be: `devices` of so many bytes each; rate in TFLOP/s, and no `device`, where it need not be here."""
+
+    name: str
+    dtype: torch.dtype
+    cuda: bool
+    flash: bool  # attention is the kernel for sequences of any length, which keeps no weights
+    memory: int
+    devices: int = 1
+    tflops: float = 0.0
+    device: torch.device | None = None
+
+
+def memory_of(config: Config, place: Place, at_a_time: int) -> Memory:
+    """Memory for so many images at a time, and how many fit: found by the secant through two numbers, then tried."""
+    few, many = (at_a_time, 2 * at_a_time) if at_a_time <= 2 else (2, at_a_time)
+    usable = int((USABLE_CUDA if place.cuda else USABLE_CPU) * place.memory)
+    tried = {n: step_memory(config, place, n) for n in (few, many)}
+    slope = (tried[many].total - tried[few].total) / (many - few)
+    fixed = tried[few].total - slope * few
+    last, n = few, many
+    for _ in range(TRIES):  # under the released law memory is no line: more images, shorter contexts
+        local = (tried[n].total - tried[last].total) / (n - last)
+        wanted = int(min(max(2, n + (usable - tried[n].total) // local), MOST_IMAGES))
+        if wanted in tried:
+            break
+        last, n = n, wanted
+        tried[n] = step_memory(config, place, n)
+    largest = max((n for n in tried if tried[n].total <= usable), default=0)
+    return replace(tried[at_a_time], fixed=int(fixed), per_image=int(slope), usable=usable, largest=largest)
+
+
+def step_memory(config: Config, place: Place, images: int) -> Memory:
+    """Memory for so many images at a time, without what takes two numbers of images to say."""
+    found = fullest(config, place, images)
+    with torch.device("meta"):
+        jepa = jepa_of(config)
+    target = sum(x.nbytes for x in jepa.target_encoder.state_dict().values())
+    weights = sum(x.nbytes for x in jepa.state_dict().values()) - target
+    moments = 2 * sum(p.nbytes for _, p in jepa.trained_parameters())
+    gaps = GAPS + (config.optim.accumulate > 1) * GAPS_OF_PARTS + (place.dtype == torch.bfloat16) * GAPS_OF_BF16
+    kept = 0 if place.cuda else int(gaps * found.total)
+    process = PROCESS_CUDA if place.cuda else PROCESS_CPU[place.dtype]
+    ahead = (AHEAD + place.cuda) * found.images  # on CPU the last of them is the batch itself
+    return Memory(
+        weights=weights,
+        target_encoder=target,
+        moments=moments,
+        gradients=found.gradients,
+        activations=found.activations,
+        passing=found.passing,
+        images=found.images,
+        kept=kept,
+        process=process,
+        loader=ahead,
+        on_host=place.cuda,
+        total=weights + target + moments + found.total + kept + process + (0 if place.cuda else ahead),
+    )
+
+
+@dataclass(frozen=True)
+class Fullest:
+    """Bytes at the fullest moment of forward and backward, beside the weights and the optimiser's state.
+
+    gradients: those there at that moment; activations: what the backward pass still needs; images: the batch as it was
+    read; passing: all else, gone a moment later.
+    """
+
+    gradients: int
+    activations: int
+    images: int
+    passing: int
+
+    @property
+    def total(self) -> int:
+        """The sum of all."""
+        return self.gradients + self.activations + self.images + self.passing
+
+
+def fullest(config: Config, place: Place, images: int) -> Fullest:
+    """The fullest moment of a step on one device of a place, with so many images at a time."""
+    with torch.device("meta"):
+        jepa = jepa_of(config)
+    if config.run.recompute:
+        jepa.recompute_blocks()
+    masks, parts = _large_masks(config, images, images * place.devices), config.optim.accumulate
+    # Indices of masks are real numbers.
+    flash, rows = _flash() if place.flash else nullcontext(), _rows_of_cuda() if place.cuda else nullcontext()
+    with fake_tensors()[0](allow_non_fake_inputs=True), flash, rows:
+        weights = {name: torch.empty_like(value, device=CPU) for name, value in jepa.state_dict().items()}
+        jepa.load_state_dict(weights, assign=True)
+        shape = (images * parts, config.images.channels, *config.images.height_width)
+        with _Live(jepa) as live, torch.autograd.graph.saved_tensors_hooks(live.keep, lambda x: x):
+            batch = [torch.empty(shape, dtype=torch.uint8) for _ in range(config.images.views)]
+            which = torch.empty(len(batch[0]), dtype=torch.bool) if config.images.flip else None
+            _passes(jepa, config, [mirrored(view, which) for view in batch], masks, place.dtype, parts)
+    gradients, activations, total = live.at_fullest
+    size = sum(view.untyped_storage().nbytes() for view in batch)
+    return Fullest(gradients, activations, size, total - gradients - activations - size)
+
+
+def _large_masks(config: Config, images: int, together: int) -> Masks:
+    """Masks of some images of `together` on all devices; under the released law of the step that has most to compute."""
+    law, grid, seed = config.masking, config.grid, config.seed
+    if not is_released(law):
+        return law.sample(grid, np.arange(images), seed=seed)
+
+    def work(step: int) -> float:
+        return flops.step(config, grid, 1, law.sample(grid, np.arange(8), seed=seed, step=step)).total
+
+    step = max(range(RELEASED_STEPS), key=work)
+    ids = np.arange(max(images, min(together, RELEASED_IMAGES)))
+    return law.sample(grid, ids, seed=seed, step=step).of_images(slice(images))
+
+
+def is_released(law: Masking) -> bool:
+    """Whether masks are those of the released code: sized by the step, and cut to the shortest of all that go together."""
+    return isinstance(law, MultiBlock) and law.compat is not None
+
+
+def _passes(jepa: JEPA, config: Config, batch: list[Tensor], masks: Masks, dtype: torch.dtype, parts: int) -> None:
+    """Forward and backward of the first two parts: the second finds gradients, as all others do."""
+    for shown in list(zip(*(view.chunk(parts) for view in batch), strict=True))[:2]:
+        images, *of_target = (normalise(view, config.images) for view in shown)
+        with lowered(CPU, dtype):
+            out = jepa(images, masks, *of_target)
+        (out.loss / parts).backward()
+
+
+class _Live(TorchDispatchMode):
+    """Follows every storage that an operation makes: bytes of all, of those kept for the backward pass, and of gradients."""
+
+    def __init__(self, jepa: JEPA) -> None:
+        super().__init__()
+        self.at_fullest = (0, 0, 0)  # gradients, kept, all
+        self._all = self._kept = self._gradients = 0
+        self._storages: dict[int, weakref.ref[Any]] = {}
+        self._own: set[int] = set()  # of those kept for the backward pass
+        self._with_gradient: set[int] = set()
+        for _, p in jepa.trained_parameters():
+            p.register_post_accumulate_grad_hook(self._grown)
+        self._weights = {id(s): s for s in (x.untyped_storage() for x in jepa.state_dict().values())}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for x in tensors_of(made):
+            self._born(x)
+        if self._all > self.at_fullest[2]:
+            self.at_fullest = (self._gradients, self._kept, self._all)
+        return made
+
+    def keep(self, x: Tensor) -> Tensor:
+        """Called with what autograd saves."""
+        key = self._born(x)
+        if key is not None and key not in self._own:
+            self._own.add(key)
+            self._kept += x.untyped_storage().nbytes()
+        return x
+
+    def _born(self, x: Tensor) -> int | None:
+        """The key of a tensor's storage, which is counted if it is new; none for a weight's."""
+        storage = x.untyped_storage()
+        key = id(storage)
+        known = self._storages.get(key)
+        if key in self._weights:
+            return None
+        if known is None or known() is not storage:
+            self._all += storage.nbytes()
+            self._storages[key] = weakref.ref(storage, partial(self._gone, key, storage.nbytes()))
+        return key
+
+    def _gone(self, key: int, size: int, _: Any) -> None:
+        del self._storages[key]
+        self._all -= size
+        if key in self._own:
+            self._own.remove(key)
+            self._kept -= size
+
+    def _grown(self, p: Tensor) -> None:
+        if id(p) not in self._with_gradient:  # the gradient of a second part is added in place
+            self._with_gradient.add(id(p))
+            self._gradients += p.nbytes
+
+
+@contextmanager
+def _instead(module: ModuleType, **others: Any) -> Iterator[None]:
+    """Other functions and constants in a module, for a while."""
+    theirs = {name: getattr(module, name) for name in others}
+    vars(module).update(others)
+    try:
+        yield
+    finally:
+        vars(module).update(theirs)
+
+
+@contextmanager
+def _rows_of_cuda() -> Iterator[None]:
+    """Tensors without storage are the CPU's: leave out the rows, and the products, that only a CPU has."""
+    with _instead(layout, unit_of=lambda rows: 1), _instead(linear, BY_ONEDNN=frozenset()):
+        yield
+
+
+@contextmanager
+def _flash() -> Iterator[None]:
+    """Have tensors without storage take the kernel for sequences of any length; it keeps what one long sequence would."""
+    (_, fake), real_has_varlen, real_varlen = fake_tensors(), attention._has_varlen, attention._varlen
+
+    def has_varlen(x: Tensor) -> bool:
+        return x.shape[-1] % 8 == 0 and x.dtype != torch.float32 if isinstance(x, fake) else real_has_varlen(x)
+
+    def varlen(q: Tensor, k: Tensor, v: Tensor, queries: Layout, layout: Layout) -> Tensor:
+        if not isinstance(q, fake):
+            return real_varlen(q, k, v, queries, layout)
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return out[0].transpose(0, 1).flatten(1)
+
+    with _instead(attention, _has_varlen=has_varlen, _varlen=varlen):
+        yield

@@ -1,0 +1,83 @@
+"""What a run says of itself at a logged step, and where it is written."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from jepakit.artifacts.run import Run, json_line
+from jepakit.config.config import Config
+from jepakit.config.optim import Now
+from jepakit.core.errors import UserError
+from jepakit.core.files import append
+from jepakit.data.loader import Batch
+from jepakit.model.jepa import Output
+from jepakit.model.masks import Masks
+from jepakit.model.metrics import content_cosines, position_share, rankme
+
+log = logging.getLogger("jepakit")
+
+
+def step_row(step: int, batch: Batch, out: Output, norm: Tensor, now: Now) -> dict[str, float]:
+    """What a logged step says of the whole batch. Standard deviations are over its tokens, the mean over features."""
+    masks = Masks.joined(batch.masks)
+    image = np.repeat(masks.image_of_draw[masks.draw_of_block], masks.target_lengths)
+    own, other = content_cosines(out.predictions, out.targets, masks.targets, image)
+    return {
+        "step": step,
+        "epoch": batch.epoch,
+        "loss": float(out.loss.detach()),
+        **{f"loss/{name}": float(term.detach()) for name, term in out.terms.items()},
+        "lr": now.lr,
+        "weight_decay": now.weight_decay,
+        "momentum": now.momentum,
+        "grad_norm": float(norm),
+        "target_std": float(out.targets.detach().float().std(0).mean()),
+        "prediction_std": float(out.predictions.detach().float().std(0).mean()),
+        "effective_rank": rankme(out.features),
+        "position_share": position_share(out.targets, masks.targets),
+        "own_cosine": own,
+        "other_cosine": other,
+        "context_tokens": float(masks.context_lengths.mean()),
+        "target_tokens": float(masks.target_lengths.mean()),
+    }
+
+
+@contextmanager
+def metrics_writer(run: Run, config: Config, step: int) -> Iterator[Any]:
+    """A function that appends a row to metrics.jsonl, and to tensorboard/ if asked for; step: that which the run goes on from."""
+    # what was logged after the checkpoint will be logged again: TensorBoard is told to leave it out
+    board: Any = summary_writer()(str(run.path / "tensorboard"), purge_step=step + 1) if config.run.tensorboard else None
+    full = False
+
+    def write(row: dict[str, Any]) -> None:
+        nonlocal full
+        try:
+            append(run.path / "metrics.jsonl", json_line(row))
+            if board:
+                for name, value in row.items():
+                    if isinstance(value, int | float):
+                        board.add_scalar(name, value, int(row["step"]))
+            if full:
+                log.warning("metrics are written again, from step %d on", row["step"])
+            full = False
+        except OSError as error:  # a full disk: the run is worth more than a line
+            if not full:
+                log.warning("metrics NOT written from step %d on: %s", row["step"], error)
+            full = True
+
+    yield write
+    if board:
+        with suppress(OSError):
+            board.close()
+
+
+def summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("run.tensorboard needs an extra: pip install 'jepakit[tensorboard]'") from None
+    return SummaryWriter

@@ -1,0 +1,137 @@
+"""A look at the encoder while it trains: kNN accuracy where there are labels, RankMe where there are none."""
+
+import logging
+from dataclasses import dataclass
+from threading import Event
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jepakit.config.config import Config
+from jepakit.core import rng
+from jepakit.core.device import lowered
+from jepakit.core.errors import UserError
+from jepakit.data.crops import stacked
+from jepakit.data.decoding.pixels import BadImageError
+from jepakit.data.samples import read_each
+from jepakit.data.sources import Blocks, Source
+from jepakit.data.statistics import ordered_by
+from jepakit.evaluation.features import BATCH, as_seen
+from jepakit.evaluation.probes.knn import knn
+from jepakit.model.encoder import Encoder
+from jepakit.model.jepa import JEPA
+from jepakit.model.metrics import rankme
+
+log = logging.getLogger("jepakit")
+STEP = 2.5  # what a step costs an image, in passes of the target encoder over whole images (low: most steps cost more)
+SHARE = 0.03  # of the work between looks, the most that one may take
+BLOCKS = 4  # of which images are drawn at least, where an epoch goes by blocks
+
+
+@dataclass(frozen=True)
+class Online:
+    """The same few images at each look, as evaluation sees them (n, C, H, W); labels and halves where there are any."""
+
+    images: Tensor
+    labels: Tensor | None
+    test: Tensor
+    every_steps: int
+
+    @classmethod
+    def prepare(cls, config: Config, source: Source, steps_per_epoch: int, stop: Event | None = None) -> "Online | None":
+        """Images drawn by the seed, a third of them held-out samples where there are labels; None where looks are turned off.
+
+        Where an epoch goes by blocks, they are of few blocks. Raises StuckError where nothing answers, StoppedError once
+        `stop` is set.
+        """
+        count = config.run.probe_images
+        if not count:
+            return None
+        order, blocks = rng.permutation(config.seed, "online", 0, len(source)), ordered_by(config.images, source)
+        labels = source.labels if source.labels is not None and (source.labels.values >= 0).any() else None
+        whole = labels is not None and labels.whole
+        if labels is not None:
+            order = order[labels.values[order] >= 0]
+            held = labels.test[order]
+            order = np.concatenate([_first(order[~held], count - count // 3, blocks), _first(order[held], count // 3, blocks)])
+        order = _first(order, count, blocks)
+
+        def read(index: int) -> Tensor:
+            try:
+                return as_seen(source, index, config.images, whole)
+            except UserError as error:  # the loader will say it
+                raise BadImageError(str(error)) from None
+
+        threads, seconds = config.run.loader_threads, config.run.read_timeout_seconds
+        found = zip(order.tolist(), read_each(source, order, read, threads=threads, seconds=seconds, stop=stop), strict=True)
+        good = [(index, image) for index, image in found if not isinstance(image, BadImageError)]  # the loader names others
+        ids, images = [index for index, _ in good], [image for _, image in good]
+        if len(ids) < 2:
+            return None
+        values = None if labels is None else torch.from_numpy(labels.values[ids])
+        test = torch.zeros(len(ids), dtype=torch.bool) if labels is None else torch.from_numpy(labels.test[ids])
+        kept = None if values is None else _asked(values, test)
+        if values is None or kept is None:
+            values = None
+        else:
+            images = [image for image, keep in zip(images, kept.tolist(), strict=True) if keep]
+            values, test = values[kept], test[kept]
+        least = len(images) / (SHARE * STEP * config.optim.batch_size)
+        epochs = config.run.probe_every_epochs or max(1, -(-least // steps_per_epoch))
+        every = config.run.log_every_steps  # looks are told in rows of metrics, so they fall on logged steps
+        return cls(stacked(images), values, test, int(-(-epochs * steps_per_epoch // every) * every))
+
+    def due(self, step: int) -> bool:
+        """Whether a look is to be taken after so many steps."""
+        return step % self.every_steps == 0
+
+    @torch.no_grad()
+    def look(self, jepa: JEPA, config: Config, dtype: torch.dtype) -> dict[str, float]:
+        """'probe/knn' (share of test images named rightly) or 'probe/rankme' of the encoder that users will get."""
+        encoder = Encoder(jepa.to_use, config.images, config.conditioning)
+        with lowered(encoder.device, dtype):
+            parts = [encoder.embed(encoder.normalise(part.to(encoder.device))).float().cpu() for part in self.images.split(BATCH)]
+        x = torch.cat(parts)
+        if self.labels is None:
+            return {"probe/rankme": rankme(x)}
+        predicted = knn(x[~self.test], self.labels[~self.test], x[self.test])
+        return {"probe/knn": float((predicted == self.labels[self.test]).float().mean())}
+
+
+def _asked(values: Tensor, test: Tensor) -> Tensor | None:
+    """Which of the samples, with labels and `test` (n,), kNN can use: (n,) bool, without those it can only get wrong.
+
+    None where it can tell nothing. Either is said: this is looked at once a run.
+    """
+    unknown = test & ~torch.isin(values, values[~test])
+    none = {
+        "none of them is held out": not test.any(),
+        "those to learn from are of fewer than two classes": len(values[~test].unique()) < 2,
+        "none that is held out is of a class to learn from": bool((test == unknown).all()),
+    }
+    why = next((words for words, so in none.items() if so), None)
+    if why:
+        log.warning("looks take RankMe in the place of kNN: of %d labelled images %s", len(values), why)
+        return None
+    if unknown.any():
+        log.warning(
+            "looks' kNN leaves out %d of its %d held-out images: they are of %d classes that none of its %d training images is "
+            "of; a higher run.probe_images has more of them",
+            int(unknown.sum()),
+            int(test.sum()),
+            len(values[unknown].unique()),
+            int((~test).sum()),
+        )
+    return ~unknown
+
+
+def _first(order: NDArray[np.int64], count: int, blocks: Blocks | None) -> NDArray[np.int64]:
+    """The first so many of an order (n,); with blocks those of as few as hold so many, which are the first that it meets."""
+    if blocks is None or not len(order):
+        return order[:count]
+    block = blocks.of(order)
+    met = np.array(list(dict.fromkeys(block.tolist())))
+    enough = int(np.searchsorted(np.cumsum(np.bincount(block)[met]), count)) + 1
+    return order[np.isin(block, met[: max(BLOCKS, enough)])][:count]

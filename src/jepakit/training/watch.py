@@ -1,0 +1,72 @@
+"""What a run tells while it goes: metrics, progress, looks at the encoder, and the collapse doctor's alarms."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jepakit.artifacts.run import Run
+from jepakit.config.config import Config
+from jepakit.config.optim import Now
+from jepakit.core.progress import progress
+from jepakit.data.loader import Batch
+from jepakit.model.jepa import JEPA, Output
+from jepakit.training.collapse import Doctor, position_counts_from
+from jepakit.training.logs import metrics_writer, step_row
+from jepakit.training.online import Online
+
+log = logging.getLogger("jepakit")
+
+
+@dataclass
+class Watch:
+    """One for a stretch of training; `logged` is the last step that has a row, `steps` that of the run's end."""
+
+    config: Config
+    doctor: Doctor
+    online: Online | None
+    write: Callable[[dict[str, Any]], None]
+    report: Callable[[int, str], None]
+    logged: int
+    steps: int
+    fresh: bool  # nothing was logged before
+    started: float = field(default_factory=time.monotonic)
+    last: float = field(default_factory=time.monotonic)
+    at_start: dict[str, float] = field(default_factory=dict)
+
+    def start(self, jepa: JEPA, dtype: torch.dtype) -> None:
+        """A look at the untrained encoder, which the first row tells."""
+        seen = self.online.look(jepa, self.config, dtype) if self.online else {}
+        self.at_start = {f"{name}_at_start": value for name, value in seen.items()}
+        self.last = time.monotonic()
+
+    def log(self, step: int, batch: Batch, out: Output, norm: Tensor, now: Now, jepa: JEPA, dtype: torch.dtype) -> None:
+        """A row of metrics, with a look at the encoder if it is time, and the doctor's opinion."""
+        moment = time.monotonic()
+        rate = (step - self.logged) * self.config.optim.batch_size / max(1e-9, moment - self.last)
+        row: dict[str, Any] = step_row(step, batch, out, norm, now)
+        alarms = self.doctor.look(row)
+        row |= {"images_per_second": rate, "seconds": moment - self.started, **self.at_start, "settled": self.doctor.from_step}
+        if self.online and (self.online.due(step) or step == self.steps):
+            row |= self.online.look(jepa, self.config, dtype)
+            row["probe/seconds"] = time.monotonic() - moment
+        for alarm in alarms:
+            log.warning("%s collapse at step %d: %s", alarm.kind, step, alarm.words)
+        told = {"alarms": [f"{alarm.kind} collapse: {alarm.words}" for alarm in alarms]} if alarms else {}
+        self.write(row | told)
+        self.report(step, f"loss {row['loss']:.4f}  {rate:.0f} images/s")
+        self.last, self.logged, self.at_start = time.monotonic(), step, {}
+
+
+@contextmanager
+def watch(run: Run, config: Config, online: Online | None, steps: int, warmup: int, step: int) -> Iterator[Watch]:
+    """Watch a run from a step on; the doctor knows what was logged before."""
+    rows = run.metrics()
+    doctor = Doctor(config.target.kind, position_counts_from(steps, warmup), rows)
+    with metrics_writer(run, config, step) as write, progress("pretrain", steps, step) as report:
+        yield Watch(config, doctor, online, write, report, step, steps, not rows)
