@@ -24,7 +24,8 @@ from jepakit.config.recipes import settings
 from jepakit.core.device import use_cpu
 from jepakit.core.files import save_json
 from jepakit.core.progress import progress
-from jepakit.data.sources import ArraySource, EmojiSource, Source
+from jepakit.data.sets.emoji import EmojiSource
+from jepakit.data.sources import ArraySource, Source
 from jepakit.data.training_part import with_split
 from jepakit.model.jepa import JEPA
 from jepakit.model.masks import Masks

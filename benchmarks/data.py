@@ -33,13 +33,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from jepakit.core.device import use_cpu
 from jepakit.core.files import save_json
-from jepakit.data.crops import IMAGENET, Crops, Images, crop_boxes, mirrored, normalise, resize
+from jepakit.data.crops import Crops, crop_boxes, resize
 from jepakit.data.decoding.decode import SUFFIXES, read_image
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.formats.pack import pack
 from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
 from jepakit.data.sources import Source
+from jepakit.model.images import IMAGENET, Images, mirrored, normalise
 from jepakit.model.masks import MultiBlock
 
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence" / "data.json"

@@ -30,9 +30,9 @@ from step import OPTIM, SCHEDULE, SMOKE, Batch, Case, OurStep, batch_of
 from jepakit.config.optim import gradient_norm, set_now
 from jepakit.core.device import device_of, lowered, use_cpu
 from jepakit.core.files import save_json
-from jepakit.data.crops import IMAGENET, Images, normalise
 from jepakit.data.loader import Loader
 from jepakit.data.sources import ArraySource
+from jepakit.model.images import IMAGENET, Images, normalise
 from jepakit.model.masks import MultiBlock
 from jepakit.planning import flops
 

@@ -42,9 +42,9 @@ from torch import Tensor
 from jepakit.config.optim import Now, Optim, Schedule, gradient_norm, optimizer, set_now
 from jepakit.core.device import device_of, lowered, use_cpu
 from jepakit.core.files import save_json
-from jepakit.data.crops import IMAGENET, Images, normalise
-from jepakit.data.sources import EmojiSource
+from jepakit.data.sets.emoji import EmojiSource
 from jepakit.model import attention, layout, linear
+from jepakit.model.images import IMAGENET, Images, normalise
 from jepakit.model.jepa import JEPA
 from jepakit.model.layout import Layout, take
 from jepakit.model.masks import Masks, MultiBlock

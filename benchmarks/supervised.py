@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepakit.data.crops import IMAGENET, Images, normalise
 from jepakit.data.sources import Source
 from jepakit.evaluation.features import extract
 from jepakit.evaluation.probes.protocol import PROBES, Protocol
 from jepakit.evaluation.probes.spectrum import rankme_rows
 from jepakit.evaluation.results import Sheet
 from jepakit.evaluation.split import labelled, split
+from jepakit.model.images import IMAGENET, Images, normalise
 
 NAME = "supervised (ImageNet)"
 

@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jepakit import metrics
     from jepakit.artifacts.load import load
     from jepakit.artifacts.run import Run
     from jepakit.core.errors import UserError
     from jepakit.data.formats.pack import pack
     from jepakit.evaluation.tasks import evaluate
-    from jepakit.model import metrics
     from jepakit.model.encoder import Encoder
     from jepakit.model.jepa import JEPA
     from jepakit.model.masks import Masks
@@ -43,18 +43,18 @@ __all__ = [
 ]
 
 _PLACES = {
-    "Encoder": "encoder",
-    "JEPA": "model",
-    "Masks": "masks",
-    "Method": "method",
-    "Run": "run",
-    "UserError": "errors",
-    "check": "data.check",
+    "Encoder": "model.encoder",
+    "JEPA": "artifacts.load",
+    "Masks": "model.masks",
+    "Method": "model.method",
+    "Run": "artifacts.run",
+    "UserError": "core.errors",
+    "check": "planning.check",
     "evaluate": "evaluation.tasks",
-    "load": "weights",
-    "pack": "data.pack",
-    "plan": "planning",
-    "pretrain": "train",
+    "load": "artifacts.load",
+    "pack": "data.formats.pack",
+    "plan": "planning.plan",
+    "pretrain": "training.train",
     "report": "reporting",
 }
 
@@ -62,7 +62,7 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     """Public names are imported when first used: importing the package does no work."""
     if name == "metrics":
-        return import_module("jepakit.model.metrics")
+        return import_module("jepakit.metrics")
     if name in _PLACES:
         value = getattr(import_module(f"jepakit.{_PLACES[name]}"), name)
         globals()[name] = value

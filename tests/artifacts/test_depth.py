@@ -17,7 +17,7 @@ from jepakit.config.choice import Choice, Found, Said, choose
 from jepakit.config.config import Config, fields, nested, overrides, read_yaml, resolve
 from jepakit.config.recipes import RECIPES, settings
 from jepakit.core.errors import UserError
-from jepakit.data.crops import IMAGENET, Images, to_show
+from jepakit.data.crops import to_show
 from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
 from jepakit.evaluation.dense.segmentation import Tokens
@@ -25,6 +25,7 @@ from jepakit.evaluation.features import as_seen
 from jepakit.evaluation.probes.finetune import FineTuning, _View
 from jepakit.evaluation.probes.spectrum import _groups, _view
 from jepakit.model.encoder import Encoder
+from jepakit.model.images import IMAGENET, Images
 from jepakit.model.masks import MultiBlock
 from jepakit.model.vit import ViT, ViTConfig
 from jepakit.training.online import Online

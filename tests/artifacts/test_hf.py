@@ -19,8 +19,9 @@ from jepakit.artifacts.load import jepa_of
 from jepakit.artifacts.released import jepa_from_released, save_released
 from jepakit.config.config import resolve
 from jepakit.core.errors import UserError
-from jepakit.data.crops import Images, centre_crop, channels_of, normalise
+from jepakit.data.crops import centre_crop, channels_of
 from jepakit.model.encoder import Encoder
+from jepakit.model.images import Images, normalise
 from jepakit.model.jepa import JEPA
 
 STATISTICS = {"mean": [0.21, 0.32, 0.43], "std": [0.11, 0.13, 0.17]}

@@ -20,8 +20,9 @@ from jepakit.artifacts.hf import from_hf, save_model, to_hf
 from jepakit.artifacts.released import save_released
 from jepakit.artifacts.run import Run
 from jepakit.core.errors import UserError
-from jepakit.data.crops import Images, centre_crop, normalise
+from jepakit.data.crops import centre_crop
 from jepakit.model.encoder import Encoder
+from jepakit.model.images import Images, normalise
 from jepakit.model.jepa import JEPA
 from jepakit.model.layout import Layout
 from jepakit.model.vit import patchify

@@ -301,7 +301,7 @@ def test_a_run_written_to_yaml_reads_back_as_it_was(world: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "first", ["", "jepakit.reporting", "jepakit.study", "jepakit.model.metrics, jepakit.data.pack, jepakit.cli"]
+    "first", ["", "jepakit.reporting", "jepakit.study", "jepakit.metrics, jepakit.data.formats.pack, jepakit.cli"]
 )
 def test_every_public_name_is_there_whatever_was_imported_before(first: str) -> None:
     code = (

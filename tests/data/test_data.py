@@ -21,13 +21,14 @@ from PIL import Image, ImageOps
 from scipy.stats import ks_2samp
 
 from jepakit.core.errors import UserError
-from jepakit.data.crops import Images, centre_crop, crop_boxes, flips, normalise, resize
+from jepakit.data.crops import centre_crop, crop_boxes, flips, resize
 from jepakit.data.decoding.decode import decode, read_image
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.folder import FolderSource
 from jepakit.data.loader import Batch, Loader
 from jepakit.data.opening import open_source
-from jepakit.data.sources import EmojiSource
+from jepakit.data.sets.emoji import EmojiSource
+from jepakit.model.images import Images, normalise
 from jepakit.model.masks import MultiBlock
 
 ORIENTATION = 0x0112

@@ -7,7 +7,7 @@ import pytest
 
 from jepakit.data.sets.emoji import emoji, held_out
 
-FOLDER = resources.files("jepakit.data") / "emoji32"
+FOLDER = resources.files("jepakit.data.sets") / "emoji32"
 
 
 def test_shapes_and_counts() -> None:

@@ -22,7 +22,6 @@ from PIL import Image
 from jepakit.config.config import resolve
 from jepakit.config.recipes import settings as recipe_settings
 from jepakit.core.errors import UserError
-from jepakit.data.crops import Images, mirrored, normalise
 from jepakit.data.decoding.pixels import BadImageError, Pixels
 from jepakit.data.formats.folder import FolderSource
 from jepakit.data.formats.pack import pack
@@ -32,6 +31,7 @@ from jepakit.data.order import order
 from jepakit.data.sources import ArraySource, Blocks, Source, spread, together
 from jepakit.data.statistics import channel_statistics, fitted
 from jepakit.data.threads import StuckError, each
+from jepakit.model.images import Images, mirrored, normalise
 from jepakit.model.masks import MultiBlock
 from test_data import folder, noise, same
 

@@ -36,7 +36,8 @@ from jepakit.data.formats.pack_layout import INDEX, Texts
 from jepakit.data.formats.pack_shrink import in_order, shrunk
 from jepakit.data.formats.pack_source import PackedSource
 from jepakit.data.opening import open_source
-from jepakit.data.sources import ArraySource, Blocks, EmojiSource, Labels, Source, fingerprint
+from jepakit.data.sets.emoji import EmojiSource
+from jepakit.data.sources import ArraySource, Blocks, Labels, Source, fingerprint
 
 SIZE = 16
 SHAPE = "encoder.width=16 encoder.depth=1 encoder.heads=2 encoder.patch_size=4 predictor.width=8 predictor.depth=1"

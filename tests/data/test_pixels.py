@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from badfiles import head, png
-from jepakit.data.crops import Images
 from jepakit.data.decoding.decode import decode
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.findings import Finding, Tally, findings_in
 from jepakit.data.formats.pack import pack
 from jepakit.data.opening import open_source
-from jepakit.data.sources import ArraySource, EmojiSource
+from jepakit.data.sets.emoji import EmojiSource
+from jepakit.data.sources import ArraySource
 from jepakit.data.statistics import channel_statistics, fitted
+from jepakit.model.images import Images
 from jepakit.planning.check import check
 from jepakit.training.train import pretrain
 

@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jepakit.core.errors import UserError
-from jepakit.data.crops import Images
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats import parquet, remote
 from jepakit.data.formats import prefetch as fetched
@@ -34,6 +33,7 @@ from jepakit.data.formats.shards import ShardSource, shards_of
 from jepakit.data.loader import Loader, TooManyBadImagesError
 from jepakit.data.sources import Source
 from jepakit.data.threads import StuckError
+from jepakit.model.images import Images
 from jepakit.model.masks import MultiBlock
 from test_data import noise, same
 

@@ -26,7 +26,7 @@ from jepakit.artifacts.hf import load_hf, save_model
 from jepakit.artifacts.load import jepa_of
 from jepakit.config.config import resolve
 from jepakit.core.errors import UserError
-from jepakit.data.crops import BandsError, Images, centre_crop, channels_of, normalise, resize, stacked, to_show
+from jepakit.data.crops import BandsError, centre_crop, channels_of, resize, stacked, to_show
 from jepakit.data.decoding.decode import decode, read_image
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats import parquet as parquet_files
@@ -36,6 +36,7 @@ from jepakit.data.opening import open_source
 from jepakit.data.sets.layouts import labelled_set
 from jepakit.data.sets.listed import EUROSAT
 from jepakit.data.sources import Labels, Source, fingerprint
+from jepakit.model.images import Images, normalise
 from jepakit.model.masks import MultiBlock
 
 LAW = MultiBlock(min_keep=2)

@@ -23,17 +23,18 @@ import jepakit
 from jepakit.artifacts.run import Run
 from jepakit.config.config import resolve
 from jepakit.core.errors import UserError
-from jepakit.data.crops import Images
 from jepakit.data.formats.folder import FolderSource
 from jepakit.data.formats.pack import pack
 from jepakit.data.labels.folder_layout import of_folders
 from jepakit.data.labels.split_words import split_of
 from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
-from jepakit.data.sources import ArraySource, Blocks, EmojiSource, Labels, Source, fifths
+from jepakit.data.sets.emoji import EmojiSource
+from jepakit.data.sources import ArraySource, Blocks, Labels, Source, fifths
 from jepakit.data.training_part import TrainingPart, held_out, training_part, with_split
 from jepakit.evaluation.results import as_table as results_table
 from jepakit.evaluation.tasks import evaluate
+from jepakit.model.images import Images
 from jepakit.model.masks import MultiBlock
 from jepakit.planning.check import check
 from jepakit.planning.check_results import as_table

@@ -15,7 +15,6 @@ from sklearn.metrics import jaccard_score
 from torch import Tensor, nn
 
 from jepakit.core.errors import UserError
-from jepakit.data.crops import Images
 from jepakit.evaluation.compare import exact
 from jepakit.evaluation.dense.annotated import label_image, open_annotated, read_labels
 from jepakit.evaluation.dense.davis import (
@@ -43,6 +42,7 @@ from jepakit.evaluation.dense.segmentation import (
 )
 from jepakit.model.conditioning import EncoderPositions
 from jepakit.model.encoder import Encoder
+from jepakit.model.images import Images
 from jepakit.model.vit import ViT, ViTConfig
 
 

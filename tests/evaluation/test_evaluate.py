@@ -20,7 +20,7 @@ from jepakit.artifacts.load import jepa_of, load
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config, overrides, resolve
 from jepakit.core.errors import UserError
-from jepakit.data.crops import centre_crop, normalise
+from jepakit.data.crops import centre_crop
 from jepakit.data.formats.folder import FolderSource
 from jepakit.data.sources import ArraySource, Labels, Source, fifths
 from jepakit.evaluation.compare import Difference, corrected, paired
@@ -33,6 +33,7 @@ from jepakit.evaluation.results import as_sentences, as_table, differences
 from jepakit.evaluation.split import labelled, split
 from jepakit.evaluation.tasks import FROZEN, chosen_tasks, evaluate, settings_of
 from jepakit.model.encoder import Encoder
+from jepakit.model.images import normalise
 from jepakit.model.jepa import JEPA
 from jepakit.model.metrics import rankme
 from jepakit.reporting import report

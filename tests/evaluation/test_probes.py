@@ -16,7 +16,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from jepakit.core.errors import UserError
-from jepakit.data.crops import Images
 from jepakit.data.sources import Labels, Source
 from jepakit.evaluation.probes import finetune as ft
 from jepakit.evaluation.probes.attentive import Probe, attentive, scores
@@ -26,6 +25,7 @@ from jepakit.evaluation.probes.logistic import STRENGTHS, held_fifth, logistic, 
 from jepakit.evaluation.probes.low_shot import drawn, interval, low_shot, names_in
 from jepakit.model.conditioning import EncoderPositions
 from jepakit.model.encoder import Encoder
+from jepakit.model.images import Images
 from jepakit.model.layout import Layout
 from jepakit.model.vit import SIZES, ViT, ViTConfig
 

@@ -10,13 +10,14 @@ from torch import Tensor
 from jepakit.artifacts.load import jepa_of
 from jepakit.config.config import Config, method_layer, resolve
 from jepakit.core.errors import UserError
-from jepakit.data.crops import centre_crop, crop_boxes, normalise, resize
+from jepakit.data.crops import centre_crop, crop_boxes, resize
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.sources import ArraySource
 from jepakit.evaluation.features import RAW, Frozen, extract
 from jepakit.evaluation.probes import spectrum
 from jepakit.evaluation.probes.spectrum import LiDAR, RankMe, lidar_rows, rankme_rows
 from jepakit.model.encoder import Encoder
+from jepakit.model.images import normalise
 from jepakit.model.jepa import JEPA
 from jepakit.model.layout import segment_mean
 from jepakit.model.metrics import Discriminant, lidar, rankme

@@ -15,8 +15,8 @@ from jepakit.artifacts import checkpoint
 from jepakit.config.config import overrides, resolve
 from jepakit.config.recipes import settings
 from jepakit.core.errors import UserError
-from jepakit.data.crops import mirrored, normalise
 from jepakit.data.sources import ArraySource
+from jepakit.model.images import mirrored, normalise
 from jepakit.model.masks import Masks
 from jepakit.model.method import Method, name_of
 from jepakit.model.regularizers import sigreg

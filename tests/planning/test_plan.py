@@ -24,9 +24,9 @@ from jepakit.config.choice import settled
 from jepakit.config.config import Config, overrides
 from jepakit.config.recipes import settings as recipe_settings
 from jepakit.core.errors import UserError
-from jepakit.data.crops import mirrored, normalise
 from jepakit.data.sources import ArraySource, Source
 from jepakit.model import attention, layout, linear
+from jepakit.model.images import mirrored, normalise
 from jepakit.model.jepa import JEPA
 from jepakit.model.masks import Masks
 from jepakit.model.method import Method

@@ -14,8 +14,8 @@ import oracle
 from jepakit.config.config import method_layer, overrides
 from jepakit.config.optim import Optim, Schedule, optimizer
 from jepakit.config.recipes import settings
-from jepakit.data.crops import mirrored, normalise
-from jepakit.data.sources import EmojiSource
+from jepakit.data.sets.emoji import EmojiSource
+from jepakit.model.images import mirrored, normalise
 from jepakit.model.masks import MultiBlock
 from jepakit.training.train import Training
 from oracle import ARRAYS, CASE, DRAWS, ORACLE

@@ -16,9 +16,9 @@ from jepakit.artifacts.checkpoint import blocks_of, load_state
 from jepakit.artifacts.processor import images_of, processor
 from jepakit.core.errors import UserError, line_of, nearest
 from jepakit.core.files import save_json, whole
-from jepakit.data.crops import Images
 from jepakit.model.conditioning import EncoderPositions
 from jepakit.model.encoder import Encoder
+from jepakit.model.images import Images
 from jepakit.model.jepa import JEPA
 from jepakit.model.method import Which
 from jepakit.model.vit import NORM_EPS, Activation, ViT, ViTConfig, require_positions

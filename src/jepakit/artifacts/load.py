@@ -14,8 +14,8 @@ from jepakit.artifacts.released import jepa_from_released
 from jepakit.config.config import Config, resolve
 from jepakit.core.errors import UserError, nearest
 from jepakit.core.files import local
-from jepakit.data.crops import Images
 from jepakit.model.encoder import Encoder
+from jepakit.model.images import Images
 from jepakit.model.jepa import JEPA
 from jepakit.model.method import Which
 
@@ -53,6 +53,18 @@ def _place(path: str | os.PathLike[str]) -> Path:
     if not os.fspath(path):
         raise UserError("the encoder: the path is empty: give a run, a checkpoint folder or a released .pth.tar")
     return place
+
+
+def _from_checkpoint(cls: type[JEPA], path: str | Path, heads: int | None = None) -> JEPA:
+    """Encoder, target encoder and predictor of a run, a checkpoint folder, or a released `.pth.tar` (I-JEPA's format).
+
+    Shapes are read off the weights. `heads` is known for the standard widths, else it must be given.
+    Raises UserError where the path holds no such checkpoint, or one that would run code when read.
+    """
+    return jepa_from_checkpoint(Path(path), heads)
+
+
+JEPA.from_checkpoint = classmethod(_from_checkpoint)  # type: ignore[assignment]  # the model knows of no files
 
 
 def load(path: str | os.PathLike[str], which: Which | None = None, heads: int | None = None) -> Encoder:

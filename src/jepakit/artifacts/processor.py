@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jepakit.core.errors import UserError
-from jepakit.data.crops import Images
+from jepakit.model.images import Images
 
 log = logging.getLogger("jepakit")
 DEEPER = 256.5  # of the value that becomes 1: what is over it is of images deeper than 8 bits

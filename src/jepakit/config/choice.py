@@ -14,11 +14,11 @@ from jepakit.config.recipes import settings
 from jepakit.core.device import cores, device_of
 from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings
-from jepakit.data.crops import Images
 from jepakit.data.opening import absolute, open_source
 from jepakit.data.sources import Source
 from jepakit.data.statistics import shapes_of
 from jepakit.data.training_part import training_part, with_split
+from jepakit.model.images import Images
 from jepakit.model.predictor import PredictorConfig
 from jepakit.model.vit import SHAPE, ViTConfig
 

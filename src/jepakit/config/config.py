@@ -13,7 +13,7 @@ from jepakit.config.optim import Optim
 from jepakit.core.errors import UserError, nearest
 from jepakit.core.guesses import suggestion
 from jepakit.core.settings import Settings
-from jepakit.data.crops import Images
+from jepakit.model.images import Images
 from jepakit.model.method import METHODS, Method
 from jepakit.model.vit import SHAPE
 

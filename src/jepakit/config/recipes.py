@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from jepakit.config.config import Config, fields, merge, method_layer, nested, resolve
 from jepakit.core.errors import UserError, nearest
-from jepakit.data.crops import IMAGENET
+from jepakit.model.images import IMAGENET
 from jepakit.model.method import name_of
 from jepakit.model.vit import SHAPE
 

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jepakit.core.errors import UserError, plain
-from jepakit.data.crops import Crops, Images, channels_of, flips, resize
+from jepakit.data.crops import Crops, channels_of, flips, resize
 from jepakit.data.decoding.pixels import BadImageError, Pixels, too_many
 from jepakit.data.order import order
 from jepakit.data.sources import Source, together
 from jepakit.data.statistics import ordered_by, require_bands, usable
 from jepakit.data.threads import each, within
+from jepakit.model.images import Images
 from jepakit.model.masks import Masking, Masks
 
 log = logging.getLogger("jepakit")

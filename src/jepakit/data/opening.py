@@ -6,13 +6,15 @@ from pathlib import Path
 
 from jepakit.core.errors import UserError, plain
 from jepakit.data.decoding.decode import SUFFIXES
-from jepakit.data.decoding.pixels import MOST_PIXELS, BadImageError
+from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.folder import FolderSource
 from jepakit.data.formats.remote import MAGIC, NothingThereError, Places, above, expand, is_pattern, is_remote, shown
 from jepakit.data.formats.shards import shards_of
+from jepakit.data.sets.emoji import EmojiSource
 from jepakit.data.sets.layouts import labelled_set
-from jepakit.data.sources import EmojiSource, Source, pick, spread
+from jepakit.data.sources import Source, pick, spread
 from jepakit.data.threads import within
+from jepakit.model.images import MOST_PIXELS
 
 NAMED = ("emoji", "scenes")  # sets that need no path
 SECONDS = 60.0  # in which a look at an image must come back

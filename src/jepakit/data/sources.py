@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from jepakit.core.errors import UserError, nearest
 from jepakit.data.decoding.decode import decode
-from jepakit.data.decoding.pixels import MOST_PIXELS, Pixels
+from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.findings import Finding
-from jepakit.data.sets import emoji as embedded
+from jepakit.model.images import MOST_PIXELS
 
 
 @dataclass(frozen=True)
@@ -90,27 +90,6 @@ class Source(Protocol):
     def wait(self, ids: NDArray[np.int64], seconds: float) -> None:
         """Returns when what these samples need has come from afar, or nothing came for so many seconds."""
         return
-
-
-class EmojiSource(Source):
-    """The embedded set, labelled by emoji group; test identities are on no other side."""
-
-    name = "emoji"
-
-    def __init__(self) -> None:
-        self._set: embedded.Emoji = embedded.emoji()
-        identity = self._set.identity
-        self.labels: Labels | None = Labels("group", self._set.groups, self._set.group, embedded.held_out(identity), identity)
-
-    def __len__(self) -> int:
-        return len(self._set.images)
-
-    def raw(self, index: int) -> Pixels:
-        pixels: Pixels = self._set.images[index]
-        return pixels
-
-    def title(self, index: int) -> str:
-        return self._set.identities[int(self._set.identity[index])]
 
 
 @dataclass

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jepakit.core.errors import UserError
-from jepakit.data.crops import IMAGENET, BandsError, Images, channels_of
+from jepakit.data.crops import BandsError, channels_of
 from jepakit.data.decoding.decode import FORMATS, decode
 from jepakit.data.decoding.ifd import TIFF
 from jepakit.data.decoding.pixels import BadImageError, Pixels, refuse_bomb
@@ -20,6 +20,7 @@ from jepakit.data.findings import Finding, Tally, findings_in
 from jepakit.data.samples import read_each
 from jepakit.data.sources import Blocks, Source, spread
 from jepakit.data.threads import within
+from jepakit.model.images import IMAGENET, Images
 
 T = TypeVar("T")
 

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.core.errors import UserError
-from jepakit.data.crops import Images
-from jepakit.data.decoding.pixels import MOST_PIXELS, Pixels
+from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.findings import Finding
 from jepakit.data.sources import Blocks, Source
+from jepakit.model.images import MOST_PIXELS, Images
 
 
 class TrainingPart(Source):

@@ -17,13 +17,14 @@ from torch import Tensor
 from jepakit.core.device import lowered
 from jepakit.core.errors import UserError, plain
 from jepakit.core.progress import progress
-from jepakit.data.crops import BandsError, Images, centre_crop, channels_of, resize, stacked
+from jepakit.data.crops import BandsError, centre_crop, channels_of, resize, stacked
 from jepakit.data.decoding.pixels import BadImageError, Pixels
 from jepakit.data.samples import ahead, read_each
 from jepakit.data.sources import Source
 from jepakit.data.statistics import require_bands
 from jepakit.evaluation.storage import AT_ONCE, room, taken
 from jepakit.model.encoder import Encoder
+from jepakit.model.images import Images
 from jepakit.model.vit import patchify
 
 T = TypeVar("T")

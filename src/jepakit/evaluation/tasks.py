@@ -19,7 +19,6 @@ from jepakit.config.config import overrides, sentence
 from jepakit.core.errors import UserError, checked, nearest, plain
 from jepakit.core.files import local
 from jepakit.core.progress import progress
-from jepakit.data.crops import Images
 from jepakit.data.opening import named, open_source
 from jepakit.data.samples import read_each
 from jepakit.data.sources import Source
@@ -36,6 +35,7 @@ from jepakit.evaluation.results import Row, Sheet, differences, save_rows
 from jepakit.evaluation.seen import seen_in_training
 from jepakit.evaluation.split import Rows, labelled, split
 from jepakit.evaluation.subject import UNTRAINED, Subject, subject
+from jepakit.model.images import Images
 
 log = logging.getLogger("jepakit")
 FROZEN = ("rankme", "lidar", *PROBES)  # on features that are made once

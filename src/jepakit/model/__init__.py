@@ -1,0 +1,1 @@
+"""The method: what the encoder is shown, masks, encoder, predictor, targets, losses, and their join in jepa.py."""

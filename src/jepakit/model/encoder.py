@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jepakit.data.crops import Images, normalise
 from jepakit.model.conditioning import EncoderPositions
+from jepakit.model.images import Images, normalise
 from jepakit.model.inputs import Given, in_units_of_white, require_like, require_normalised, require_shape, tensor_of
 from jepakit.model.layout import Layout, joint, take
 from jepakit.model.method import Which

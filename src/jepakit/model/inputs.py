@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jepakit.core.errors import UserError
-from jepakit.data.crops import Images
+from jepakit.model.images import Images
 
 Given = Tensor | NDArray[Any]
 SLACK = 0.25  # beyond black and white: what resampling and reflectance reach, and normalised images do not stay within

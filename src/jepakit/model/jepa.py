@@ -4,12 +4,11 @@ B images, N patches, S packed tokens, R draws, D encoder width.
 """
 
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -60,6 +59,8 @@ class Output:
 class JEPA(nn.Module):
     """A method with its parameters. `images` are normalised floats (B, C, H, W); `grid` is (rows, columns) of patches."""
 
+    from_checkpoint: ClassVar[Callable[..., "JEPA"]]  # where loading lives: artifacts/load.py
+
     def __init__(self, method: Method, grid: tuple[int, int], channels: int = 3) -> None:
         super().__init__()
         self.method, self.grid = method, grid
@@ -73,17 +74,6 @@ class JEPA(nn.Module):
     def to_use(self) -> ViT:
         """The encoder that is judged, loaded and exported (`Method.which`)."""
         return self.target_encoder if self.method.which == "target_encoder" else self.encoder
-
-    @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike[str], heads: int | None = None) -> "JEPA":
-        """Encoder, target encoder and predictor of a run, a checkpoint folder, or a released `.pth.tar` (I-JEPA's format).
-
-        Shapes are read off the weights. `heads` is known for the standard widths, else it must be given.
-        Raises UserError where the path holds no such checkpoint, or one that would run code when read.
-        """
-        from jepakit.artifacts.load import jepa_from_checkpoint
-
-        return jepa_from_checkpoint(path, heads)
 
     def forward(self, images: Tensor, masks: Masks, target_images: Tensor | None = None, *, seed: int = 0) -> Output:
         """One pass over a batch. Raises UserError for images or masks that do not fit the grid or each other.

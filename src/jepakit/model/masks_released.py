@@ -6,7 +6,7 @@ contexts are cut to the batch's shortest in raster order, which loses 36-42 % of
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,16 +14,34 @@ from numpy.typing import NDArray
 
 from jepakit.core.errors import UserError
 
-if TYPE_CHECKING:
-    from jepakit.model.masks import MultiBlock
-
 Grids = NDArray[np.bool_]
 TRIES_A_REGION = 20
 STEPS_CHECKED = 1000  # block sizes are a function of the step
 MAX_TRIES = 20_000  # the released code has no bound, and hangs
 
 
-def block_sizes(law: "MultiBlock", grid: tuple[int, int], step: int) -> tuple[tuple[int, int], tuple[int, int]]:
+class Law(Protocol):
+    """What the released law is told: `masks.MultiBlock` with compat=released."""
+
+    @property
+    def target_scale(self) -> tuple[float, float]: ...
+    @property
+    def target_aspect(self) -> tuple[float, float]: ...
+    @property
+    def context_scale(self) -> tuple[float, float]: ...
+    @property
+    def context_aspect(self) -> tuple[float, float]: ...
+    @property
+    def targets(self) -> int: ...
+    @property
+    def contexts(self) -> int: ...
+    @property
+    def min_keep(self) -> int: ...
+    @property
+    def allow_overlap(self) -> bool: ...
+
+
+def block_sizes(law: Law, grid: tuple[int, int], step: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """(rows, columns) of target and context blocks at a step: the same for all images."""
     generator = torch.Generator().manual_seed(step)
     target = _size(grid, law.target_scale, law.target_aspect, float(torch.rand(1, generator=generator)))
@@ -37,7 +55,7 @@ def _size(grid: tuple[int, int], scale: tuple[float, float], aspect: tuple[float
     return min(rows, grid[0] - 1), min(columns, grid[1] - 1)
 
 
-def require_released(law: "MultiBlock", grid: tuple[int, int]) -> None:
+def require_released(law: Law, grid: tuple[int, int]) -> None:
     """Raises UserError, with a way out, where some step's blocks could not keep more than min_keep patches."""
     sizes = [block_sizes(law, grid, step) for step in range(STEPS_CHECKED)]
     smallest = min(min(t[0] * t[1], c[0] * c[1]) for t, c in sizes)
@@ -49,9 +67,7 @@ def require_released(law: "MultiBlock", grid: tuple[int, int]) -> None:
         )
 
 
-def released_grids(
-    law: "MultiBlock", grid: tuple[int, int], batch: int, step: int, seed: int | torch.Generator
-) -> tuple[Grids, Grids]:
+def released_grids(law: Law, grid: tuple[int, int], batch: int, step: int, seed: int | torch.Generator) -> tuple[Grids, Grids]:
     """context (B, contexts, N) and targets (B, targets, N), trimmed. `seed` drives the positions.
 
     Raises UserError where the law has no solution on this grid.
@@ -69,9 +85,7 @@ def released_grids(
     return _trim(context), _trim(targets)
 
 
-def _draw(
-    law: "MultiBlock", grid: tuple[int, int], size: tuple[int, int], regions: list[Grids], generator: torch.Generator
-) -> Grids:
+def _draw(law: Law, grid: tuple[int, int], size: tuple[int, int], regions: list[Grids], generator: torch.Generator) -> Grids:
     """One block within `regions`; after each 20 failures one region fewer counts, so contexts may come to overlap."""
     for attempt in range(MAX_TRIES):
         top, left = (int(torch.randint(0, n - s, (1,), generator=generator)) for n, s in zip(grid, size, strict=True))

@@ -21,7 +21,7 @@ from jepakit.config.config import Config, overrides
 from jepakit.core.errors import UserError, checked
 from jepakit.core.files import local, save_json
 from jepakit.core.progress import progress
-from jepakit.data.crops import BandsError, Images, channels_of
+from jepakit.data.crops import BandsError, channels_of
 from jepakit.data.decoding.decode import FORMATS, decode, jpeg_turn, pillow_turn
 from jepakit.data.decoding.ifd import ORIENTATION, TIFF, tags_of
 from jepakit.data.decoding.pixels import BadImageError, Pixels
@@ -34,6 +34,7 @@ from jepakit.data.opening import named
 from jepakit.data.sources import Labels, Source, together
 from jepakit.data.threads import each
 from jepakit.data.training_part import split_sentences, training_part
+from jepakit.model.images import Images
 from jepakit.planning.check_results import LONG, Checked, Duplicates, Fit, LabelsSeen, stops_of, verdict_of
 
 LARGEST, FIRST = 5, 3  # groups of duplicates that are shown, and titles of each

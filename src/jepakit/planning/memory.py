@@ -20,9 +20,9 @@ from jepakit.artifacts.load import jepa_of
 from jepakit.config.config import Config
 from jepakit.core.device import lowered
 from jepakit.core.torch_private import dispatch_mode, fake_tensors, tensors_of
-from jepakit.data.crops import mirrored, normalise
 from jepakit.data.loader import AHEAD
 from jepakit.model import attention, layout, linear
+from jepakit.model.images import mirrored, normalise
 from jepakit.model.jepa import JEPA
 from jepakit.model.layout import Layout
 from jepakit.model.masks import Masking, Masks, MultiBlock

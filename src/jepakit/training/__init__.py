@@ -1,0 +1,1 @@
+"""The step, the loop around it, what it logs, looks and alarms."""

@@ -32,7 +32,6 @@ from jepakit.core.device import device_of, lowered, precision_of, use_cpu
 from jepakit.core.errors import UserError, checked, plain
 from jepakit.core.files import local
 from jepakit.core.signals import signals
-from jepakit.data.crops import mirrored, normalise
 from jepakit.data.findings import Tally
 from jepakit.data.identity import Identity, require_same
 from jepakit.data.loader import Batch, Loader
@@ -41,6 +40,7 @@ from jepakit.data.sources import Source
 from jepakit.data.statistics import fitted, told_of
 from jepakit.data.threads import StoppedError
 from jepakit.data.training_part import split_sentences, training_part
+from jepakit.model.images import mirrored, normalise
 from jepakit.model.jepa import JEPA, Output
 from jepakit.training.logs import summary_writer
 from jepakit.training.online import Online

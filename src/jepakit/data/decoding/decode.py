@@ -21,9 +21,10 @@ from PIL import Image, UnidentifiedImageError
 from jepakit.data.decoding.file_kinds import HEAD, kind_of
 from jepakit.data.decoding.ifd import BITS, LENGTH, PHOTOMETRIC, PICTURES, SAMPLES, TIFF, WIDTH, starting_at, tags_of, turn_of
 from jepakit.data.decoding.pages import page_behind, pages_of
-from jepakit.data.decoding.pixels import MOST_PIXELS, BadImageError, Pixels, native, refuse_bomb
+from jepakit.data.decoding.pixels import BadImageError, Pixels, native, refuse_bomb
 from jepakit.data.decoding.tiff import bands_of, is_for_pillow, require_depth, settled
 from jepakit.data.findings import Finding
+from jepakit.model.images import MOST_PIXELS
 
 PART = 1 << 20  # pixels that are converted at a time
 MOST_BYTES = 1 << 30  # of an image file

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8 | np.uint16 | np.float32]  # (H, W, C), at the depth of the file
-MOST_PIXELS = 100_000_000  # unless images.max_pixels says otherwise
 MOST_SIDE = 1 << 20  # pixels
 
 

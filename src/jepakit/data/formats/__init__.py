@@ -1,0 +1,1 @@
+"""How bytes lie: folders, tars, Parquet, Arrow, arrays, packs; here or afar."""

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from jepakit.core.errors import UserError, line_of
 from jepakit.data.decoding.decode import SUFFIXES
-from jepakit.data.decoding.pixels import MOST_PIXELS, BadImageError, Pixels
+from jepakit.data.decoding.pixels import BadImageError, Pixels
 from jepakit.data.findings import Finding
 from jepakit.data.formats import tables
 from jepakit.data.formats.npz_labels import COLOURS, Names, Stored, labels_of, split_array
 from jepakit.data.labels import split_words as splits
 from jepakit.data.left_out import beside, some
 from jepakit.data.sources import Labels, Source
+from jepakit.model.images import MOST_PIXELS
 
 IMAGES = ("images", "image", "x", "data", "imgs", "img")  # names without their word for the split; looked for first
 MOST_FILES = 64

@@ -14,7 +14,7 @@ import numpy as np
 from jepakit.core.errors import UserError, checked, plain
 from jepakit.core.files import local, locked
 from jepakit.core.progress import Report, progress
-from jepakit.data.decoding.pixels import MOST_PIXELS, too_many
+from jepakit.data.decoding.pixels import too_many
 from jepakit.data.formats.pack_layout import (
     CLASSES,
     KINDS,
@@ -36,6 +36,7 @@ from jepakit.data.formats.remote import shown
 from jepakit.data.opening import absolute, named, open_source
 from jepakit.data.sources import Source, spread
 from jepakit.data.threads import StuckError
+from jepakit.model.images import MOST_PIXELS
 
 log = logging.getLogger("jepakit")
 PART = 256 << 20  # bytes of images at which a file ends

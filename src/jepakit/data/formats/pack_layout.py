@@ -26,9 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from jepakit.core.errors import UserError, plain
 from jepakit.core.files import whole
-from jepakit.data.decoding.pixels import MOST_PIXELS, Pixels
+from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.sources import Labels, Source, fingerprint
 from jepakit.data.training_part import held_out
+from jepakit.model.images import MOST_PIXELS
 
 MANIFEST, UNFINISHED, CLASSES = "pack.json", "unfinished.json", "classes.bin"
 KINDS = ("images", "index", "titles", "labels")

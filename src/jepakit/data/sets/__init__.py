@@ -1,0 +1,1 @@
+"""Which set it is: usual layouts, lists, arrays, and the embedded and drawn sets."""

@@ -9,6 +9,9 @@ from importlib import resources
 import numpy as np
 from PIL import Image
 
+from jepakit.data.decoding.pixels import Pixels
+from jepakit.data.sources import Labels, Source
+
 SIDE = 32
 
 
@@ -28,7 +31,7 @@ class Emoji:
 @cache
 def emoji() -> Emoji:
     """The whole set, read from package data once per process."""
-    folder = resources.files("jepakit.data") / "emoji32"
+    folder = resources.files("jepakit.data.sets") / "emoji32"
     labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
     identity = np.array(labels["identity"], np.int64)
     with Image.open(io.BytesIO((folder / "emoji32.webp").read_bytes())) as file:
@@ -56,3 +59,24 @@ def held_out(identity: np.ndarray, share: float = 0.2) -> np.ndarray:
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
     return (z >> np.uint64(11)) < share * 2.0**53  # the upper 53 bits: exact as a float
+
+
+class EmojiSource(Source):
+    """The embedded set, labelled by emoji group; test identities are on no other side."""
+
+    name = "emoji"
+
+    def __init__(self) -> None:
+        self._set: Emoji = emoji()
+        identity = self._set.identity
+        self.labels: Labels | None = Labels("group", self._set.groups, self._set.group, held_out(identity), identity)
+
+    def __len__(self) -> int:
+        return len(self._set.images)
+
+    def raw(self, index: int) -> Pixels:
+        pixels: Pixels = self._set.images[index]
+        return pixels
+
+    def title(self, index: int) -> str:
+        return self._set.identities[int(self._set.identity[index])]

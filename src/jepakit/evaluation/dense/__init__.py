@@ -1,0 +1,1 @@
+"""Tasks on patches: segmentation, video segmentation, detection."""

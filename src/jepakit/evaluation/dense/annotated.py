@@ -14,9 +14,10 @@ from PIL import Image
 from jepakit.core.errors import UserError, line_of
 from jepakit.core.progress import progress
 from jepakit.data.decoding.decode import SUFFIXES
-from jepakit.data.decoding.pixels import MOST_PIXELS, BadImageError
+from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.opening import SECONDS
 from jepakit.data.threads import within
+from jepakit.model.images import MOST_PIXELS
 
 IGNORED = -1
 

@@ -24,12 +24,13 @@ from jepakit.core.device import lowered
 from jepakit.core.errors import UserError, plain
 from jepakit.core.progress import progress
 from jepakit.core.settings import Settings
-from jepakit.data.crops import Crops, Images, flips, resize, stacked
+from jepakit.data.crops import Crops, flips, resize, stacked
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.samples import ahead, read_each
 from jepakit.data.sources import Source
 from jepakit.evaluation.features import pixels_of, seen
 from jepakit.model.encoder import Encoder
+from jepakit.model.images import Images
 from jepakit.model.layout import Layout
 from jepakit.model.vit import NORM_EPS, Block
 

@@ -16,12 +16,13 @@ from jepakit.core.device import lowered
 from jepakit.core.errors import UserError
 from jepakit.core.progress import progress
 from jepakit.core.settings import Settings
-from jepakit.data.crops import Images, centre_crop, channels_of, crop_boxes, resize, stacked
+from jepakit.data.crops import centre_crop, channels_of, crop_boxes, resize, stacked
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.samples import read_each
 from jepakit.data.sources import Source
 from jepakit.evaluation.features import TOLD, Frozen, readable
 from jepakit.model.encoder import Encoder
+from jepakit.model.images import Images
 from jepakit.model.jepa import encode_windows
 from jepakit.model.layout import segment_mean
 from jepakit.model.masks import Masking, Masks
