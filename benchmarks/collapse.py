@@ -29,7 +29,7 @@ from jepakit.data.sources import ArraySource, Source
 from jepakit.data.training_part import with_split
 from jepakit.model.jepa import JEPA
 from jepakit.model.masks import Masks
-from jepakit.training.collapse import FULL, GAP, POSITION, RANK, Doctor, position_counts_from
+from jepakit.training.collapse import COSINE_GAP, FULL, POSITION, RANK, Doctor, position_counts_from
 from jepakit.training.logs import step_row
 from jepakit.training.online import Online
 from jepakit.training.train import Training
@@ -134,7 +134,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
             axis.set_ylim(bottom=0)
             axis.set_title(title, fontsize=10)
             axis.set_xlabel("step")
-    for axis, threshold in zip(axes, (FULL, RANK, POSITION, GAP), strict=True):
+    for axis, threshold in zip(axes, (FULL, RANK, POSITION, COSINE_GAP), strict=True):
         axis.axhline(threshold, color="black", linestyle=":", linewidth=1)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     figure.savefig(path, dpi=110)

@@ -18,7 +18,7 @@ from torch import Tensor
 from jepakit.data.opening import open_source
 from jepakit.evaluation.features import RAW, RAW_SIDE, extract, pca
 from jepakit.evaluation.probes.knn import knn
-from jepakit.evaluation.split import Split, labelled, split
+from jepakit.evaluation.split import Split, labelled, train_and_test
 from jepakit.evaluation.subject import subject
 from jepakit.model.metrics import position_share
 
@@ -73,7 +73,7 @@ def main() -> None:
         raise SystemExit(f"{arguments.data} has no labels")
     ids = labelled(source, source.labels)
     features, ids = extract(source, judged.encoders, ids, whole=source.labels.whole, precision=judged.precision)
-    halves = split(source, source.labels, ids)
+    halves = train_and_test(source, source.labels, ids)
     colour = features[RAW].last.unflatten(1, (-1, RAW_SIDE * RAW_SIDE)).mean(2)
     for name in judged.encoders:
         print(f"{name}\n\n{told(features[name].last, colour, halves)}")

@@ -17,8 +17,8 @@ from jepakit.data.sources import Source
 from jepakit.evaluation.features import extract
 from jepakit.evaluation.probes.protocol import PROBES, Protocol
 from jepakit.evaluation.probes.spectrum import rankme_rows
-from jepakit.evaluation.results import Sheet
-from jepakit.evaluation.split import labelled, split
+from jepakit.evaluation.results import ProbeResults
+from jepakit.evaluation.split import labelled, train_and_test
 from jepakit.model.images import IMAGENET, Images, normalise
 
 NAME = "supervised (ImageNet)"
@@ -54,8 +54,8 @@ def supervised(source: Source, protocol: Protocol) -> dict[str, dict[str, float]
     assert source.labels
     ids = labelled(source, source.labels, protocol.images_limit)
     features, ids = extract(source, {NAME: EfficientNet()}, ids, whole=source.labels.whole)  # type: ignore[dict-item]
-    halves = split(source, source.labels, ids)
-    sheet, result = Sheet(source, source.labels, halves, ids), {}
+    halves = train_and_test(source, source.labels, ids)
+    sheet, result = ProbeResults(source, source.labels, halves, ids), {}
     for task in ("knn", "linear"):
         x = features[NAME]
         right: Any = PROBES[task](x.rows(halves.train), x.rows(halves.test), sheet.problem, protocol)[0]

@@ -20,7 +20,7 @@ import torch
 
 from bomb import Bomb
 from jepakit.artifacts import checkpoint
-from jepakit.artifacts.checkpoint import MANIFEST, Checkpoint, load, load_newest, name_of, not_finite, save, steps
+from jepakit.artifacts.checkpoint import MANIFEST, Checkpoint, load_checkpoint, load_newest, not_finite, save, step_name, steps
 from jepakit.core.errors import UserError
 from jepakit.core.files import locked
 
@@ -86,8 +86,8 @@ def no_file_larger_than(size: int) -> Iterator[None]:
 
 def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
     filled(tmp_path, 3)
-    assert equal(load(tmp_path / name_of(3)), example(3)) and equal(load_newest(tmp_path), example(3))
-    assert sorted(p.name for p in (tmp_path / name_of(3)).iterdir()) == sorted(FILES)
+    assert equal(load_checkpoint(tmp_path / step_name(3)), example(3)) and equal(load_newest(tmp_path), example(3))
+    assert sorted(p.name for p in (tmp_path / step_name(3)).iterdir()) == sorted(FILES)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -96,11 +96,11 @@ def test_any_damage_is_named_and_the_one_before_is_taken_loudly(
     tmp_path: Path, name: str, damage: Damage, caplog: pytest.LogCaptureFixture
 ) -> None:
     filled(tmp_path, 5, 9)
-    damage(tmp_path / name_of(9) / name)
+    damage(tmp_path / step_name(9) / name)
     with pytest.raises(UserError) as caught:
-        load(tmp_path / name_of(9))
+        load_checkpoint(tmp_path / step_name(9))
     message = str(caught.value)
-    assert name_of(9) in message and "\n" not in message
+    assert step_name(9) in message and "\n" not in message
     # a flipped letter in the manifest may make it name a file that is not there, or a sum that no file has
     assert name in message or name == MANIFEST
     with caplog.at_level(logging.WARNING, "jepakit"):
@@ -111,7 +111,7 @@ def test_any_damage_is_named_and_the_one_before_is_taken_loudly(
 def test_with_all_corrupt_there_is_an_error_and_never_a_start_from_zero(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     filled(tmp_path, 0, 5, 9)
     for step in (0, 5, 9):
-        flip(tmp_path / name_of(step) / "model.safetensors")
+        flip(tmp_path / step_name(step) / "model.safetensors")
     with caplog.at_level(logging.WARNING, "jepakit"), pytest.raises(UserError, match="3 tried"):
         load_newest(tmp_path)
     assert len([r for r in caplog.records if "corrupt" in r.getMessage()]) == 3
@@ -124,33 +124,33 @@ def test_with_all_corrupt_there_is_an_error_and_never_a_start_from_zero(tmp_path
 )
 def test_a_manifest_that_makes_no_sense_or_leads_outside_is_refused(tmp_path: Path, text: str) -> None:
     filled(tmp_path, 5, 9)
-    (tmp_path / name_of(9) / MANIFEST).write_text(text)
+    (tmp_path / step_name(9) / MANIFEST).write_text(text)
     with pytest.raises(UserError):
-        load(tmp_path / name_of(9))
+        load_checkpoint(tmp_path / step_name(9))
     assert equal(load_newest(tmp_path), example(5))
 
 
 def test_a_file_that_no_manifest_vouches_for_is_not_read(tmp_path: Path) -> None:
     filled(tmp_path, 9)
-    manifest = tmp_path / name_of(9) / MANIFEST
+    manifest = tmp_path / step_name(9) / MANIFEST
     sums = json.loads(manifest.read_text())
     del sums["state.json"]
     manifest.write_text(json.dumps(sums))
     with pytest.raises(UserError, match=r"state\.json"):
-        load(tmp_path / name_of(9))
+        load_checkpoint(tmp_path / step_name(9))
 
 
 def test_a_pickle_in_the_place_of_weights_is_refused_and_does_not_run(tmp_path: Path) -> None:
     filled(tmp_path, 9)
-    folder = tmp_path / name_of(9)
+    folder = tmp_path / step_name(9)
     (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
     with pytest.raises(UserError, match=r"model\.safetensors has changed"):
-        load(folder)
+        load_checkpoint(folder)
     sums = json.loads((folder / MANIFEST).read_text())  # with the right sum it is still no safetensors
     sums["model.safetensors"] = checkpoint._sha256(folder / "model.safetensors")
     (folder / MANIFEST).write_text(json.dumps(sums))
     with pytest.raises(UserError, match="cannot be read"):
-        load(folder)
+        load_checkpoint(folder)
     assert not (tmp_path / "ran").exists()
 
 
@@ -161,20 +161,20 @@ def test_what_a_killed_save_left_is_swept_and_never_taken_for_a_checkpoint(tmp_p
     (tmp_path / ".tmp-link-123").symlink_to("step-00000007")
     assert steps(tmp_path) == [5] and equal(load_newest(tmp_path), example(5))
     filled(tmp_path, 9)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", name_of(5), name_of(9)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", step_name(5), step_name(9)]
 
 
 def test_the_newest_are_kept_and_latest_points_at_the_newest(tmp_path: Path) -> None:
     for step in (0, 5, 10, 15):
         filled(tmp_path, step, keep=2)
-        assert os.readlink(tmp_path / "latest") == name_of(step)
-        assert equal(load(tmp_path / "latest"), example(step))
+        assert os.readlink(tmp_path / "latest") == step_name(step)
+        assert equal(load_checkpoint(tmp_path / "latest"), example(step))
     assert steps(tmp_path) == [15, 10]
 
 
 def test_the_same_step_may_be_saved_again_over_a_broken_one(tmp_path: Path) -> None:
     filled(tmp_path, 5, 9)
-    flip(tmp_path / name_of(9) / "model.safetensors")
+    flip(tmp_path / step_name(9) / "model.safetensors")
     filled(tmp_path, 9)
     assert equal(load_newest(tmp_path), example(9)) and steps(tmp_path) == [9, 5]
 
@@ -184,8 +184,8 @@ def test_a_full_disk_leaves_the_older_checkpoints_whole(tmp_path: Path, caplog: 
     with caplog.at_level(logging.WARNING, "jepakit"), no_file_larger_than(20_000):
         assert save(tmp_path, 9, example(9, numbers=100_000), 1) is False
     assert any("step 9 NOT saved" in r.getMessage() for r in caplog.records)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", name_of(5)]
-    assert os.readlink(tmp_path / "latest") == name_of(5) and equal(load_newest(tmp_path), example(5))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", step_name(5)]
+    assert os.readlink(tmp_path / "latest") == step_name(5) and equal(load_newest(tmp_path), example(5))
     assert save(tmp_path, 9, example(9), 1) is True  # there is room again
     assert equal(load_newest(tmp_path), example(9))
 
@@ -214,11 +214,11 @@ def test_where_there_are_no_links_a_file_names_the_newest(tmp_path: Path, monkey
     monkeypatch.setattr(Path, "symlink_to", no_links)
     for step in (9, 12):
         filled(tmp_path, step)
-        assert (tmp_path / "latest").read_text() == name_of(step) and not (tmp_path / "latest").is_symlink()
-        assert equal(load(tmp_path / "latest"), example(step)) and equal(load_newest(tmp_path), example(step))
+        assert (tmp_path / "latest").read_text() == step_name(step) and not (tmp_path / "latest").is_symlink()
+        assert equal(load_checkpoint(tmp_path / "latest"), example(step)) and equal(load_newest(tmp_path), example(step))
     monkeypatch.undo()
     filled(tmp_path, 15)  # and the other way round
-    assert os.readlink(tmp_path / "latest") == name_of(15) and equal(load(tmp_path / "latest"), example(15))
+    assert os.readlink(tmp_path / "latest") == step_name(15) and equal(load_checkpoint(tmp_path / "latest"), example(15))
 
 
 @pytest.mark.parametrize("text", ["", "../other", "/etc", "step-00000099", "\x00"])
@@ -227,7 +227,7 @@ def test_a_file_latest_that_names_no_checkpoint_is_one_sentence(tmp_path: Path, 
     (tmp_path / "latest").unlink()
     (tmp_path / "latest").write_text(text)
     with pytest.raises(UserError) as caught:
-        load(tmp_path / "latest")
+        load_checkpoint(tmp_path / "latest")
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
@@ -235,9 +235,9 @@ def test_a_copy_that_followed_the_link_keeps_no_save_from_being_made(tmp_path: P
     filled(tmp_path / "run", 5)
     shutil.copytree(tmp_path / "run", tmp_path / "copy")  # `latest` is a folder now
     filled(tmp_path / "copy", 9)
-    assert equal(load(tmp_path / "copy/latest"), example(9)) and steps(tmp_path / "copy") == [9, 5]
+    assert equal(load_checkpoint(tmp_path / "copy/latest"), example(9)) and steps(tmp_path / "copy") == [9, 5]
     kept = list((tmp_path / "copy").glob("copy-of-latest-*"))
-    assert len(kept) == 1 and equal(load(kept[0]), example(5))
+    assert len(kept) == 1 and equal(load_checkpoint(kept[0]), example(5))
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
@@ -273,17 +273,17 @@ def test_a_file_system_without_locks_is_said_and_written_to(
 @pytest.mark.parametrize("damage", [flip, delete])
 def test_of_a_part_no_other_files_tensors_are_looked_at(tmp_path: Path, damage: Damage, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(tmp_path, 5)
-    damage(tmp_path / name_of(5) / "optimizer.safetensors")
+    damage(tmp_path / step_name(5) / "optimizer.safetensors")
     hashed: list[str] = []
     real = checkpoint._sha256
     monkeypatch.setattr(checkpoint, "_sha256", lambda path: hashed.append(path.name) or real(path))
-    for found in (load(tmp_path / name_of(5), only=("model",)), load_newest(tmp_path, ("model",))):
+    for found in (load_checkpoint(tmp_path / step_name(5), only=("model",)), load_newest(tmp_path, ("model",))):
         assert equal(Checkpoint(found.tensors, found.state), Checkpoint({"model": example(5).tensors["model"]}, {"step": 5}))
         assert found.tensors.keys() == {"model"}
     assert set(hashed) == {"model.safetensors", "state.json"}
-    flip(tmp_path / name_of(5) / "model.safetensors")  # what is read is still verified
+    flip(tmp_path / step_name(5) / "model.safetensors")  # what is read is still verified
     with pytest.raises(UserError, match=r"model\.safetensors has changed"):
-        load(tmp_path / name_of(5), only=("model",))
+        load_checkpoint(tmp_path / step_name(5), only=("model",))
 
 
 @pytest.mark.parametrize("group", ["model", "optimizer"])
@@ -300,6 +300,6 @@ def test_one_value_that_is_no_number_is_named_and_a_resume_takes_the_one_before(
     with caplog.at_level(logging.WARNING, "jepakit"):
         assert equal(load_newest(tmp_path, finite=True), example(5))
     assert f"step 9 is no use, falling back to the one before: its {group} {name} is not finite" in caplog.text
-    (tmp_path / name_of(5) / MANIFEST).unlink()
+    (tmp_path / step_name(5) / MANIFEST).unlink()
     with pytest.raises(UserError, match="2 tried"):
         load_newest(tmp_path, finite=True)

@@ -20,7 +20,7 @@ from jepakit.core.errors import UserError
 from jepakit.data.crops import to_show
 from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
-from jepakit.evaluation.dense.segmentation import Tokens
+from jepakit.evaluation.dense.segmentation import PatchTokens
 from jepakit.evaluation.features import as_seen
 from jepakit.evaluation.probes.finetune import FineTuning, _View
 from jepakit.evaluation.probes.spectrum import _groups, _view
@@ -102,7 +102,7 @@ def test_every_way_to_the_model_shows_it_the_same(runs: dict[str, Run], kind: st
     online = Online.prepare(resolve(config.model_dump(), {"run": {"probe_images": 8}}), source, 2)
     assert online is not None
     close(encoder.normalise(online.images).sum(0), expected.sum(0))  # in an order of its own
-    tokens = Tokens(encoder).read(Path(config.data or "") / "3.tif")  # segmentation, DAVIS
+    tokens = PatchTokens(encoder).read(Path(config.data or "") / "3.tif")  # segmentation, DAVIS
     close(encoder.normalise(torch.from_numpy(tokens).permute(2, 0, 1)[None]), expected[3:4])
     array = first(stored(kind, 3))
     for given in (array, torch.from_numpy(array), array.astype(array.dtype.newbyteorder(">"))):

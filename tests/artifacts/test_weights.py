@@ -73,7 +73,7 @@ def states_equal(a: JEPA, b: JEPA) -> bool:
 
 @pytest.mark.parametrize("which", ["target_encoder", "encoder"])
 def test_a_runs_encoder_is_the_one_that_was_trained(runs: dict[str, Run], which: Any) -> None:
-    state = checkpoint.load(runs["ijepa"].checkpoints / "latest").tensors["model"]
+    state = checkpoint.load_checkpoint(runs["ijepa"].checkpoints / "latest").tensors["model"]
     encoder = jepakit.load(runs["ijepa"].path, which=which)
     own = encoder.vit.state_dict()
     assert all(torch.equal(own[name], state[f"{which}.{name}"]) for name in own)
@@ -110,7 +110,7 @@ def test_run_checkpoint_folder_and_model_folder_hold_one_encoder(runs: dict[str,
 
 def test_the_whole_model_comes_back_from_a_run(runs: dict[str, Run]) -> None:
     jepa = JEPA.from_checkpoint(runs["ec_ijepa"].path)
-    state = checkpoint.load(runs["ec_ijepa"].checkpoints / "latest").tensors["model"]
+    state = checkpoint.load_checkpoint(runs["ec_ijepa"].checkpoints / "latest").tensors["model"]
     assert all(torch.equal(value, state[name]) for name, value in jepa.state_dict().items())
     assert jepa.method.conditioning is not None
     assert states_equal(jepa, JEPA.from_checkpoint(runs["ec_ijepa"].checkpoints / "latest"))
@@ -307,7 +307,7 @@ def test_weights_that_are_not_finite_are_not_loaded_the_checkpoint_before_is(
     runs: dict[str, Run], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = Run(shutil.copytree(runs["ijepa"].path, tmp_path / "run", symlinks=True))
-    good = checkpoint.load(run.checkpoints / "latest")
+    good = checkpoint.load_checkpoint(run.checkpoints / "latest")
     model = {n: v * (torch.nan if n == "encoder.norm.weight" else 1) for n, v in good.tensors["model"].items()}
     assert checkpoint.save(run.checkpoints, 9, checkpoint.Checkpoint({**good.tensors, "model": model}, good.state), 5)
     jepa = JEPA.from_checkpoint(run.path)
@@ -317,6 +317,6 @@ def test_weights_that_are_not_finite_are_not_loaded_the_checkpoint_before_is(
     with pytest.raises(UserError, match=r"encoder\.norm\.weight holds values that are not finite"):
         jepakit.load(run.checkpoints / "step-00000009")
     for step in checkpoint.steps(run.checkpoints)[1:]:
-        shutil.rmtree(run.checkpoints / checkpoint.name_of(step))
+        shutil.rmtree(run.checkpoints / checkpoint.step_name(step))
     with pytest.raises(UserError, match="1 tried, the log says why"):
         jepakit.load(run)

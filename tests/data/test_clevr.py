@@ -15,7 +15,7 @@ from scipy.stats import chi2_contingency, chisquare, spearmanr
 from jepakit.core.errors import UserError
 from jepakit.data.sets.clevr import CLASSES, ClevrSource, count_label, distance_label
 from jepakit.data.sets.raycast import AXES, CAMERA, HEIGHT, SIZES, TILT, WIDTH, _rays, cast, project, render, shares
-from jepakit.data.sets.scenes import GAP, SEEN, SceneSource, plan, scene, write
+from jepakit.data.sets.scenes import GAP, SEEN_PIXELS, SceneSource, scene, scene_labels, write
 
 EDGES = (8.0, 8.5, 9.0, 9.5, 10.0)
 
@@ -232,7 +232,7 @@ def test_reading_scenes_takes_the_memory_of_their_text_not_of_their_objects(tmp_
 
 
 def test_counts_and_nearest_classes_are_uniform_and_independent() -> None:
-    counts, depths = plan(5, np.arange(40_000))
+    counts, depths = scene_labels(5, np.arange(40_000))
     classes = np.array([by_vtab(d) for d in depths])
     assert chisquare(np.bincount(counts - 3, minlength=8)).pvalue > 1e-3
     assert chisquare(np.bincount(classes, minlength=6)).pvalue > 1e-3
@@ -285,7 +285,7 @@ def test_objects_stand_on_the_plane_apart_from_each_other_and_where_pixel_coords
 def test_every_object_shows_a_quarter_of_itself_and_lies_within_the_image() -> None:
     for index in range(60):
         described = scene(1, index)
-        assert shares(described).min() >= SEEN
+        assert shares(described).min() >= SEEN_PIXELS
         for each in described["objects"]:
             whole = picture(each, 96)
             assert not (whole[0].any() or whole[-1].any() or whole[:, 0].any() or whole[:, -1].any())

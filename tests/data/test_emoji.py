@@ -5,7 +5,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from jepakit.data.sets.emoji import emoji, held_out
+from jepakit.data.sets.emoji import emoji, held_out_identities
 
 FOLDER = resources.files("jepakit.data.sets") / "emoji32"
 
@@ -51,7 +51,7 @@ def test_images_are_neither_blank_nor_repeated() -> None:
 
 def test_split_is_by_identity() -> None:
     e = emoji()
-    test = held_out(e.identity)
+    test = held_out_identities(e.identity)
     assert test.shape == e.identity.shape and test.dtype == np.bool_
     assert not set(e.identity[test]) & set(e.identity[~test])
     assert 0.17 <= test.mean() <= 0.23
@@ -61,11 +61,11 @@ def test_split_is_by_identity() -> None:
 def test_split_depends_on_the_identity_alone() -> None:
     identity = np.arange(10_000)
     order = np.random.default_rng(0).permutation(identity)
-    assert (held_out(identity)[order] == held_out(identity[order])).all()
-    assert np.flatnonzero(held_out(identity))[:5].tolist() == [3, 10, 18, 21, 33]  # published results rest on it
-    assert (held_out(identity, 0.1) <= held_out(identity, 0.3)).all()  # a larger share only adds
-    assert held_out(identity, 0.3).mean() == pytest.approx(0.3, abs=0.02)
-    assert not held_out(identity, 0.0).any() and held_out(identity, 1.0).all()
+    assert (held_out_identities(identity)[order] == held_out_identities(identity[order])).all()
+    assert np.flatnonzero(held_out_identities(identity))[:5].tolist() == [3, 10, 18, 21, 33]  # published results rest on it
+    assert (held_out_identities(identity, 0.1) <= held_out_identities(identity, 0.3)).all()  # a larger share only adds
+    assert held_out_identities(identity, 0.3).mean() == pytest.approx(0.3, abs=0.02)
+    assert not held_out_identities(identity, 0.0).any() and held_out_identities(identity, 1.0).all()
 
 
 def test_files_are_small_and_licensed() -> None:

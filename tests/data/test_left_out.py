@@ -17,7 +17,7 @@ from PIL import Image
 import jepakit
 from jepakit.core.errors import UserError
 from jepakit.data.decoding.decode import FORMATS, SUFFIXES, decode
-from jepakit.data.decoding.file_kinds import ARCHIVES, IMAGES, PLAIN, TABLES, VIDEOS, ending_of, kind_of
+from jepakit.data.decoding.file_kinds import ARCHIVES, IMAGE_KINDS, PLAIN, TABLES, VIDEOS, ending_of, kind_of
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.folder import FolderSource
 from jepakit.data.opening import open_source
@@ -75,10 +75,10 @@ def note_of(notes: tuple[str, ...], *words: str) -> str:
 def test_every_name_of_a_format_that_is_read_is_known() -> None:
     Image.init()
     pillow = {ending for ending, kind in Image.registered_extensions().items() if kind in (*FORMATS, "JPEG", "MPO", "DIB")}
-    assert pillow <= SUFFIXES and not SUFFIXES & (IMAGES | VIDEOS | ARCHIVES | TABLES | PLAIN)
+    assert pillow <= SUFFIXES and not SUFFIXES & (IMAGE_KINDS | VIDEOS | ARCHIVES | TABLES | PLAIN)
     others = set(Image.registered_extensions()) - pillow - {".bufr", ".pdf", ".grib", ".h5", ".hdf", ".mpg", ".mpeg"}
     rare = {".blp", ".flc", ".fli", ".ftc", ".ftu", ".gbr", ".iim", ".im", ".msp", ".palm", ".pxr"}
-    assert others - rare <= IMAGES
+    assert others - rare <= IMAGE_KINDS
 
 
 @pytest.mark.parametrize("ending", sorted(SUFFIXES))

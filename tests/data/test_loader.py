@@ -28,7 +28,7 @@ from jepakit.data.formats.pack import pack
 from jepakit.data.loader import Loader, TooManyBadImagesError
 from jepakit.data.opening import open_source
 from jepakit.data.order import order
-from jepakit.data.sources import ArraySource, Blocks, Source, spread, together
+from jepakit.data.sources import ArraySource, Blocks, Source, groups_at_hand, spread_places
 from jepakit.data.statistics import channel_statistics, fitted
 from jepakit.data.threads import StuckError, each
 from jepakit.model.images import Images, mirrored, normalise
@@ -394,10 +394,10 @@ def test_a_sample_of_dear_blocks_opens_four() -> None:
     source = shades(200)
     source.images = np.broadcast_to(np.zeros((1, 1, 1, 3), np.uint8), (5000, 1, 1, 3))
     source.blocks = blocks
-    some = spread(source, 64)
+    some = spread_places(source, 64)
     assert len(set((some // 100).tolist())) == 4 and len(some) == len(set(some.tolist())) == 64
     source.blocks = blocks_of([100] * 50, dear=False)
-    assert len(set((spread(source, 64) // 100).tolist())) == 50
+    assert len(set((spread_places(source, 64) // 100).tolist())) == 50
 
 
 def test_a_source_with_no_image_of_the_right_bands_is_one_sentence() -> None:
@@ -619,8 +619,8 @@ def test_other_channels_leave_a_recipes_statistics_behind() -> None:
 
 def test_rows_are_read_in_groups_of_as_many_blocks_as_are_held() -> None:
     source, ids = shades(30, blocks_of([3] * 10, held=2)), np.array([29, 0, 15, 1, 16, 27, 9])
-    groups = together(source, ids)
+    groups = groups_at_hand(source, ids)
     assert sorted(row for rows in groups for row in rows) == list(range(7))
     assert all(len(set((ids[rows] // 3).tolist())) <= 2 for rows in groups) and len(groups) == 2
     source.blocks = blocks_of([3] * 10, held=2, dear=False)
-    assert together(source, ids) == [list(range(7))]
+    assert groups_at_hand(source, ids) == [list(range(7))]

@@ -186,7 +186,7 @@ def test_a_million_names_are_not_a_million_objects() -> None:
     index = tars.tar_index(file, "x")
     arrays = (index.offsets, index.sizes, index.ends, index.labels.places, index.folders.places)
     assert sum(array.nbytes for array in arrays) + len(index.names) <= 70 * n
-    assert len(index.folders.table) == 100 and next(tars.split(index.names, index.ends)) == "class-000/image-00000000.jpg"
+    assert len(index.folders.table) == 100 and next(tars.split_names(index.names, index.ends)) == "class-000/image-00000000.jpg"
 
 
 def memory_file(data: bytes) -> OpenFile:
@@ -347,7 +347,7 @@ def test_every_sample_keeps_one_image_the_plainest_wherever_its_files_lie(names:
         name, worse = (key + more, False) if more == ".1" else (key, bool(more))
         best[name] = min(best.get(name, (True, len(names))), (worse, place))
     expected = ["{}{}.{}".format(*names[place]) for place in sorted(place for _, place in best.values())]
-    assert list(tars.split(index.names, index.ends)) == expected and index.others == len(names) - len(expected)
+    assert list(tars.split_names(index.names, index.ends)) == expected and index.others == len(names) - len(expected)
     assert len(index.offsets) == len(index.sizes) == len(index.labels.places) == len(index.folders.places) == len(expected)
 
 

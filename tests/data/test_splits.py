@@ -25,19 +25,19 @@ from jepakit.config.config import resolve
 from jepakit.core.errors import UserError
 from jepakit.data.formats.folder import FolderSource
 from jepakit.data.formats.pack import pack
-from jepakit.data.labels.folder_layout import of_folders
+from jepakit.data.labels.folder_layout import read_layout
 from jepakit.data.labels.split_words import split_of
 from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
 from jepakit.data.sets.emoji import EmojiSource
 from jepakit.data.sources import ArraySource, Blocks, Labels, Source, fifths
 from jepakit.data.training_part import TrainingPart, held_out, training_part, with_split
-from jepakit.evaluation.results import as_table as results_table
+from jepakit.evaluation.results import results_table
 from jepakit.evaluation.tasks import evaluate
 from jepakit.model.images import Images
 from jepakit.model.masks import MultiBlock
 from jepakit.planning.check import check
-from jepakit.planning.check_results import as_table
+from jepakit.planning.check_results import check_table
 from jepakit.training.train import Training, pretrain
 from test_data import folder
 
@@ -167,14 +167,14 @@ def test_parts_without_classes_are_a_split_without_labels(tmp_path: Path, names:
     ],
 )
 def test_a_guess_at_the_classes_is_said(folders: str, words: str) -> None:
-    (note,) = of_folders(folders.split(", ")).notes
+    (note,) = read_layout(folders.split(", ")).notes
     assert re.search(words, note)
-    assert of_folders(["a/x", "b/y"]).notes == () and of_folders(["a", "b"]).notes == ()
+    assert read_layout(["a/x", "b/y"]).notes == () and read_layout(["a", "b"]).notes == ()
 
 
 @pytest.mark.parametrize("folders", ["train/n01/images, train/n02/images, val/images", "train/n01, train/n02, test/unknown"])
 def test_a_part_whose_labels_are_hidden_lies_in_one_folder_that_is_no_class(folders: str) -> None:
-    of = of_folders(folders.split(", "), [3, 3, 6])
+    of = read_layout(folders.split(", "), [3, 3, 6])
     assert of.classes == ["n01", "n02", None] and of.parts[:2] == ["train", "train"] and of.parts[2] in ("test", "validation")
     (note,) = of.notes
     assert re.fullmatch(r"6 images of the (validation|test) part have no label: all lie in (images|unknown), .*", note)
@@ -316,7 +316,7 @@ def test_a_run_says_what_it_is_trained_on_and_writes_it_down(tmp_path: Path, cap
         run = pretrain(data, tmp_path / "all", set=[*TINY, "images.split=all"])
     assert run.config.images.split == "all" and "4 of them are held out by the set's own split" in caplog.text
     assert "16 images, 2 steps of 4" in caplog.text
-    table = as_table(check(data, set=TINY))
+    table = check_table(check(data, set=TINY))
     assert "split             images.split=train: 12 of 16 images" in table and "3 steps an epoch" in table
 
 
@@ -501,7 +501,7 @@ def test_labels_of_a_validation_part_beside_a_test_are_not_counted_as_none(tmp_p
     data = pack(tmp_path / "set", tmp_path / "packed", 16) if packed else tmp_path / "set"
     found = check(data, set=TINY)
     assert "6 labelled images of the validation part are used by no probe, as there is a test part" in found.split
-    assert "0 without; 6 for testing" in as_table(found)
+    assert "0 without; 6 for testing" in check_table(found)
 
 
 @pytest.mark.parametrize("inner", ["seg_{0}/seg_{0}", "{0}/images", "Tumor_{0}"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jepakit.evaluation.compare import corrected, holm, interval, paired
+from jepakit.evaluation.compare import accuracy_interval, corrected, holm, paired
 
 
 def wrongs(share: float, n: int) -> np.ndarray:
@@ -17,7 +17,7 @@ def wrongs(share: float, n: int) -> np.ndarray:
 @pytest.mark.parametrize("successes, n", [(0, 1), (1, 1), (1, 5), (7, 20), (50, 100), (999, 1000), (0, 30), (40, 40)])
 def test_of_independent_rights_and_wrongs_it_is_the_exact_one(successes: int, n: int) -> None:
     right = wrongs(successes / n, n)
-    low, high = interval(right)
+    low, high = accuracy_interval(right)
     judge = stats.binomtest(successes, n).proportion_ci(0.95, "exact")  # Clopper and Pearson's
     assert (low, high) == pytest.approx((judge.low, judge.high), abs=1e-9)
     assert 0 <= low <= right.mean() <= high <= 1 and low < high
@@ -32,7 +32,7 @@ def test_of_independent_rights_and_wrongs_it_is_the_exact_one(successes: int, n:
 def test_it_holds_the_truth_nineteen_times_of_twenty_at_any_truth(n: int, truth: float) -> None:
     chance = stats.binom.pmf(np.arange(n + 1), n, truth)
     seen = np.flatnonzero(chance > 1e-9)
-    bounds = {k: interval(wrongs(k / n, n)) for k in seen}
+    bounds = {k: accuracy_interval(wrongs(k / n, n)) for k in seen}
     assert sum(chance[k] for k, (low, high) in bounds.items() if low <= truth <= high) >= 0.95 - 1e-6  # over all that can be seen
 
 
@@ -46,7 +46,7 @@ def test_with_clusters_too_it_holds_the_truth_also_near_all_right(truth: float, 
         own = draw.uniform(size=clusters) < truth  # a cluster is all right or wrong, in a share of what is drawn
         which = np.repeat(np.arange(clusters), sizes)
         right = np.where(draw.uniform(size=clusters)[which] < alike, own[which], draw.uniform(size=len(which)) < truth)
-        low, high = interval(right.astype(float), which)
+        low, high = accuracy_interval(right.astype(float), which)
         held.append(low <= truth <= high)
     assert np.mean(held) >= 0.95 - 3 * (0.05 * 0.95 / 400) ** 0.5
 
@@ -54,28 +54,28 @@ def test_with_clusters_too_it_holds_the_truth_also_near_all_right(truth: float, 
 def test_what_is_all_right_or_all_wrong_is_known_as_well_as_there_are_clusters() -> None:
     clusters = np.arange(60) // 3
     for right, ends in ((np.ones(60), (0.025 ** (1 / 20), 1)), (np.zeros(60), (0, 1 - 0.025 ** (1 / 20)))):
-        assert interval(right, clusters) == pytest.approx(ends)
-    low, high = interval(np.ones(60), np.zeros(60, np.int64))  # one cluster
+        assert accuracy_interval(right, clusters) == pytest.approx(ends)
+    low, high = accuracy_interval(np.ones(60), np.zeros(60, np.int64))  # one cluster
     assert (low, high) == pytest.approx((0.025, 1))
 
 
 def test_shares_of_draws_have_an_interval_that_is_never_a_point() -> None:
     draw = np.random.default_rng(0)
     some = draw.integers(0, 6, 400) / 5  # in how many of five draws a sample was right
-    low, high = interval(some)
+    low, high = accuracy_interval(some)
     assert high - low == pytest.approx(2 * 1.96 * some.std() / 20, rel=0.05) and low < some.mean() < high
-    assert interval(np.ones(400)) == pytest.approx((0.025 ** (1 / 400), 1))
-    low, high = interval(np.full(400, 0.6))
+    assert accuracy_interval(np.ones(400)) == pytest.approx((0.025 ** (1 / 400), 1))
+    low, high = accuracy_interval(np.full(400, 0.6))
     assert low == pytest.approx(stats.binomtest(240, 400).proportion_ci(0.95, "exact").low) and high > 0.6
 
 
 def test_samples_that_are_each_a_cluster_are_independent_samples() -> None:
     right = wrongs(0.7, 400)
     alone = np.random.RandomState(0).permutation(400)
-    np.testing.assert_allclose(interval(right, alone), interval(right), atol=0.006)
+    np.testing.assert_allclose(accuracy_interval(right, alone), accuracy_interval(right), atol=0.006)
     with_share = right.copy()
     with_share[0] = 0.999999  # no right-or-wrong, so drawn
-    np.testing.assert_allclose(interval(with_share), interval(right), atol=0.006)
+    np.testing.assert_allclose(accuracy_interval(with_share), accuracy_interval(right), atol=0.006)
 
 
 @pytest.mark.parametrize("copies", [2, 5])
@@ -83,22 +83,22 @@ def test_copies_of_a_sample_count_once(copies: int) -> None:
     right = wrongs(0.7, 300)
     order = np.random.RandomState(0).permutation(300 * copies)
     many, clusters = np.repeat(right, copies)[order], np.repeat(np.arange(300), copies)[order]
-    once, kept, naive = interval(right), interval(many, clusters), interval(many)
+    once, kept, naive = accuracy_interval(right), accuracy_interval(many, clusters), accuracy_interval(many)
     np.testing.assert_allclose(kept, once, atol=0.007)
     assert kept[1] - kept[0] == pytest.approx(copies**0.5 * (naive[1] - naive[0]), rel=0.1)
 
 
 def test_clusters_of_unequal_size_are_weighed_by_their_samples() -> None:
     right, clusters = np.array([1.0, 1, 1, 0]), np.array([5, 5, 5, -2])  # any numbers name clusters
-    assert interval(right, clusters) == pytest.approx((0, 1), abs=1e-9)  # of two clusters one is right, one wrong
-    low, high = interval(np.array([1.0, 1, 0, 0]), np.zeros(4, np.int64))  # one cluster knows no spread
+    assert accuracy_interval(right, clusters) == pytest.approx((0, 1), abs=1e-9)  # of two clusters one is right, one wrong
+    low, high = accuracy_interval(np.array([1.0, 1, 0, 0]), np.zeros(4, np.int64))  # one cluster knows no spread
     assert low < 0.01 and high > 0.99
 
 
 def test_a_large_cluster_counts_for_more_than_a_small_one() -> None:
     sizes = np.tile([1, 9], 50)
     right = np.repeat(np.tile([0.0, 1], 50), sizes)  # the large ones are right: nine samples of ten
-    low, high = interval(right, np.repeat(np.arange(100), sizes))
+    low, high = accuracy_interval(right, np.repeat(np.arange(100), sizes))
     assert low < 0.9 < high and high - low < 0.11  # and not a half, the mean over clusters
     sizes = np.array([12, 1, 1, 1, 1])
     a = np.repeat([1.0, 0, 0, 0, 0], sizes)
@@ -115,7 +115,7 @@ def dependent(draw: np.random.Generator, clusters: int) -> tuple[np.ndarray, np.
 def test_the_clustered_interval_holds_the_truth_nineteen_times_of_twenty() -> None:
     draw, held = np.random.default_rng(0), []
     for _ in range(300):
-        low, high = interval(*dependent(draw, 80))
+        low, high = accuracy_interval(*dependent(draw, 80))
         held.append(low <= 0.7 <= high)
     assert 0.91 <= np.mean(held) <= 0.985  # 95 % within three deviations
 
@@ -124,8 +124,8 @@ def test_samples_that_hang_together_fool_an_interval_that_takes_them_for_indepen
     draw, naive, kept = np.random.default_rng(1), [], []
     for _ in range(60):
         chance = draw.choice([0.0, 1.0], 40, p=[0.3, 0.7]).repeat(20)  # a cluster is all right or all wrong
-        naive.append(np.subtract(*interval(chance)[::-1]))
-        kept.append(np.subtract(*interval(chance, np.arange(40).repeat(20))[::-1])) if len(kept) < 5 else None
+        naive.append(np.subtract(*accuracy_interval(chance)[::-1]))
+        kept.append(np.subtract(*accuracy_interval(chance, np.arange(40).repeat(20))[::-1])) if len(kept) < 5 else None
     assert np.mean(kept) == pytest.approx(20**0.5 * np.mean(naive), rel=0.15)
 
 
@@ -180,7 +180,7 @@ def test_the_interval_of_a_difference_holds_the_true_one(win: float, lose: float
 def test_the_interval_of_a_difference_is_narrower_than_two_intervals_as_both_saw_the_same_samples() -> None:
     a, b = pair(16, 4, 600, 380)
     found = paired(a, b)
-    assert found.low > 0 and interval(b)[1] > interval(a)[0]
+    assert found.low > 0 and accuracy_interval(b)[1] > accuracy_interval(a)[0]
     deviation = ((a - b).var() / len(a)) ** 0.5
     assert found.high - found.low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
 
@@ -249,7 +249,7 @@ def test_all_is_the_same_each_time() -> None:
     draw = np.random.default_rng(5)
     a, clusters = dependent(draw, 30)
     b = np.roll(a, 1)
-    assert interval(a, clusters) == interval(a, clusters) and paired(a, b, clusters) == paired(a, b, clusters)
+    assert accuracy_interval(a, clusters) == accuracy_interval(a, clusters) and paired(a, b, clusters) == paired(a, b, clusters)
 
 
 # ---- several at once

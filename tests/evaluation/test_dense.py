@@ -30,8 +30,8 @@ from jepakit.evaluation.dense.davis import (
 )
 from jepakit.evaluation.dense.detection import Pyramid, mask_rcnn, pyramid_blocks
 from jepakit.evaluation.dense.segmentation import (
-    Head,
-    Tokens,
+    PatchTokens,
+    PixelHead,
     _cached,
     confusion,
     iou,
@@ -97,7 +97,7 @@ def test_scores_are_those_of_scikit_learn() -> None:
 
 def test_prediction_a_few_classes_at_a_time_is_the_argmax_of_the_upsampled_logits() -> None:
     torch.manual_seed(0)
-    head = Head(torch.randn(5), torch.rand(5) + 0.5, 37)
+    head = PixelHead(torch.randn(5), torch.rand(5) + 0.5, 37)
     nn.init.normal_(head.linear.weight)
     tokens = torch.randn(2, 3, 4, 5)
     assert torch.equal(head.predict(tokens, (13, 17)), head(tokens, (13, 17)).argmax(1))
@@ -176,7 +176,7 @@ def test_training_labels_are_the_nearest_and_never_a_class_between(tmp_path: Pat
     for path in sorted((root / "annotations" / "training").iterdir()):
         labels = np.array(Image.open(path))
         save(path, np.where(labels == 2, 7, labels).astype(np.uint8))
-    cache = _cached("", Tokens(encoder(), raw=True), open_annotated(root), (16, 16))
+    cache = _cached("", PatchTokens(encoder(), raw=True), open_annotated(root), (16, 16))
     assert cache.labels.shape == (5, 16, 16) and set(cache.labels.unique().tolist()) == {-1, 0, 6}
     first = Image.open(root / "annotations" / "training" / "0.png").resize((16, 16), Image.Resampling.NEAREST)
     np.testing.assert_array_equal(cache.labels[0], np.array(first).astype(int) - 1)

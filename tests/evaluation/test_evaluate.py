@@ -29,15 +29,15 @@ from jepakit.evaluation.probes.finetune import recipe_for
 from jepakit.evaluation.probes.knn import knn
 from jepakit.evaluation.probes.linear_probe import TRANSFER
 from jepakit.evaluation.probes.protocol import Protocol
-from jepakit.evaluation.results import as_sentences, as_table, differences
-from jepakit.evaluation.split import labelled, split
+from jepakit.evaluation.results import as_sentences, differences, results_table
+from jepakit.evaluation.split import labelled, train_and_test
 from jepakit.evaluation.tasks import FROZEN, chosen_tasks, evaluate, settings_of
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import normalise
 from jepakit.model.jepa import JEPA
 from jepakit.model.metrics import rankme
 from jepakit.reporting import report
-from jepakit.training.online import SHARE, STEP, Online
+from jepakit.training.online import PROBE_STEP, TEST_SHARE, Online
 from jepakit.training.train import pretrain
 
 TINY = [
@@ -244,7 +244,7 @@ def test_the_halves_are_rows_of_the_samples_with_their_own_labels_and_clusters()
     labels, source = labels_of(values, test, clusters=clusters), ArraySource("s", grey(8), None)
     ids = labelled(source, labels)
     assert ids.tolist() == [0, 2, 3, 4, 5, 6]
-    halves = split(source, labels, ids)
+    halves = train_and_test(source, labels, ids)
     assert ids[halves.train].tolist() == [0, 2, 5, 6] and ids[halves.test].tolist() == [3, 4]
     assert halves.train_labels.tolist() == [0, 1, 0, 1] and halves.test_labels.tolist() == [0, 1]
     assert halves.clusters is not None and halves.clusters.tolist() == [9, 9]
@@ -256,7 +256,7 @@ def test_a_limit_keeps_that_many_samples_of_both_halves_and_every_class(n: int, 
     labels, source = labels_of(values, fifths(values)), ArraySource("s", grey(1), None)
     ids = labelled(source, labels, limit)
     assert len(np.unique(ids)) == len(ids) == min(n, limit)
-    halves = split(source, labels, ids)  # a fifth is held out, and the step between samples must not step over it
+    halves = train_and_test(source, labels, ids)  # a fifth is held out, and the step between samples must not step over it
     assert 0.05 < len(halves.test) / len(ids) < 0.4 and set(halves.test_labels.tolist()) == {0, 1}
 
 
@@ -293,7 +293,7 @@ def test_every_task_is_written_beside_every_baseline(run: Run) -> None:
 def test_the_table_has_a_row_for_each_encoder_and_a_column_for_each_task(run: Run) -> None:
     results = evaluate(run, set=QUICK)
     assert tuple(results) == ("rankme", "knn", "linear")
-    lines = as_table(results).splitlines()
+    lines = results_table(results).splitlines()
     assert lines[0].split() == ["knn", "linear", "rankme"]
     assert {line[:20].strip() for line in lines[1:7]} == ENCODERS | BASELINES
     value = by_name(results["knn"])["target encoder"]["accuracy"]
@@ -398,7 +398,7 @@ def test_without_labels_there_are_rank_and_pictures_and_a_word_why(
     assert set(results) == {"rankme"} and {row["name"] for row in results["rankme"]} == ENCODERS | {"raw pixels"}
     assert sorted(p.name for p in (run.path / "evaluation").iterdir()) == ["pictures.npz", "rankme.json"]
     assert any("no labels" in record.getMessage() for record in caplog.records)
-    assert "rankme" in as_table(results)
+    assert "rankme" in results_table(results)
 
 
 def test_results_stay_until_their_task_is_done_again_and_each_says_on_which_images(world: Path, run: Run) -> None:
@@ -699,12 +699,12 @@ def test_looks_take_at_most_three_hundredths_of_the_work_and_fall_on_logged_step
         config = config_of(f"optim.batch_size={batch_size}", probe_images=48, log_every_steps=log_every)
         online = Online.prepare(config, coloured(60), steps_per_epoch)
         assert online is not None and len(online.images) <= 48
-        passes = STEP * batch_size * online.every_steps  # of the target encoder over an image, between two looks
-        assert len(online.images) <= SHARE * passes and online.every_steps % log_every == 0
+        passes = PROBE_STEP * batch_size * online.every_steps  # of the target encoder over an image, between two looks
+        assert len(online.images) <= TEST_SHARE * passes and online.every_steps % log_every == 0
         assert online.every_steps >= steps_per_epoch  # an epoch at least
         assert online.due(2 * online.every_steps) and not online.due(online.every_steps + 1)
         # and no rarer than that asks for: one epoch and one logged step more would do
-        rare = max(len(online.images) / (SHARE * STEP * batch_size), 0) + steps_per_epoch + log_every
+        rare = max(len(online.images) / (TEST_SHARE * PROBE_STEP * batch_size), 0) + steps_per_epoch + log_every
         assert online.every_steps < rare
     asked = Online.prepare(
         config_of(probe_images=48, probe_every_epochs=3, log_every_steps=log_every), coloured(60), steps_per_epoch

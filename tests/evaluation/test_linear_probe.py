@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepakit.evaluation.probes.linear_probe import IMAGENET, TRANSFER, TRANSFER_CLEVR, Bank, Linear, decay, linear, update
+from jepakit.evaluation.probes.linear_probe import (
+    IMAGENET_LINEAR,
+    TRANSFER,
+    TRANSFER_CLEVR,
+    Bank,
+    LinearProbe,
+    decay,
+    linear_probe,
+    update,
+)
 
 RATES = [(0.5, 0.0), (0.5, 5e-3), (10.0, 5e-4), (200.0, 0.0), (200.0, 0.1)]
 TRAINED = {"lr": (0.1, 1.0), "weight_decay": (0.0, 5e-3), "epochs": 20, "keep_path": False}
@@ -134,21 +143,21 @@ def test_the_cosine_goes_from_one_to_a_hundredth() -> None:
 
 def test_on_a_small_set_rate_times_steps_is_what_it_is_on_imagenet_for_weights_alone() -> None:
     x = normal(640, 4)
-    for settings in (Linear(), Linear(keep_path=False), TRANSFER):
+    for settings in (LinearProbe(), LinearProbe(keep_path=False), TRANSFER):
         bank = Bank(x, "linear", "last", settings, 3, 0)
         steps = 640 // bank.batch * settings.epochs
         per_batch = torch.tensor(list(itertools.product(settings.lr, settings.weight_decay)))[:, 0] * bank.batch / 256
         assert torch.allclose(bank.lr, per_batch)
-        factor = IMAGENET / 640 if settings == Linear() else 1.0
+        factor = IMAGENET_LINEAR / 640 if settings == LinearProbe() else 1.0
         assert bank.longer == pytest.approx(factor)
-        if settings == Linear():  # lr x steps, as with any batch that divides ImageNet
-            assert torch.allclose(bank.lr * bank.longer * steps, per_batch / bank.batch * IMAGENET * settings.epochs)
+        if settings == LinearProbe():  # lr x steps, as with any batch that divides ImageNet
+            assert torch.allclose(bank.lr * bank.longer * steps, per_batch / bank.batch * IMAGENET_LINEAR * settings.epochs)
 
 
 # ---- training
 
 
-def plain_logits(kind: str, settings: Linear, x: Tensor, labels: Tensor, seen: Tensor) -> list[Tensor]:
+def plain_logits(kind: str, settings: LinearProbe, x: Tensor, labels: Tensor, seen: Tensor) -> list[Tensor]:
     """Logits of each head, trained by itself on all samples at once."""
     found = []
     for lr, wd in itertools.product(settings.lr, settings.weight_decay):
@@ -183,7 +192,7 @@ def test_training_is_that_of_torch_modules(kind: str, optimizer: str) -> None:
     x, labels = clouds(32, 3, 6, spread=4)  # a batch is all of so few, so that an order there is none
     seen = clouds(200, 3, 6, spread=4, seed=5)[0]
     scale = 30.0 if optimizer == "lars" else 1.0  # of rates: a step of LARS is a thousandth of the weights
-    settings = Linear(optimizer=optimizer, drops=None, **(TRAINED | {"lr": (0.1 * scale, scale)}))  # type: ignore[arg-type]
+    settings = LinearProbe(optimizer=optimizer, drops=None, **(TRAINED | {"lr": (0.1 * scale, scale)}))  # type: ignore[arg-type]
     bank = Bank(x, kind, "last", settings, 3, 0).fit(labels)
     weight, bias, scale_of, shift_of = (*bank.parameters, torch.ones(4, 6), torch.zeros(4, 6))[:4]
     z = seen if kind == "linear" else (seen - bank.mean) / (bank.variance + 1e-5).sqrt()
@@ -197,7 +206,7 @@ def test_training_is_that_of_torch_modules(kind: str, optimizer: str) -> None:
 @pytest.mark.parametrize("kind", ["linear", "bn", "bn_affine"])
 def test_heads_trained_together_are_the_heads_trained_alone(kind: str, optimizer: str) -> None:
     x, labels = clouds(150, 4, 7, spread=3)
-    settings = Linear(optimizer=optimizer, **TRAINED)  # type: ignore[arg-type]
+    settings = LinearProbe(optimizer=optimizer, **TRAINED)  # type: ignore[arg-type]
     together = Bank(x, kind, "last", settings, 4, 0).fit(labels)
     assert len(together.grid) == 4 and together.batch < len(x)
     for g, head in enumerate(together.grid):
@@ -207,7 +216,7 @@ def test_heads_trained_together_are_the_heads_trained_alone(kind: str, optimizer
 
 
 def test_an_epoch_sees_each_sample_once_in_a_new_order_of_whole_batches() -> None:
-    bank = Bank(normal(640, 3), "bn", "last", Linear(epochs=4), 2, 0)
+    bank = Bank(normal(640, 3), "bn", "last", LinearProbe(epochs=4), 2, 0)
     steps = list(bank._steps())
     assert len(steps) == 4 * (640 // bank.batch) and {len(rows) for _, rows in steps} == {bank.batch}
     epochs = np.concatenate([rows for _, rows in steps]).reshape(4, -1)
@@ -220,7 +229,7 @@ def test_heads_behind_a_batch_norm_do_not_feel_the_scale_of_a_feature() -> None:
     x, labels = clouds(200, 3, 6, spread=5)
     seen = clouds(300, 3, 6, spread=5, seed=7)[0]
     stretch, shift = torch.tensor([1e3, 10.0, 1.0, 0.5, 0.1, 30.0]), 50 * normal(6)
-    settings = Linear(**TRAINED)  # type: ignore[arg-type]
+    settings = LinearProbe(**TRAINED)  # type: ignore[arg-type]
 
     def predicted(kind: str, scaled: bool) -> Tensor:
         a, b = (s * stretch + shift if scaled else s for s in (x, seen))
@@ -233,11 +242,11 @@ def test_heads_behind_a_batch_norm_do_not_feel_the_scale_of_a_feature() -> None:
 # ---- the protocol
 
 
-@pytest.mark.parametrize("settings", [Linear(), TRANSFER, TRANSFER_CLEVR], ids=["papers", "transfer", "clevr"])
+@pytest.mark.parametrize("settings", [LinearProbe(), TRANSFER, TRANSFER_CLEVR], ids=["papers", "transfer", "clevr"])
 @pytest.mark.parametrize("n", [30, 400])
-def test_what_a_line_divides_is_told_apart_without_a_mistake(settings: Linear, n: int) -> None:
+def test_what_a_line_divides_is_told_apart_without_a_mistake(settings: LinearProbe, n: int) -> None:
     x, labels = clouds(n + 200, 4, 16, spread=0.3)
-    predicted, about = linear({"last": x[:n]}, labels[:n], {"last": x[n:]}, labels[n:], settings)
+    predicted, about = linear_probe({"last": x[:n]}, labels[:n], {"last": x[n:]}, labels[n:], settings)
     assert share(predicted, labels[n:]) == 1 and about["best_on_test"] == 1
     assert predicted.dtype == torch.int64 and predicted.shape == (200,)
 
@@ -245,7 +254,7 @@ def test_what_a_line_divides_is_told_apart_without_a_mistake(settings: Linear, n
 def test_labels_that_say_nothing_are_guessed_by_chance() -> None:
     x, labels = normal(1200, 8), torch.from_numpy(np.random.RandomState(1).randint(0, 4, 1200))
     x[:, 2] = 1  # and a constant does no harm
-    predicted, about = linear({"last": x[:400]}, labels[:400], {"last": x[400:]}, labels[400:], Linear(epochs=10))
+    predicted, about = linear_probe({"last": x[:400]}, labels[:400], {"last": x[400:]}, labels[400:], LinearProbe(epochs=10))
     assert abs(share(predicted, labels[400:]) - 0.25) < 5 * (0.25 * 0.75 / 800) ** 0.5
     assert about["best_on_test"] > share(predicted, labels[400:]) - 1e-6
 
@@ -258,8 +267,8 @@ def layered(n: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
 def test_every_head_of_the_grid_is_told_of_and_the_chosen_one_is_the_best_on_the_held_fifth() -> None:
     train, labels = layered(250, 0)
     test, truth = layered(300, 1)
-    settings = Linear(epochs=5)
-    predicted, about = linear(train, labels, test, truth, settings)
+    settings = LinearProbe(epochs=5)
+    predicted, about = linear_probe(train, labels, test, truth, settings)
     grid = set(itertools.product(("last", "last4"), ("linear", "bn"), settings.lr, settings.weight_decay))
     assert {(h["layers"], h["kind"], h["lr"], h["weight_decay"]) for h in about["heads"]} == grid and len(about["heads"]) == 24
     held = [h["accuracy"]["held"] for h in about["heads"]]
@@ -276,7 +285,7 @@ def test_the_choice_does_not_look_at_the_test_set() -> None:
         test, truth = layered(100, seed)
         if seed:
             truth = truth.roll(seed)  # other labels, under which another head is best
-        _, about = linear(train, labels, test, truth, Linear(epochs=5))
+        _, about = linear_probe(train, labels, test, truth, LinearProbe(epochs=5))
         chosen.append(
             (*(about["head"][key] for key in ("layers", "kind", "lr", "weight_decay")), about["head"]["accuracy"]["held"])
         )
@@ -290,7 +299,7 @@ def test_the_head_that_the_test_set_likes_best_is_not_the_answer() -> None:
     seen, truth = clouds(200, 3, 6, spread=0.3, seed=3)
     train = {"last": signal, "last4": signal + 8 * normal(250, 6, seed=8)}
     test = {"last": seen.roll(1, 0), "last4": seen}
-    predicted, about = linear(train, labels, test, truth, Linear(epochs=20))
+    predicted, about = linear_probe(train, labels, test, truth, LinearProbe(epochs=20))
     assert about["head"]["layers"] == "last" and share(predicted, truth) < 0.6 < about["best_on_test"]
 
 
@@ -299,17 +308,17 @@ def test_the_held_accuracy_is_that_of_heads_trained_without_the_held_fifth() -> 
     order = torch.cat([(labels == c).nonzero().flatten()[:70] for c in range(3)])  # class by class: each fifth of each is held
     train, labels = {name: x[order] for name, x in train.items()}, labels[order]
     assert labels.bincount().tolist() == [70, 70, 70]
-    settings = Linear(epochs=5)
-    _, about = linear(train, labels, train, labels, settings)
+    settings = LinearProbe(epochs=5)
+    _, about = linear_probe(train, labels, train, labels, settings)
     held = torch.arange(210) % 5 == 4
     parts = [{name: x[where] for name, x in train.items()} for where in (~held, held)]
-    _, again = linear(parts[0], labels[~held], parts[1], labels[held], settings)
+    _, again = linear_probe(parts[0], labels[~held], parts[1], labels[held], settings)
     assert [h["accuracy"]["held"] for h in about["heads"]] == [h["accuracy"]["test"] for h in again["heads"]]
 
 
 def test_the_held_fifth_has_something_of_every_class_in_whatever_order_the_samples_come() -> None:
     x, labels = 3 * normal(5, 16, seed=99).repeat(30, 1) + 0.3 * normal(150, 16), torch.arange(5).repeat(30)
-    _, about = linear({"last": x}, labels, {"last": x}, labels, Linear())
+    _, about = linear_probe({"last": x}, labels, {"last": x}, labels, LinearProbe())
     assert about["head"]["accuracy"]["held"] == 1
 
 
@@ -317,7 +326,7 @@ def test_the_held_fifth_has_something_of_every_class_in_whatever_order_the_sampl
 def test_a_handful_of_samples_is_no_error_and_leaves_no_number_that_is_none(n: int) -> None:
     x, labels = clouds(40, 2, 4, spread=0.1)
     labels[:2] = torch.tensor([0, 1])
-    predicted, about = linear({"last": x[:n]}, labels[:n], {"last": x[n:]}, labels[n:], Linear(epochs=3))
+    predicted, about = linear_probe({"last": x[:n]}, labels[:n], {"last": x[n:]}, labels[n:], LinearProbe(epochs=3))
     assert set(predicted.tolist()) <= {0, 1}
     assert all(math.isfinite(value) for head in about["heads"] for value in head["accuracy"].values())
 
@@ -326,7 +335,7 @@ def test_a_probe_is_a_function_of_the_seed() -> None:
     train, labels = layered(200, 0)
     test, truth = layered(100, 1)
     torch.manual_seed(1)
-    one, about = linear(train, labels, test, truth, Linear(epochs=2), seed=3)
+    one, about = linear_probe(train, labels, test, truth, LinearProbe(epochs=2), seed=3)
     torch.manual_seed(2)
-    two, again = linear(train, labels, test, truth, Linear(epochs=2), seed=3)
+    two, again = linear_probe(train, labels, test, truth, LinearProbe(epochs=2), seed=3)
     assert torch.equal(one, two) and about == again

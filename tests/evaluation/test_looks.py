@@ -202,7 +202,7 @@ def test_segmentation_names_a_file_that_does_not_come(tmp_path: Path, monkeypatc
     monkeypatch.setattr(segmentation, "read_image", lambda path: answer.wait(60))
     try:
         with pytest.raises(UserError, match=r"x\.png cannot be read: no answer within 0\.2 s"):
-            segmentation.Tokens(encoder(), seconds=0.2).read(tmp_path / "x.png")
+            segmentation.PatchTokens(encoder(), seconds=0.2).read(tmp_path / "x.png")
     finally:
         answer.set()
 

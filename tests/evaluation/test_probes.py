@@ -22,12 +22,12 @@ from jepakit.evaluation.probes.attentive import Probe, attentive, scores
 from jepakit.evaluation.probes.finetune import MAE, Classifier, FineTuning, finetune, layer_scales, parameter_groups, recipe_for
 from jepakit.evaluation.probes.knn import knn
 from jepakit.evaluation.probes.logistic import STRENGTHS, held_fifth, logistic, standardised
-from jepakit.evaluation.probes.low_shot import drawn, interval, low_shot, names_in
+from jepakit.evaluation.probes.low_shot import drawn, draws_interval, low_shot, names_in
 from jepakit.model.conditioning import EncoderPositions
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import Images
 from jepakit.model.layout import Layout
-from jepakit.model.vit import SIZES, ViT, ViTConfig
+from jepakit.model.vit import VIT_SIZES, ViT, ViTConfig
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -143,9 +143,9 @@ def test_each_sample_of_a_class_is_drawn_as_often_as_the_others() -> None:
 def test_the_interval_is_students() -> None:
     values = np.array([0.61, 0.64, 0.58, 0.66, 0.6])
     expected = stats.t.interval(0.95, 4, loc=values.mean(), scale=stats.sem(values))
-    np.testing.assert_allclose(interval(values), expected, rtol=1e-12)
-    np.testing.assert_allclose(interval(values), stats.ttest_1samp(values, 0).confidence_interval(0.95), rtol=1e-12)
-    assert interval(values[:1]) == (None, None)
+    np.testing.assert_allclose(draws_interval(values), expected, rtol=1e-12)
+    np.testing.assert_allclose(draws_interval(values), stats.ttest_1samp(values, 0).confidence_interval(0.95), rtol=1e-12)
+    assert draws_interval(values[:1]) == (None, None)
 
 
 def test_low_shot_numbers_are_those_of_its_draws() -> None:
@@ -153,7 +153,7 @@ def test_low_shot_numbers_are_those_of_its_draws() -> None:
     result = low_shot(x[:600], labels[:600], x[600:], labels[600:], shots=4, draws=4, seed=5)
     assert result.n_train == 12 and len(result.accuracies) == 4 and 0.4 < result.mean < 1
     assert result.mean == pytest.approx(np.mean(result.accuracies)) == pytest.approx(float(result.correct.mean()))
-    assert (result.low, result.high) == interval(np.array(result.accuracies))
+    assert (result.low, result.high) == draws_interval(np.array(result.accuracies))
     assert result.correct.shape == (300,) and set((4 * result.correct).tolist()) <= {0, 1, 2, 3, 4}
     again = low_shot(x[:600], labels[:600], x[600:], labels[600:], shots=4, draws=4, seed=5)
     assert again.accuracies == result.accuracies and torch.equal(again.correct, result.correct)
@@ -348,7 +348,7 @@ def test_the_rate_is_that_of_the_images_a_step_truly_has() -> None:
     ],
 )
 def test_the_recipe_follows_the_shape_of_the_encoder(size: str, expected: tuple[float, ...]) -> None:
-    width, depth, *_ = SIZES[size]
+    width, depth, *_ = VIT_SIZES[size]
     recipe = recipe_for(width, depth)
     assert (recipe.epochs, recipe.base_lr, recipe.layer_decay, recipe.drop_path) == expected
 

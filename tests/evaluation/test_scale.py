@@ -21,7 +21,7 @@ from jepakit.evaluation import storage as rooms
 from jepakit.evaluation.features import PCA, RAW, extract, pca
 from jepakit.evaluation.probes import knn as module
 from jepakit.evaluation.probes.knn import BLOCK, CHUNK, knn, neighbours
-from jepakit.evaluation.probes.linear_probe import Linear, linear
+from jepakit.evaluation.probes.linear_probe import LinearProbe, linear_probe
 from jepakit.evaluation.storage import room, taken
 from test_looks import encoder
 
@@ -99,8 +99,8 @@ def test_features_in_files_are_those_in_memory(in_files: list[int], monkeypatch:
     )
     part, projected = found["a"].rows(train), pca(found[RAW].last, train, 8)
     labels = torch.arange(100) % 2
-    few = Linear(epochs=2)
-    predicted, _ = linear(part.layers, labels, part.layers, labels, few)
+    few = LinearProbe(epochs=2)
+    predicted, _ = linear_probe(part.layers, labels, part.layers, labels, few)
     assert list(tmp_path.iterdir()) == []  # files have no names
     monkeypatch.setattr(rooms, "IN_MEMORY", 1 << 40)
     before = len(in_files)
@@ -110,7 +110,7 @@ def test_features_in_files_are_those_in_memory(in_files: list[int], monkeypatch:
             assert (mine is None and theirs is None) or torch.equal(mine, theirs)  # type: ignore[arg-type]
     assert ids.tolist() == others.tolist() and torch.equal(again["a"].rows(train).last, part.last)
     assert torch.equal(pca(again[RAW].last, train, 8), projected), PCA
-    assert torch.equal(linear(again["a"].rows(train).layers, labels, part.layers, labels, few)[0], predicted)
+    assert torch.equal(linear_probe(again["a"].rows(train).layers, labels, part.layers, labels, few)[0], predicted)
     assert len(in_files) == before
 
 

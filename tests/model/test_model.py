@@ -16,12 +16,12 @@ from jepakit.config.config import overrides, resolve
 from jepakit.core.errors import UserError
 from jepakit.model.attention import _explicit, attention
 from jepakit.model.jepa import JEPA
-from jepakit.model.layout import Layout, joint, segment_mean, spread, take
+from jepakit.model.layout import Layout, joint, scatter_rows, segment_mean, take
 from jepakit.model.losses import LOSSES
 from jepakit.model.masks import Masks
 from jepakit.model.method import Method
 from jepakit.model.predictor import PredictorConfig
-from jepakit.model.targets import Features, Pixels
+from jepakit.model.targets import Features, PixelTargets
 from jepakit.model.vit import ViT, ViTConfig, patchify
 
 GRID = (4, 5)
@@ -72,11 +72,11 @@ def test_take_is_indexing_and_its_gradient_too() -> None:
 def test_spread_is_the_transpose_of_take() -> None:
     x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     index = torch.tensor([4, 1, 2])
-    out = spread(x, index, 6)
+    out = scatter_rows(x, index, 6)
     assert torch.equal(out[index], x) and not out[[0, 3, 5]].any()
     y = torch.randn(6, 2, dtype=torch.float64)
     assert torch.allclose((out * y).sum(), (x * take(y, index)).sum())
-    assert torch.autograd.gradcheck(lambda a: spread(a, index, 6), (x,))
+    assert torch.autograd.gradcheck(lambda a: scatter_rows(a, index, 6), (x,))
 
 
 @settings(max_examples=40, deadline=None)
@@ -417,7 +417,7 @@ def test_pixel_targets_are_the_target_patches_normalised_one_by_one() -> None:
     )
     assert torch.equal(raw, expected)
     scaled = build(target={"kind": "pixels"})(images, masks).targets
-    torch.testing.assert_close(scaled, Pixels().normalise(expected))
+    torch.testing.assert_close(scaled, PixelTargets().normalise(expected))
     mae = (expected - expected.mean(-1, keepdim=True)) / (expected.var(-1, keepdim=True) + 1e-6) ** 0.5
     torch.testing.assert_close(scaled, mae)
 

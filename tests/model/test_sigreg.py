@@ -18,7 +18,7 @@ from jepakit.core.errors import UserError
 from jepakit.data.sources import ArraySource
 from jepakit.model.images import mirrored, normalise
 from jepakit.model.masks import Masks
-from jepakit.model.method import Method, name_of
+from jepakit.model.method import Method, method_name
 from jepakit.model.regularizers import sigreg
 from jepakit.model.regularizers.sigreg import SIGReg, directions, epps_pulley
 from jepakit.model.regularizers.vicreg import VICReg
@@ -261,7 +261,7 @@ def test_a_run_with_it_and_a_crop_for_each_encoder_resumes_to_the_same_bits(tmp_
     np.savez(tmp_path / "noise.npz", images=source().images)
     straight = pretrain(str(tmp_path / "noise.npz"), tmp_path / "a", set=TINY)
     again = copy(straight, tmp_path / "b")
-    (again.checkpoints / checkpoint.name_of(4) / "model.safetensors").write_bytes(b"broken")
+    (again.checkpoints / checkpoint.step_name(4) / "model.safetensors").write_bytes(b"broken")
     same_bits(straight, pretrain(resume=again.path))
     assert straight.config.method is None and "a method of your own" in (tmp_path / "a/run.log").read_text()
     assert {"loss/prediction", "loss/sigreg"} <= set(straight.metrics()[-1])
@@ -300,7 +300,7 @@ def test_another_kind_replaces_a_part_whole_in_any_order_of_words(turn: Callable
 def test_a_method_with_it_has_no_name_of_the_family() -> None:
     for words in ([], ["conditioning.encoder=true"]):
         config = settings("demo", None, overrides(["regularizer.kind=sigreg", *words]))
-        assert config.method is None and name_of(config) is None
+        assert config.method is None and method_name(config) is None
     over_a_file = settings("demo", "c_jepa", {"regularizer": {"kind": "sigreg"}}, {"regularizer": {"kind": "vicreg"}})
     assert over_a_file.method == "c_jepa"
 

@@ -26,7 +26,7 @@ from jepakit.data.formats.pack import pack
 from jepakit.data.formats.pack_layout import INDEX
 from jepakit.data.sources import ArraySource, Blocks, Labels, Source
 from jepakit.planning.check import check
-from jepakit.planning.check_results import Checked, as_table
+from jepakit.planning.check_results import Checked, check_table
 
 ORIENTATION = 0x0112
 FITS = ["optim.batch_size=4", "images.max_bad=0.2"]  # of the set below, 2 of 14 are broken
@@ -383,7 +383,7 @@ def test_a_long_list_is_cut_and_says_so(tmp_path: Path) -> None:
     for i in range(25):
         (tmp_path / f"{'x' * 120}{i:02}.png").write_bytes(b"no image")
     found = check(tmp_path)
-    table = as_table(found)
+    table = check_table(found)
     assert len(found.bad) == 25 and table.count("xxx.png") + table.count(".png: ") >= 20
     assert "and 5 more: --json FILE names all" in table and max(map(len, table.splitlines())) <= 100
 

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import jepakit
 from jepakit.artifacts.load import jepa_of
 from jepakit.cli import main
-from jepakit.config.choice import settled
+from jepakit.config.choice import settled_config
 from jepakit.config.config import Config, overrides
 from jepakit.config.recipes import settings as recipe_settings
 from jepakit.core.errors import UserError
@@ -34,7 +34,7 @@ from jepakit.planning import flops
 from jepakit.planning.flops import Flops
 from jepakit.planning.memory import Place, _flash, _rows_of_cuda, fullest, memory_of, step_memory
 from jepakit.planning.plan import DEVICES, Device, _parameters, _work, plan
-from jepakit.planning.table import as_table
+from jepakit.planning.table import plan_table
 
 SHAPES: list[tuple[tuple[int, int], int, dict[str, Any]]] = [
     ((4, 5), 3, {"encoder": {"width": 24, "depth": 2, "heads": 3, "patch_size": 4}, "predictor": {"width": 12, "depth": 2}}),
@@ -285,7 +285,7 @@ def test_a_plan_says_what_a_run_takes_and_writes_nothing(nowhere: Path) -> None:
 
 def test_without_a_recipe_a_plan_is_of_what_pretrain_would_choose_on_that_device(nowhere: Path) -> None:
     words = ["optim.lr=3e-4", "method=ijepa"]
-    here, _, choice = settled(None, "ijepa", {"data": "emoji", "run": {"device": "cpu"}})
+    here, _, choice = settled_config(None, "ijepa", {"data": "emoji", "run": {"device": "cpu"}})
     on_cpu = plan(data="emoji", seconds=0.3, set=[*words, "run.device=cpu"])
     on_cuda = plan(data="emoji", device="pocket", set=words)
     assert on_cpu.choice == choice.told and on_cpu.method == on_cuda.method == "ijepa"
@@ -293,8 +293,8 @@ def test_without_a_recipe_a_plan_is_of_what_pretrain_would_choose_on_that_device
     batch = here.optim.batch_size
     assert on_cpu.speed and on_cpu.speed.images == here.optim.epochs * (TRAINED // batch) * batch
     assert on_cuda.parameters.encoder > 4 * on_cpu.parameters.encoder, "a larger encoder is chosen for CUDA"
-    assert "on a CUDA device" in as_table(on_cuda) and not plan("small", data="emoji", device="pocket").choice
-    lines = as_table(on_cpu).splitlines()
+    assert "on a CUDA device" in plan_table(on_cuda) and not plan("small", data="emoji", device="pocket").choice
+    lines = plan_table(on_cpu).splitlines()
     chosen = lines[2 : lines.index("parameters, M (counted)")]
     assert max(map(len, lines)) <= 100 and len(chosen) > len(choice.reasons), "a line is too long for one"
     assert all(line.startswith("  ") for line in chosen)
@@ -323,7 +323,7 @@ def test_the_parts_that_a_plan_advises_fit(nowhere: Path) -> None:
     words = ["optim.batch_size=512", "encoder.depth=2"]
     found = plan("small", device="pocket", set=words)
     assert not found.memory.fits
-    assert max(map(len, as_table(found).splitlines())) <= 100
+    assert max(map(len, plan_table(found).splitlines())) <= 100
     advised = re.search(r"set (optim\.accumulate=\d+)", found.verdict)
     assert advised
     mended = plan("small", device="pocket", set=[*words, advised[1]])
@@ -337,7 +337,7 @@ def test_a_plan_says_where_nothing_fits(nowhere: Path) -> None:
 def test_here_real_steps_are_timed(nowhere: Path) -> None:
     found = plan("demo", seconds=0.3, encoder={"depth": 1}, run={"device": "cpu"})
     assert found.speed and "measured" in found.speed.source
-    assert max(map(len, as_table(found).splitlines())) <= 100
+    assert max(map(len, plan_table(found).splitlines())) <= 100
     assert 1 < found.speed.images_per_second < 1e6
     assert not list(nowhere.iterdir())
 

@@ -14,7 +14,7 @@ import pytest
 
 import jepakit.study
 from jepakit import cli
-from jepakit.artifacts.checkpoint import name_of
+from jepakit.artifacts.checkpoint import step_name
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config, overrides, read_yaml, to_yaml
 from jepakit.config.recipes import settings
@@ -22,8 +22,8 @@ from jepakit.core.errors import UserError
 from jepakit.core.files import locked, save_json
 from jepakit.study import small_data, study
 from jepakit.study.cells import BASE, Cell, Lever, configuration, grid, slug, turning, words
-from jepakit.study.running import Runner, together
-from jepakit.study.table import as_table, looks, quarters, seconds
+from jepakit.study.running import Runner, run_jobs
+from jepakit.study.table import looks, quarters, seconds, study_table
 
 DEMO = {"recipe": "demo"}
 STEPS = 40
@@ -248,7 +248,7 @@ def test_the_table_has_the_base_on_top_then_each_lever_best_first_with_medians_o
         row("cut", "loss", 0, None, status="pruned", looks={"probe/knn": [(10, 0.2), (20, 0.25)], "probe/rankme": []}),
         row("base", BASE, 0, 0.45),
     ]
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in as_table(rows).splitlines()[2:]]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in study_table(rows).splitlines()[2:]]
     assert [line[1] for line in lines] == ["base", "untrained encoder", "loss=good", "loss=bad", "loss=lost", "loss=cut"]
     assert lines[1][2] == "30.0 [28.0–32.0]"
     assert lines[2][2] == "60.0 [58.0–63.0] (50.0–70.0)" and lines[2][5] == "1.00 / 1.50 / 2.00 / 0.50"
@@ -357,7 +357,7 @@ def test_never_more_jobs_than_asked_for_and_each_is_taken_when_there_is_room() -
             taken.append(live)
             yield job(length)
 
-    together(jobs(), 2, lambda: False)  # type: ignore[arg-type]
+    run_jobs(jobs(), 2, lambda: False)  # type: ignore[arg-type]
     assert most == 2 and live == 0 and len(taken) == 5 and max(taken) < 2
 
 
@@ -499,4 +499,4 @@ def test_a_small_study_of_real_runs(tmp_path: Path) -> None:
         assert 0 <= low <= value <= high <= 1 and {"encoder", "untrained encoder"} <= set(r["knn"]) & set(r["linear"])
         assert all(np.isfinite(r["quarters"][sign]).all() for sign in r["quarters"]) and r["rankme"]["target encoder"][0] > 1
         assert len(r["looks"]["probe/knn"]) >= 2
-    assert (tmp_path / "out" / "cells" / "base-seed0" / "checkpoints" / name_of(6)).is_dir()
+    assert (tmp_path / "out" / "cells" / "base-seed0" / "checkpoints" / step_name(6)).is_dir()

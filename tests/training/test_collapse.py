@@ -13,7 +13,7 @@ from jepakit.config.config import method_layer, overrides, resolve
 from jepakit.data.sources import ArraySource
 from jepakit.model.jepa import JEPA
 from jepakit.model.masks import Masks
-from jepakit.training.collapse import FULL, GAP, LOOKS, POSITION, RANK, Doctor, diagnose
+from jepakit.training.collapse import COSINE_GAP, FULL, ONLINE_LOOKS, POSITION, RANK, Doctor, diagnose
 from jepakit.training.logs import step_row
 from jepakit.training.train import Training
 
@@ -70,7 +70,7 @@ def test_a_run_that_learns_raises_no_alarm(method: str) -> None:
     kinds, rows = trained(method, VICREG, blobs(256), 240)
     assert not kinds
     assert rows[-1]["effective_rank"] > 1.5 * rows[0]["effective_rank"]
-    assert rows[-1]["own_cosine"] - rows[-1]["other_cosine"] > 2 * GAP
+    assert rows[-1]["own_cosine"] - rows[-1]["other_cosine"] > 2 * COSINE_GAP
 
 
 def test_without_average_and_stop_gradient_targets_become_one_vector_and_the_doctor_says_full() -> None:
@@ -89,7 +89,7 @@ def test_contexts_too_small_to_tell_anything_leave_position_or_few_directions() 
     kinds, rows = trained("ijepa", TINY_CONTEXTS, blobs(256), 120)
     assert kinds and kinds <= {"positional", "dimensional", "full"}
     assert rows[-1]["context_tokens"] < 3
-    assert rows[-1]["own_cosine"] - rows[-1]["other_cosine"] < GAP  # what is predicted is the place
+    assert rows[-1]["own_cosine"] - rows[-1]["other_cosine"] < COSINE_GAP  # what is predicted is the place
 
 
 @pytest.mark.parametrize("method, words", [("ijepa", ""), ("c_jepa", VICREG)])
@@ -99,7 +99,7 @@ def test_images_that_are_all_alike_teach_position_and_the_doctor_says_how_much(m
     assert "positional" in kinds
     assert rows[-1]["position_share"] > 0.95
     (alarm,) = [a for a in diagnose(rows, SETTLED) if a.kind == "positional"]
-    assert f"targets are {np.median([row['position_share'] for row in rows[-LOOKS:]]):.0%} position" in alarm.words
+    assert f"targets are {np.median([row['position_share'] for row in rows[-ONLINE_LOOKS:]]):.0%} position" in alarm.words
     assert "try " in alarm.words
 
 
@@ -109,7 +109,7 @@ WELL = {"target_std": 0.8, "effective_rank": 10.0, "position_share": 0.5, "own_c
 
 
 def rows_of(**changes: float) -> list[dict[str, float]]:
-    return [{"step": 10.0, **WELL}] + [{"step": 10.0 * k, **WELL, **changes} for k in range(2, 2 + LOOKS)]
+    return [{"step": 10.0, **WELL}] + [{"step": 10.0 * k, **WELL, **changes} for k in range(2, 2 + ONLINE_LOOKS)]
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def rows_of(**changes: float) -> list[dict[str, float]]:
         ({"target_std": 0.01, "effective_rank": 1.0}, ["full"]),  # one vector has one direction: said once
         ({"position_share": POSITION + 0.01}, ["positional"]),
         ({"position_share": POSITION - 0.01}, []),
-        ({"other_cosine": 0.9 - GAP / 2}, ["positional"]),
-        ({"other_cosine": 0.9 - 2 * GAP}, []),
+        ({"other_cosine": 0.9 - COSINE_GAP / 2}, ["positional"]),
+        ({"other_cosine": 0.9 - 2 * COSINE_GAP}, []),
         ({"own_cosine": float("nan"), "position_share": float("nan")}, []),
     ],
 )

@@ -69,7 +69,7 @@ def straight(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def final(run: Run) -> dict[str, Tensor]:
     """All tensors of the last step, the optimiser's too."""
     assert run.finished
-    found = checkpoint.load(run.checkpoints / "latest")
+    found = checkpoint.load_checkpoint(run.checkpoints / "latest")
     assert found.state["step"] == run.config.optim.steps
     return {f"{group}.{name}": value for group, part in found.tensors.items() for name, value in part.items()}
 
@@ -243,7 +243,7 @@ def test_a_run_goes_on_where_its_images_have_moved_to(
     shutil.copytree(photos, new)
     (tmp_path / "link").symlink_to(new)
     run.rewrite(run.config.model_copy(update={"data": str(tmp_path / "old")}))
-    shutil.rmtree(run.checkpoints / checkpoint.name_of(STEPS))
+    shutil.rmtree(run.checkpoints / checkpoint.step_name(STEPS))
     with pytest.raises(UserError, match=r"no such folder: .*/old; where they have moved, --resume .* --data NEW"):
         pretrain(resume=run.path)
     monkeypatch.chdir(tmp_path)
@@ -258,7 +258,7 @@ def test_a_run_goes_on_where_its_images_have_moved_to(
         pretrain({"option": new, "relative": "new", "link": tmp_path / "link", "tilde": "~/new"}[by], resume=run.path)
     same_bits(straight, run)
     assert run.config == straight.config.model_copy(update={"data": str(new)})
-    assert checkpoint.load(run.checkpoints / checkpoint.name_of(STEPS)).state["config"]["data"] == str(new)
+    assert checkpoint.load_checkpoint(run.checkpoints / checkpoint.step_name(STEPS)).state["config"]["data"] == str(new)
     assert "was edited" not in caplog.text
     assert pretrain(resume=run.path).finished  # by itself
 
@@ -278,7 +278,7 @@ def test_a_resume_with_other_images_is_refused_and_changes_nothing(photos: Path,
 
 def test_only_what_was_edited_is_said_to_be(straight: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = copy(straight, tmp_path / "run")
-    shutil.rmtree(run.checkpoints / checkpoint.name_of(STEPS))
+    shutil.rmtree(run.checkpoints / checkpoint.step_name(STEPS))
     with caplog.at_level(logging.WARNING, "jepakit"):
         pretrain(resume=run.path, set=["images.max_bad=0.5", "run.log_every_steps=5"])
         pretrain(resume=run.path)
@@ -337,7 +337,7 @@ def test_tensorboard_is_told_from_which_step_on_rows_come_again(
     monkeypatch.setattr("jepakit.training.logs.summary_writer", lambda: Board)
     monkeypatch.setattr("jepakit.training.train.summary_writer", lambda: Board)
     run = copy(straight, tmp_path / "run")
-    shutil.rmtree(run.checkpoints / checkpoint.name_of(STEPS))
+    shutil.rmtree(run.checkpoints / checkpoint.step_name(STEPS))
     pretrain(resume=run.path, set=["run.tensorboard=true"])
     assert opened == [(str(run.path / "tensorboard"), STEPS - 4 + 1)]
 
@@ -439,7 +439,7 @@ def test_a_corrupt_newest_checkpoint_falls_back_and_ends_in_the_same_bits(
     straight: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = copy(straight, tmp_path / "run")
-    weights = run.checkpoints / checkpoint.name_of(STEPS) / "model.safetensors"
+    weights = run.checkpoints / checkpoint.step_name(STEPS) / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-3] ^= 4
     weights.write_bytes(data)
@@ -629,7 +629,7 @@ def test_a_run_without_links_resumes_to_the_same_bits(
 
     monkeypatch.setattr(Path, "symlink_to", no_links)
     run = copy(straight, tmp_path / "run")  # a run of an older version, with its link
-    shutil.rmtree(run.checkpoints / checkpoint.name_of(STEPS))
+    shutil.rmtree(run.checkpoints / checkpoint.step_name(STEPS))
     same_bits(straight, pretrain(resume=run.path))
-    assert (run.checkpoints / "latest").read_text() == checkpoint.name_of(STEPS)
+    assert (run.checkpoints / "latest").read_text() == checkpoint.step_name(STEPS)
     assert load(run.checkpoints / "latest").width == load(run.path).width

@@ -34,7 +34,7 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def name_of(step: int) -> str:
+def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
@@ -42,7 +42,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> bool:
     """Write folder/step-…, point `latest` at it, drop all but the newest `keep`. False, with a warning, if it cannot."""
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
-    draft, final = folder / f".tmp-{os.getpid()}", folder / name_of(step)
+    draft, final = folder / f".tmp-{os.getpid()}", folder / step_name(step)
     try:
         draft.mkdir()
         for name, tensors in checkpoint.tensors.items():
@@ -62,11 +62,11 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> bool:
         log.warning("checkpoint of step %d NOT saved: %s; earlier ones are kept, the run goes on", step, error)
         return False
     for old in [s for s in steps(folder) if s <= step][keep:]:
-        shutil.rmtree(folder / name_of(old), ignore_errors=True)
+        shutil.rmtree(folder / step_name(old), ignore_errors=True)
     return True
 
 
-def load(path: Path, only: Collection[str] = ()) -> Checkpoint:
+def load_checkpoint(path: Path, only: Collection[str] = ()) -> Checkpoint:
     """Read and verify one checkpoint folder, or the one that a `latest` names; of its groups of tensors `only` some.
 
     A group that is not asked for is not looked at. Raises UserError naming the file that is missing or changed.
@@ -96,7 +96,7 @@ def load_newest(folder: Path, only: Collection[str] = (), *, finite: bool = Fals
     found = steps(folder)
     for step in found:
         try:
-            loaded = load(folder / name_of(step), only)
+            loaded = load_checkpoint(folder / step_name(step), only)
         except UserError as error:
             log.warning("checkpoint of step %d is corrupt, falling back to the one before: %s", step, error)
             continue
@@ -137,7 +137,7 @@ def set_aside(folder: Path, after: int) -> None:
     """Rename the broken checkpoints that are newer than the one a run goes on from: they are no longer its future."""
     for step in steps(folder):
         if step > after:
-            (folder / name_of(step)).replace(folder / f"broken-{name_of(step)}-{os.getpid()}")
+            (folder / step_name(step)).replace(folder / f"broken-{step_name(step)}-{os.getpid()}")
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

@@ -23,8 +23,8 @@ from jepakit.model.jepa import JEPA
 from jepakit.model.method import Which
 from jepakit.model.vit import NORM_EPS, Activation, ViT, ViTConfig, require_positions
 
-State = dict[str, Tensor]
-IGNORED = ("pooler.", "classifier.", "embeddings.mask_token")  # of a whole model: no part of its patch tokens
+_State = dict[str, Tensor]
+_IGNORED = ("pooler.", "classifier.", "embeddings.mask_token")  # of a whole model: no part of its patch tokens
 
 # transformers' names on disk (model_type "ijepa"), ours first
 _HF = {
@@ -68,9 +68,9 @@ WHY_NOT_HF = (
 )
 
 
-def to_hf(vit: ViT) -> State:
+def to_hf(vit: ViT) -> _State:
     """Our encoder's state in transformers' names, attention's qkv apart."""
-    state: State = {"embeddings.position_embeddings": vit.positions[None]}
+    state: _State = {"embeddings.position_embeddings": vit.positions[None]}
     for name, value in vit.state_dict().items():
         if name.startswith("patch_embed.proj."):
             state[f"embeddings.patch_embeddings.projection.{name.rpartition('.')[2]}"] = value
@@ -88,9 +88,9 @@ def to_hf(vit: ViT) -> State:
     return {name: value.detach().cpu().float().contiguous() for name, value in state.items()}
 
 
-def from_hf(state: State) -> State:
+def from_hf(state: _State) -> _State:
     """The inverse of `to_hf`, positions left out. Raises ValueError for weights of which nothing is known."""
-    ours: State = {}
+    ours: _State = {}
     for name, value in state.items():
         leaf = name.rpartition(".")[2]
         if name.startswith("embeddings.patch_embeddings.projection."):
@@ -106,7 +106,7 @@ def from_hf(state: State) -> State:
             else:
                 mine = next(k for k, v in _HF.items() if rest == f"{v}.{leaf}")
                 ours[f"blocks.{layer}.{mine}.{leaf}"] = value
-        elif not name.startswith(("embeddings.position_embeddings", *IGNORED)):
+        elif not name.startswith(("embeddings.position_embeddings", *_IGNORED)):
             raise ValueError(f"it holds {name}, for which I-JEPA's encoder has no place")
     return ours
 
@@ -211,7 +211,7 @@ def _shape(config: dict[str, Any]) -> tuple[ViTConfig, tuple[int, int]]:
     return shape, size
 
 
-def _require_shapes(ours: State, shape: ViTConfig, channels: int, folder: Path) -> None:
+def _require_shapes(ours: _State, shape: ViTConfig, channels: int, folder: Path) -> None:
     """Raises UserError where config.json says another shape than the weights', before a model of that shape is made."""
     p, depth = shape.patch_size, blocks_of(ours, "blocks")
     if depth != shape.depth:
@@ -238,7 +238,7 @@ def _activation(name: Any, folder: Path) -> Activation:
     return ACTIVATIONS[name]
 
 
-def _state(folder: Path) -> State:
+def _state(folder: Path) -> _State:
     """All tensors of a folder, of one file or of shards. Raises UserError, OSError, SafetensorError."""
     index, pickles = folder / "model.safetensors.index.json", sorted(folder.glob("pytorch_model*.bin"))
     if not (folder / "model.safetensors").is_file() and index.is_file():

@@ -39,9 +39,9 @@ def jepa_from_checkpoint(path: str | os.PathLike[str], heads: int | None = None)
     is_run = (path / "config.yaml").is_file()
     if not is_run and (steps := checkpoint.steps(path)):
         run = f"the run, {path.parent}, or " if (path.parent / "config.yaml").is_file() else ""
-        raise UserError(f"{path} holds a run's checkpoints: give {run}one of them, {path / checkpoint.name_of(steps[0])}")
+        raise UserError(f"{path} holds a run's checkpoints: give {run}one of them, {path / checkpoint.step_name(steps[0])}")
     only = ("model",)  # the optimiser's moments are twice as large
-    found = checkpoint.load_newest(path / "checkpoints", only, finite=True) if is_run else checkpoint.load(path, only)
+    found = checkpoint.load_newest(path / "checkpoints", only, finite=True) if is_run else checkpoint.load_checkpoint(path, only)
     jepa = jepa_of(resolve(found.state["config"], where=str(path)))  # verified, unlike config.yaml
     load_state(jepa, found.tensors["model"], str(path))
     return jepa

@@ -11,11 +11,11 @@ from jepakit.core.errors import UserError, line_of
 from jepakit.core.files import whole
 from jepakit.model.jepa import JEPA
 from jepakit.model.method import Method
-from jepakit.model.vit import SIZES, require_positions
+from jepakit.model.vit import VIT_SIZES, require_positions
 
-State = dict[str, Tensor]
-HEADS = {width: heads for width, _, heads, _ in SIZES.values()}
-PARTS = ("encoder", "target_encoder", "predictor")
+_State = dict[str, Tensor]
+HEADS = {width: heads for width, _, heads, _ in VIT_SIZES.values()}
+_PARTS = ("encoder", "target_encoder", "predictor")
 # the tensors that shapes are read off
 NEEDED = (
     ("encoder", "pos_embed"),
@@ -40,7 +40,7 @@ def jepa_from_released(path: Path, heads: int | None = None) -> JEPA:
         raise UserError(f"{path} is not a released I-JEPA checkpoint whose weights fit together: {what}") from None
 
 
-def _jepa_of(parts: dict[str, State], path: Path, heads: int | None) -> JEPA:
+def _jepa_of(parts: dict[str, _State], path: Path, heads: int | None) -> JEPA:
     encoder, predictor = parts["encoder"], parts["predictor"]
     width, channels, patch, _ = encoder["patch_embed.proj.weight"].shape
     if not width * channels * patch:
@@ -56,7 +56,7 @@ def _jepa_of(parts: dict[str, State], path: Path, heads: int | None) -> JEPA:
     except ValueError as error:  # pydantic's too
         raise UserError(f"{path}: {line_of(error)}") from None
     jepa = JEPA(method, (side, side), channels)
-    for part in PARTS:
+    for part in _PARTS:
         module, own = getattr(jepa, part), {n: v for n, v in parts[part].items() if not n.endswith("pos_embed")}
         stored = parts[part].get("predictor_pos_embed" if part == "predictor" else "pos_embed")
         require_positions(module.positions, stored, f"{path}: {part}")
@@ -64,7 +64,7 @@ def _jepa_of(parts: dict[str, State], path: Path, heads: int | None) -> JEPA:
     return jepa
 
 
-def _method(encoder: State, predictor: State, patch: int, width: int, heads: int) -> Method:
+def _method(encoder: _State, predictor: _State, patch: int, width: int, heads: int) -> Method:
     """A method whose shapes are those of the weights."""
     return Method.model_validate(
         {
@@ -88,8 +88,8 @@ def save_released(jepa: JEPA, path: Path) -> None:
     """Write encoder, target encoder and predictor in the released format. Raises UserError for a grid that is no square."""
     if jepa.grid[0] != jepa.grid[1]:
         raise UserError(f"the released format holds square grids only, not {jepa.grid[0]}x{jepa.grid[1]}")
-    parts: dict[str, State] = {}
-    for part in PARTS:
+    parts: dict[str, _State] = {}
+    for part in _PARTS:
         module = getattr(jepa, part)
         position = "predictor_pos_embed" if part == "predictor" else "pos_embed"
         state = {position: module.positions[None], **module.state_dict()}
@@ -98,14 +98,14 @@ def save_released(jepa: JEPA, path: Path) -> None:
         torch.save(parts, draft)
 
 
-def _read_torch(path: Path) -> dict[str, State]:
+def _read_torch(path: Path) -> dict[str, _State]:
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # whatever bytes a file holds, and whatever they provoke in the reader
         raise UserError(f"{path} is refused: it is no torch file of weights alone (code in a file is never run)") from None
-    if not isinstance(data, dict) or not all(isinstance(data.get(part), dict) for part in PARTS):
-        raise UserError(f"{path} is not a released I-JEPA checkpoint: it has no {', '.join(PARTS)}")
-    parts = {part: {str(n).removeprefix("module."): v for n, v in data[part].items()} for part in PARTS}
+    if not isinstance(data, dict) or not all(isinstance(data.get(part), dict) for part in _PARTS):
+        raise UserError(f"{path} is not a released I-JEPA checkpoint: it has no {', '.join(_PARTS)}")
+    parts = {part: {str(n).removeprefix("module."): v for n, v in data[part].items()} for part in _PARTS}
     for part, name in NEEDED:
         if not isinstance(parts[part].get(name), Tensor):
             raise UserError(f"{path} is not a released I-JEPA checkpoint: {part}.{name} is missing")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jepakit.artifacts.checkpoint import name_of, steps
+from jepakit.artifacts.checkpoint import step_name, steps
 from jepakit.config.config import Config, read_yaml, resolve, to_yaml
 from jepakit.core.errors import UserError
 from jepakit.core.files import append, finite, local, locked, whole
@@ -127,7 +127,7 @@ class Run:
         """What the newest checkpoint says of itself, not verified; empty where there is none that can be read."""
         found = steps(self.checkpoints)
         try:
-            said = json.loads((self.checkpoints / name_of(found[0]) / "state.json").read_text()) if found else {}
+            said = json.loads((self.checkpoints / step_name(found[0]) / "state.json").read_text()) if found else {}
         except (OSError, ValueError):
             return {}
         return said if isinstance(said, dict) else {}

@@ -24,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-Settings = Annotated[
+SettingWords = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[group.key=value ...]",
@@ -36,9 +36,9 @@ Settings = Annotated[
 
 data_app = typer.Typer(no_args_is_help=True, help="Look through a set of images; pack it, to decode it once.")
 app.add_typer(data_app, name="data")
-Images = Annotated[str, typer.Argument(metavar="SRC", help="Images: all that pretrain's --data takes.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads that decode; default: all cores.")]
-Labels = Annotated[str | None, typer.Option(help="Which labels of a set that has several, such as count or distance.")]
+ImagesArgument = Annotated[str, typer.Argument(metavar="SRC", help="Images: all that pretrain's --data takes.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads that decode; default: all cores.")]
+LabelsOption = Annotated[str | None, typer.Option(help="Which labels of a set that has several, such as count or distance.")]
 
 
 def _say_version(asked: bool) -> None:
@@ -59,10 +59,10 @@ def demo(
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
     method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a run that is there.")] = False,
-    settings: Settings = None,
+    settings: SettingWords = None,
 ) -> None:
     """Embedded images: pretrain, evaluate, report. CPU, minutes."""
-    from jepakit.evaluation.results import as_table
+    from jepakit.evaluation.results import results_table
     from jepakit.evaluation.tasks import evaluate
     from jepakit.reporting import report as write_report
     from jepakit.training.train import pretrain as train
@@ -70,7 +70,7 @@ def demo(
     run = train(out=out, recipe="demo", method=method, overwrite=overwrite, set=settings)
     if not run.finished:
         return
-    print(as_table(evaluate(run)))
+    print(results_table(evaluate(run)))
     print(f"report: {write_report([run.path])}")
 
 
@@ -89,7 +89,7 @@ def pretrain(
     config: Annotated[Path | None, typer.Option(help="Settings in YAML.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on exactly where this run stopped.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a run that is there.")] = False,
-    settings: Settings = None,
+    settings: SettingWords = None,
 ) -> None:
     """Pretrain an encoder on images without labels."""
     from jepakit.training.train import pretrain as train
@@ -120,7 +120,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluation.")] = None,
 ) -> None:
     """Judge a frozen encoder beside honest baselines; writes RUN/evaluation/."""
-    from jepakit.evaluation.results import as_sentences, as_table
+    from jepakit.evaluation.results import as_sentences, results_table
     from jepakit.evaluation.tasks import evaluate as judge
     from jepakit.evaluation.tasks import evaluate_both
 
@@ -128,11 +128,11 @@ def evaluate(
     wanted = [task.strip() for task in tasks.split(",")]
     settings = [word for word in words if word not in runs]
     if len(runs) == 1:
-        print(as_table(judge(runs[0], data, wanted, labels=labels, out=out, set=settings)))
+        print(results_table(judge(runs[0], data, wanted, labels=labels, out=out, set=settings)))
     elif len(runs) == 2:
         results, found = evaluate_both(runs, data, wanted, labels=labels, out=out, set=settings)
         for run, each in zip(runs, results, strict=True):
-            print(f"{run}\n{as_table(each)}\n")
+            print(f"{run}\n{results_table(each)}\n")
         print(as_sentences(found, *runs))
     else:
         raise UserError(f"evaluate takes one run, or two to compare, not {len(runs)}")
@@ -153,14 +153,14 @@ def report(
 def study(
     name: Annotated[str, typer.Argument(help="Which one: small-data.")],
     data: Annotated[str | None, typer.Option(help="Images: all that pretrain takes; default: the embedded ones.")] = None,
-    labels: Labels = None,
+    labels: LabelsOption = None,
     out: Annotated[Path | None, typer.Option(help="The study's folder; given again, it goes on. Default: runs/NAME.")] = None,
     levers: Annotated[str, typer.Option(help="Comma-separated: what is turned, one at a time; all, or none.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each cell.")] = 1,
     trials: Annotated[int, typer.Option(min=0, help="Runs of a search over the levers together (extra 'study').")] = 0,
     processes: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one a core, on CUDA one.")] = None,
     smoke: Annotated[bool, typer.Option(help="Three runs of a few steps, to see that it works.")] = False,
-    settings: Settings = None,
+    settings: SettingWords = None,
 ) -> None:
     """Many runs that differ in one thing each, and one table of what came of them: OUT/table.md."""
     from jepakit.study import study as turn
@@ -197,41 +197,41 @@ def plan(
     device: Annotated[str, typer.Option(help="H200, A100-80, L4 ...; here: this machine, timed for 20 seconds.")] = "here",
     devices: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
     json: Annotated[Path | None, typer.Option(help="Write the plan to this file, too.")] = None,
-    settings: Settings = None,
+    settings: SettingWords = None,
 ) -> None:
     """Say what a pretraining will take: parameters, FLOPs, memory, time. Nothing is trained."""
     from jepakit.planning.plan import plan as foresee
-    from jepakit.planning.table import as_table
+    from jepakit.planning.table import plan_table
 
-    print(as_table(foresee(recipe, method, data=data, device=device, devices=devices, json=json, set=settings)))
+    print(plan_table(foresee(recipe, method, data=data, device=device, devices=devices, json=json, set=settings)))
 
 
 @data_app.command()
 def check(
-    data: Images,
+    data: ImagesArgument,
     recipe: Annotated[str | None, typer.Option(help="The preset that shall fit. Default: what pretrain would choose.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write all that was found to this file, too.")] = None,
-    labels: Labels = None,
-    threads: Threads = None,
-    settings: Settings = None,
+    labels: LabelsOption = None,
+    threads: ThreadsOption = None,
+    settings: SettingWords = None,
 ) -> None:
     """Read every image: what is there, what is broken or double, and whether a recipe fits. Exit code 1 where it does not."""
     from jepakit.planning.check import check as look
-    from jepakit.planning.check_results import as_table
+    from jepakit.planning.check_results import check_table
 
     checked = look(data, recipe, labels=labels, json=json, threads=threads, set=settings)
-    print(as_table(checked))
+    print(check_table(checked))
     if checked.stops:
         sys.exit(1)
 
 
 @data_app.command()
 def pack(
-    data: Images,
+    data: ImagesArgument,
     out: Annotated[Path, typer.Option(help="The pack's folder; given again, packing goes on where it was stopped.")],
     size: Annotated[int, typer.Option(min=1, help="Pixels of the shorter side; smaller images stay as they are.")] = 256,
-    labels: Labels = None,
-    threads: Threads = None,
+    labels: LabelsOption = None,
+    threads: ThreadsOption = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of an image; more are taken for a bomb.")] = 100_000_000,
     max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of unreadable images at which packing stops.")] = 0.01,
     overwrite: Annotated[bool, typer.Option(help="Replace a pack that is there.")] = False,
@@ -267,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(code)
     except _UsageError as error:
         needs_help = type(error).__name__ == "NoArgsIsHelpError"  # its message is the help
-        print(error.format_message() if needs_help else f"error: {mistakes.sentence(error, words)}", file=sys.stderr)
+        print(error.format_message() if needs_help else f"error: {mistakes.usage_sentence(error, words)}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

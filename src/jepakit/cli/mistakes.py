@@ -17,7 +17,7 @@ FIXED = "its length and all else that it learns by are fixed from the start; sta
 QUOTED = "give the folder that holds the images, or a pattern of .tar or .parquet files in quotes (a shell expands others)"
 
 
-def sentence(error: Any, words: list[str]) -> str:
+def usage_sentence(error: Any, words: list[str]) -> str:
     """A sentence on click's error about these words of the command line."""
     message, context = str(error.format_message()).rstrip("."), error.ctx
     if type(error).__name__ == "NoSuchOption":

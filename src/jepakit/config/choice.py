@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from jepakit.config.config import Config, RunSettings, merge, nested, sentence
+from jepakit.config.config import Config, RunSettings, merge, nested, validation_sentence
 from jepakit.config.optim import Optim
 from jepakit.config.recipes import settings
 from jepakit.core.device import cores, device_of
@@ -22,16 +22,16 @@ from jepakit.model.images import Images
 from jepakit.model.predictor import PredictorConfig
 from jepakit.model.vit import SHAPE, ViTConfig
 
-Values = dict[str, Any]  # by dotted key
+_Values = dict[str, Any]  # by dotted key
 
 
-def _vit(size: str, predictor_width: int, predictor_depth: int) -> Values:
+def _vit(size: str, predictor_width: int, predictor_depth: int) -> _Values:
     return {"encoder.size": size, "predictor.width": predictor_width, "predictor.depth": predictor_depth}
 
 
 # What is chosen. Rows are (from so many on, value).
-SIZES = (28, 32, 48, 64, 96, 128)  # pixels: the largest that is no larger than the images
-LEAST = 32  # for images that are smaller than all of these
+_SIZES = (28, 32, 48, 64, 96, 128)  # pixels: the largest that is no larger than the images
+_LEAST = 32  # for images that are smaller than all of these
 LARGEST = {"cpu": 64, "cuda": 128}
 GRIDS = ((0, 8), (96, 12), (128, 16))  # pixels, patches on a side
 DEMO = {"encoder.width": 128, "encoder.depth": 4, "encoder.heads": 4, "predictor.width": 64, "predictor.depth": 2}
@@ -42,9 +42,9 @@ SHARE = 4  # a batch is at most a quarter of the images
 SEEN = {"cpu": 2_000_000, "cuda": 20_000_000}  # images in all (docs/small-data.md: 1.7 million still pay)
 EPOCHS = (5, 800)  # passes, at least and at most
 WARMUP = 10  # a tenth of the run
-THREADS = 8  # the most that decode for a CUDA device
-FEW = 1000  # images that a warning calls few
-NAMES = {"cpu": "a CPU", "cuda": "a CUDA device"}
+_THREADS = 8  # the most that decode for a CUDA device
+_FEW = 1000  # images that a warning calls few
+_NAMES = {"cpu": "a CPU", "cuda": "a CUDA device"}
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Said(Settings):
         return any(name in getattr(self, group).model_fields_set for group, name in (key.split(".") for key in keys))
 
 
-def settled(
+def settled_config(
     recipe: str | None, method: str | None, *layers: dict[str, Any], labels: str | None = None, device: str | None = None
 ) -> tuple[Config, Source, Choice]:
     """The settings of a run, all images of its source, and what was chosen: nothing where a recipe is named. Raises UserError.
@@ -144,7 +144,7 @@ def _said(layers: tuple[dict[str, Any], ...]) -> Said:
     try:
         return Said.model_validate(merged)
     except ValidationError as error:
-        raise UserError(sentence(error, "settings")) from None
+        raise UserError(validation_sentence(error, "settings")) from None
 
 
 def _opened(said: Config | Said, labels: str | None) -> Source:
@@ -173,20 +173,20 @@ def choose(found: Found, said: Said | None = None) -> Choice:
             layer = merge(layer, nested(key, value))
         if chosen:
             reasons.append(f"{' '.join(f'{key}={value}' for key, value in chosen.items())}: {why}")
-    about = f"{found.images:,} images of about {found.long}x{found.short} px on {NAMES[found.device]}"
+    about = f"{found.images:,} images of about {found.long}x{found.short} px on {_NAMES[found.device]}"
     few = f"only {found.images:,} images: so few teach an encoder little; 'jepakit evaluate' shows how much, beside baselines"
-    return Choice(layer, about, tuple(reasons), few if found.images < FEW else "")
+    return Choice(layer, about, tuple(reasons), few if found.images < _FEW else "")
 
 
-Row = tuple[Values, str]  # settings, and why
+_Row = tuple[_Values, str]  # settings, and why
 
 
-def _images(found: Found, said: Said) -> list[Row]:
+def _images(found: Found, said: Said) -> list[_Row]:
     most, given = LARGEST[found.device], said.encoder.patch_size if said.has("encoder.patch_size") else None
-    sides, rows = said.images.height_width, list[Row]()
+    sides, rows = said.images.height_width, list[_Row]()
     size = None if said.has("images.size") else size_for(found.short, most, given)
     if size:
-        why = "the least" if size > found.short else "as the images are" if size < most else f"the most on {NAMES[found.device]}"
+        why = "the least" if size > found.short else "as the images are" if size < most else f"the most on {_NAMES[found.device]}"
         sides, rows = (size, size), [({"images.size": size}, why)]
     if patch := patch_for(sides):  # else the size that the user gave has no good patch, and is refused with a better one
         rows.append(({"encoder.patch_size": patch}, f"{sides[0] // patch}x{sides[1] // patch} patches"))
@@ -200,8 +200,8 @@ def size_for(short: int, most: int, patch: int | None = None) -> int | None:
 
     Only those of 4x4 patches or more, as masks need, where the patch is given; none where there is none.
     """
-    sizes = [size for size in SIZES if patch is None or (size % patch == 0 and size >= 4 * patch)]
-    least = next((size for size in sizes if size >= LEAST), None)
+    sizes = [size for size in _SIZES if patch is None or (size % patch == 0 and size >= 4 * patch)]
+    least = next((size for size in sizes if size >= _LEAST), None)
     return max((size for size in sizes if size <= min(short, most)), default=least)
 
 
@@ -240,7 +240,7 @@ def _allowed(config: Config, size: int, patch: int | None) -> bool:
     return False
 
 
-def _encoder(found: Found, said: Said) -> Row:
+def _encoder(found: Found, said: Said) -> _Row:
     """Encoder and predictor go together: who shapes the one has the recipe's other."""
     values, why = _row(ENCODERS[found.device], found.images)
     shape = ViTConfig.model_validate({key.removeprefix("encoder."): v for key, v in values.items() if key.startswith("encoder.")})
@@ -248,28 +248,28 @@ def _encoder(found: Found, said: Said) -> Row:
     if any(getattr(said.encoder, name) != getattr(shape, name) for name in own):
         return {}, ""
     papers = "; 'jepakit recipes' names the papers' own" if values is BASE else ""
-    return values, f"{why} on {NAMES[found.device]}{papers}"
+    return values, f"{why} on {_NAMES[found.device]}{papers}"
 
 
-def _batch(found: Found) -> Row:
+def _batch(found: Found) -> _Row:
     batch, why = _row(BATCHES[found.device], found.images)
     most = 1 << max(1, (found.images // SHARE).bit_length() - 1)
     return {"optim.batch_size": min(batch, most)}, "at most a quarter of the images" if most < batch else why
 
 
-def _length(found: Found, said: Said) -> list[Row]:
+def _length(found: Found, said: Said) -> list[_Row]:
     least, most = EPOCHS
     epochs = said.optim.epochs if said.has("optim.epochs") else min(most, max(least, round(SEEN[found.device] / found.images)))
     steps = said.optim.steps
-    length: Values = {} if steps else {"optim.epochs": epochs}
-    warmup: Values = {"optim.warmup_steps": steps // WARMUP} if steps else {"optim.warmup_epochs": epochs / WARMUP}
+    length: _Values = {} if steps else {"optim.epochs": epochs}
+    warmup: _Values = {"optim.warmup_steps": steps // WARMUP} if steps else {"optim.warmup_epochs": epochs / WARMUP}
     if said.optim.warmup_steps is not None or said.has("optim.warmup_epochs"):  # the one would take the place of the other
         warmup = {}
     return [(length, f"about {round(epochs * found.images):,} images in all"), (warmup, f"1/{WARMUP} of the run")]
 
 
-def _loading(found: Found) -> Row:
-    threads = min(THREADS, found.cores)
+def _loading(found: Found) -> _Row:
+    threads = min(_THREADS, found.cores)
     return ({"run.loader_threads": threads}, "to keep the device busy") if found.device == "cuda" and threads > 2 else ({}, "")
 
 

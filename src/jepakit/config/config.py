@@ -18,7 +18,7 @@ from jepakit.model.method import METHODS, Method
 from jepakit.model.vit import SHAPE
 
 NO_YAML = (yaml.YAMLError, ValueError, RecursionError)  # a date that is none is a ValueError
-DEEPEST = 20  # groups in groups
+_DEEPEST = 20  # groups in groups
 
 
 class RunSettings(Settings):
@@ -107,7 +107,7 @@ def resolve(*layers: Mapping[str, Any], where: str = "settings") -> Config:
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise UserError(sentence(error, where)) from None
+        raise UserError(validation_sentence(error, where)) from None
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def method_layer(name: str) -> dict[str, Any]:
     return {**METHODS[name], "method": name}
 
 
-def words_of(given: Sequence[str] | str | None) -> list[str]:
+def setting_words(given: Sequence[str] | str | None) -> list[str]:
     """'group.key=value' words; one string may hold several. Raises UserError for what is no string."""
     if isinstance(given, str):
         return re.split(r"\s+(?=[\w.]+=)", given.strip())
@@ -144,7 +144,7 @@ def overrides(pairs: Sequence[str] | str | None, model: type[BaseModel] = Config
     """'group.key=value' words to a layer of a tree of settings; values as in YAML, 'none' is none. Raises UserError."""
     layer: dict[str, Any] = {}
     known = known_keys(model)
-    for pair in words_of(pairs):
+    for pair in setting_words(pairs):
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise UserError(f"'{pair}': settings are written group.key=value, as in optim.lr=1e-3{nearest(key, known)}")
@@ -212,7 +212,7 @@ def grouped(layer: Mapping[Any, Any], where: str, depth: int = 0) -> dict[str, A
     Raises UserError for a key given twice, and for groups that hold themselves (an alias of YAML may).
     """
     result: dict[str, Any] = {}
-    if depth > DEEPEST:
+    if depth > _DEEPEST:
         raise UserError(f"{where[:200]} is not valid YAML of settings: its groups lie in each other without end")
     for name, value in layer.items():
         head, dot, rest = str(name).partition(".")
@@ -261,7 +261,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
-def sentence(error: ValidationError, where: str, model: type[BaseModel] = Config) -> str:
+def validation_sentence(error: ValidationError, where: str, model: type[BaseModel] = Config) -> str:
     """The first thing that pydantic found, as one sentence."""
     first = error.errors()[0]
     known = known_keys(model)

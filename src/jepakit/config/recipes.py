@@ -8,10 +8,10 @@ from pydantic import BaseModel
 from jepakit.config.config import Config, fields, merge, method_layer, nested, resolve
 from jepakit.core.errors import UserError, nearest
 from jepakit.model.images import IMAGENET
-from jepakit.model.method import name_of
+from jepakit.model.method import method_name
 from jepakit.model.vit import SHAPE
 
-Values = dict[str, tuple[Any, str]]
+_Values = dict[str, tuple[Any, str]]
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Recipe:
 
     about: str
     method: str
-    values: Values
+    values: _Values
     reached: tuple[str, ...] = ()
 
 
 PAPER, CONFIG = "I-JEPA paper, appendix A.1", "I-JEPA released config"
 
 # What all of the papers' runs share. They keep the released mask law, with which they were tuned.
-_PAPERS: Values = {
+_PAPERS: _Values = {
     "images.size": (224, PAPER),
     "images.crop_scale": ((0.3, 1.0), CONFIG),
     "images.mean": (IMAGENET[0], "ImageNet's, as in the released code"),
@@ -55,7 +55,7 @@ _PAPERS: Values = {
 }
 
 
-def _vit(size: str, patch: int, predictor_depth: int, epochs: int, source: str, of_predictor: str | None = None) -> Values:
+def _vit(size: str, patch: int, predictor_depth: int, epochs: int, source: str, of_predictor: str | None = None) -> _Values:
     return {
         "encoder.size": (size, source),
         "encoder.patch_size": (patch, source),
@@ -64,9 +64,9 @@ def _vit(size: str, patch: int, predictor_depth: int, epochs: int, source: str, 
     }
 
 
-_WARMUP_40: Values = {"optim.warmup_epochs": (40, CONFIG), "optim.start_lr": (2e-4, CONFIG)}
+_WARMUP_40: _Values = {"optim.warmup_epochs": (40, CONFIG), "optim.start_lr": (2e-4, CONFIG)}
 _AS_IJEPA = "as I-JEPA's; the C-JEPA paper names none"
-_C_JEPA: Values = {
+_C_JEPA: _Values = {
     "regularizer.kind": ("vicreg", "C-JEPA paper, equation 21"),
     "regularizer.weight": (0.001, "C-JEPA paper, equation 21"),
     "regularizer.sim": (25.0, "C-JEPA paper, equation 22"),
@@ -77,7 +77,7 @@ _C_JEPA: Values = {
 }
 
 # What the methods share on a small set (docs/small-data.md). The papers' weight .001 of VICReg lets them collapse there.
-_SMALL_DATA: Values = {
+_SMALL_DATA: _Values = {
     "regularizer.kind": ("vicreg", "C-JEPA paper, equation 21"),
     "regularizer.tensor": ("context_pooled", "trial on the emoji: keeps the rank of features up"),
     "regularizer.sim": (0.0, "trial on the emoji: the prediction term already compares"),
@@ -206,7 +206,7 @@ def settings(recipe_name: str | None, method: str | None, *layers: dict[str, Any
     name = recipe_name or "small"
     chosen = method or recipe(name).method
     config = resolve(recipe_layer(name), method_layer(chosen), *layers)
-    return config.model_copy(update={"method": name_of(config)})  # a layer may have added or taken a part
+    return config.model_copy(update={"method": method_name(config)})  # a layer may have added or taken a part
 
 
 _CHOICE = {"method": "the recipe's method", "recipe": "this recipe"}

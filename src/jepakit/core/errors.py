@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_typ
 P = ParamSpec("P")
 R = TypeVar("R")
 OWN_SENTENCES = ("data", "config", "set")  # arguments that are looked at where they are used
-KINDS = {str: "a name", int: "a whole number", float: "a number", bool: "True or False"}
+_KINDS = {str: "a name", int: "a whole number", float: "a number", bool: "True or False"}
 
 
 class UserError(Exception):
@@ -83,6 +83,6 @@ def _kinds(hint: Any) -> list[str]:
     """What a hint asks for, in words; a path where it may be text or a path."""
     kinds = [get_origin(part) or part for part in _parts(hint) if part is not NoneType]
     paths = any(issubclass(kind, os.PathLike) for kind in kinds)
-    words = ["a path" if issubclass(kind, os.PathLike) or (paths and kind is str) else KINDS.get(kind, "") for kind in kinds]
+    words = ["a path" if issubclass(kind, os.PathLike) or (paths and kind is str) else _KINDS.get(kind, "") for kind in kinds]
     plain_words = ["a list" if issubclass(kind, Sequence) else f"a {kind.__name__}" for kind in kinds]
     return [*dict.fromkeys(word or other for word, other in zip(words, plain_words, strict=True))]

@@ -35,7 +35,7 @@ SETTINGS = {
     **dict.fromkeys(("log_every", "log_interval", "print_freq", "log_freq"), "run.log_every_steps={}"),
     **dict.fromkeys(("save_every", "save_freq", "save_interval", "checkpoint_every"), "run.save_every_steps={}"),
 }
-SIZES = ("tiny", "small", "base", "large", "huge", "giant")  # in the names of other programs' models
+_SIZES = ("tiny", "small", "base", "large", "huge", "giant")  # in the names of other programs' models
 OPTIONS = {
     **dict.fromkeys(("o", "output", "output_dir", "output_path", "out_dir", "outdir", "outdir_path"), "--out"),
     **dict.fromkeys(("save_dir", "save_path", "save", "log_dir", "logdir", "work_dir", "run_dir", "exp_dir", "dest"), "--out"),
@@ -113,7 +113,7 @@ def of_option(name: str, value: str | None, options: Iterable[str], keys: Sequen
         if key == "encoder.size":
             if presets.get(given) in known:
                 return f"{presets[given]} {given}"
-            given = next((size for size in SIZES if size in given.lower()), given)
+            given = next((size for size in _SIZES if size in given.lower()), given)
         return template.format(given)
     return _either(f"{key}={given}" for key in keys_named(name, keys))
 

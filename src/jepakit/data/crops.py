@@ -13,8 +13,8 @@ from jepakit.core import rng
 from jepakit.data.decoding.pixels import BadImageError, Pixels
 from jepakit.model.images import Images
 
-Box = tuple[int, int, int, int]  # top, left, height, width
-TRIES = 10  # torchvision's bound before it falls back to a centre crop
+_Box = tuple[int, int, int, int]  # top, left, height, width
+_TRIES = 10  # torchvision's bound before it falls back to a centre crop
 LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in units of 2^-16, as Pillow rounds it
 
 
@@ -35,13 +35,13 @@ class Crops:
     def draw(cls, law: Images, ids: NDArray[np.int64], seed: int, epoch: int, view: int = 0) -> "Crops":
         """A function of (seed, epoch, view, id) only; views are independent crops of one image."""
         stream = f"crop {view}" if view else "crop"
-        u = rng.uniform(rng.keys(seed, stream, epoch, ids), 2 * TRIES + 2)
+        u = rng.uniform(rng.keys(seed, stream, epoch, ids), 2 * _TRIES + 2)
         low, high = np.log(law.crop_aspect)
-        areas = law.crop_scale[0] + u[:, :TRIES] * (law.crop_scale[1] - law.crop_scale[0])
-        aspects = np.exp(low + u[:, TRIES : 2 * TRIES] * (high - low))
-        return cls(law, areas.tolist(), aspects.tolist(), u[:, 2 * TRIES :].tolist())
+        areas = law.crop_scale[0] + u[:, :_TRIES] * (law.crop_scale[1] - law.crop_scale[0])
+        aspects = np.exp(low + u[:, _TRIES : 2 * _TRIES] * (high - low))
+        return cls(law, areas.tolist(), aspects.tolist(), u[:, 2 * _TRIES :].tolist())
 
-    def box(self, row: int, height: int, width: int) -> Box:
+    def box(self, row: int, height: int, width: int) -> _Box:
         """The crop of an image of that size: torchvision's law.
 
         Area uniform, aspect log-uniform, the first of ten tries that fits, else the largest centre crop of a legal aspect.

@@ -13,11 +13,11 @@ from jepakit.data.decoding.pixels import Pixels
 
 Kind = Literal["pages", "mask", "nodata", "palette", "depth", "polarity", "colour", "far", "apart", "clipped"]
 FILLS = 1 / 1000  # of the pixels, of an image and of all that are looked at: more of one extreme value are looked at
-LOOKED = 1 << 16  # pixels of an image, about, whose values are looked at
+_LOOKED = 1 << 16  # pixels of an image, about, whose values are looked at
 VALUES = 1 << 14  # different extreme values that are counted
 # how a sentence goes on after so many images, of one and of several; and what to do
 NO_DATA = "if it stands for no data, name it in the files' GDAL_NODATA tag or replace it; else mean and deviation are of it, too"
-SAID: dict[Kind, tuple[str, str, str]] = {
+_SAID: dict[Kind, tuple[str, str, str]] = {
     "pages": (
         "holds more than one page or frame, and only the first is read (of each channel the first)",
         "hold more than one page or frame, and only the first is read (of each channel the first)",
@@ -103,7 +103,7 @@ class Tally:
         seen = f"{self.images:,} images" if self.images == of else f"the {self.images:,} images looked at"
         of_images = tuple(
             self._sentence(kind, self._counts[kind, value], value, seen, titles)
-            for order in SAID
+            for order in _SAID
             for kind, value in sorted(self._counts)
             if kind == order and kind not in but and self._is_said(kind, value)
         )
@@ -118,7 +118,7 @@ class Tally:
         return far.images + apart.images > clipped.images and far.shares + apart.shares > FILLS * self.images
 
     def _sentence(self, kind: Kind, count: _Count, value: str, seen: str, titles: Titled) -> str:
-        one, many, mend = SAID[kind]
+        one, many, mend = _SAID[kind]
         filled = f" ({value + ', ' if value else ''}{count.shares / count.images:.1%} of the pixels)" if count.shares else ""
         example = f", e.g. {plain(titles.title(count.first))}{': ' + count.detail if count.detail else ''}"
         said = f"{count.images:,} of {seen} {one if count.images == 1 else many}{filled}{example}"
@@ -127,7 +127,7 @@ class Tally:
 
 def findings_in(pixels: Pixels) -> list[Finding]:
     """What the pixels themselves (H, W, C) say: all of one colour; of deeper ones than 8 bits, extreme values that fill some."""
-    step = max(1, math.isqrt(pixels.shape[0] * pixels.shape[1] // LOOKED))
+    step = max(1, math.isqrt(pixels.shape[0] * pixels.shape[1] // _LOOKED))
     some = pixels[::step, ::step]
     if (some == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
         return [Finding("colour")]

@@ -9,12 +9,12 @@ from typing import Any
 
 from jepakit.core.errors import UserError
 from jepakit.data.decoding.pixels import BadImageError
-from jepakit.data.sources import Source, fingerprint, spread
+from jepakit.data.sources import Source, fingerprint, spread_places
 from jepakit.data.threads import within
 
 log = logging.getLogger("jepakit")
 SOME = 16  # samples whose content is noted
-SECONDS = 60.0  # in which one must come
+_SECONDS = 60.0  # in which one must come
 
 Content = tuple[str | None, ...]
 
@@ -29,7 +29,7 @@ class Identity:
 
     @classmethod
     def of(cls, source: Source) -> "Identity":
-        return cls(fingerprint(source), content_of(source))
+        return cls(fingerprint(source), _content_of(source))
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> "Identity | None":
@@ -47,7 +47,7 @@ class Identity:
 
     def is_of(self, source: Source) -> bool | None:
         """Whether a source's images are these, as `agrees`; only where its names are the same it is read."""
-        return fingerprint(source) == self.names and self.agrees(Identity(self.names, content_of(source)))
+        return fingerprint(source) == self.names and self.agrees(Identity(self.names, _content_of(source)))
 
 
 def require_same(before: Identity | None, now: Identity, place: str, moved_from: str | None) -> None:
@@ -67,18 +67,18 @@ def require_same(before: Identity | None, now: Identity, place: str, moved_from:
         )
 
 
-def content_of(source: Source) -> Content | None:
+def _content_of(source: Source) -> Content | None:
     """Hashes of some samples, as they are stored (decoders differ between machines); None where names tell enough."""
     if not source.by_place:
         return None
-    ids = spread(source, SOME)
-    source.wait(ids, SECONDS)
+    ids = spread_places(source, SOME)
+    source.wait(ids, _SECONDS)
     return tuple(_hash(source, index) for index in ids.tolist())
 
 
 def _hash(source: Source, index: int) -> str | None:
     try:
-        raw = within(SECONDS, partial(source.raw, index))
+        raw = within(_SECONDS, partial(source.raw, index))
     except BadImageError:
         return None
     if isinstance(raw, bytes):

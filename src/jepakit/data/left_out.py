@@ -8,16 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from jepakit.data.decoding.decode import SUFFIXES
-from jepakit.data.decoding.file_kinds import ARCHIVES, HEAD, IMAGES, PLAIN, READ, TABLES, TELLING, VIDEOS, ending_of, kind_of
+from jepakit.data.decoding.file_kinds import (
+    ARCHIVES,
+    HEAD_BYTES,
+    IMAGE_KINDS,
+    PLAIN,
+    READ,
+    TABLES,
+    TELLING_BYTES,
+    VIDEOS,
+    ending_of,
+    kind_of,
+)
 
-NAMED = 3  # files, endings and columns in a sentence
+_NAMED = 3  # files, endings and columns in a sentence
 ENDINGS = 6
-LOOKED = 8  # files of an ending whose first bytes are looked at, and every one whose number is a power of two
+_LOOKED = 8  # files of an ending whose first bytes are looked at, and every one whose number is a power of two
 MOST = 64  # endings that are looked at
 MANY = 10  # other files that are worth a word, and a tenth of the images
-GROUPS = {"beside": SUFFIXES, "unread": IMAGES, "archives": ARCHIVES, "tables": TABLES, "videos": VIDEOS}
-KNOWN = SUFFIXES | PLAIN | ARCHIVES | TABLES | VIDEOS
-SAID = {
+GROUPS = {"beside": SUFFIXES, "unread": IMAGE_KINDS, "archives": ARCHIVES, "tables": TABLES, "videos": VIDEOS}
+_KNOWN = SUFFIXES | PLAIN | ARCHIVES | TABLES | VIDEOS
+_SAID = {
     "beside": "images beside the set's own, which does not name them: give a folder that holds just them to use them",
     "unread": "images of formats that are not read: convert them to JPEG, PNG or TIFF",
     "misnamed": "among which are images ({kinds}) under another ending: give them that of their format",
@@ -41,18 +52,18 @@ class Ending:
 
     def add(self, name: str) -> None:
         self.count += 1
-        if self.count <= NAMED:
+        if self.count <= _NAMED:
             self.names.append(name)
 
     def look(self, name: str, head: bytes) -> None:
         """Of images that are not read and of others that are, the latter can be had at once: they are what is told."""
         if kind := kind_of(head):
             self.kinds += [kind] * (kind not in self.kinds)
-            self.images += [name] * (len(self.images) < NAMED)
+            self.images += [name] * (len(self.images) < _NAMED)
 
     def join(self, other: "Ending") -> None:
         self.count += other.count
-        self.names, self.images = (self.names + other.names)[:NAMED], (self.images + other.images)[:NAMED]
+        self.names, self.images = (self.names + other.names)[:_NAMED], (self.images + other.images)[:_NAMED]
         self.kinds += [kind for kind in other.kinds if kind not in self.kinds]
 
 
@@ -69,9 +80,9 @@ class LeftOut:
         found = self.of.get(ending) or self.of.setdefault(ending if len(self.of) < 4 * MOST else "", Ending())
         found.add(path)
         n = found.count
-        if ending not in KNOWN and (n <= LOOKED or not n & (n - 1)) and len(self.of) <= MOST:
+        if ending not in _KNOWN and (n <= _LOOKED or not n & (n - 1)) and len(self.of) <= MOST:
             found.look(path, head())
-        if ending in TELLING and TELLS.search(path.rpartition("/")[2].rpartition(".")[0]):
+        if ending in TELLING_BYTES and TELLS.search(path.rpartition("/")[2].rpartition(".")[0]):
             self.labels.add(path)
 
     def count(self, ending: str) -> int:
@@ -82,20 +93,20 @@ class LeftOut:
         groups: dict[str, list[str]] = {}
         for ending in sorted(self.of, key=lambda ending: (-self.of[ending].count, ending)):
             groups.setdefault(self._group(ending), []).append(ending)
-        notes = [self._note(groups[key], then) for key, then in SAID.items() if key in groups]
+        notes = [self._note(groups[key], then) for key, then in _SAID.items() if key in groups]
         if n := self.links.count:
-            notes.append(f"{number(n, 'link')} left out ({some(self.links.names, n)}), leading nowhere: fetch what they point to")
+            notes.append(f"{plural(n, 'link')} left out ({some(self.links.names, n)}), leading nowhere: fetch what they point to")
         if n := self.labels.count:
             which = f"{some(self.labels.names, n)} may tell labels and {'is' if n == 1 else 'are'} not read"
             notes.append(f"{which}: labels are told by folders, one for each class")
         others = groups.get("", [])
         if (count := sum(self.of[ending].count for ending in others)) >= max(MANY, images / 10):
-            notes.append(f"{number(count, 'other file')} not read: {self._counts(others)}")
+            notes.append(f"{plural(count, 'other file')} not read: {self._counts(others)}")
         return tuple(notes)
 
     def _group(self, ending: str) -> str:
         kinds = {*self.of[ending].kinds}
-        if ending in IMAGES:  # cameras' raw files and slides are TIFFs of their own
+        if ending in IMAGE_KINDS:  # cameras' raw files and slides are TIFFs of their own
             return "misnamed" if kinds and kinds <= READ - {"TIFF"} else "unread"
         if kinds:
             return "misnamed" if kinds & READ else "unread"
@@ -103,10 +114,10 @@ class LeftOut:
 
     def _note(self, endings: list[str], then: str) -> str:
         each = [self.of[ending] for ending in endings]
-        count, first = sum(found.count for found in each), 1 if len(each) > 1 else NAMED
+        count, first = sum(found.count for found in each), 1 if len(each) > 1 else _NAMED
         names = some([name for found in each for name in (found.images or found.names)[:first]], count)
         kinds = ", ".join(sorted({kind for found in each for kind in found.kinds}))
-        return f"{number(count, 'file')} left out: {self._counts(endings)} ({names}), {then.format(kinds=kinds)}"
+        return f"{plural(count, 'file')} left out: {self._counts(endings)} ({names}), {then.format(kinds=kinds)}"
 
     def _counts(self, endings: list[str]) -> str:
         counts = [f"{ending or 'no known ending'} {self.of[ending].count:,}" for ending in endings]
@@ -139,19 +150,19 @@ def beside(files: Iterable[Path], images: int) -> tuple[str, ...]:
     return left.notes(images)
 
 
-def number(count: int, one: str) -> str:
+def plural(count: int, one: str) -> str:
     return f"{count:,} {one}{'s' * (count != 1)}"
 
 
 def some(names: Sequence[str], count: int | None = None) -> str:
     """The first names of so many, or of those that are given."""
-    return ", ".join([*names[:NAMED], *(["..."] if (len(names) if count is None else count) > min(len(names), NAMED) else [])])
+    return ", ".join([*names[:_NAMED], *(["..."] if (len(names) if count is None else count) > min(len(names), _NAMED) else [])])
 
 
 def head_of(path: str) -> bytes:
     """The first HEAD bytes of a file; none where it cannot be read."""
     try:
         with open(path, "rb") as file:
-            return file.read(HEAD)
+            return file.read(HEAD_BYTES)
     except OSError:
         return b""

@@ -20,7 +20,7 @@ from jepakit.core.errors import UserError, plain
 from jepakit.data.crops import Crops, channels_of, flips, resize
 from jepakit.data.decoding.pixels import BadImageError, Pixels, too_many
 from jepakit.data.order import order
-from jepakit.data.sources import Source, together
+from jepakit.data.sources import Source, groups_at_hand
 from jepakit.data.statistics import ordered_by, require_bands, usable
 from jepakit.data.threads import each, within
 from jepakit.model.images import Images
@@ -142,7 +142,7 @@ class Loader:
                 stop=stop,
             )
 
-        for rows in together(self.source, ids):
+        for rows in groups_at_hand(self.source, ids):
             fill(rows)
         masks = tuple(
             self.masking.sample(self.grid, part, seed=self.seed, epoch=epoch, step=step * self.parts + i).of_images(own)

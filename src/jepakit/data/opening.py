@@ -8,17 +8,17 @@ from jepakit.core.errors import UserError, plain
 from jepakit.data.decoding.decode import SUFFIXES
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.folder import FolderSource
-from jepakit.data.formats.remote import MAGIC, NothingThereError, Places, above, expand, is_pattern, is_remote, shown
+from jepakit.data.formats.remote import PATTERN_SIGNS, NothingThereError, Places, above, expand, is_pattern, is_remote, shown
 from jepakit.data.formats.shards import shards_of
 from jepakit.data.sets.emoji import EmojiSource
 from jepakit.data.sets.layouts import labelled_set
-from jepakit.data.sources import Source, pick, spread
+from jepakit.data.sources import Source, pick, spread_places
 from jepakit.data.threads import within
 from jepakit.model.images import MOST_PIXELS
 
 NAMED = ("emoji", "scenes")  # sets that need no path
 SECONDS = 60.0  # in which a look at an image must come back
-KINDS = (".parquet", ".tar")  # of files that an address or a pattern may name
+_KINDS = (".parquet", ".tar")  # of files that an address or a pattern may name
 
 
 def named(data: str | os.PathLike[str]) -> str:
@@ -61,7 +61,7 @@ def absolute(data: str) -> str:
     if data in NAMED or is_remote(data):
         return data
     path = named(data)
-    first = min((path.index(c) for c in MAGIC if c in path), default=0) if is_pattern(data) else len(path)
+    first = min((path.index(c) for c in PATTERN_SIGNS if c in path), default=0) if is_pattern(data) else len(path)
     fixed = path.rfind("/", 0, first) + 1 if first < len(path) else len(path)
     return os.path.join(Path(path[:fixed]).resolve(), path[fixed:]) if path[fixed:] else str(Path(path).resolve())
 
@@ -85,9 +85,9 @@ def _files(data: str, labels: str | None) -> Source:
 def _places(data: str) -> Places:
     """What an address names; for a data set of the Hugging Face Hub its Parquet files, else its tars."""
     path = data.removeprefix("hf://datasets/")
-    if path == data or is_pattern(data) or os.path.splitext(data)[1].lower() in KINDS:
+    if path == data or is_pattern(data) or os.path.splitext(data)[1].lower() in _KINDS:
         return expand(data)
-    for kind in KINDS:
+    for kind in _KINDS:
         try:
             return expand(f"{data.rstrip('/')}/**/*{kind}")
         except NothingThereError:
@@ -98,7 +98,7 @@ def _places(data: str) -> Places:
 def require_readable(source: Source, most_pixels: int = MOST_PIXELS) -> None:
     """Raises UserError if none of a sample of up to 64 images can be read, each in SECONDS."""
     reason = ""
-    ids = spread(source, 64)
+    ids = spread_places(source, 64)
     source.wait(ids, SECONDS)
     for index in ids.tolist():
         try:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.data.decoding.pixels import BadImageError
-from jepakit.data.sources import Source, together
+from jepakit.data.sources import Source, groups_at_hand
 from jepakit.data.threads import each
 
 T = TypeVar("T")
-THREADS = 2  # that read where no setting says how many
+_THREADS = 2  # that read where no setting says how many
 
 
 def read_each(
@@ -23,7 +23,7 @@ def read_each(
     ids: NDArray[np.int64],
     read: Callable[[int], T],
     *,
-    threads: int = THREADS,
+    threads: int = _THREADS,
     seconds: float = 60.0,
     stop: Event | None = None,
 ) -> list[T | BadImageError]:
@@ -41,7 +41,7 @@ def read_each(
         except BadImageError as error:
             return error.with_traceback(None)  # which would hold on to all that was read
 
-    for rows in together(source, ids):
+    for rows in groups_at_hand(source, ids):
         wait(source, ids[rows], seconds, stop)
         each(
             len(rows),

@@ -118,7 +118,7 @@ def fingerprint(source: Source) -> str:
     return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
 
-def together(source: Source, ids: NDArray[np.int64]) -> list[list[int]]:
+def groups_at_hand(source: Source, ids: NDArray[np.int64]) -> list[list[int]]:
     """Rows of ids in groups that can be at hand at the same time: of as many blocks as are held, where blocks are dear."""
     blocks = source.blocks
     if blocks is None or not blocks.dear:
@@ -128,7 +128,7 @@ def together(source: Source, ids: NDArray[np.int64]) -> list[list[int]]:
     return [np.flatnonzero(np.isin(block, group)).tolist() for group in groups]
 
 
-def spread(source: Source, count: int) -> NDArray[np.int64]:
+def spread_places(source: Source, count: int) -> NDArray[np.int64]:
     """At most so many places of a source, evenly; where blocks are dear, of four blocks."""
     n, blocks = len(source), source.blocks
     if blocks is None or not blocks.dear:

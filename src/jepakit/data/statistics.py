@@ -18,15 +18,15 @@ from jepakit.data.decoding.ifd import TIFF
 from jepakit.data.decoding.pixels import BadImageError, Pixels, refuse_bomb
 from jepakit.data.findings import Finding, Tally, findings_in
 from jepakit.data.samples import read_each
-from jepakit.data.sources import Blocks, Source, spread
+from jepakit.data.sources import Blocks, Source, spread_places
 from jepakit.data.threads import within
 from jepakit.model.images import IMAGENET, Images
 
 T = TypeVar("T")
 
 log = logging.getLogger("jepakit")
-SAMPLED = 1024  # images that are measured
-LOOKED = 128  # images that are looked at where nothing is measured
+_SAMPLED = 1024  # images that are measured
+_LOOKED = 128  # images that are looked at where nothing is measured
 SIZED = 256  # images whose size is looked up
 PROBED = 8  # images looked at for their bands
 LEAST_DEVIATION = 1 / 255  # of a channel that never changes
@@ -54,7 +54,7 @@ def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float =
         found = {name: value for name, value in (("mean", mean), ("std", std)) if name in missing}
         log.info("measured on %d images: %s", count, _words(found))
     else:
-        _of_some(source, LOOKED, lambda index: _read(source, index, images.max_pixels, tally), threads, seconds)
+        _of_some(source, _LOOKED, lambda index: _read(source, index, images.max_pixels, tally), threads, seconds)
     return images.model_copy(update={"shuffle": shuffle, "depth": depth, **found})
 
 
@@ -97,7 +97,7 @@ def usable(source: Source, index: int, images: Images) -> Pixels:
 def require_bands(source: Source, images: Images, seconds: float = 60.0) -> None:
     """Raises UserError if none of eight images has the right number of bands: then the setting is wrong, not the images."""
     found: list[BandsError] = []
-    ids = spread(source, PROBED)
+    ids = spread_places(source, PROBED)
     source.wait(ids, seconds)
     for index in ids.tolist():
         try:
@@ -127,7 +127,7 @@ def channel_statistics(
         flat = pixels.reshape(-1, pixels.shape[2])
         return np.stack([flat.mean(0, dtype=np.float64) / white, np.square(flat, dtype=np.float64).mean(0) / white**2])
 
-    moments = _of_some(source, SAMPLED, moments_of, threads, seconds)
+    moments = _of_some(source, _SAMPLED, moments_of, threads, seconds)
     if not moments:
         raise UserError(f"no readable image with images.channels={images.channels} in {source.name}")
     mean, square = np.stack(moments).mean(0)
@@ -141,7 +141,7 @@ def channel_statistics(
 def file_notes(source: Source, most_pixels: int, *, threads: int = 2, seconds: float = 60.0) -> tuple[str, ...]:
     """Sentences for what of up to 128 images' files is not in their pixels, nor to be seen in these once they are shrunk."""
     tally = Tally()
-    _of_some(source, LOOKED, lambda index: _read(source, index, most_pixels, tally), threads, seconds)
+    _of_some(source, _LOOKED, lambda index: _read(source, index, most_pixels, tally), threads, seconds)
     return tally.notes(source, len(source), but=("colour",))
 
 
@@ -192,5 +192,5 @@ def _shape(raw: bytes | Pixels, most_pixels: int) -> tuple[int, ...]:
 
 def _of_some(source: Source, count: int, look: Callable[[int], T], threads: int, seconds: float) -> list[T]:
     """look(index) of up to so many samples, in their order; those that are bad, or come too late, are left out."""
-    found = read_each(source, spread(source, count), look, threads=threads, seconds=seconds)
+    found = read_each(source, spread_places(source, count), look, threads=threads, seconds=seconds)
     return [value for value in found if not isinstance(value, BadImageError)]

@@ -29,7 +29,7 @@ class Difference:
     comparisons: int = 1
 
 
-def interval(right: NDArray[np.float64], clusters: NDArray[np.int64] | None = None) -> tuple[float, float]:
+def accuracy_interval(right: NDArray[np.float64], clusters: NDArray[np.int64] | None = None) -> tuple[float, float]:
     """95 % interval of the mean of `right` (n,), shares in [0, 1].
 
     Of independent right-or-wrongs Clopper and Pearson's, the exact one. Else Korn and Graubard's (Survey Methodology 24, 1998):

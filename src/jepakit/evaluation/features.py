@@ -22,7 +22,7 @@ from jepakit.data.decoding.pixels import BadImageError, Pixels
 from jepakit.data.samples import ahead, read_each
 from jepakit.data.sources import Source
 from jepakit.data.statistics import require_bands
-from jepakit.evaluation.storage import AT_ONCE, room, taken
+from jepakit.evaluation.storage import BYTES_AT_ONCE, room, taken
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import Images
 from jepakit.model.vit import patchify
@@ -32,7 +32,7 @@ log = logging.getLogger("jepakit")
 RAW, PCA = "raw pixels", "pixel PCA"
 RAW_SIDE = 16  # pixels on a side of the raw-pixel baseline
 BATCH = 128
-TOLD = 8192  # samples that a source is told of before they are read
+PREFETCH_SAMPLES = 8192  # samples that a source is told of before they are read
 MOST_TOKENS = 8 << 30  # bytes of patch tokens that are kept in memory
 
 
@@ -125,11 +125,11 @@ def pca(x: Tensor, train: NDArray[np.int64], components: int) -> Tensor:
     """Projections of x (n, D) on the leading principal components of its rows `train`."""
     learnt = taken(x, train)
     mean, covariance = learnt.mean(0), torch.zeros((), dtype=torch.float64)
-    for part in learnt.split(AT_ONCE):  # (D, D) is all that large sets need
+    for part in learnt.split(BYTES_AT_ONCE):  # (D, D) is all that large sets need
         covariance = covariance + (part - mean).double().T @ (part - mean).double()
     directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :components].to(x.dtype)
     out = room(len(x), directions.shape[1], dtype=x.dtype)
-    for rows, part in zip(out.split(AT_ONCE), x.split(AT_ONCE), strict=True):
+    for rows, part in zip(out.split(BYTES_AT_ONCE), x.split(BYTES_AT_ONCE), strict=True):
         rows.copy_((part - mean) @ directions)
     return out
 
@@ -182,7 +182,7 @@ def _require_room(encoder: Encoder, n: int, encoders: int) -> None:
 
 
 def _require_finite(x: Tensor, name: str, source: Source, ids: list[int]) -> None:
-    bad = torch.cat([~torch.isfinite(part).all(1) for part in x.split(AT_ONCE)]).nonzero().flatten()
+    bad = torch.cat([~torch.isfinite(part).all(1) for part in x.split(BYTES_AT_ONCE)]).nonzero().flatten()
     if len(bad):
         raise UserError(
             f"{name}: the features of {len(bad)} of {len(x)} images are not finite, first of "
@@ -197,7 +197,7 @@ def _batches(
 
     def read() -> Iterator[tuple[NDArray[np.int64], list[Tensor | BadImageError]]]:
         for start in range(0, len(ids), BATCH):
-            source.soon(ids[start : start + TOLD])
+            source.soon(ids[start : start + PREFETCH_SAMPLES])
             part = ids[start : start + BATCH]
             yield part, read_each(source, part, lambda index: as_seen(source, index, settings, whole), seconds=seconds)
 

@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from jepakit.core.errors import UserError
 from jepakit.core.files import save_json, whole
 from jepakit.data.sources import Labels, Source
-from jepakit.evaluation.compare import Difference, corrected, interval, paired
+from jepakit.evaluation.compare import Difference, accuracy_interval, corrected, paired
 from jepakit.evaluation.probes.protocol import Problem, Protocol, Right
-from jepakit.evaluation.split import Rows, Split, split
+from jepakit.evaluation.split import Split, SplitRows, train_and_test
 from jepakit.model.method import Which, called
 
-Row = dict[str, Any]
+ResultRow = dict[str, Any]
 MAJORITY = "majority class"
-VALUES = {"rankme": "rankme", "lidar": "lidar", "segmentation": "miou", "davis": "j_and_f"}  # a row's figure; else accuracy
+RESULT_KEYS = {"rankme": "rankme", "lidar": "lidar", "segmentation": "miou", "davis": "j_and_f"}  # a row's figure; else accuracy
 
 
 @dataclass
-class Sheet:
+class ProbeResults:
     """The results of one probe as they come in: a row and the right-or-wrongs (m,) of each encoder and baseline.
 
     seen_test: how many of the test images the run's pretraining saw; None where that is not known. known: whether it is known
@@ -32,18 +32,18 @@ class Sheet:
     source: Source
     labels: Labels
     halves: Split
-    ids: Rows
+    ids: SplitRows
     seen_test: int | None = None
     known: bool = True
-    rows: list[Row] = field(default_factory=list)
+    rows: list[ResultRow] = field(default_factory=list)
     right: dict[str, Right] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, source: Source, labels: Labels, ids: Rows, seen: NDArray[np.bool_] | None = None, *, known: bool = True
-    ) -> "Sheet":
+        cls, source: Source, labels: Labels, ids: SplitRows, seen: NDArray[np.bool_] | None = None, *, known: bool = True
+    ) -> "ProbeResults":
         """Of the samples `ids`, which are halved; seen (n,): those of the source that pretraining saw. Raises UserError."""
-        halves = split(source, labels, ids)
+        halves = train_and_test(source, labels, ids)
         return cls(source, labels, halves, ids, None if seen is None else int(seen[ids[halves.test]].sum()), known)
 
     @property
@@ -58,13 +58,13 @@ class Sheet:
 
     def enter(self, name: str, right: Right, about: Mapping[str, Any]) -> None:
         """Note one result, with its interval over test images."""
-        low, high = interval(right, self.halves.clusters)
+        low, high = accuracy_interval(right, self.halves.clusters)
         if (self.seen_test or not self.known) and name in map(called, get_args(Which)):
             about = {**about, "seen_test": self.seen_test, "n_test": len(right)}
         self.rows.append({"name": name, "accuracy": float(right.mean()), "low": low, "high": high, **about})
         self.right[name] = right
 
-    def save(self, folder: Path, task: str, protocol: Protocol) -> list[Row]:
+    def save(self, folder: Path, task: str, protocol: Protocol) -> list[ResultRow]:
         """Write all, the majority class too; returns the rows."""
         halves = self.halves
         most = int(halves.train_labels.bincount().argmax())
@@ -96,7 +96,7 @@ class Sheet:
         return self.rows
 
 
-def save_rows(folder: Path, task: str, data: str, rows: list[Row], protocol: Protocol) -> list[Row]:
+def save_rows(folder: Path, task: str, data: str, rows: list[ResultRow], protocol: Protocol) -> list[ResultRow]:
     """Write the rows of a task that has no right-or-wrongs; returns them."""
     settings = protocol.model_dump(mode="json").get(task)
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,9 +130,9 @@ def differences(a: Path, b: Path, tasks: Sequence[str]) -> dict[str, dict[str, D
     return {task: {name: next(each) for name in by_name} for task, by_name in found.items()}
 
 
-def as_table(results: Mapping[str, Sequence[Row]]) -> str:
+def results_table(results: Mapping[str, Sequence[ResultRow]]) -> str:
     """The results as lines of text, a row for each encoder or baseline, a column for each task."""
-    tasks = sorted(results, key=lambda task: task in VALUES)
+    tasks = sorted(results, key=lambda task: task in RESULT_KEYS)
     names = list(dict.fromkeys(row["name"] for task in tasks for row in results[task]))
     lines = [f"{'':20}" + "".join(f"{task:>22}" for task in tasks)]
     for name in names:
@@ -142,7 +142,7 @@ def as_table(results: Mapping[str, Sequence[Row]]) -> str:
     return "\n".join([*lines, *sorted(warnings), *_of_seen(results)])
 
 
-def _of_seen(results: Mapping[str, Sequence[Row]]) -> list[str]:
+def _of_seen(results: Mapping[str, Sequence[ResultRow]]) -> list[str]:
     """A line where pretraining saw images of the test, and where nothing is known of what it saw."""
     probed = [row for rows in results.values() for row in rows if "seen_test" in row]
     seen = {(row["seen_test"], row["n_test"]) for row in probed if row["seen_test"]}
@@ -168,8 +168,8 @@ def as_sentences(found: Mapping[str, Mapping[str, Difference]], a: str, b: str) 
     return "\n".join(lines)
 
 
-def _cell(task: str, row: Row) -> str:
-    value = row.get(VALUES.get(task, "accuracy"))
+def _cell(task: str, row: ResultRow) -> str:
+    value = row.get(RESULT_KEYS.get(task, "accuracy"))
     if value is None:
         return ""
     if task in ("rankme", "lidar"):

@@ -10,21 +10,21 @@ from torch import Tensor
 from jepakit.core.errors import UserError
 from jepakit.data.sources import Labels, Source
 
-Rows = NDArray[np.int64]
+SplitRows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Split:
     """Rows of the features for training (n,) and testing (m,), their labels, and clusters of the test samples if any."""
 
-    train: Rows
-    test: Rows
+    train: SplitRows
+    test: SplitRows
     train_labels: Tensor
     test_labels: Tensor
-    clusters: Rows | None
+    clusters: SplitRows | None
 
 
-def labelled(source: Source, labels: Labels, limit: int | None = None) -> Rows:
+def labelled(source: Source, labels: Labels, limit: int | None = None) -> SplitRows:
     """Places in the source of the samples that have a label and a part in the split; at most `limit`, evenly over halves and
     classes. Raises UserError if there is none."""
     ids = np.nonzero(labels.values >= 0)[0]
@@ -36,7 +36,7 @@ def labelled(source: Source, labels: Labels, limit: int | None = None) -> Rows:
     return np.sort(by_half_and_class[np.linspace(0, len(ids) - 1, limit).round().astype(np.int64)])
 
 
-def split(source: Source, labels: Labels, ids: Rows) -> Split:
+def train_and_test(source: Source, labels: Labels, ids: SplitRows) -> Split:
     """The two halves of the samples `ids`. Raises UserError where a probe could not learn or not be tested."""
     values, test = labels.values[ids], labels.test[ids]
     named = f"{source.name} ({labels.name})"

@@ -13,7 +13,7 @@ from torch import Tensor
 from jepakit.core.errors import UserError
 
 IN_MEMORY = 128 << 20  # bytes of one matrix; about twenty are there at a time
-AT_ONCE = 4096  # rows that are copied together
+BYTES_AT_ONCE = 4096  # rows that are copied together
 
 
 def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -40,6 +40,6 @@ def taken(x: Tensor, rows: NDArray[np.int64] | Tensor) -> Tensor:
     """Some rows of x (n, ...), by their places (m,): a copy."""
     places = torch.as_tensor(rows)
     out = room(len(places), *x.shape[1:], dtype=x.dtype)
-    for start in range(0, len(places), AT_ONCE):
-        out[start : start + AT_ONCE] = x[places[start : start + AT_ONCE]]
+    for start in range(0, len(places), BYTES_AT_ONCE):
+        out[start : start + BYTES_AT_ONCE] = x[places[start : start + BYTES_AT_ONCE]]
     return out

@@ -19,7 +19,7 @@ from jepakit.model.masks import Masking, MultiBlock
 from jepakit.model.method import Which, called
 from jepakit.model.vit import ViT
 
-UNTRAINED = "untrained encoder"
+UNTRAINED_NAME = "untrained encoder"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def subject(path: Run | str | Path, out: str | Path | None = None) -> Subject:
         fresh = Encoder(
             ViT(vit.config, vit.grid, vit.channels, vit.eps, vit.activation), encoder.images, encoder.training_conditioning
         )
-    encoders = {called(encoder.which): encoder, UNTRAINED: fresh}
+    encoders = {called(encoder.which): encoder, UNTRAINED_NAME: fresh}
     return _subject(encoders, local(out, "out"), MultiBlock(min_keep=1), RunSettings(), None, None, _trained(path))
 
 
@@ -74,7 +74,7 @@ def _of_run(run: Run, folder: Path) -> Subject:
     config = jepa.method
     assert isinstance(config, Config)  # that of a run always is
     both: dict[Which, ViT] = {config.which: jepa.to_use, "target_encoder": jepa.target_encoder, "encoder": jepa.encoder}
-    vits = {**{called(which): vit for which, vit in both.items()}, UNTRAINED: jepa_of(config).encoder}
+    vits = {**{called(which): vit for which, vit in both.items()}, UNTRAINED_NAME: jepa_of(config).encoder}
     encoders = {name: Encoder(vit, config.images, config.conditioning) for name, vit in vits.items()}
     return _subject(encoders, folder, config.masking, config.run, config.data, config, _trained(run.path))
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from sklearn.exceptions import ConvergenceWarning
 
 from jepakit.artifacts.run import Run
-from jepakit.config.config import overrides, sentence
+from jepakit.config.config import overrides, validation_sentence
 from jepakit.core.errors import UserError, checked, nearest, plain
 from jepakit.core.files import local
 from jepakit.core.progress import progress
@@ -30,11 +30,11 @@ from jepakit.evaluation.features import BATCH, PCA, RAW, Frozen, extract, pca, r
 from jepakit.evaluation.pictures import save_pictures
 from jepakit.evaluation.probes.finetune import finetune, recipe_for
 from jepakit.evaluation.probes.protocol import LAST4, PROBES, TOKENS, Protocol, Right
-from jepakit.evaluation.probes.spectrum import lidar_rows, rankme_rows, spread
-from jepakit.evaluation.results import Row, Sheet, differences, save_rows
+from jepakit.evaluation.probes.spectrum import evenly, lidar_rows, rankme_rows
+from jepakit.evaluation.results import ProbeResults, ResultRow, differences, save_rows
 from jepakit.evaluation.seen import seen_in_training
-from jepakit.evaluation.split import Rows, labelled, split
-from jepakit.evaluation.subject import UNTRAINED, Subject, subject
+from jepakit.evaluation.split import SplitRows, labelled, train_and_test
+from jepakit.evaluation.subject import UNTRAINED_NAME, Subject, subject
 from jepakit.model.images import Images
 
 log = logging.getLogger("jepakit")
@@ -54,7 +54,7 @@ def evaluate(
     out: str | Path | None = None,
     set: Sequence[str] | str = (),
     protocol: Protocol | None = None,
-) -> dict[str, list[Row]]:
+) -> dict[str, list[ResultRow]]:
     """Judge a run, or anything that `jepakit.load` takes, on images (default: the run's own), beside baselines.
 
     tasks: some of TASKS, or 'frozen' for the papers' on frozen features, all but logistic; labels: which of a set's labels;
@@ -74,7 +74,7 @@ def evaluate_both(
     labels: str | None = None,
     out: str | Path | None = None,
     set: Sequence[str] | str = (),
-) -> tuple[list[dict[str, list[Row]]], dict[str, dict[str, Difference]]]:
+) -> tuple[list[dict[str, list[ResultRow]]], dict[str, dict[str, Difference]]]:
     """`evaluate` of two, and paired tests, the first minus the second: by task, by name of encoder.
 
     Results go to each run's folder, or to OUT/0 and OUT/1. Raises UserError before any work where the two cannot be compared.
@@ -92,7 +92,7 @@ def evaluate_both(
 
 def _evaluated(
     judged: Subject, data: str | Path | None, tasks: Sequence[str], labels: str | None, protocol: Protocol
-) -> dict[str, list[Row]]:
+) -> dict[str, list[ResultRow]]:
     place = judged.data or "" if data is None else named(data)
     if not place:
         raise UserError("which images? give --data SRC")
@@ -131,20 +131,20 @@ def settings_of(words: Sequence[str] | str) -> Protocol:
     try:
         return Protocol.model_validate(overrides(words, Protocol))
     except ValidationError as error:
-        raise UserError(sentence(error, "evaluate", Protocol)) from None
+        raise UserError(validation_sentence(error, "evaluate", Protocol)) from None
 
 
 def _on_images(
     judged: Subject, source: Source, tasks: Sequence[str], protocol: Protocol, seen: NDArray[np.bool_] | None = None
-) -> dict[str, list[Row]]:
+) -> dict[str, list[ResultRow]]:
     labels, results = source.labels, {}
     probes = [task for task in tasks if task in PROBES and labels is not None]
     learning = probes or ("finetune" in tasks and labels is not None)
     if labels is not None and learning:
         ids = labelled(source, labels, protocol.images_limit)
-        split(source, labels, ids)  # says now, not after the work, that there is nothing to probe
+        train_and_test(source, labels, ids)  # says now, not after the work, that there is nothing to probe
     else:  # RankMe alone needs no more than it counts
-        ids = spread(len(source), min(protocol.images_limit or len(source), protocol.rankme.images))
+        ids = evenly(len(source), min(protocol.images_limit or len(source), protocol.rankme.images))
     made = "rankme" in tasks
     if made:
         layers = {"last4": bool({*probes} & LAST4), "tokens": bool({*probes} & TOKENS), "precision": judged.precision}
@@ -156,9 +156,9 @@ def _on_images(
         if judged.config:
             save_pictures(judged.folder / "pictures.npz", judged.config, source, features[judged.name].last, ids)
     if made and labels is not None and probes:
-        halves, raw = split(source, labels, ids), features[RAW].last
+        halves, raw = train_and_test(source, labels, ids), features[RAW].last
         features[PCA] = Frozen(pca(raw, halves.train, min(judged.encoder.width, len(halves.train), raw.shape[1])))
-        sheets = {task: Sheet.of(source, labels, ids, seen, known=judged.trained is not None) for task in probes}
+        sheets = {task: ProbeResults.of(source, labels, ids, seen, known=judged.trained is not None) for task in probes}
         results |= _probed(judged.folder, sheets, features, protocol)
     if "lidar" in tasks:
         rows = lidar_rows(
@@ -167,13 +167,15 @@ def _on_images(
         results["lidar"] = save_rows(judged.folder, "lidar", source.name, rows, protocol)
     if "finetune" in tasks and labels is not None:
         ids = ids if made else _readable(source, ids, judged.encoder.images, judged.seconds)
-        results["finetune"] = _finetuned(judged, Sheet.of(source, labels, ids, seen, known=judged.trained is not None), protocol)
+        results["finetune"] = _finetuned(
+            judged, ProbeResults.of(source, labels, ids, seen, known=judged.trained is not None), protocol
+        )
     if labels is None and {*tasks} - {"rankme", "lidar"}:
         log.warning("%s has no labels: put images into sub-folders, one a class, to probe; RankMe was measured", source.name)
     return results
 
 
-def _readable(source: Source, ids: Rows, images: Images, seconds: float) -> Rows:
+def _readable(source: Source, ids: SplitRows, images: Images, seconds: float) -> SplitRows:
     """Places of the samples that can be read, with the encoder's bands; the others are named."""
     kept: list[int] = []
     for start in range(0, len(ids), BATCH):
@@ -184,13 +186,13 @@ def _readable(source: Source, ids: Rows, images: Images, seconds: float) -> Rows
 
 
 def _probed(
-    folder: Path, sheets: Mapping[str, Sheet], features: Mapping[str, Frozen], protocol: Protocol
-) -> dict[str, list[Row]]:
+    folder: Path, sheets: Mapping[str, ProbeResults], features: Mapping[str, Frozen], protocol: Protocol
+) -> dict[str, list[ResultRow]]:
     """Every probe for each encoder and baseline that has what it looks at, side by side on the cores."""
     jobs = [(task, name) for task in sheets for name, x in features.items() if task not in TOKENS or x.tokens is not None]
     threads = torch.get_num_threads()
     workers = min(len(jobs), threads)
-    results: dict[str, list[Row]] = {}
+    results: dict[str, list[ResultRow]] = {}
 
     def work(job: tuple[str, str]) -> tuple[Right, dict[str, Any]]:
         torch.set_num_threads(max(1, threads // workers))  # small products gain more from side by side than from sharing
@@ -215,12 +217,12 @@ def _probed(
     return results
 
 
-def _finetuned(judged: Subject, sheet: Sheet, protocol: Protocol) -> list[Row]:
+def _finetuned(judged: Subject, sheet: ProbeResults, protocol: Protocol) -> list[ResultRow]:
     """Fine-tuning end to end, of the judged encoder and of the untrained one, which is then trained from scratch."""
     halves, shape = sheet.halves, judged.encoder.vit.config
     settings = protocol.finetune.over(recipe_for(shape.width, shape.depth))
     values, rows = sheet.labels.values, (sheet.ids[halves.train], sheet.ids[halves.test])
-    for name in (judged.name, UNTRAINED):
+    for name in (judged.name, UNTRAINED_NAME):
         log.info("fine-tuning the %s", name)
         predicted, about = finetune(
             judged.encoders[name],
@@ -237,7 +239,7 @@ def _finetuned(judged: Subject, sheet: Sheet, protocol: Protocol) -> list[Row]:
     return sheet.save(judged.folder, "finetune", protocol)
 
 
-def _dense(judged: Subject, task: str, root: Path, protocol: Protocol) -> list[Row]:
+def _dense(judged: Subject, task: str, root: Path, protocol: Protocol) -> list[ResultRow]:
     shared: dict[str, Any] = {"precision": judged.precision, "seconds": judged.seconds}
     if task == "segmentation":
         return segmentation(judged.encoders, root, **dict(protocol.segmentation), **shared, seed=protocol.seed)

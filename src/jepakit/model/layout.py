@@ -106,7 +106,7 @@ class Layout:
     def pad(self, x: Tensor) -> Tensor:
         """(S, ...) -> (n, max_length, ...), zeros behind each sequence's end."""
         shape = (len(self.lengths), self.max_length, *x.shape[1:])
-        return x.view(shape) if self.dense else spread(x, self.slots, shape[0] * shape[1]).view(shape)
+        return x.view(shape) if self.dense else scatter_rows(x, self.slots, shape[0] * shape[1]).view(shape)
 
     def unpad(self, x: Tensor) -> Tensor:
         """(n, max_length, ...) -> (S, ...): the inverse of `pad`."""
@@ -145,7 +145,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return _Take.apply(x, index)  # type: ignore[no-any-return]
 
 
-def spread(x: Tensor, index: Tensor, rows: int) -> Tensor:
+def scatter_rows(x: Tensor, index: Tensor, rows: int) -> Tensor:
     """Zeros (rows, ...) with x written at distinct indices: the transpose of `take`."""
     return _Spread.apply(x, index, rows)  # type: ignore[no-any-return]
 
@@ -185,7 +185,7 @@ class Joint:
     def join(self, a: Tensor, b: Tensor) -> Tensor:
         """(rows of a, D), (rows of b, D) -> (S, D). A row of a may stand in several sequences."""
         a = a if self.a_index is None else a.index_select(0, self.a_index)
-        return spread(torch.cat([a, b]), torch.cat([self.a_rows, self.b_rows]), self.layout.rows)
+        return scatter_rows(torch.cat([a, b]), torch.cat([self.a_rows, self.b_rows]), self.layout.rows)
 
 
 def joint(

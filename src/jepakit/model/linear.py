@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from jepakit.core.torch_private import has_onednn_product, product
 from jepakit.model.layout import unit_of
 
-LEAST = 1 << 20  # multiply-adds: with fewer, a call costs more than it saves
+_LEAST = 1 << 20  # multiply-adds: with fewer, a call costs more than it saves
 
 
 def _by_onednn() -> frozenset[torch.dtype]:
@@ -39,7 +39,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     lowered = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64  # which autocast leaves alone
     dtype = torch.get_autocast_dtype("cpu") if lowered else x.dtype
     ours = x.device.type == "cpu" and x.ndim > 1 and dtype in BY_ONEDNN and (lowered or x.dtype == weight.dtype)
-    if ours and not torch.compiler.is_compiling() and x.numel() * len(weight) >= LEAST:
+    if ours and not torch.compiler.is_compiling() and x.numel() * len(weight) >= _LEAST:
         rows = x.flatten(0, -2)
         out = _Linear.apply(rows, weight, bias, dtype)
         return (out if len(out) == len(rows) else out[: len(rows)]).unflatten(0, x.shape[:-1])  # type: ignore[no-any-return]

@@ -19,10 +19,10 @@ from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings
 from jepakit.model.masks_released import released_grids, require_released
 
-Indices = NDArray[np.int64]
-Grids = NDArray[np.bool_]
+_Indices = NDArray[np.int64]
+_Grids = NDArray[np.bool_]
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
-MAX_TRIES = 400  # with the least acceptance that `check` lets pass, a failure in 1e18 draws
+_MAX_TRIES = 400  # with the least acceptance that `check` lets pass, a failure in 1e18 draws
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Masks:
     draw_of_block (blocks,), image_of_draw (R,); all int64, on the host.
     """
 
-    context: Indices
-    context_lengths: Indices
-    targets: Indices
-    target_lengths: Indices
-    draw_of_block: Indices
-    image_of_draw: Indices
+    context: _Indices
+    context_lengths: _Indices
+    targets: _Indices
+    target_lengths: _Indices
+    draw_of_block: _Indices
+    image_of_draw: _Indices
 
     @classmethod
     def from_indices(cls, context: Sequence[Sequence[int]], targets: Sequence[Sequence[Sequence[int]]]) -> "Masks":
@@ -67,7 +67,7 @@ class Masks:
         return masks
 
     @classmethod
-    def from_grids(cls, context: Grids, targets: Grids, image_of_draw: Indices) -> "Masks":
+    def from_grids(cls, context: _Grids, targets: _Grids, image_of_draw: _Indices) -> "Masks":
         """context (R, N), targets (R, M, N), image_of_draw (R,) -> indices in raster order."""
         blocks = targets.reshape(-1, targets.shape[-1])
         (seen, seen_lengths), (wanted, wanted_lengths) = _packed(context), _packed(blocks)
@@ -84,7 +84,7 @@ class Masks:
     def joined(cls, parts: Sequence["Masks"]) -> "Masks":
         """The masks of the images of each part, one part after the other."""
 
-        def after(own: list[Indices], counts: list[int]) -> Indices:
+        def after(own: list[_Indices], counts: list[int]) -> _Indices:
             return np.concatenate([index + before for index, before in zip(own, np.cumsum([0, *counts[:-1]]), strict=True)])
 
         return cls(
@@ -116,7 +116,7 @@ class Masks:
         return int(self.image_of_draw[-1]) + 1
 
     @property
-    def first_draws(self) -> Indices:
+    def first_draws(self) -> _Indices:
         """The place of each image's first draw: (B,)."""
         return np.unique(self.image_of_draw, return_index=True)[1]
 
@@ -133,22 +133,22 @@ class _Law(Settings):
 
     makes_room: ClassVar[str] = "a larger grid"
 
-    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[_Grids, _Grids]:
         """One try a key: context (R, C, N), C contexts that share targets (R, M, N). A pure function of the key."""
         raise NotImplementedError
 
-    def sample(self, grid: tuple[int, int], ids: Indices, *, seed: int, epoch: int = 0, step: int = 0) -> Masks:
+    def sample(self, grid: tuple[int, int], ids: _Indices, *, seed: int, epoch: int = 0, step: int = 0) -> Masks:
         """Masks for the samples `ids` (B,): a function of (seed, epoch, id), whatever else is in the batch."""
         image_of_draw = np.repeat(np.arange(len(ids)), self.draws)
         key = rng.keys(seed, "masks", epoch, ids[image_of_draw], np.tile(np.arange(self.draws), len(ids)))
         context, targets = self.try_grids(grid, key)
-        for attempt in range(1, MAX_TRIES):
+        for attempt in range(1, _MAX_TRIES):
             small = np.nonzero((context.view(np.uint8).sum(-1, dtype=np.uint32) < self.min_keep).any(-1))[0]  # bool is slow
             if not len(small):
                 break
             context[small], targets[small] = self.try_grids(grid, rng.keys(attempt, "retry", key[small].view(np.int64)))
         else:
-            raise UserError(f"no context of {self.min_keep} patches in {MAX_TRIES} tries: lower masking.min_keep")
+            raise UserError(f"no context of {self.min_keep} patches in {_MAX_TRIES} tries: lower masking.min_keep")
         contexts = context.shape[1]
         return Masks.from_grids(
             context.reshape(-1, context.shape[-1]), np.repeat(targets, contexts, 0), np.repeat(image_of_draw, contexts)
@@ -197,7 +197,7 @@ class MultiBlock(_Law):
             raise ValueError("compat=released draws once per image; set draws=1")
         return self
 
-    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[_Grids, _Grids]:
         u = rng.uniform(key, 4 + 2 * (self.targets + self.contexts))
         rows, columns = grid
         # One size an image for its targets and one for its contexts, scale and aspect drawn apart; targets in patches,
@@ -210,7 +210,7 @@ class MultiBlock(_Law):
         context = _blocks(grid, context_size, places[:, self.targets :])
         return (context if self.allow_overlap else context & ~targets.any(1, keepdims=True)), targets
 
-    def sample(self, grid: tuple[int, int], ids: Indices, *, seed: int, epoch: int = 0, step: int = 0) -> Masks:
+    def sample(self, grid: tuple[int, int], ids: _Indices, *, seed: int, epoch: int = 0, step: int = 0) -> Masks:
         if self.compat is None:
             return super().sample(grid, ids, seed=seed, epoch=epoch, step=step)
         # The released sizes are a function of the step; its positions come from the process's generator.
@@ -233,7 +233,7 @@ class Quadrants(_Law):
 
     kind: Literal["quadrants"] = "quadrants"
 
-    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[_Grids, _Grids]:
         low, left = (np.arange(n) < n // 2 for n in grid)
         quarters = np.stack([np.logical_and.outer(r, c).ravel() for r in (low, ~low) for c in (left, ~left)])
         chosen = (rng.uniform(key, 1)[:, 0] * 4).astype(np.int64)
@@ -253,7 +253,7 @@ class SingleBlock(_Law):
         _require_ranges(self, "target_scale", "target_aspect")
         return self
 
-    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[_Grids, _Grids]:
         u = rng.uniform(key, 4)
         targets = _blocks(grid, _target_size(self, grid, u), u[:, None, 2:])
         return ~targets, targets
@@ -266,7 +266,7 @@ class RandomPatches(_Law):
     target_ratio: float = Field(0.6, gt=0, lt=1, description="share of patches that are target")
     makes_room: ClassVar[str] = "a smaller masking.target_ratio"
 
-    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[_Grids, _Grids]:
         patches = grid[0] * grid[1]
         rank = rng.uniform(key, patches).argsort(-1).argsort(-1)
         targets = (rank < max(1, round(self.target_ratio * patches)))[:, None]
@@ -276,7 +276,7 @@ class RandomPatches(_Law):
 Masking = Annotated[MultiBlock | Quadrants | SingleBlock | RandomPatches, Field(discriminator="kind")]
 
 
-def _packed(grids: Grids) -> tuple[Indices, Indices]:
+def _packed(grids: _Grids) -> tuple[_Indices, _Indices]:
     """Where rows (n, N) are true, row after row, and how often each is. (Much faster than nonzero and sum of two axes.)"""
     flat, first = np.flatnonzero(grids), np.arange(len(grids) + 1) * grids.shape[-1]
     lengths = np.diff(np.searchsorted(flat, first))
@@ -293,7 +293,7 @@ def _require_ranges(law: _Law, *names: str) -> None:
             raise ValueError(f"{name}: {high} is more than the whole grid; the largest is 1")
 
 
-def _target_size(law: "MultiBlock | SingleBlock", grid: tuple[int, int], u: NDArray[np.float64]) -> tuple[Indices, Indices]:
+def _target_size(law: "MultiBlock | SingleBlock", grid: tuple[int, int], u: NDArray[np.float64]) -> tuple[_Indices, _Indices]:
     """Rows and columns (R,), (R,) of target blocks, scale and aspect from the first two of u (R, 2 or more)."""
     area = _between(u[:, 0], law.target_scale) * grid[0] * grid[1]
     aspect = _between(u[:, 1], law.target_aspect)
@@ -304,11 +304,11 @@ def _between(u: NDArray[np.float64], span: tuple[float, float]) -> NDArray[np.fl
     return span[0] + u * (span[1] - span[0])
 
 
-def _whole(size: NDArray[np.float64], most: int) -> Indices:
+def _whole(size: NDArray[np.float64], most: int) -> _Indices:
     return np.minimum(np.maximum(np.rint(size), 1), most).astype(np.int64)  # clip takes three times as long on few numbers
 
 
-def _blocks(grid: tuple[int, int], size: tuple[Indices, Indices], places: NDArray[np.float64]) -> Grids:
+def _blocks(grid: tuple[int, int], size: tuple[_Indices, _Indices], places: NDArray[np.float64]) -> _Grids:
     """Rectangles of a size (R,), (R,) at places (R, n, 2) in [0, 1), every position of the grid alike: (R, n, N)."""
     bands = []
     for axis, (length, extent) in enumerate(zip(size, grid, strict=True)):
@@ -319,6 +319,6 @@ def _blocks(grid: tuple[int, int], size: tuple[Indices, Indices], places: NDArra
 
 
 @lru_cache(maxsize=8)
-def _below(grid: tuple[int, int], axis: int) -> Grids:
+def _below(grid: tuple[int, int], axis: int) -> _Grids:
     """Row k: the patches whose row (axis 0) or column (axis 1) is below k, for k from 0 to all: (rows + 1, N)."""
     return np.indices(grid)[axis].ravel() < np.arange(grid[axis] + 1)[:, None]  # type: ignore[no-any-return]

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from jepakit.core.errors import UserError
 
-Grids = NDArray[np.bool_]
+_Grids = NDArray[np.bool_]
 TRIES_A_REGION = 20
 STEPS_CHECKED = 1000  # block sizes are a function of the step
-MAX_TRIES = 20_000  # the released code has no bound, and hangs
+_MAX_TRIES = 20_000  # the released code has no bound, and hangs
 
 
 class Law(Protocol):
@@ -67,7 +67,7 @@ def require_released(law: Law, grid: tuple[int, int]) -> None:
         )
 
 
-def released_grids(law: Law, grid: tuple[int, int], batch: int, step: int, seed: int | torch.Generator) -> tuple[Grids, Grids]:
+def released_grids(law: Law, grid: tuple[int, int], batch: int, step: int, seed: int | torch.Generator) -> tuple[_Grids, _Grids]:
     """context (B, contexts, N) and targets (B, targets, N), trimmed. `seed` drives the positions.
 
     Raises UserError where the law has no solution on this grid.
@@ -85,9 +85,9 @@ def released_grids(law: Law, grid: tuple[int, int], batch: int, step: int, seed:
     return _trim(context), _trim(targets)
 
 
-def _draw(law: Law, grid: tuple[int, int], size: tuple[int, int], regions: list[Grids], generator: torch.Generator) -> Grids:
+def _draw(law: Law, grid: tuple[int, int], size: tuple[int, int], regions: list[_Grids], generator: torch.Generator) -> _Grids:
     """One block within `regions`; after each 20 failures one region fewer counts, so contexts may come to overlap."""
-    for attempt in range(MAX_TRIES):
+    for attempt in range(_MAX_TRIES):
         top, left = (int(torch.randint(0, n - s, (1,), generator=generator)) for n, s in zip(grid, size, strict=True))
         block = np.zeros(grid, bool)
         block[top : top + size[0], left : left + size[1]] = True
@@ -102,8 +102,8 @@ def _draw(law: Law, grid: tuple[int, int], size: tuple[int, int], regions: list[
     )
 
 
-def _trim(masks: Grids) -> Grids:
+def _trim(masks: _Grids) -> _Grids:
     """Keep the first n patches of each mask, n the least count in the batch."""
     shortest = masks.sum(-1).min()
-    kept: Grids = masks & (masks.cumsum(-1) <= shortest)
+    kept: _Grids = masks & (masks.cumsum(-1) <= shortest)
     return kept

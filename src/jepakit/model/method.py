@@ -59,7 +59,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def name_of(method: Method) -> str | None:
+def method_name(method: Method) -> str | None:
     """The name of the method that has these parts, if it is one of the family (with SIGReg none is)."""
     parts = method.conditioning is not None, method.regularizer and method.regularizer.kind, method.target.kind
     for name, p in METHODS.items():

@@ -38,7 +38,7 @@ class Features(Settings):
         return features
 
 
-class Pixels(Settings):
+class PixelTargets(Settings):
     """The target patches' own pixels, each patch normalised as in MAE (arXiv 2111.06377, section 3)."""
 
     kind: Literal["pixels"] = "pixels"
@@ -54,4 +54,4 @@ class Pixels(Settings):
         return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
 
 
-Target = Annotated[Features | Pixels, Field(discriminator="kind")]
+Target = Annotated[Features | PixelTargets, Field(discriminator="kind")]

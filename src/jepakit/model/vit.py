@@ -25,7 +25,7 @@ Activation = Callable[[Tensor], Tensor]
 
 SHAPE = ("width", "depth", "heads", "mlp_ratio")
 # I-JEPA's released table
-SIZES: dict[str, tuple[int, int, int, float]] = {
+VIT_SIZES: dict[str, tuple[int, int, int, float]] = {
     "tiny": (192, 12, 3, 4.0),
     "small": (384, 12, 6, 4.0),
     "base": (768, 12, 12, 4.0),
@@ -51,8 +51,8 @@ class ViTConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("size"), str) and data["size"] in SIZES:
-            shape = dict(zip(SHAPE, SIZES[data["size"]], strict=True))
+        if isinstance(data, dict) and isinstance(data.get("size"), str) and data["size"] in VIT_SIZES:
+            shape = dict(zip(SHAPE, VIT_SIZES[data["size"]], strict=True))
             return {**shape, **data, "size": data["size"] if all(data.get(k, v) == v for k, v in shape.items()) else None}
         return data
 

@@ -16,7 +16,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from jepakit.config.choice import Choice, settled, smaller_for
+from jepakit.config.choice import Choice, settled_config, smaller_for
 from jepakit.config.config import Config, overrides
 from jepakit.core.errors import UserError, checked
 from jepakit.core.files import local, save_json
@@ -26,12 +26,12 @@ from jepakit.data.decoding.decode import FORMATS, decode, jpeg_turn, pillow_turn
 from jepakit.data.decoding.ifd import ORIENTATION, TIFF, tags_of
 from jepakit.data.decoding.pixels import BadImageError, Pixels
 from jepakit.data.findings import Finding, Tally, findings_in
-from jepakit.data.formats.pack_layout import DEPTHS, name_of
+from jepakit.data.formats.pack_layout import DEPTHS, part_path
 from jepakit.data.formats.pack_shrink import ready, threads_of
 from jepakit.data.formats.pack_source import PackedSource
 from jepakit.data.formats.remote import shown
 from jepakit.data.opening import named
-from jepakit.data.sources import Labels, Source, together
+from jepakit.data.sources import Labels, Source, groups_at_hand
 from jepakit.data.threads import each
 from jepakit.data.training_part import split_sentences, training_part
 from jepakit.model.images import Images
@@ -77,13 +77,13 @@ def check(
     many = threads_of(threads)
     given = overrides(set)
     asked, method = given.pop("recipe", None), given.pop("method", None)
-    config, source, choice = settled(recipe or asked, method, given, {"data": named(data)}, labels=labels)
+    config, source, choice = settled_config(recipe or asked, method, given, {"data": named(data)}, labels=labels)
     config.masking.check(config.grid)
     look = _Look(source, config.images.max_pixels)
     with progress("checking", len(source)) as report:
         for start in range(0, len(source), CHUNK):
             ids = np.arange(start, min(start + CHUNK, len(source)))
-            for rows in together(source, ids):
+            for rows in groups_at_hand(source, ids):
                 ready(source, ids[rows], config.run.read_timeout_seconds)
                 look.at(ids[rows], many, config.run.read_timeout_seconds)
             report(int(ids[-1]) + 1, f"{len(look.bad)} broken" if look.bad else "")
@@ -170,7 +170,7 @@ def _altered(source: PackedSource) -> tuple[str, ...]:
         found = []
         for part in parts:
             if not source.unchanged(part):
-                found.append(name_of(source.root, "images", part).name)
+                found.append(part_path(source.root, "images", part).name)
             report(part + 1)
     return tuple(found)
 

@@ -118,7 +118,7 @@ def verdict_of(readable: int, smaller: str, fit: Fit, stops: tuple[str, ...]) ->
 WIDE, SHORT, FIRST = 100, 60, 20  # columns; letters of a title; broken images that are named
 
 
-def as_table(checked: Checked) -> str:
+def check_table(checked: Checked) -> str:
     """What was found, as aligned text of at most 100 columns."""
     sizes = ", ".join(f"{name} {width}x{height}" for name, (width, height) in checked.sizes.items())
     rows = [

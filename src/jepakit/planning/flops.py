@@ -34,14 +34,14 @@ class Flops:
         return float(sum(astuple(self)))
 
 
-def linear(tokens: int, inputs: int, outputs: int) -> int:
+def linear_flops(tokens: int, inputs: int, outputs: int) -> int:
     """A linear map."""
     return 2 * tokens * inputs * outputs
 
 
-def attention(pairs: int, width: int) -> int:
+def attention_flops(pairs: int, width: int) -> int:
     """Queries with keys, and weights with values: `pairs` of tokens that meet."""
-    return 2 * linear(pairs, width, 1)
+    return 2 * linear_flops(pairs, width, 1)
 
 
 def block(tokens: int, pairs: int, width: int, hidden: int) -> int:
@@ -51,7 +51,8 @@ def block(tokens: int, pairs: int, width: int, hidden: int) -> int:
 
 def block_of_rows(tokens: int, rows: int, pairs: int, width: int, hidden: int) -> int:
     """A block of which only some rows are asked for: keys and values of all tokens, everything else of these rows."""
-    return linear(tokens, width, 2 * width) + linear(rows, width, 2 * width + 2 * hidden) + attention(pairs, width)
+    keys = linear_flops(tokens, width, 2 * width)
+    return keys + linear_flops(rows, width, 2 * width + 2 * hidden) + attention_flops(pairs, width)
 
 
 def step(method: Method, grid: tuple[int, int], channels: int, masks: Masks, *, padded: bool = False) -> Flops:
@@ -62,12 +63,12 @@ def step(method: Method, grid: tuple[int, int], channels: int, masks: Masks, *, 
     """
     encoder, pixels = method.encoder, channels * method.encoder.patch_size**2
     patches, (told, told_target) = grid[0] * grid[1], _conditioning_tokens(method, grid, masks)
-    embed = linear(len(masks.context), pixels, encoder.width)
+    embed = linear_flops(len(masks.context), pixels, encoder.width)
     encode = _encoder(method, masks.context_lengths + told, padded, room=not isinstance(told, int))
     target = 0
     if method.target.kind != "pixels":
         sequences = np.full(masks.images, patches) if told_target is None else patches + told_target
-        target = linear(patches * masks.images, pixels, encoder.width) + _encoder(
+        target = linear_flops(patches * masks.images, pixels, encoder.width) + _encoder(
             method, sequences, padded, room=told_target is not None
         )
     predict = _predictor(method, pixels, masks, padded)
@@ -103,10 +104,10 @@ def _predictor(method: Method, pixels: int, masks: Masks, padded: bool) -> int:
     lengths, hidden = masks.context_lengths[masks.draw_of_block] + masks.target_lengths, round(p.width * e.mlp_ratio)
     tokens = int(lengths.sum())
     return (
-        linear(len(masks.context), e.width, p.width)
+        linear_flops(len(masks.context), e.width, p.width)
         + (p.depth - 1) * block(tokens, _pairs(lengths, lengths, padded), p.width, hidden)
         + block_of_rows(tokens, targets, _pairs(masks.target_lengths, lengths, padded), p.width, hidden)
-        + linear(targets, p.width, method.target.width(e.width, pixels))
+        + linear_flops(targets, p.width, method.target.width(e.width, pixels))
     )
 
 
@@ -124,11 +125,11 @@ def _regularizer(method: Method, pixels: int, masks: Masks) -> int:
     of_context = r.tensor == "context_pooled"
     rows = draws if of_context else blocks
     widths = (width if of_context else method.target.width(width, pixels), *r.projector)
-    layers = [linear(1, *ends) for ends in pairwise(widths)]  # a row of each
+    layers = [linear_flops(1, *ends) for ends in pairwise(widths)]  # a row of each
     if isinstance(r, SIGReg):  # directions need no gradient
-        return 3 * sum(layers) * rows + 2 * linear(rows, widths[-1], r.directions)
+        return 3 * sum(layers) * rows + 2 * linear_flops(rows, widths[-1], r.directions)
     views = 1 if of_context else blocks_per_draw(masks)
-    total = 3 * sum(layers) * rows + 3 * views * linear(draws, widths[-1], widths[-1])
+    total = 3 * sum(layers) * rows + 3 * views * linear_flops(draws, widths[-1], widths[-1])
     if r.tensor != "pred_blocks" and r.sim:  # predictions, and targets, which need no gradient
         total += blocks * (6 * sum(layers) - sum(layers[:1]))
     return total

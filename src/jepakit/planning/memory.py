@@ -39,7 +39,7 @@ PROCESS_CPU = {torch.float32: 550_000_000, torch.bfloat16: 600_000_000}  # measu
 PROCESS_CUDA = 700_000_000  # CUDA's context and libraries, assumed
 RELEASED_STEPS, RELEASED_IMAGES = 24, 2048  # looked at under the released law
 MOST_IMAGES = 1 << 16  # at a time; more are not tried
-TRIES = 4  # to find how many images fit
+_TRIES = 4  # to find how many images fit
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def memory_of(config: Config, place: Place, at_a_time: int) -> Memory:
     slope = (tried[many].total - tried[few].total) / (many - few)
     fixed = tried[few].total - slope * few
     last, n = few, many
-    for _ in range(TRIES):  # under the released law memory is no line: more images, shorter contexts
+    for _ in range(_TRIES):  # under the released law memory is no line: more images, shorter contexts
         local = (tried[n].total - tried[last].total) / (n - last)
         wanted = int(min(max(2, n + (usable - tried[n].total) // local), MOST_IMAGES))
         if wanted in tried:

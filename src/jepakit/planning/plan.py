@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from jepakit.artifacts.load import jepa_of
-from jepakit.config.choice import Choice, settled
+from jepakit.config.choice import Choice, settled_config
 from jepakit.config.config import Config, grouped, merge, overrides
 from jepakit.config.optim import Schedule
 from jepakit.config.recipes import settings
@@ -26,10 +26,10 @@ from jepakit.data.training_part import training_part
 from jepakit.planning import flops
 from jepakit.planning.flops import Flops
 from jepakit.planning.memory import MOST_IMAGES, RELEASED_IMAGES, RELEASED_STEPS, Place, is_released, memory_of
-from jepakit.planning.table import Memory, Parameters, Plan, Speed, Tokens
+from jepakit.planning.table import Memory, Parameters, Plan, Speed, TokenCounts
 
 PROBE_SECONDS = 20.0
-SAMPLED = 512  # images whose masks are averaged
+_SAMPLED = 512  # images whose masks are averaged
 SHARE_OF_PEAK = 0.4  # assumed
 
 
@@ -134,7 +134,7 @@ def _with_images(
         config = settings(recipe, method, given)
         if config.data is None:
             return config, None, Choice()
-    return settled(recipe, method, given, device="cuda" if elsewhere else None)
+    return settled_config(recipe, method, given, device="cuda" if elsewhere else None)
 
 
 def place_of(elsewhere: Device | None, devices: int, config: Config) -> Place:
@@ -203,11 +203,11 @@ def _parameters(config: Config) -> Parameters:
     return Parameters(*(sum(p.numel() for p in part.parameters()) for part in parts))
 
 
-def _work(config: Config) -> tuple[Tokens, Flops]:
+def _work(config: Config) -> tuple[TokenCounts, Flops]:
     """Tokens and FLOPs of an image, averaged over masks of the recipe's own law."""
     law, grid, o = config.masking, config.grid, config.optim
     released = is_released(law)
-    ids = np.arange(min(o.batch_size // o.accumulate, RELEASED_IMAGES) if released else SAMPLED)
+    ids = np.arange(min(o.batch_size // o.accumulate, RELEASED_IMAGES) if released else _SAMPLED)
     steps = RELEASED_STEPS if released else 1
     drawn = [law.sample(grid, ids, seed=config.seed, step=step) for step in range(steps)]
     each = [astuple(flops.step(config, grid, config.images.channels, masks)) for masks in drawn]
@@ -215,7 +215,7 @@ def _work(config: Config) -> tuple[Tokens, Flops]:
     context, targets, blocks = (
         sum(len(getattr(masks, name)) for masks in drawn) / images for name in ("context", "targets", "target_lengths")
     )
-    tokens = Tokens(grid[0] * grid[1], context, targets, blocks, images)
+    tokens = TokenCounts(grid[0] * grid[1], context, targets, blocks, images)
     return tokens, Flops(*(sum(part) / images for part in zip(*each, strict=True)))
 
 

@@ -17,7 +17,7 @@ class Parameters:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenCounts:
     """Patches of an image; means over the sampled masks: patches of all its contexts, of all its target blocks; blocks."""
 
     patches: int
@@ -88,7 +88,7 @@ class Plan:
     accumulate: int
     at_a_time: int
     parameters: Parameters
-    tokens: Tokens
+    tokens: TokenCounts
     flops: Flops
     memory: Memory
     speed: Speed | None
@@ -97,10 +97,10 @@ class Plan:
 
 
 WIDE = 100  # columns
-Row = tuple[str, float, str]  # name, number in the section's unit, remark
+_Row = tuple[str, float, str]  # name, number in the section's unit, remark
 
 
-def as_table(plan: Plan) -> str:
+def plan_table(plan: Plan) -> str:
     """The plan as aligned text of at most 100 columns."""
     several = f"{plan.devices} x " if plan.devices > 1 else ""
     parts = f", {plan.at_a_time:,} at a time" if plan.at_a_time < plan.batch else ""
@@ -126,7 +126,7 @@ def _wrapped(line: str) -> list[str]:
     return wrap(line, WIDE, replace_whitespace=False, subsequent_indent="    " if line.startswith(" ") else "")
 
 
-def _section(title: str, rows: list[Row]) -> list[str]:
+def _section(title: str, rows: list[_Row]) -> list[str]:
     return [title, *(f"  {name:26}{_number(value):>12}  {remark}".rstrip() for name, value, remark in rows)]
 
 
@@ -135,7 +135,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _of_tokens(tokens: Tokens) -> list[Row]:
+def _of_tokens(tokens: TokenCounts) -> list[_Row]:
     return [
         ("patches", tokens.patches, ""),
         ("context", tokens.context, f"{tokens.context / tokens.patches:.0%} of the patches"),
@@ -143,7 +143,7 @@ def _of_tokens(tokens: Tokens) -> list[Row]:
     ]
 
 
-def _of_flops(flops: Flops) -> list[Row]:
+def _of_flops(flops: Flops) -> list[_Row]:
     rows = [
         ("target encoder", flops.target_encoder),
         ("encoder forward", flops.encoder_forward),
@@ -156,7 +156,7 @@ def _of_flops(flops: Flops) -> list[Row]:
     return [(name, value / 1e9, f"{value / flops.total:.0%}") for name, value in rows if value]
 
 
-def _of_memory(m: Memory, unit: float) -> list[Row]:
+def _of_memory(m: Memory, unit: float) -> list[_Row]:
     elsewhere = "measured elsewhere"
     rows = [
         ("weights", m.weights, ""),
@@ -175,8 +175,8 @@ def _of_memory(m: Memory, unit: float) -> list[Row]:
     return [(name, value / unit, remark) for name, value, remark in rows if value]
 
 
-def _of_speed(speed: Speed) -> list[Row]:
-    rows: list[Row] = [
+def _of_speed(speed: Speed) -> list[_Row]:
+    rows: list[_Row] = [
         ("images/s", speed.images_per_second, ""),
         ("hours a million images", speed.hours_per_million, "" if speed.hours else "--data SRC says how many a run sees"),
     ]

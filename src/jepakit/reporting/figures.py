@@ -23,8 +23,8 @@ WIDTH, HEIGHT = 340, 190
 # Placeholder colours: matplotlib writes them, `_themed` turns them into CSS variables, so dark mode works.
 _INK, _RULE = "#0a0bfe", "#0a0bff"
 
-Floats = NDArray[np.float64]
-Series = Mapping[str, tuple[Floats, Floats]]  # steps and values of each logged name
+_Floats = NDArray[np.float64]
+Series = Mapping[str, tuple[_Floats, _Floats]]  # steps and values of each logged name
 Pictures = Mapping[str, NDArray[Any]]  # the arrays of evaluation/pictures.npz
 
 TERMS = {
@@ -59,8 +59,8 @@ PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 class Line:
     """One curve of a panel; `colour` counts the runs."""
 
-    steps: Floats
-    values: Floats
+    steps: _Floats
+    values: _Floats
     colour: int = 0
     dashed: bool = False
 
@@ -90,7 +90,7 @@ def _panel(title: str, note: str, keys: tuple[str, ...], runs: Sequence[Series])
     return {"title": title, "note": note, "svg": curve(title, lines), "last": last, "bad": bad} if lines else None
 
 
-def finite_values(series: Series, key: str) -> Floats:
+def finite_values(series: Series, key: str) -> _Floats:
     """The numbers logged under a name, without NaN and infinity."""
     values = series[key][1] if key in series else np.empty(0)
     return values[np.isfinite(values)]
@@ -125,7 +125,7 @@ def curve(title: str, lines: Sequence[Line]) -> Markup:
     return Markup(_themed(buffer.getvalue(), title))
 
 
-def thinned(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
+def thinned(steps: _Floats, values: _Floats) -> tuple[_Floats, _Floats]:
     """At most `POINTS` points: means of equal pieces, over the finite values of each."""
     values = np.where(np.isfinite(values), values, np.nan)
     if len(steps) <= POINTS:
@@ -205,7 +205,7 @@ def masks(pictures: Pictures, most: int) -> list[Markup]:
     return [masked(*each) for each in list(zip(*arrays, strict=False))[:most]]
 
 
-def neighbours(pictures: Pictures) -> list[dict[str, Any]]:
+def neighbour_rows(pictures: Pictures) -> list[dict[str, Any]]:
     """A row per query: its picture, then its neighbours and whether their label is the query's."""
     rows = []
     for index, query in enumerate(pictures.get("query_images", ())):

@@ -12,12 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jepakit.core.errors import UserError, checked
 from jepakit.core.files import local
 
-from .figures import finite_values, masks, neighbours, panels, short
-from .reading import PROBES, RANKS, Result, Row, Run, RunFolderError, lookup, number, read
+from .figures import finite_values, masks, neighbour_rows, panels, short
+from .reading import PROBE_NAMES, RANKS, MetricsRow, Result, RunFiles, RunFolderError, lookup, number, read
 
 __all__ = ["RunFolderError", "report"]
 
-UNTRAINED = "untrained encoder"
+_UNTRAINED = "untrained encoder"
 PIXELS = ("raw pixels", "pixel PCA", "first mask kept")  # the best of them is what an encoder must beat
 NOTES = {
     "knn": "The nearest training images vote.",
@@ -42,7 +42,7 @@ FACTS = {
     "Batch": "optim.batch_size",
     "Seed": "seed",
 }
-NAMES = ("name", "kind", "preset", "size", "source", "path")  # keys whose value speaks for itself
+_NAMES = ("name", "kind", "preset", "size", "source", "path")  # keys whose value speaks for itself
 
 
 @checked
@@ -66,7 +66,7 @@ def report(runs: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], out:
     return path
 
 
-def _render(runs: Sequence[Run]) -> str:
+def _render(runs: Sequence[RunFiles]) -> str:
     loader = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return page.get_template("page.html").render(
@@ -74,33 +74,33 @@ def _render(runs: Sequence[Run]) -> str:
         summaries={run.name: _summary(run) for run in runs},
         facts=_facts(runs),
         panels=panels([run.metrics.series for run in runs]),
-        probes=[_probe_table(task, runs) for task in PROBES if any(task in run.results for run in runs)],
+        probes=[_probe_table(task, runs) for task in PROBE_NAMES if any(task in run.results for run in runs)],
         ranks=_rank_table(runs),
         masks={run.name: masks(run.pictures, 8 if len(runs) == 1 else 4) for run in runs},
-        neighbours={run.name: neighbours(run.pictures) for run in runs},
+        neighbours={run.name: neighbour_rows(run.pictures) for run in runs},
     )
 
 
 # ── sections ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _summary(run: Run) -> list[str]:
+def _summary(run: RunFiles) -> list[str]:
     """The run in words: one sentence per probe, one on ranks, on the doctor and on training."""
     ranks = [words for task, title in RANKS.items() if (words := _rank(title, run.results.get(task)))]
-    said = [_verdict(title, run.results[task]["rows"]) for task, title in PROBES.items() if task in run.results]
+    said = [_verdict(title, run.results[task]["rows"]) for task, title in PROBE_NAMES.items() if task in run.results]
     said += ["; ".join(ranks) + "."] if ranks else []
     said += [_no_alarm(run)] if run.watched and not run.metrics.alarms else []
     return [*said, _progress(run)]
 
 
-def _no_alarm(run: Run) -> str:
+def _no_alarm(run: RunFiles) -> str:
     """That the doctor is content; whether targets are mere positions it does not ask before the run has settled."""
     steps, settled = run.metrics.series.get("settled", ((0.0,), (0.0,)))
     early = steps[-1] < settled[-1]
     return "Collapse doctor: no alarm" + (" (too early to judge position)." if early else ".")
 
 
-def _verdict(title: str, rows: Mapping[str, Row]) -> str:
+def _verdict(title: str, rows: Mapping[str, MetricsRow]) -> str:
     """The encoder's figure, beside that of the untrained one and of the best that pixels give."""
     name = next(iter(rows), "")
     measured = {key: row for key, row in rows.items() if not math.isnan(row["value"])}
@@ -109,7 +109,7 @@ def _verdict(title: str, rows: Mapping[str, Row]) -> str:
         return f"{title}: no figure."
     parts, close = [f"{title} {percent(best['value'])} %{interval(best)}"], []
     pixels = max((key for key in PIXELS if key in measured), key=lambda key: measured[key]["value"], default="")
-    for row, words in ((measured.get(UNTRAINED), f"the {UNTRAINED}"), (measured.get(pixels), pixels)):
+    for row, words in ((measured.get(_UNTRAINED), f"the {_UNTRAINED}"), (measured.get(pixels), pixels)):
         if row is not None:
             gain = 100 * (best["value"] - row["value"])
             sign, than = ("+", "over") if gain >= 0 else ("−", "against")
@@ -124,13 +124,13 @@ def _verdict(title: str, rows: Mapping[str, Row]) -> str:
 def _rank(title: str, result: Result | None) -> str:
     """RankMe 18.0 (untrained 4.0), or nothing."""
     values = {name: row["value"] for name, row in result["rows"].items()} if result else {}
-    trained, untrained = next(iter(values.values()), math.nan), values.get(UNTRAINED, math.nan)
+    trained, untrained = next(iter(values.values()), math.nan), values.get(_UNTRAINED, math.nan)
     if math.isnan(trained):
         return ""
     return f"{title} {trained:.1f}" + ("" if math.isnan(untrained) else f" (untrained {untrained:.1f})")
 
 
-def _progress(run: Run) -> str:
+def _progress(run: RunFiles) -> str:
     series = run.metrics.series
     if "step" not in series:
         return "No training step logged yet."
@@ -148,7 +148,7 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}" if math.isfinite(fraction) else "–"
 
 
-def interval(row: Row) -> str:
+def interval(row: MetricsRow) -> str:
     """The 95 % interval in brackets, or nothing."""
     if not (math.isfinite(row["low"]) and math.isfinite(row["high"])):
         return ""
@@ -165,14 +165,14 @@ def _words(value: Any) -> str:
     """A setting in a few words: of a mapping, its name and its first plain values."""
     if isinstance(value, Mapping):
         plain = {key: item for key, item in value.items() if item is not None and not isinstance(item, Mapping | list)}
-        named = [str(plain.pop(key)) for key in NAMES if key in plain]
+        named = [str(plain.pop(key)) for key in _NAMES if key in plain]
         return ", ".join([*named, *(f"{key} {item}" for key, item in plain.items())][:6])
     if isinstance(value, list | tuple):
         return ", ".join(_words(item) for item in value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _facts(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _facts(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
     """Rows of the facts table: a title, a value per run, and whether the runs differ."""
     rows = []
     for title, path in FACTS.items():
@@ -183,7 +183,7 @@ def _facts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def _probe_table(task: str, runs: Sequence[Run]) -> dict[str, Any]:
+def _probe_table(task: str, runs: Sequence[RunFiles]) -> dict[str, Any]:
     """A row per encoder, a column per run; `scale` is the figure at the bars' right end."""
     probes = [run.results.get(task) for run in runs]
     names = list(dict.fromkeys(name for probe in probes if probe for name in probe["rows"]))
@@ -193,7 +193,7 @@ def _probe_table(task: str, runs: Sequence[Run]) -> dict[str, Any]:
     heads = [{"run": run, **_head(probe)} for run, probe in zip(runs, probes, strict=True)]
     alike = len({head["of"] for head in heads if head["of"]}) <= 1
     told = {(head["of"], head["how"]) for head in heads if head["of"]}
-    about = {"title": PROBES[task], "note": NOTES[task], "caption": told.pop() if len(told) == 1 else None}
+    about = {"title": PROBE_NAMES[task], "note": NOTES[task], "caption": told.pop() if len(told) == 1 else None}
     return {**about, "heads": heads, "cells": cells, "scale": scale, "alike": alike}
 
 
@@ -201,7 +201,7 @@ def _head(probe: Result | None) -> dict[str, str]:
     """What was probed, how, and what the probe of the encoder came to choose."""
     if probe is None:
         return {"of": "", "how": "", "chosen": ""}
-    row: Row = next(iter(probe["rows"].values()), {})
+    row: MetricsRow = next(iter(probe["rows"].values()), {})
     of = [Path(_words(probe["data"])).name] if "data" in probe else []
     of += [_words(probe["labels"])] if "labels" in probe else []
     if isinstance(row.get("per_class"), list):
@@ -216,7 +216,7 @@ def _head(probe: Result | None) -> dict[str, str]:
     return {"of": ", ".join(of) or "?", "how": _words(probe.get("settings") or {}), "chosen": _chosen(row)}
 
 
-def _chosen(row: Row) -> str:
+def _chosen(row: MetricsRow) -> str:
     """The account of a probe in words: the head that held-out images chose, or the draws."""
     head, grid, draws = (row.get(key) for key in ("head", "heads", "accuracies"))
     if isinstance(head, Mapping):
@@ -229,7 +229,7 @@ def _chosen(row: Row) -> str:
     return ""
 
 
-def _cell(row: Row | None) -> dict[str, Any] | None:
+def _cell(row: MetricsRow | None) -> dict[str, Any] | None:
     if row is None or math.isnan(row["value"]):
         return None
     low, high = (row[end] if math.isfinite(row[end]) else row["value"] for end in ("low", "high"))
@@ -239,7 +239,7 @@ def _cell(row: Row | None) -> dict[str, Any] | None:
     return {"value": row["value"], "low": low, "high": high, **about}
 
 
-def _rank_table(runs: Sequence[Run]) -> dict[str, Any]:
+def _rank_table(runs: Sequence[RunFiles]) -> dict[str, Any]:
     """A row per encoder, a column per run and rank; warnings each with whom they concern."""
     columns = [(run, task, run.results[task]) for task in RANKS for run in runs if task in run.results]
     names = list(dict.fromkeys(name for *_, result in columns for name in result["rows"]))
@@ -270,13 +270,13 @@ def _rank_table(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _views(result: Result) -> str:
     """What a rank was taken of: LiDAR compares at equal numbers only."""
-    row: Row = next(iter(result["rows"].values()), {})
+    row: MetricsRow = next(iter(result["rows"].values()), {})
     views = [f"{_words(row[key])} {words}" for key, words in {"n": "images", "q": "views"}.items() if key in row]
     settings = [f"{key} {_words(row[key])}" for key in ("by", "delta", "eps") if key in row]
     return ", ".join([Path(_words(result.get("data", "?"))).name, *views, *settings])
 
 
-def _rank_cell(row: Row | None) -> dict[str, Any] | None:
+def _rank_cell(row: MetricsRow | None) -> dict[str, Any] | None:
     return (
         None if row is None or math.isnan(row["value"]) else {"text": f"{row['value']:.1f}", "warned": bool(row.get("warning"))}
     )

@@ -16,7 +16,7 @@ from jepakit.core.errors import UserError
 
 from .figures import PALETTE, Series
 
-PROBES = {
+PROBE_NAMES = {
     "knn": "kNN",
     "linear": "Linear probe",
     "transfer": "Transfer probe",
@@ -29,11 +29,11 @@ PROBES = {
 }
 RANKS = {"rankme": "RankMe", "lidar": "LiDAR"}
 FIGURES = {"rankme": "rankme", "lidar": "lidar", "segmentation": "miou", "davis": "j_and_f"}  # else accuracy
-SIGNS = ("target_std", "effective_rank", "position_share", "own_cosine", "other_cosine")  # what the collapse doctor looks at
-LOOKS = 5  # rows it wants to have seen
+SIGN_KEYS = ("target_std", "effective_rank", "position_share", "own_cosine", "other_cosine")  # what the collapse doctor looks at
+PROBE_METRICS = 5  # rows it wants to have seen
 AT_START = "_at_start"
 
-Row = Mapping[str, Any]  # of a result: what the file has, and the numbers value, low and high, NaN where there is none
+MetricsRow = Mapping[str, Any]  # of a result: what the file has, and the numbers value, low and high, NaN where there is none
 Result = Mapping[str, Any]  # what the file has, and rows: a Row for each name, that of the judged encoder first
 
 
@@ -51,7 +51,7 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFiles:
     """What one folder holds; `index` picks the run's colour."""
 
     index: int
@@ -75,12 +75,12 @@ class Run:
     @property
     def watched(self) -> bool:
         """Whether the doctor has had what it looks at, to the end; targets of pixels cannot collapse, it leaves them alone."""
-        signs = [self.metrics.series[sign][1][-LOOKS:] for sign in SIGNS if sign in self.metrics.series]
-        seen = len(signs) == len(SIGNS) and all(len(sign) == LOOKS and np.isfinite(sign).all() for sign in signs)
+        signs = [self.metrics.series[sign][1][-PROBE_METRICS:] for sign in SIGN_KEYS if sign in self.metrics.series]
+        seen = len(signs) == len(SIGN_KEYS) and all(len(sign) == PROBE_METRICS and np.isfinite(sign).all() for sign in signs)
         return seen and lookup(self.config, "target.kind") != "pixels"
 
 
-def read(folder: Path, index: int, folders: Sequence[Path]) -> Run:
+def read(folder: Path, index: int, folders: Sequence[Path]) -> RunFiles:
     """One of the folders. Raises RunFolderError."""
     for needed in ("config.yaml", "metrics.jsonl"):
         if not (folder / needed).is_file():
@@ -92,10 +92,10 @@ def read(folder: Path, index: int, folders: Sequence[Path]) -> Run:
         config = None
     if not isinstance(config, Mapping):
         raise RunFolderError(f"{folder / 'config.yaml'} is not a YAML mapping.")
-    files = {task: folder / "evaluation" / f"{task}.json" for task in (*PROBES, *RANKS)}
+    files = {task: folder / "evaluation" / f"{task}.json" for task in (*PROBE_NAMES, *RANKS)}
     results = {task: _result(file, FIGURES.get(task, "accuracy")) for task, file in files.items() if file.is_file()}
     pictures = _pictures(folder / "evaluation" / "pictures.npz")
-    return Run(index, _name(index, folders), config, text, _metrics(folder / "metrics.jsonl"), results, pictures)
+    return RunFiles(index, _name(index, folders), config, text, _metrics(folder / "metrics.jsonl"), results, pictures)
 
 
 def lookup(config: Mapping[str, Any], dotted: str) -> Any:

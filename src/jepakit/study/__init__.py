@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from jepakit.artifacts.run import Run
-from jepakit.config.config import Config, overrides, read_yaml, words_of
+from jepakit.config.config import Config, overrides, read_yaml, setting_words
 from jepakit.config.optim import Schedule
 from jepakit.core.device import cores, device_of
 from jepakit.core.errors import UserError, checked, nearest
@@ -24,13 +24,13 @@ from jepakit.core.signals import signals
 from jepakit.data.opening import absolute, open_source
 from jepakit.data.sources import Source
 from jepakit.data.training_part import training_part, with_split
-from jepakit.evaluation.split import labelled, split
+from jepakit.evaluation.split import labelled, train_and_test
 from jepakit.study import small_data
 from jepakit.study.cells import BASE, Cell, Lever, chosen, configuration, grid, turning
 from jepakit.study.curves import save_curves
-from jepakit.study.running import Job, Runner, together
+from jepakit.study.running import Job, Runner, run_jobs
 from jepakit.study.search import Search
-from jepakit.study.table import Row, save_table
+from jepakit.study.table import CellRow, save_table
 
 log = logging.getLogger("jepakit")
 
@@ -68,7 +68,7 @@ def study(
     processes: int | None = None,
     smoke: bool = False,
     set: Sequence[str] | str = (),
-) -> list[Row]:
+) -> list[CellRow]:
     """Run a study's grid (each lever alone, against the base), then a search of `trials` runs over its levers together.
 
     data: images (default: the recipe's); out: the study's folder (default runs/NAME), which goes on where it was stopped;
@@ -80,7 +80,7 @@ def study(
     if name not in STUDIES:
         raise UserError(f"unknown study '{name}': choose from {', '.join(STUDIES)}{nearest(name, STUDIES)}")
     out = Path(out or Path("runs") / name).expanduser()
-    words = words_of(set)
+    words = setting_words(set)
     base = _base(STUDIES[name].recipe, data, [*(SMOKE if smoke else []), *words])
     config = configuration(base, {})
     every = turning(base, STUDIES[name].levers(config))
@@ -123,7 +123,7 @@ def _go(runner: Runner, cells: Sequence[Cell], search: Search | None, most: int,
             report(done, "cells")
 
         jobs = chain((runner.job(cell) for cell in todo), search.jobs() if search else ())
-        together(map(counted, jobs), most, lambda: runner.stopping)
+        run_jobs(map(counted, jobs), most, lambda: runner.stopping)
 
 
 def _base(recipe: str, data: str | Path | None, words: list[str]) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _tasks(source: Source, labels: str | None) -> list[str]:
     try:
         if source.labels is None:
             raise UserError(f"{source.name} has no labels")
-        split(source, source.labels, labelled(source, source.labels))
+        train_and_test(source, source.labels, labelled(source, source.labels))
     except UserError as error:
         log.warning("%s: cells are judged by RankMe alone", error)
         tasks = "rankme"
@@ -177,7 +177,7 @@ def _claimed(out: Path, about: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def _save(out: Path, name: str, base: dict[str, Any], order: Sequence[str]) -> list[Row]:
+def _save(out: Path, name: str, base: dict[str, Any], order: Sequence[str]) -> list[CellRow]:
     """Write the table of all cells that are over, lever by lever, the search's last; returns its rows."""
     found = [json.loads(path.read_text()) for path in sorted((out / "cells").glob("*.json"))]
     places = {lever: place for place, lever in enumerate(order)}

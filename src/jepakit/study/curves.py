@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 
 from jepakit.core.files import whole
 from jepakit.study.cells import BASE, label
-from jepakit.study.table import LOOK_KEYS, Row, looks
+from jepakit.study.table import LOOK_KEYS, CellRow, looks
 
-COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22")
-NAMED = 10  # a legend with more values tells nothing
-Metrics = Sequence[Mapping[str, Any]]
+_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22")
+_NAMED = 10  # a legend with more values tells nothing
+MetricRows = Sequence[Mapping[str, Any]]
 
 
-def save_curves(path: Path, rows: Sequence[Row], metrics: Sequence[Metrics]) -> None:
+def save_curves(path: Path, rows: Sequence[CellRow], metrics: Sequence[MetricRows]) -> None:
     """Draw kNN (or RankMe) at looks, effective rank and position share over steps; black: the base. One `metrics` a row."""
     of_base = [own for row, own in zip(rows, metrics, strict=True) if row["lever"] == BASE]
     key = next((key for key in LOOK_KEYS if any(row["looks"][key] for row in rows)), LOOK_KEYS[0])
@@ -31,24 +31,24 @@ def save_curves(path: Path, rows: Sequence[Row], metrics: Sequence[Metrics]) -> 
             _draw(axes, own, key, "black", BASE)
         for row, own in shown:
             place = values.index(_name(row))
-            _draw(axes, own, key, COLOURS[place % len(COLOURS)], values[place])
+            _draw(axes, own, key, _COLOURS[place % len(_COLOURS)], values[place])
         for one, title in zip(axes, titles, strict=True):
             _dress(one, title)
         axes[0].set_ylabel(lever, fontsize=10)
         named = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))  # a value once, whatever its seeds
-        if len(named) <= NAMED:
+        if len(named) <= _NAMED:
             axes[2].legend(named.values(), named.keys(), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, frameon=False)
     with whole(path) as draft:
         figure.savefig(draft, dpi=90, format="png")
 
 
-def _name(row: Row) -> str:
+def _name(row: CellRow) -> str:
     """What the legend calls a row."""
     value = label(row["change"])
     return value if len(value) < 60 else str(row["cell"])
 
 
-def _draw(axes: Sequence[Axes], rows: Metrics, key: str, colour: str, name: str) -> None:
+def _draw(axes: Sequence[Axes], rows: MetricRows, key: str, colour: str, name: str) -> None:
     """One run's three curves."""
     steps = [row["step"] for row in rows]
     seen = looks(rows, key)

@@ -21,7 +21,7 @@ from jepakit.artifacts.run import Run
 from jepakit.core.errors import UserError
 from jepakit.core.files import locked, save_json
 from jepakit.study.cells import Cell, words
-from jepakit.study.table import Row, row_of
+from jepakit.study.table import CellRow, row_of
 
 log = logging.getLogger("jepakit")
 POLL_SECONDS = 0.2
@@ -60,7 +60,7 @@ class Runner:
         """The cell's run, or a file beside it."""
         return self.out / "cells" / f"{cell.name}{ending}"
 
-    def row(self, cell: Cell) -> Row | None:
+    def row(self, cell: Cell) -> CellRow | None:
         """What came of a cell that is over."""
         path = self.path(cell, ".json")
         return json.loads(path.read_text()) if path.is_file() else None
@@ -114,7 +114,7 @@ class Runner:
         return ["evaluate", str(self.path(cell)), *self.evaluation]
 
 
-def together(jobs: Iterable[Job], most: int, stopping: Callable[[], bool]) -> None:
+def run_jobs(jobs: Iterable[Job], most: int, stopping: Callable[[], bool]) -> None:
     """Run jobs side by side, each taken when there is room for it; once `stopping`, only those that were begun."""
     waiting, live, over = iter(jobs), list[Job](), object()
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jepakit.artifacts.checkpoint import name_of, steps
+from jepakit.artifacts.checkpoint import step_name, steps
 from jepakit.artifacts.run import Run
 from jepakit.config.config import read_yaml, resolve
 from jepakit.config.optim import Schedule
@@ -17,10 +17,10 @@ from jepakit.core.errors import UserError
 from jepakit.core.files import save_json, whole
 from jepakit.model.method import called
 from jepakit.study.cells import BASE, Cell, label
-from jepakit.training.collapse import LOOKS
+from jepakit.training.collapse import ONLINE_LOOKS
 
-Row = dict[str, Any]
-UNTRAINED = "untrained encoder"
+CellRow = dict[str, Any]
+_UNTRAINED = "untrained encoder"
 LOOK_KEYS = ("probe/knn", "probe/rankme")
 HEAD = ("lever", "value", "kNN", "linear", "RankMe", "rank at 25/50/75/100 %", "position, end", "alarms", "minutes")
 SIGNS = {
@@ -31,7 +31,7 @@ SIGNS = {
 }
 
 
-def row_of(cell: Cell, run: Run, status: str, said: str = "") -> Row:
+def row_of(cell: Cell, run: Run, status: str, said: str = "") -> CellRow:
     """All that a cell that is over ('finished', 'pruned', 'failed') left; accuracies are shares with their 95 % interval."""
     metrics, planned = run.metrics(), steps_of(run)
     settings = read_yaml(run.path / "config.yaml") if (run.path / "config.yaml").is_file() else None
@@ -39,7 +39,7 @@ def row_of(cell: Cell, run: Run, status: str, said: str = "") -> Row:
         "run": cell.name, "cell": cell.called, "lever": cell.lever, "change": dict(cell.change), "seed": cell.seed,
         "status": status, "said": said,
         "steps": metrics[-1]["step"] if metrics else 0, "planned_steps": planned, "minutes": seconds(metrics) / 60,
-        "start": {key: number(of(metrics[0])) for key, of in SIGNS.items()} if metrics else {},
+        "start": {key: _number(of(metrics[0])) for key, of in SIGNS.items()} if metrics else {},
         "quarters": quarters(metrics, planned or 0),
         "alarms": [{"step": row["step"], "words": words} for row in metrics for words in row.get("alarms", ())],
         "looks": {key: looks(metrics, key) for key in LOOK_KEYS},
@@ -53,7 +53,7 @@ def steps_of(run: Run) -> int | None:
     """Steps of a whole run, as its newest checkpoint tells; none where there is no checkpoint."""
     for step in steps(run.checkpoints):
         try:
-            state = json.loads((run.checkpoints / name_of(step) / "state.json").read_text())
+            state = json.loads((run.checkpoints / step_name(step) / "state.json").read_text())
             optim = resolve(state["config"]).optim
             return Schedule(optim, state["images"] // optim.batch_size).steps
         except (OSError, ValueError, KeyError, UserError):
@@ -69,9 +69,9 @@ def quarters(rows: Sequence[Mapping[str, Any]], total: int) -> dict[str, list[fl
     found: dict[str, list[float | None]] = {name: [] for name in SIGNS}
     for quarter in (1, 2, 3, 4):
         step = quarter * total / 4
-        there = [row for row in rows if row["step"] <= step][-LOOKS:] if rows and rows[-1]["step"] >= step else []
+        there = [row for row in rows if row["step"] <= step][-ONLINE_LOOKS:] if rows and rows[-1]["step"] >= step else []
         for name, of in SIGNS.items():
-            found[name].append(_median([number(of(row)) for row in there]))
+            found[name].append(_median([_number(of(row)) for row in there]))
     return found
 
 
@@ -87,12 +87,12 @@ def looks(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]
     return start + [(row["step"], row[key]) for row in rows if key in row]
 
 
-def number(value: Any) -> float | None:
+def _number(value: Any) -> float | None:
     """A float; none for what is none or not finite."""
     return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
 
 
-def value_of(row: Row) -> float | None:
+def value_of(row: CellRow) -> float | None:
     """What cells are ranked by: kNN accuracy of the encoder that users get, RankMe where there are no labels."""
     for task in ("knn", "rankme"):
         if row["judged"] in row[task]:
@@ -100,18 +100,18 @@ def value_of(row: Row) -> float | None:
     return None
 
 
-def save_table(out: Path, rows: Sequence[Row], title: str) -> str:
+def save_table(out: Path, rows: Sequence[CellRow], title: str) -> str:
     """Write OUT/table.json and OUT/table.md; returns the latter's text."""
     save_json(out / "table.json", rows)
-    text = f"{title}\n\n{as_table(rows)}\n"
+    text = f"{title}\n\n{study_table(rows)}\n"
     with whole(out / "table.md") as draft:
         draft.write_text(text)
     return text
 
 
-def as_table(rows: Sequence[Row]) -> str:
+def study_table(rows: Sequence[CellRow]) -> str:
     """Markdown: the base and its untrained encoder on top, then lever by lever, best first; medians over seeds."""
-    cells: dict[str, list[Row]] = {}
+    cells: dict[str, list[CellRow]] = {}
     for row in rows:
         cells.setdefault(row["cell"], []).append(row)
     order = list(dict.fromkeys(row["lever"] for row in rows))
@@ -120,12 +120,12 @@ def as_table(rows: Sequence[Row]) -> str:
     for own in groups:
         lines.append("| " + " | ".join(_cells(own)) + " |")
         if own[0]["lever"] == BASE and own[0]["rankme"]:
-            blind = [_accuracy(own, "knn", UNTRAINED), _accuracy(own, "linear", UNTRAINED), _rankme(own, UNTRAINED)]
-            lines.append("| " + " | ".join([BASE, UNTRAINED, *blind, "", "", "", ""]) + " |")
+            blind = [_accuracy(own, "knn", _UNTRAINED), _accuracy(own, "linear", _UNTRAINED), _rankme(own, _UNTRAINED)]
+            lines.append("| " + " | ".join([BASE, _UNTRAINED, *blind, "", "", "", ""]) + " |")
     return "\n".join(lines)
 
 
-def _cells(own: Sequence[Row]) -> list[str]:
+def _cells(own: Sequence[CellRow]) -> list[str]:
     """One line of the table, from the rows of all seeds."""
     ranks = [_over(own, quarter) for quarter in range(4)]
     end = _median([row["quarters"]["position_share"][3] for row in own])
@@ -142,13 +142,13 @@ def _cells(own: Sequence[Row]) -> list[str]:
     ]
 
 
-def _over(own: Sequence[Row], quarter: int) -> float | None:
+def _over(own: Sequence[CellRow], quarter: int) -> float | None:
     """Effective rank at a quarter over that of each run's first row."""
     pairs = [(row["quarters"]["effective_rank"][quarter], row["start"].get("effective_rank")) for row in own]
     return _median([now / first if now is not None and first else None for now, first in pairs])
 
 
-def _accuracy(own: Sequence[Row], task: str, name: str | None = None) -> str:
+def _accuracy(own: Sequence[CellRow], task: str, name: str | None = None) -> str:
     """In per cent, [its interval over test images] and (the least and most of several seeds)."""
     found = [row[task][name or row["judged"]] for row in own if (name or row["judged"]) in row[task]]
     if not found:
@@ -158,12 +158,12 @@ def _accuracy(own: Sequence[Row], task: str, name: str | None = None) -> str:
     return f"{value:.1f} [{low:.1f}–{high:.1f}]" + (f" ({min(values):.1f}–{max(values):.1f})" if len(found) > 1 else "")
 
 
-def _rankme(own: Sequence[Row], name: str | None) -> str:
+def _rankme(own: Sequence[CellRow], name: str | None) -> str:
     found = [row["rankme"][name or row["judged"]][0] for row in own if (name or row["judged"]) in row["rankme"]]
     return f"{statistics.median(found):.1f}" if found else ""
 
 
-def _last_look(own: Sequence[Row]) -> str:
+def _last_look(own: Sequence[CellRow]) -> str:
     """Of a pruned run, what it was pruned for."""
     for key, share in zip(LOOK_KEYS, (100, 1), strict=True):
         if own[0]["looks"][key]:
@@ -172,14 +172,14 @@ def _last_look(own: Sequence[Row]) -> str:
     return ""
 
 
-def _alarms(own: Sequence[Row]) -> str:
+def _alarms(own: Sequence[CellRow]) -> str:
     """What the doctor said, or why there is nothing to say."""
     said = [f"{row['status']} {row['said']}".strip() for row in own if row["status"] != "finished"]
     said += [f"{alarm['words'].split(' collapse')[0]} at {alarm['step']}" for row in own for alarm in row["alarms"]]
     return ", ".join(dict.fromkeys(said)).replace("|", "/")
 
 
-def _rank(own: Sequence[Row]) -> float:
+def _rank(own: Sequence[CellRow]) -> float:
     """The median of what cells are ranked by; a cell without it comes last."""
     found = _median([value_of(row) for row in own])
     return -1.0 if found is None else found

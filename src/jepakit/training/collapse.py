@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-Row = Mapping[str, Any]
-LOOKS = 5  # logged rows of which the median counts, so that one batch is no alarm
+_Row = Mapping[str, Any]
+ONLINE_LOOKS = 5  # logged rows of which the median counts, so that one batch is no alarm
 FULL = 0.1  # deviation of targets over a batch; layer-normed ones have 1 in all
 RANK = 0.8  # effective rank over that of the first row, when the encoder is still as good as untrained
 POSITION = 0.85  # share of the targets' variance that the patch's place explains
-GAP = 0.02  # cosine of a prediction with its own target, less that with another image's at the same place
+COSINE_GAP = 0.02  # cosine of a prediction with its own target, less that with another image's at the same place
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,17 @@ def position_counts_from(steps: int, warmup: int) -> int:
     return max(200, 2 * warmup, steps // 4)
 
 
-def diagnose(rows: Sequence[Row], from_step: int = 0) -> list[Alarm]:
+def diagnose(rows: Sequence[_Row], from_step: int = 0) -> list[Alarm]:
     """The collapses that the last of the logged rows show; none while there are fewer than `LOOKS` of them.
 
     rows: the run's first row, then its latest ones, oldest first, of a method whose targets are features. from_step: that
     from which position is an alarm: an untrained encoder's features are mostly position, and no predictor can tell images
     apart at first.
     """
-    if len(rows) < LOOKS:
+    if len(rows) < ONLINE_LOOKS:
         return []
     # not a number where a sign was not logged or cannot be told, which is no alarm
-    last = {key: float(np.median([row.get(key, np.nan) for row in rows[-LOOKS:]])) for key in SIGNS}
+    last = {key: float(np.median([row.get(key, np.nan) for row in rows[-ONLINE_LOOKS:]])) for key in COLLAPSE_SIGNS}
     rank, share = last["effective_rank"] / rows[0]["effective_rank"], last["position_share"]
     own, other = last["own_cosine"], last["other_cosine"]
     alarms = []
@@ -56,7 +56,7 @@ def diagnose(rows: Sequence[Row], from_step: int = 0) -> list[Alarm]:
     if share > POSITION:
         words = f"targets are {share:.0%} position: where a patch lies tells nearly all of them"
         alarms.append(Alarm("positional", f"{words}; {MEND_POSITION}"))
-    elif own - other < GAP:
+    elif own - other < COSINE_GAP:
         words = f"predictions fit other images as well as their own (cosine {other:.2f} against {own:.2f}): they tell places"
         alarms.append(Alarm("positional", f"{words}; {MEND_POSITION}"))
     return alarms
@@ -65,25 +65,25 @@ def diagnose(rows: Sequence[Row], from_step: int = 0) -> list[Alarm]:
 class Doctor:
     """Looks at each logged row of a run and tells each kind of collapse once."""
 
-    def __init__(self, target: str, from_step: int, rows: Sequence[Row]) -> None:
+    def __init__(self, target: str, from_step: int, rows: Sequence[_Row]) -> None:
         """target: the kind of the method's targets (pixels cannot collapse); rows: what was logged before a resume."""
         self.target, self.from_step = target, from_step
-        self.rows: list[Row] = []
+        self.rows: list[_Row] = []
         self.told: set[str] = set()
         for row in rows:
             self.look(row)
 
-    def look(self, row: Row) -> list[Alarm]:
+    def look(self, row: _Row) -> list[Alarm]:
         """Alarms that were not told before."""
         if self.target != "features":
             return []
-        self.rows = [*self.rows[:1], *self.rows[1:][1 - LOOKS :], row]
+        self.rows = [*self.rows[:1], *self.rows[1:][1 - ONLINE_LOOKS :], row]
         new = [alarm for alarm in diagnose(self.rows, self.from_step) if alarm.kind not in self.told]
         self.told |= {alarm.kind for alarm in new}
         return new
 
 
-SIGNS = ("target_std", "effective_rank", "position_share", "own_cosine", "other_cosine")
+COLLAPSE_SIGNS = ("target_std", "effective_rank", "position_share", "own_cosine", "other_cosine")
 MEND = "try --method c_jepa (VICReg) or a higher regularizer.weight, a higher optim.momentum, or a lower optim.lr"
 MEND_POSITION = (
     "try a higher masking.min_keep or smaller masking.target_scale, a wider images.crop_scale, or --method c_jepa; "

@@ -25,8 +25,8 @@ from jepakit.model.jepa import JEPA
 from jepakit.model.metrics import rankme
 
 log = logging.getLogger("jepakit")
-STEP = 2.5  # what a step costs an image, in passes of the target encoder over whole images (low: most steps cost more)
-SHARE = 0.03  # of the work between looks, the most that one may take
+PROBE_STEP = 2.5  # what a step costs an image, in passes of the target encoder over whole images (low: most steps cost more)
+TEST_SHARE = 0.03  # of the work between looks, the most that one may take
 BLOCKS = 4  # of which images are drawn at least, where an epoch goes by blocks
 
 
@@ -78,7 +78,7 @@ class Online:
         else:
             images = [image for image, keep in zip(images, kept.tolist(), strict=True) if keep]
             values, test = values[kept], test[kept]
-        least = len(images) / (SHARE * STEP * config.optim.batch_size)
+        least = len(images) / (TEST_SHARE * PROBE_STEP * config.optim.batch_size)
         epochs = config.run.probe_every_epochs or max(1, -(-least // steps_per_epoch))
         every = config.run.log_every_steps  # looks are told in rows of metrics, so they fall on logged steps
         return cls(stacked(images), values, test, int(-(-epochs * steps_per_epoch // every) * every))

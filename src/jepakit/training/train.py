@@ -24,7 +24,7 @@ from jepakit.artifacts.checkpoint import Checkpoint
 from jepakit.artifacts.hf import save_model
 from jepakit.artifacts.load import jepa_of
 from jepakit.artifacts.run import Run
-from jepakit.config.choice import Choice, settled
+from jepakit.config.choice import Choice, settled_config
 from jepakit.config.config import Config, grouped, layer_of, merge, method_layer, overrides, read_yaml, resolve
 from jepakit.config.optim import Now, Schedule, gradient_norm, optimizer, set_now
 from jepakit.core import rng
@@ -125,7 +125,7 @@ def _chosen(
     if recipe and file.get("recipe") not in (None, recipe):
         raise UserError(f"the config holds recipe {file['recipe']}, not {recipe}: leave out --recipe, or 'recipe' in the file")
     layers = [file, method_layer(method) if method else {}, given, {} if data is None else {"data": named(data)}]
-    return settled(recipe or file.get("recipe") or ("small" if config else None), file.get("method"), *layers)
+    return settled_config(recipe or file.get("recipe") or ("small" if config else None), file.get("method"), *layers)
 
 
 def _resume(run: Run, changes: Mapping[str, Any]) -> Run:

@@ -18,16 +18,16 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from jepakit.data.decoding.file_kinds import HEAD, kind_of
+from jepakit.data.decoding.file_kinds import HEAD_BYTES, kind_of
 from jepakit.data.decoding.ifd import BITS, LENGTH, PHOTOMETRIC, PICTURES, SAMPLES, TIFF, WIDTH, starting_at, tags_of, turn_of
 from jepakit.data.decoding.pages import page_behind, pages_of
 from jepakit.data.decoding.pixels import BadImageError, Pixels, native, refuse_bomb
-from jepakit.data.decoding.tiff import bands_of, is_for_pillow, require_depth, settled
+from jepakit.data.decoding.tiff import as_pixels, bands_of, is_for_pillow, require_depth
 from jepakit.data.findings import Finding
 from jepakit.model.images import MOST_PIXELS
 
-PART = 1 << 20  # pixels that are converted at a time
-MOST_BYTES = 1 << 30  # of an image file
+_PART = 1 << 20  # pixels that are converted at a time
+MOST_FILE_BYTES = 1 << 30  # of an image file
 MOST_SCANS = 4_000_000_000  # pixels times scans of a JPEG: a good one of the most pixels has a dozen scans; some 3 s
 MOST_RUNS = 1 << 24  # pixels of a BMP in run lengths, which Pillow decodes in Python: some 1 s
 SUFFIXES = frozenset(  # of what is read; in MPO are JPEGs after each other
@@ -53,7 +53,7 @@ def file_bytes(path: Path) -> bytes:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise BadImageError("a directory, not a file" if stat.S_ISDIR(status.st_mode) else "not a file")
-        if status.st_size > MOST_BYTES:
+        if status.st_size > MOST_FILE_BYTES:
             raise BadImageError(f"a file of {status.st_size / 2**30:.1f} GiB; the largest that is read has 1")
         return path.read_bytes()
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
@@ -80,7 +80,7 @@ def decode(data: bytes, most_pixels: int = MOST_PIXELS, told: list[Finding] | No
         raise
     except UnidentifiedImageError:
         kind = next((kind for kind in FORMATS if Image.OPEN[kind][1](data[:16])), None)  # type: ignore[misc]
-        other = kind_of(data[:HEAD])
+        other = kind_of(data[:HEAD_BYTES])
         none = f"none of JPEG, {', '.join(FORMATS)}" + (f", but {other}: convert it to JPEG or PNG" if other else "")
         raise BadImageError(f"a {kind}, broken or cut" if kind else none) from None
     except Image.DecompressionBombError as error:  # Pillow's own limit, which images.max_pixels does not move
@@ -107,7 +107,7 @@ def _tiff(data: bytes, most_pixels: int, told: list[Finding] | None) -> Pixels:
     if pages.behind:
         bands = [page_behind(data, tags, number) for number in pages.behind]
         require_depth(bands[0].dtype, 0)
-        return settled(np.concatenate(bands, 2), tags, told)
+        return as_pixels(np.concatenate(bands, 2), tags, told)
     first = _page(data, most_pixels, told, alone=many == 1)
     others = (_page(starting_at(whole, place), most_pixels, None, alone=False) for place in pages.places[1:])
     return first if many == 1 else np.concatenate([first, *others], 2)
@@ -117,8 +117,8 @@ def _page(data: bytes, most_pixels: int, told: list[Finding] | None, *, alone: b
     """The first page of a TIFF. alone: gray of 8 bits has three channels, as in other formats; else one."""
     tags = tags_of(data)
     if not is_for_pillow(data, tags, most_pixels):
-        return settled(bands_of(data, most_pixels), tags, told)
-    pixels = settled(_pillow(data, most_pixels, None), tags, told, shown=True)
+        return as_pixels(bands_of(data, most_pixels), tags, told)
+    pixels = as_pixels(_pillow(data, most_pixels, None), tags, told, shown=True)
     return pixels if alone or tags.get(SAMPLES, (1,))[0] > 1 or tags.get(PHOTOMETRIC) == (3,) else pixels[..., :1]
 
 
@@ -253,7 +253,7 @@ def _rows(image: Image.Image, first: int, last: int) -> Image.Image:
 
 def _by_parts(width: int, height: int, part: Callable[[int, int], Pixels]) -> Pixels:
     """Pixels of an image, `part` giving those of some rows: on the way they take many times their memory, so it goes by parts."""
-    rows = max(1, PART // width)
+    rows = max(1, _PART // width)
     first = part(0, min(rows, height))
     whole = np.empty((height, *first.shape[1:]), first.dtype)
     whole[: len(first)] = first

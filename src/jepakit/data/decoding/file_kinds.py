@@ -4,7 +4,7 @@ import os
 import re
 from functools import lru_cache
 
-HEAD = 132  # bytes that tell a format: DICOM's word comes last
+HEAD_BYTES = 132  # bytes that tell a format: DICOM's word comes last
 READ = frozenset({"JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF", "PPM"})  # formats that `decode` reads
 _MAGIC: tuple[tuple[str, bytes], ...] = (
     ("JPEG", rb"\xff\xd8\xff"),
@@ -41,7 +41,7 @@ def _endings(words: str) -> frozenset[str]:
     return frozenset(f".{word}" for word in words.split())
 
 
-IMAGES = _endings(  # of images that are not read
+IMAGE_KINDS = _endings(  # of images that are not read
     "heic heif hif avif avifs avci jp2 j2k j2c jpc jpf jpx jpm jph jls jxl jxr hdp wdp exr hdr pic rgbe psd psb xcf kra svg "
     "svgz eps ai ps emf wmf ico icns cur tga icb vda vst dds pcx dcx qoi sgi rgb rgba bw ras sun xbm xpm bpg flif jng mng "
     "fit fits fts dcm dicom ima nii nii.gz mha mhd nrrd mgh mgz mnc img img.gz raw dng cr2 cr3 crw nef nrw arw srf sr2 orf "
@@ -50,12 +50,12 @@ IMAGES = _endings(  # of images that are not read
 )
 VIDEOS = _endings("mp4 mov avi mkv webm m4v mpg mpeg wmv flv 3gp mts m2ts")
 ARCHIVES = _endings("zip tar tar.gz tar.bz2 tar.xz tar.zst tgz tbz2 txz gz bz2 xz zst 7z rar lz4 cab iso")
-PACKED = (".gz", ".bz2", ".xz", ".zst")
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
 TABLES = _endings(
     "parquet arrow feather npz npy tfrecord tfrecords lmdb mdb h5 hdf5 hdf mat pkl pickle beton zarr"
 )  # may hold images
-TELLING = _endings("csv tsv json jsonl ndjson txt xls xlsx")  # may hold labels
-PLAIN = TELLING | _endings(  # what nobody takes for an image
+TELLING_BYTES = _endings("csv tsv json jsonl ndjson txt xls xlsx")  # may hold labels
+PLAIN = TELLING_BYTES | _endings(  # what nobody takes for an image
     "md rst html htm xml yaml yml toml ini cfg conf py pyc ipynb c cc cpp h js css sh bat log pdf doc docx ppt pptx rtf tex "
     "odt db sqlite sqlite3 lnk url torrent mp3 wav flac ogg m4a pt pth ckpt safetensors onnx pb sha256 sha1 md5 sum crc "
     "ds_store tfw jgw pgw wld prj cpg shp dbf shx geojson kml aux ovr xmp thm aae pp3 dop srt vtt cls caption lock exe dll "
@@ -66,9 +66,9 @@ PLAIN = TELLING | _endings(  # what nobody takes for an image
 def ending_of(name: str) -> str:
     """'.heic' of 'x.HEIC', '.nii.gz' of 'x.nii.gz', '.csv' of 'x.csv.gz'; '' for none, a number, or what is no word."""
     stem, ending = os.path.splitext(name)
-    if ending in PACKED:
+    if ending in _PACKED:
         inner = os.path.splitext(stem)[1].lower()
-        return inner if inner in PLAIN else inner + ending if inner + ending in IMAGES | ARCHIVES else ending
+        return inner if inner in PLAIN else inner + ending if inner + ending in IMAGE_KINDS | ARCHIVES else ending
     return _word(ending)
 
 

@@ -36,7 +36,7 @@ from jepakit.data.findings import Finding
 
 DEFLATE, OTHERS = (8, 32946), (5, 32773, 50000)  # TIFF compressions; others: LZW, PackBits and Zstandard by imagecodecs
 # what Pillow knows, by photometric interpretation: how many samples, and of what kind those are that are extra; 2, 1: alpha
-KNOWN: dict[int, tuple[tuple[int, tuple[int, ...]], ...]] = {
+_KNOWN: dict[int, tuple[tuple[int, tuple[int, ...]], ...]] = {
     0: ((1, ()),),  # gray, the least white
     1: ((1, ()), (2, (2,))),  # gray
     2: ((3, ()), (4, (1,)), (4, (2,))),  # RGB
@@ -46,7 +46,7 @@ KNOWN: dict[int, tuple[tuple[int, tuple[int, ...]], ...]] = {
     8: ((3, ()),),  # CIE L*a*b*
 }
 GUESSED = {2: 0, 3: 0, 4: 0, 6: 6}  # photometric interpretation where none is named, by compression: fax, old JPEG; else unknown
-COLOURS = {3: "a palette", 6: "YCbCr", 8: "L*a*b*", 9: "L*a*b*", 10: "L*a*b*"}  # that are no bands by themselves
+_COLOURS = {3: "a palette", 6: "YCbCr", 8: "L*a*b*", 9: "L*a*b*", 10: "L*a*b*"}  # that are no bands by themselves
 INFLATED = 1032  # bytes that one of deflate can become
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # a line for every odd tag
 
@@ -75,7 +75,7 @@ def _pillow_knows(data: bytes, tags: Tags) -> bool:
         return False
     bits, extra, compression = {*tags.get(BITS, (1,))}, tags.get(EXTRA_SAMPLES, ()), tags.get(COMPRESSION, (1,))[0]
     photometric, samples = tags.get(PHOTOMETRIC, (GUESSED.get(compression, -1),))[0], tags.get(SAMPLES, (1,))[0]
-    if (samples, extra) not in KNOWN.get(photometric, ()) or len(bits) > 1:
+    if (samples, extra) not in _KNOWN.get(photometric, ()) or len(bits) > 1:
         return False
     if tags.get(PLANES) == (2,):  # it knows such colours; of one sample it takes the least for black
         alone = samples == 1 and (compression != 1 or (photometric == 1 and bits <= {1, 8}))
@@ -106,7 +106,7 @@ def bands_of(data: bytes, most_pixels: int) -> NDArray[Any]:
     return bands
 
 
-def settled(bands: NDArray[Any], tags: Tags, told: list[Finding] | None, *, shown: bool = False) -> Pixels:
+def as_pixels(bands: NDArray[Any], tags: Tags, told: list[Finding] | None, *, shown: bool = False) -> Pixels:
     """Bands of a page as all else takes them: pixels without data are given the mean of the others, and the least is black.
 
     shown: they are what Pillow made of the page: at 8 bits colours, of which it has turned gray. told: gets what is found.
@@ -169,7 +169,7 @@ def _refuse_page(page: Any, data: bytes, most_pixels: int) -> None:
     if page.axes not in ("YX", "YXS", "SYX"):
         raise BadImageError(f"a TIFF with axes {page.axes}; save it with rows, columns and bands")
     require_depth(kind, page.bitspersample)
-    if colours := COLOURS.get(page.photometric):
+    if colours := _COLOURS.get(page.photometric):
         raise BadImageError(f"a TIFF whose colours are {colours}, in a form that is not read; save it as RGB")
     for width, length in ((page.imagewidth, page.imagelength), (page.tilewidth or 1, page.tilelength or 1)):
         refuse_bomb(width, length, most_pixels, -(-samples * kind.itemsize // 4))

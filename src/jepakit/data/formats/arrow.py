@@ -89,9 +89,9 @@ def arrow(root: Path, labels: str | None) -> Source | None:
     blocks = Blocks(starts, max(1, int(NEAR / mean)), dear=False)
     titles, named, coded = tables.below([*map(str, paths)]), _class_names(paths[0], schema), partial(_coded, str(root), read)
     parts, said = tables.rows_parts(titles, [*map(len, read)], schema, coded, named)
-    found, guessed = tables.labels_of(schema, column, named, labels, str(root), coded, parts)
+    found, guessed = tables.column_labels(schema, column, named, labels, str(root), coded, parts)
     notes += said + tables.nulls(sum(map(_nulls, chunks))) + guessed + (beside(paths, int(starts[-1])) if root.is_dir() else ())
-    return ArrowSource(str(root), paths, titles, chunks, found, starts, firsts, blocks, splits.held_out(*parts), notes)
+    return ArrowSource(str(root), paths, titles, chunks, found, starts, firsts, blocks, splits.held_out_parts(*parts), notes)
 
 
 def _nulls(chunk: Any) -> int:

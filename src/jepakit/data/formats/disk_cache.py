@@ -26,7 +26,7 @@ def cache_folder(kind: str) -> Path:
     return Path(root if os.path.isabs(root) else os.path.expanduser("~/.cache"), "jepakit", kind)
 
 
-def most_bytes() -> int:
+def cache_limit() -> int:
     """The limit; 0 keeps nothing. Raises UserError for a number that is none."""
     said = os.environ.get(LIMIT, "")
     try:
@@ -43,7 +43,7 @@ def kept_copy(name: str, size: int, fetch: Callable[[Path], None]) -> Path | Non
 
     name: what tells this content from all others. Raises what `fetch` does, but for a full disk.
     """
-    most, folder = most_bytes(), cache_folder("files")
+    most, folder = cache_limit(), cache_folder("files")
     if size > most:
         return None
     path = folder / hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from jepakit.core.errors import UserError, plain
 from jepakit.data.decoding.decode import SUFFIXES, file_bytes
 from jepakit.data.labels import split_words as splits
-from jepakit.data.labels.classes import of_folders
-from jepakit.data.labels.segmentation_masks import Masks, masks_among, note_of
-from jepakit.data.left_out import Ending, LeftOut, head_of, number, some
+from jepakit.data.labels.classes import folder_classes
+from jepakit.data.labels.segmentation_masks import MaskFolders, masks_among, note_of
+from jepakit.data.left_out import Ending, LeftOut, head_of, plural, some
 from jepakit.data.sources import Labels, Source
 
 
@@ -69,7 +69,7 @@ class FolderSource(FilesSource):
         notes = left.notes(len(self.files))
         if unread:
             reasons = [plain(f"{folder or '.'} ({reason})") for folder, reason in unread]
-            notes += (f"{number(len(unread), 'folder')} cannot be read, so that images there are left out: {some(reasons)}",)
+            notes += (f"{plural(len(unread), 'folder')} cannot be read, so that images there are left out: {some(reasons)}",)
         if not self.files:
             said = "".join(f"; {note}" for note in notes)
             raise UserError(f"no images in {root} (looked for {', '.join(sorted(SUFFIXES))}, in sub-folders too){plain(said)}")
@@ -83,13 +83,13 @@ class FolderSource(FilesSource):
         folders = (file.rpartition("/")[0] for file in self.files)
         places = np.fromiter((place.setdefault(folder, len(place)) for folder in folders), np.int64, len(self))
         masks = masks_among(self.title, [*place], places, self.read)
-        told = of_folders([*place], places, masks.folders, self.title)
+        told = folder_classes([*place], places, masks.folders, self.title)
         classes, values = splits.class_values(told.classes, places, None, "")
         parts = told.parts or ["train"] * len(place)
         labels = splits.split_labels("folder", classes, values, parts, places) if len(classes) > 1 else None
-        return labels, splits.held_out(parts, places), (*note_of(masks, len(self), self._others(masks)), *told.notes)
+        return labels, splits.held_out_parts(parts, places), (*note_of(masks, len(self), self._others(masks)), *told.notes)
 
-    def _others(self, masks: Masks) -> str:
+    def _others(self, masks: MaskFolders) -> str:
         """The folder in which all images lie that are no masks, and no mask does; '' if there is none."""
         if not len(masks.ids):
             return ""

@@ -19,7 +19,7 @@ from jepakit.data.decoding.decode import SUFFIXES
 from jepakit.data.decoding.pixels import BadImageError, Pixels
 from jepakit.data.findings import Finding
 from jepakit.data.formats import tables
-from jepakit.data.formats.npz_labels import COLOURS, Names, Stored, labels_of, split_array
+from jepakit.data.formats.npz_labels import COLOUR_COUNTS, Names, Stored, array_labels, split_array
 from jepakit.data.labels import split_words as splits
 from jepakit.data.left_out import beside, some
 from jepakit.data.sources import Labels, Source
@@ -79,7 +79,7 @@ class NumpySource(Source):
 def channels_first(shape: tuple[int, ...]) -> bool:
     """Whether images (n, ., ., .) are (n, C, H, W): by 1, 3 or 4 channels there and not last, or fewer than square sides."""
     _, first, middle, last = shape
-    return last not in COLOURS and (first in COLOURS or first < middle == last)
+    return last not in COLOUR_COUNTS and (first in COLOUR_COUNTS or first < middle == last)
 
 
 def npz(root: Path, labels: str | None) -> Source | None:
@@ -94,16 +94,16 @@ def npz(root: Path, labels: str | None) -> Source | None:
         arrays |= {apart + key: array for key, array in found.items()}
     images, others = _images(root, arrays)
     size = sum(arrays[key].nbytes for key in images.values() if not arrays[key].mapped)
-    if size > tables.most_bytes():
+    if size > tables.most_memory():
         raise UserError(f"{root}: its images take {size >> 20} MiB, too much for memory: save them by np.savez, or as .npy")
     rows = [arrays[key].shape[0] for key in images.values()]
     parts = [split or "train" for split in images], np.repeat(np.arange(len(rows)), rows)
-    own = splits.held_out(*parts) is not None
+    own = splits.held_out_parts(*parts) is not None
     by_array, said = (None, ()) if own else split_array(others, arrays, len(parts[1]))
     parts = by_array or parts
-    found_labels, guessed = labels_of(str(root), images, others, arrays, labels, parts)
+    found_labels, guessed = array_labels(str(root), images, others, arrays, labels, parts)
     starts = np.cumsum([0, *rows], dtype=np.int64)
-    held_out = splits.held_out(*parts)
+    held_out = splits.held_out_parts(*parts)
     loaded = [arrays[key].load() for key in images.values()]
     notes = _unused(images, arrays) + said + guessed + (beside(files, sum(rows)) if root.is_dir() else ())
     return NumpySource(str(root), loaded, [*images.values()], starts, found_labels, held_out, notes)
@@ -167,7 +167,7 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Stor
 
     def load() -> NDArray[Any]:
         try:
-            if info.file_size > tables.most_bytes():
+            if info.file_size > tables.most_memory():
                 raise ValueError("it takes too much memory")
             with zipfile.ZipFile(path) as archive, archive.open(info) as file:
                 return np.lib.format.read_array(file, allow_pickle=False)  # type: ignore[no-any-return]

@@ -15,12 +15,12 @@ from jepakit.data.labels import split_words as splits
 from jepakit.data.left_out import some
 from jepakit.data.sources import Labels, by_default
 
-LABELS = ("labels", "label", "y", "targets", "target", "classes", "class")  # names without their word for the split
-COLOURS = (1, 3, 4)  # axes of these lengths are channels
+_LABELS = ("labels", "label", "y", "targets", "target", "classes", "class")  # names without their word for the split
+COLOUR_COUNTS = (1, 3, 4)  # axes of these lengths are channels
 MOST_NOTES = 3  # arrays that are told of where none is taken
 MOST_LABELS = 1 << 28  # bytes of an array that may be one-hot
 Names = dict[str, str]  # of arrays by their split, '' for none
-Coded = tuple[list[Any], NDArray[np.int64]]  # values, each once, and the place in them of every row
+_Coded = tuple[list[Any], NDArray[np.int64]]  # values, each once, and the place in them of every row
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Stored:
     def is_images(self) -> bool:
         kind, size = self.dtype.kind, self.dtype.itemsize
         pixels = (kind == "u" and size <= 2) or (kind == "f" and size <= 8)
-        axes = len(self.shape) == 4 or (len(self.shape) == 3 and self.shape[2] not in COLOURS)  # else it is one image
+        axes = len(self.shape) == 4 or (len(self.shape) == 3 and self.shape[2] not in COLOUR_COUNTS)  # else it is one image
         return pixels and axes and min(self.shape) > 0
 
     def is_labels(self, rows: int) -> bool:
@@ -52,7 +52,7 @@ class Stored:
         return "of objects, which are not read as they may run code" if self.dtype.hasobject else str(self.dtype)
 
 
-def labels_of(
+def array_labels(
     name: str,
     images: Names,
     others: dict[str, Names],
@@ -63,31 +63,31 @@ def labels_of(
     """Labels, and what to say of arrays that could be, or look like it and are not; of_parts: the split, as it is known."""
     others = {base: keys for base, keys in others.items() if base not in splits.COLUMNS or base == labels}
     rows = {split: arrays[key].shape[0] for split, key in images.items()}
-    fit: dict[str, dict[str, Coded]] = {}
+    fit: dict[str, dict[str, _Coded]] = {}
     plain: list[str] = []
     notes: dict[str, str] = {}
     for base, keys in others.items():
         shared = {split: arrays[key] for split, key in keys.items() if split in rows}
         if shared and all(array.is_labels(rows[split]) for split, array in shared.items()):
             plain.append(base)
-        elif base in (*LABELS, labels) or (not tables.NO_CLASS.search(base) and _looks_so(shared, rows)):
+        elif base in (*_LABELS, labels) or (not tables.NO_CLASS.search(base) and _looks_so(shared, rows)):
             found, notes[base] = _unusual(keys, arrays, rows)
             fit |= {base: found} if found else {}
     can = [base for base in others if base in fit or base in plain]
     if labels in notes and labels not in can:
         raise UserError(f"{name}: {notes[labels]}")
     named = {base: names for base in can if (names := _class_names(base, others[base], others, arrays))}
-    chosen = tables.likely(can, LABELS, named, labels, name)
+    chosen = tables.likely(can, _LABELS, named, labels, name)
     if not chosen:
         why = [said for base, said in notes.items() if base not in fit]
         return None, (*why[:MOST_NOTES], *_could(can))
     coded = fit.get(chosen) or {s: _encoded(arrays[key].load()) for s, key in others[chosen].items() if s in rows}
-    parts: list[Coded] = [coded.get(s, ([], np.full(n, -1))) for s, n in rows.items()]
+    parts: list[_Coded] = [coded.get(s, ([], np.full(n, -1))) for s, n in rows.items()]
     unique, codes = splits.merged(parts)
     classes, values = splits.class_values(unique, codes, named.get(chosen), f"{name}, array '{chosen}'")
-    kinds = [base for base in can if base in (*LABELS, *named) or base == chosen]
+    kinds = [base for base in can if base in (*_LABELS, *named) or base == chosen]
     found_labels = splits.split_labels(chosen, classes, values, *of_parts)
-    return found_labels, (*by_default(labels, chosen, kinds), *(notes[base] for base in notes if base in (*LABELS, chosen)))
+    return found_labels, (*by_default(labels, chosen, kinds), *(notes[base] for base in notes if base in (*_LABELS, chosen)))
 
 
 def split_array(
@@ -115,9 +115,9 @@ def _could(plain: list[str]) -> tuple[str, ...]:
     return (f"no labels are taken: {some([*map(repr, few)])} may be such; --labels NAME takes one",) if few else ()
 
 
-def _unusual(keys: Names, arrays: dict[str, Stored], rows: dict[str, int]) -> tuple[dict[str, Coded], str]:
+def _unusual(keys: Names, arrays: dict[str, Stored], rows: dict[str, int]) -> tuple[dict[str, _Coded], str]:
     """Labels by split of arrays that are not whole numbers or words, one a row, but tell such; else none; and what to say."""
-    found: dict[str, Coded] = {}
+    found: dict[str, _Coded] = {}
     for split, key in keys.items():
         array = arrays[key]
         what = f"array '{key}' {array.shape}"
@@ -147,7 +147,7 @@ def _unusual(keys: Names, arrays: dict[str, Stored], rows: dict[str, int]) -> tu
     return found, f"labels are array '{key}' {arrays[key].shape} {arrays[key].dtype}, taken as {how}"
 
 
-def _numbers(array: NDArray[Any]) -> Coded | None:
+def _numbers(array: NDArray[Any]) -> _Coded | None:
     """Classes of floats that are whole numbers (not-a-number: none), or of rows that are one-hot; None for others."""
     if array.ndim == 2 and array.shape[1] > 1:
         one_hot = bool(((array == 0) | (array == 1)).all() and (array.sum(1) == 1).all())
@@ -166,7 +166,7 @@ def _class_names(base: str, keys: Names, others: dict[str, Names], arrays: dict[
     """Names of numbers: 'groups' of 'group', 'label_names' of 'label' or 'labels', and 'class_names' of any label."""
     if any(arrays[key].dtype.kind not in "iufb" for key in keys.values()):
         return []
-    likely = [f"{base}s", f"{base}_names", f"{base.removesuffix('s')}_names", *(["class_names"] if base in LABELS else [])]
+    likely = [f"{base}s", f"{base}_names", f"{base.removesuffix('s')}_names", *(["class_names"] if base in _LABELS else [])]
     for key in (others[word][""] for word in likely if "" in others.get(word, {})):
         if arrays[key].dtype.kind in "US" and len(arrays[key].shape) == 1:
             names: list[str] = _text(arrays[key].load()).tolist()

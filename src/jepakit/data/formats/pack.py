@@ -17,8 +17,8 @@ from jepakit.core.progress import Report, progress
 from jepakit.data.decoding.pixels import too_many
 from jepakit.data.formats.pack_layout import (
     CLASSES,
-    KINDS,
     MANIFEST,
+    PART_KINDS,
     UNFINISHED,
     Bad,
     File,
@@ -26,7 +26,7 @@ from jepakit.data.formats.pack_layout import (
     Texts,
     Writer,
     manifest_of,
-    name_of,
+    part_path,
     require_length,
     store,
 )
@@ -34,16 +34,16 @@ from jepakit.data.formats.pack_shrink import LATE, Packed, each_shrunk, notes_of
 from jepakit.data.formats.pack_source import PackedSource, packed, records
 from jepakit.data.formats.remote import shown
 from jepakit.data.opening import absolute, named, open_source
-from jepakit.data.sources import Source, spread
+from jepakit.data.sources import Source, spread_places
 from jepakit.data.threads import StuckError
 from jepakit.model.images import MOST_PIXELS
 
 log = logging.getLogger("jepakit")
-PART = 256 << 20  # bytes of images at which a file ends
+_PART = 256 << 20  # bytes of images at which a file ends
 COMPARED = 400  # images of a pack that are compared with the source's, and at least one of each part
 MAX_BAD = 0.01
 SURE = 0.9  # of an estimated size: what is refused for want of room would hardly fit
-OURS = re.compile(rf"{re.escape(MANIFEST)}|{re.escape(UNFINISHED)}|{re.escape(CLASSES)}|({'|'.join(KINDS)})-\d{{5,}}\.bin")
+OURS = re.compile(rf"{re.escape(MANIFEST)}|{re.escape(UNFINISHED)}|{re.escape(CLASSES)}|({'|'.join(PART_KINDS)})-\d{{5,}}\.bin")
 
 
 @checked
@@ -157,13 +157,13 @@ def _compared(root: Path, begun: Manifest, source: Source, threads: int) -> int:
     Raises UserError where files are not whole, or some of those images are others, or some of the bad ones are so no more.
     """
     for number, part in enumerate(begun.parts):
-        for kind in KINDS:
+        for kind in PART_KINDS:
             file: File | None = getattr(part, kind)
             if file is not None:
-                require_length(name_of(root, kind, number), file)
+                require_length(part_path(root, kind, number), file)
     bad = {entry.index: entry.title for entry in begun.bad if not entry.reason.startswith(LATE)}  # it would keep us waiting
     dear = source.blocks is not None and source.blocks.dear
-    few = set(spread(source, COMPARED).tolist()) if dear else set(list(bad)[:: 1 + len(bad) // COMPARED])
+    few = set(spread_places(source, COMPARED).tolist()) if dear else set(list(bad)[:: 1 + len(bad) // COMPARED])
     sums = _sums(root, begun, few if dear else None)
     replace = "give another --out, or replace it with --overwrite"
 
@@ -209,7 +209,7 @@ def _require_room(root: Path, begun: Manifest, source: Source, threads: int, fre
     def take(_: int, found: Packed | str) -> None:
         sizes.extend([] if isinstance(found, str) else [found.pixels.nbytes])
 
-    each_shrunk(source, spread(source, 32), begun, take, threads)
+    each_shrunk(source, spread_places(source, 32), begun, take, threads)
     all_of_it = np.mean(sizes, dtype=float) * len(source) if sizes else 0.0
     need, free = max(0.0, all_of_it - begun.image_bytes), shutil.disk_usage(root).free + freed
     if SURE * need > free:
@@ -245,7 +245,7 @@ def _write(root: Path, begun: Manifest, source: Source, threads: int, max_bad: f
             return
         writer = writer or Writer(root, len(parts))
         writer.add(index, title, *found)
-        if writer.bytes >= PART:
+        if writer.bytes >= _PART:
             parts.append(writer.close(source.labels))
             writer = None
             store(root / UNFINISHED, begun.model_copy(update={"parts": tuple(parts), "bad": tuple(bad)}).stored)

@@ -32,11 +32,11 @@ from jepakit.data.training_part import held_out
 from jepakit.model.images import MOST_PIXELS
 
 MANIFEST, UNFINISHED, CLASSES = "pack.json", "unfinished.json", "classes.bin"
-KINDS = ("images", "index", "titles", "labels")
+PART_KINDS = ("images", "index", "titles", "labels")
 ALIGNED = 64  # bytes
 DEPTHS = (np.dtype("u1"), np.dtype("<u2"), np.dtype("<f4"))
 INDEX = np.dtype([("offset", "<u8"), ("height", "<u4"), ("width", "<u4"), ("channels", "<u2"), ("depth", "u1"), ("crc32", "<u4")])
-LABELS = np.dtype([("value", "<i8"), ("test", "u1"), ("cluster", "<i8")])
+LABELS_FILE = np.dtype([("value", "<i8"), ("test", "u1"), ("cluster", "<i8")])
 
 
 class _Stored(BaseModel):
@@ -203,7 +203,7 @@ class Texts:
         return self.data[self.offsets.item(row) : self.offsets.item(row + 1)].decode(errors="surrogateescape")
 
 
-def name_of(root: Path, kind: str, number: int) -> Path:
+def part_path(root: Path, kind: str, number: int) -> Path:
     """A file of a part; kind: one of KINDS."""
     return root / f"{kind}-{number:05}.bin"
 
@@ -265,7 +265,7 @@ class Writer:
         self._titles: list[str] = []
         self._ids: list[int] = []
         self._sum = hashlib.sha256()
-        self._path = name_of(root, "images", number)
+        self._path = part_path(root, "images", number)
         self._draft = self._path.with_name(f".tmp-{self._path.name}")
         self._file = self._draft.open("wb")
 
@@ -287,11 +287,11 @@ class Writer:
         self._draft.replace(self._path)
         contents = {"index": np.array(self._rows, INDEX).tobytes(), "titles": Texts.of(self._titles).stored}
         if labels is not None:
-            rows = np.empty(len(self._ids), LABELS)
-            for name, column in zip(LABELS.names or (), _columns(labels), strict=True):
+            rows = np.empty(len(self._ids), LABELS_FILE)
+            for name, column in zip(LABELS_FILE.names or (), _columns(labels), strict=True):
                 rows[name] = column[self._ids]
             contents["labels"] = rows.tobytes()
-        stored = {kind: store(name_of(self._root, kind, self._number), content) for kind, content in contents.items()}
+        stored = {kind: store(part_path(self._root, kind, self._number), content) for kind, content in contents.items()}
         images = File(bytes=self.bytes, sha256=self._sum.hexdigest())
         return Part(end=self._ids[-1] + 1, count=len(self._ids), images=images, **({"labels": None} | stored))
 

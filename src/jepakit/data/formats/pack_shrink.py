@@ -20,7 +20,7 @@ from jepakit.data.statistics import file_notes
 from jepakit.data.threads import each
 
 T = TypeVar("T")
-HELD = 256 << 20  # bytes of images that wait, about, while one that comes before them is slow
+_HELD = 256 << 20  # bytes of images that wait, about, while one that comes before them is slow
 LATE = "no answer within"  # so many seconds: why a sample is left out whose read hangs
 
 
@@ -71,7 +71,7 @@ def each_shrunk(
             some = ids[start : start + many * threads]
             ready(source, some, SECONDS)
             in_order(some, work, measured, threads, SECONDS)
-            start, many = start + len(some), max(2, min(16, HELD // largest // threads))
+            start, many = start + len(some), max(2, min(16, _HELD // largest // threads))
     finally:
         torch.set_num_threads(threads_of_torch)
 

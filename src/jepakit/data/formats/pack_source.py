@@ -21,9 +21,9 @@ from jepakit.data.formats.pack_layout import (
     CLASSES,
     DEPTHS,
     INDEX,
-    KINDS,
-    LABELS,
+    LABELS_FILE,
     MANIFEST,
+    PART_KINDS,
     UNFINISHED,
     File,
     Labelled,
@@ -34,7 +34,7 @@ from jepakit.data.formats.pack_layout import (
     content_of,
     item_bytes,
     manifest_of,
-    name_of,
+    part_path,
     require_length,
 )
 from jepakit.data.sources import Labels, Source, pick
@@ -85,7 +85,7 @@ class PackedSource(Source):
 
     def unchanged(self, part: int) -> bool:
         """Whether a file of images is what was written (sha256); index, titles and labels were checked at the opening."""
-        with name_of(self.root, "images", part).open("rb") as file:
+        with part_path(self.root, "images", part).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == self.manifest.parts[part].images.sha256
 
 
@@ -97,7 +97,7 @@ def packed(root: Path, labels: str | None) -> Source | None:
         except UserError:  # some other program's
             return None
         raise UserError(f"{root} is packed in part; go on with: {plain(half.command)} --out {quote(str(root))}")
-    if not (root / MANIFEST).is_file() or not any(name_of(root, kind, 0).exists() for kind in KINDS):
+    if not (root / MANIFEST).is_file() or not any(part_path(root, kind, 0).exists() for kind in PART_KINDS):
         return None
     manifest = manifest_of(root / MANIFEST)
     pick(labels, (manifest.labels.name,) if manifest.labels else (), str(root))
@@ -105,18 +105,18 @@ def packed(root: Path, labels: str | None) -> Source | None:
         raise UserError(f"{root} is a pack of no images")
     numbered = list(enumerate(manifest.parts))
     index = [records(root, number, part) for number, part in numbered]
-    titles = [_texts(name_of(root, "titles", number), part.titles, part.count) for number, part in numbered]
+    titles = [_texts(part_path(root, "titles", number), part.titles, part.count) for number, part in numbered]
     found = _labels(root, manifest, manifest.labels) if manifest.labels else None
     maps = [_mapped(root, number, part) for number, part in numbered]
     source = PackedSource(root, manifest, found, index, titles, maps, _held_out(manifest))
-    own = [name_of(root, kind, number).name for kind in KINDS for number, _ in numbered]
+    own = [part_path(root, kind, number).name for kind in PART_KINDS for number, _ in numbered]
     source.notes += unused(root, [MANIFEST, CLASSES, *own], len(source))
     return source
 
 
 def _mapped(root: Path, number: int, part: Part) -> NDArray[np.uint8]:
     """A file's bytes. torch's map, unlike numpy's, keeps no file open: a large set has more parts than a process has files."""
-    path = name_of(root, "images", number)
+    path = part_path(root, "images", number)
     require_length(path, part.images)  # reading a map beyond the file's end would kill the process
     mapped: NDArray[np.uint8] = torch.from_file(str(path), shared=False, size=part.images.bytes, dtype=torch.uint8).numpy()
     return mapped
@@ -124,7 +124,7 @@ def _mapped(root: Path, number: int, part: Part) -> NDArray[np.uint8]:
 
 def records(root: Path, number: int, part: Part) -> NDArray[Any]:
     """Verified INDEX records of a part, each of which lies in its file of images: (count,). Raises UserError."""
-    path = name_of(root, "index", number)
+    path = part_path(root, "index", number)
     content = content_of(path, part.index)
     if len(content) != part.count * INDEX.itemsize:
         raise broken(path, f"holds no {part.count} records")
@@ -157,11 +157,11 @@ def _labels(root: Path, manifest: Manifest, said: Labelled) -> Labels:
     classes = _texts(root / CLASSES, said.names, said.classes)
     found = []
     for number, part in enumerate(manifest.parts):
-        path = name_of(root, "labels", number)
+        path = part_path(root, "labels", number)
         content = content_of(path, part.labels) if part.labels else b""
-        if len(content) != part.count * LABELS.itemsize:
+        if len(content) != part.count * LABELS_FILE.itemsize:
             raise broken(path, f"holds no {part.count} records")
-        found.append(np.frombuffer(content, LABELS))
+        found.append(np.frombuffer(content, LABELS_FILE))
     rows = np.concatenate(found)
     if rows["value"].min() < -1 or rows["value"].max() >= len(classes):
         raise broken(root / CLASSES, "lacks classes that labels name")

@@ -33,9 +33,9 @@ T = TypeVar("T")
 KEPT = 256 << 20  # bytes of row groups in memory
 AT_ONCE = 16  # images decoded between two looks at their size: a few bytes can stand for many copies of a large image
 LABELS_AT_ONCE = 4096
-PART = 16 << 20  # bytes asked for at a time
+_PART = 16 << 20  # bytes asked for at a time
 OPENED = 16  # files opened at a time
-BEHIND = 4  # threads that read groups from afar ahead of need; one does for local files
+_BEHIND = 4  # threads that read groups from afar ahead of need; one does for local files
 THREAD = "jepakit-row-group"
 LEAVE = 10.0  # seconds that Python waits for them at its end
 
@@ -74,7 +74,7 @@ class InParts:
     def read(self, size: int) -> bytes:
         """So many bytes, or those up to its end."""
         parts = []
-        while size > 0 and (part := self.file.read(min(size, PART))):
+        while size > 0 and (part := self.file.read(min(size, _PART))):
             parts.append(part)
             size -= len(part)
             self.came()
@@ -108,7 +108,7 @@ class ParquetSource(Source):
     _kept: Kept[Group] = field(init=False)
 
     def __post_init__(self) -> None:
-        threads = 1 if self.files.fs is None else BEHIND
+        threads = 1 if self.files.fs is None else _BEHIND
         self._kept = Kept(lambda group: self._read(group), lambda group: int(self.sizes[group]), KEPT, threads, THREAD)
 
     def __len__(self) -> int:
@@ -151,7 +151,7 @@ class ParquetSource(Source):
                 for batch in reader.iter_batches(AT_ONCE, row_groups=[place], columns=[self.column], use_threads=False):
                     chunks.append(batch.column(self.column))
                     size += chunks[-1].nbytes
-                    if size > tables.most_bytes():
+                    if size > tables.most_memory():
                         return None
             return Group(tables.parts_of(pa.chunked_array(chunks)), size)
 
@@ -160,7 +160,7 @@ class ParquetSource(Source):
         except Exception as error:  # pyarrow and every back-end raise their own
             raise BadImageError(f"its row group cannot be read: {_reason(error)}") from None
         if found is None:
-            raise BadImageError(f"its row group takes more than {tables.most_bytes() >> 20} MiB: taken for a decompression bomb")
+            raise BadImageError(f"its row group takes more than {tables.most_memory() >> 20} MiB: taken for a decompression bomb")
         self.sizes[group] = found.nbytes
         return found
 
@@ -206,10 +206,10 @@ def _source(name: str, fs: AbstractFileSystem | None, paths: list[str], labels: 
     blocks = Blocks(starts, held, dear=fs is not None or int(sizes.sum()) > KEPT)
     named, read = tables.class_names(tables.features(schema)), partial(_coded, shown(name), files, rows)
     parts, said = tables.rows_parts(files.titles, rows, schema, read, named)
-    found, guessed = tables.labels_of(schema, column, named, labels, shown(name), read, parts)
+    found, guessed = tables.column_labels(schema, column, named, labels, shown(name), read, parts)
     notes += tables.nulls(*_nulls(heads, column)) + guessed + said
     firsts = np.cumsum([0, *rows]).tolist()
-    return ParquetSource(name, files, column, found, starts, places, sizes, firsts, blocks, splits.held_out(*parts), notes)
+    return ParquetSource(name, files, column, found, starts, places, sizes, firsts, blocks, splits.held_out_parts(*parts), notes)
 
 
 def _nulls(heads: list[Any], column: str) -> tuple[int, bool]:

@@ -25,7 +25,7 @@ from jepakit.data.formats.remote import PATIENCE, Places, lasts, patiently, show
 
 T = TypeVar("T")
 log = logging.getLogger("jepakit")
-BEHIND = 2  # threads that fetch whole files that will be wanted
+_BEHIND = 2  # threads that fetch whole files that will be wanted
 
 
 class Kept(Generic[T]):
@@ -208,7 +208,7 @@ class Fetched(Kept[OpenFile]):
     """
 
     def __init__(self, places: Places, held: int, stamp: Callable[[int], str] | None = None) -> None:
-        super().__init__(self._copy, lambda index: 1, held, BEHIND, "jepakit-shard")
+        super().__init__(self._copy, lambda index: 1, held, _BEHIND, "jepakit-shard")
         self.places, self.held, self.stamp = places, held, stamp
         self._drafts: dict[int, Path] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="jepakit-", ignore_cleanup_errors=True)

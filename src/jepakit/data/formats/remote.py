@@ -16,7 +16,7 @@ from fsspec.spec import AbstractFileSystem
 from jepakit.core.errors import UserError, line_of
 
 T = TypeVar("T")
-MAGIC = "*?[{"
+PATTERN_SIGNS = "*?[{"
 MOST_PATHS = 100_000
 PAUSES = (1.0, 4.0, 16.0)  # seconds before another try
 PATIENCE = 60.0  # seconds before a file that could not be fetched is tried again
@@ -58,7 +58,7 @@ def is_remote(data: str) -> bool:
 
 def is_pattern(data: str) -> bool:
     """Whether it stands for several files: it has braces or glob characters, and is not itself the name of a file."""
-    return any(c in data for c in MAGIC) and not os.path.exists(os.path.expanduser(data))
+    return any(c in data for c in PATTERN_SIGNS) and not os.path.exists(os.path.expanduser(data))
 
 
 def expand(data: str) -> Places:

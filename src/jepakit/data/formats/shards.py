@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from jepakit.core.errors import UserError, line_of, plain
 from jepakit.core.progress import progress
-from jepakit.data.decoding.decode import MOST_BYTES, SUFFIXES
+from jepakit.data.decoding.decode import MOST_FILE_BYTES, SUFFIXES
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.prefetch import Fetched, OpenFile
 from jepakit.data.formats.remote import Places, lasts, natural, patiently, shown
 from jepakit.data.formats.tars import TarIndex, kept_index, new_index
 from jepakit.data.labels import split_words as splits
-from jepakit.data.labels.classes import of_folders
+from jepakit.data.labels.classes import folder_classes
 from jepakit.data.labels.segmentation_masks import NO_MASKS, masks_among, note_of
 from jepakit.data.left_out import LeftOut, beside
 from jepakit.data.sources import Blocks, Labels, Source, by_default, pick
@@ -72,7 +72,7 @@ class ShardSource(Source):
 
     def raw(self, index: int) -> bytes:
         size = int(self.sizes[index])
-        if size > MOST_BYTES:
+        if size > MOST_FILE_BYTES:
             raise BadImageError(f"{size} bytes are too many for an image")
         try:
             data = self.file(int(self.files[self._shard(index)])).read(size, int(self.offsets[index]))
@@ -269,7 +269,7 @@ def _take_labels(source: ShardSource, indexes: list[TarIndex], labels: str | Non
     folders, lies = splits.merged((index.folders.table, index.folders.places) for index in indexes)
     lies, folders = np.where(lies < 0, len(folders), lies), [*folders, ""]  # the last: in no folder
     masks = NO_MASKS if source.fetched else masks_among(source.title, folders, lies, source.read)
-    of = of_folders(folders, lies, masks.folders, source.title)
+    of = folder_classes(folders, lies, masks.folders, source.title)
     choices = (*(("label",) if told else ()), *(("folder",) if len({*of.classes} - {None}) > 1 else ()))
     chosen = pick(labels, choices, source.name)
     parts, places = of.parts, lies
@@ -277,7 +277,7 @@ def _take_labels(source: ShardSource, indexes: list[TarIndex], labels: str | Non
         rows = np.diff(source.starts)
         parts, places = splits.parts(source.shards), np.repeat(np.arange(len(indexes)), rows)
         source.notes += splits.unnamed(source.shards, rows.tolist())
-    source.held_out = splits.held_out(parts, places)
+    source.held_out = splits.held_out_parts(parts, places)
     source.notes += (*note_of(masks, len(source), ""), *by_default(labels, chosen, choices))
     if chosen != "label":
         source.notes += of.notes

@@ -16,14 +16,14 @@ from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.folder import leaves
 from jepakit.data.labels import split_words as splits
 from jepakit.data.labels.split_words import class_values, split_of
-from jepakit.data.left_out import number, some
+from jepakit.data.left_out import plural, some
 from jepakit.data.sources import Labels, by_default, pick
 
 IMAGE_NAMES = ("image", "img")  # looked for first
 LABEL_NAMES = ("label", "fine_label", "labels", "class")
 NO_CLASS = re.compile(r"(?i)(^|_)(id|idx|index|key|path|file|filename|name|url|caption|text|width|height|size|date|time)s?($|_)")
 Coded = tuple[list[Any], NDArray[np.int64]]  # values, each once, and the place in them of every row
-NUMBERS = "save a whole number or a word in each row"
+_NUMBERS = "save a whole number or a word in each row"
 
 
 def table_files(root: Path, kind: str) -> list[Path]:
@@ -86,7 +86,7 @@ def _is_list(kind: Any) -> bool:
 
 def nulls(count: int, up_to: bool = False) -> tuple[str, ...]:
     """What to say of rows that have no image."""
-    rows = f"{'up to ' if up_to else ''}{number(count, 'row')} {'has' if count == 1 else 'have'} no image (null)"
+    rows = f"{'up to ' if up_to else ''}{plural(count, 'row')} {'has' if count == 1 else 'have'} no image (null)"
     return (f"{rows}: they count as images that cannot be read (images.max_bad); leave them out of the file",) if count else ()
 
 
@@ -110,7 +110,7 @@ def label_column(schema: Any, image: str, named: Iterable[str], labels: str | No
     columns = [c for c in columns if c.name.lower() not in splits.COLUMNS or c.name == labels]
     named = [column for column in named if column.lower() not in splits.COLUMNS or column == labels]
     can = [c.name for c in columns if fit(c.type)]
-    unfit = {c.name: f"column '{c.name}' is not taken for labels, being {_kind(c.type)}: {NUMBERS}" for c in columns}
+    unfit = {c.name: f"column '{c.name}' is not taken for labels, being {_kind(c.type)}: {_NUMBERS}" for c in columns}
     unfit = {column: said for column, said in unfit.items() if column not in can}
     if labels in unfit:
         raise UserError(f"{name}: {unfit[labels]}")
@@ -144,7 +144,7 @@ def rows_parts(
     """
     by_files = splits.parts(titles), np.repeat(np.arange(len(rows)), rows)
     column = split_column(schema)
-    if not column or splits.held_out(*by_files) is not None:
+    if not column or splits.held_out_parts(*by_files) is not None:
         return by_files, splits.unnamed(titles, rows)
     unique, codes = read(column)
     if names := named.get(column):
@@ -153,7 +153,7 @@ def rows_parts(
     return by_column or by_files, said
 
 
-def labels_of(
+def column_labels(
     schema: Any,
     image: str,
     named: dict[str, list[str]],
@@ -187,7 +187,7 @@ def classes_of(
     if all(value is None or float(value).is_integer() for value in known):
         numbers = [None if value is None else int(value) for value in known]
         return class_values(numbers, codes, names, where), (f"{where}: labels are floats, taken as the whole numbers they are",)
-    said = f"{where} is not taken for labels, as it holds numbers with fractions: {NUMBERS}"
+    said = f"{where} is not taken for labels, as it holds numbers with fractions: {_NUMBERS}"
     if asked:
         raise UserError(said)
     return None, (said,)
@@ -255,7 +255,7 @@ def below(paths: list[str]) -> list[str]:
     return [PurePath(path).relative_to(common).as_posix() for path in paths]
 
 
-def most_bytes() -> int:
+def most_memory() -> int:
     """What one thing in a file may take: half of the machine's memory; more is taken for a decompression bomb."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from jepakit.core.errors import UserError
 from jepakit.data.decoding.decode import SUFFIXES
-from jepakit.data.decoding.file_kinds import HEAD
+from jepakit.data.decoding.file_kinds import HEAD_BYTES
 from jepakit.data.formats.disk_cache import cache_folder
 from jepakit.data.formats.prefetch import OpenFile
 from jepakit.data.left_out import LeftOut
@@ -31,9 +31,9 @@ MOST_HEADER = 1 << 17  # bytes of headers that one member may have
 MOST_LABEL = 1 << 16  # bytes of a .cls or .json file that may tell a label
 LONGEST = 256  # characters of a label
 ENDING = re.compile(r"\.(?![0-9])")  # between the parts of a name that tell what a file is
-WHOLE = re.compile(r"^([+-]?[0-9]{1,18})\.0*$")  # a whole number that is written as a float
+_WHOLE = re.compile(r"^([+-]?[0-9]{1,18})\.0*$")  # a whole number that is written as a float
 DIGITS = re.compile(rb"[0-9]{257}")  # in a header these would take tarfile's patterns quadratic time
-PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,9 +123,9 @@ def tar_index(file: OpenFile, name: str) -> TarIndex:
             ends.append(len(names))
             folders.append("/".join(parts[:-1]))
         else:
-            left.add(title, partial(file.read, min(info.size, HEAD), info.offset_data))
+            left.add(title, partial(file.read, min(info.size, HEAD_BYTES), info.offset_data))
     kept, text, last = _one_a_sample(bytes(names), np.array(ends, np.int64))
-    labels.places.extend(told.get(_key(title), -1) for title in split(text, last))
+    labels.places.extend(told.get(_key(title), -1) for title in split_names(text, last))
     lie = [np.array(values, np.int64)[kept] for values in (offsets, sizes)]
     folder = Words(tuple(folders.table), np.array(folders.places, np.int32)[kept])
     return TarIndex(lie[0], lie[1], text, last, labels.words(), folder, cut, len(ends) - len(kept), links, left.stored)
@@ -139,7 +139,7 @@ def _one_a_sample(names: bytes, ends: NDArray[np.int64]) -> tuple[NDArray[np.int
     """
     n = len(ends)
     samples, plain = np.empty(n, np.int64), np.empty(n, np.bool_)
-    for i, title in enumerate(split(names, ends)):
+    for i, title in enumerate(split_names(names, ends)):
         head, slash, base = title.rpartition("/")
         name, *endings = ENDING.split(base)
         samples[i], plain[i] = hash(head + slash + name), len(endings) == 1  # 64 bits: no two of a shard's millions agree
@@ -170,7 +170,7 @@ class _Table:
         return Words(tuple(self.table), np.array(self.places, np.int32))
 
 
-def split(names: bytes, ends: NDArray[np.int64]) -> Generator[str, None, None]:
+def split_names(names: bytes, ends: NDArray[np.int64]) -> Generator[str, None, None]:
     """The names that lie in one text."""
     start = 0
     for end in ends.tolist():
@@ -197,7 +197,7 @@ def _label(data: bytes, ending: str) -> str:
         return ""
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else ""
-    return WHOLE.sub(r"\1", value) if isinstance(value, str) else str(value)
+    return _WHOLE.sub(r"\1", value) if isinstance(value, str) else str(value)
 
 
 def _members(file: OpenFile, name: str) -> Generator[tarfile.TarInfo, None, str]:
@@ -207,7 +207,7 @@ def _members(file: OpenFile, name: str) -> Generator[tarfile.TarInfo, None, str]
         stream: Any = headers
         tar: Any = tarfile.TarFile(fileobj=stream, encoding="utf-8", errors="surrogateescape")
     except Exception:  # tarfile's errors are of many kinds where a header is broken
-        if file.read(8, 0).startswith(PACKED):
+        if file.read(8, 0).startswith(_PACKED):
             raise UserError(f"{name} is compressed, so that no image can be read by itself: unpack it to a plain .tar") from None
         raise UserError(f"{name} is no tar archive: leave it out, or fetch it again") from None
     at = 0

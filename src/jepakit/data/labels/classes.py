@@ -9,19 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.data.labels import folder_layout as layout
-from jepakit.data.labels.segmentation_masks import words_of
+from jepakit.data.labels.segmentation_masks import folder_words
 from jepakit.data.left_out import some
 
 ALL = re.compile(r"(jpe?g|png|rgb|left)?(images?|imgs?)|rgb|inputs?|originals?")  # a word of a folder of all images
 BESIDE = re.compile(r"jpe?g|png|left|right|bit|raw|train|test|val")  # words that may stand beside it
 ALIKE = 0.9  # share of two folders' names that are in both, where they hold the same things seen twice
-FEW = 4  # folders of one image that are too few to wonder at
+_FEW = 4  # folders of one image that are too few to wonder at
 
 
-def of_folders(
+def folder_classes(
     folders: Sequence[str], lies: NDArray[np.int64], masks: Collection[int], title: Callable[[int], str]
 ) -> layout.Folders:
-    """As `layout.of_folders`, of folders among which '' is none at all, in which images of such titles lie (n,).
+    """As `layout.read_layout`, of folders among which '' is none at all, in which images of such titles lie (n,).
 
     masks: places of those that hold masks. Images in no folder have no label, if they are the fewer. Folders are no classes
     where each of many holds one image, one is called 'images' and another has the same names in it, or some are masks of
@@ -29,7 +29,7 @@ def of_folders(
     """
     counts = np.bincount(lies, minlength=len(folders)).tolist()
     inside = [i for i, folder in enumerate(folders) if folder]
-    told = layout.of_folders([folders[i] for i in inside], [counts[i] for i in inside])
+    told = layout.read_layout([folders[i] for i in inside], [counts[i] for i in inside])
     classes: list[str | None] = [None] * len(folders)
     parts = [""] * len(folders) if told.parts else []
     for place, i in enumerate(inside):
@@ -42,7 +42,7 @@ def of_folders(
         if name is not None:
             sizes[name] += count
     why, strays = "", sum(counts) - sum(counts[i] for i in inside)
-    whole = sorted(name for name in sizes if _holds_all(words_of(name)))[:1] if len(sizes) > 1 else []
+    whole = sorted(name for name in sizes if _holds_all(folder_words(name)))[:1] if len(sizes) > 1 else []
     pair = [*whole, *_with_names_of(whole[0], classes, lies, title)] if whole else []
     if len(sizes) > 1:
         why = _why_none(sizes, {name for i in masks if (name := classes[i])}, pair, strays, sum(counts))
@@ -62,7 +62,7 @@ def _why_none(sizes: Counter[str], masks: set[str], pair: list[str], strays: int
         return f"{some(sorted(masks))} {'hold' if len(masks) > 1 else 'holds'} masks of images elsewhere"
     if len(pair) > 1:
         return f"{pair[0]} is called as if it held all images, and {some(pair[1:])} beside it holds the same names"
-    if len(sizes) >= FEW and max(sizes.values()) == 1:
+    if len(sizes) >= _FEW and max(sizes.values()) == 1:
         return f"each of the {len(sizes):,} holds one image ({some(names)}), so that they are names of things"
     return ""
 
@@ -88,6 +88,6 @@ def _doubts(sizes: Counter[str], whole: list[str], strays: int) -> list[str]:
     if strays and len(sizes) > 1:
         lie = "image lies" if strays == 1 else "images lie"
         notes.append(f"{strays:,} {lie} in no class folder, and so without a label: move into one what is of its class")
-    if len(single) >= FEW and 2 * len(single) > len(sizes):
+    if len(single) >= _FEW and 2 * len(single) > len(sizes):
         notes.append(f"{len(single):,} of {len(sizes):,} classes have one image ({some(single)}): they may be names of things")
     return notes

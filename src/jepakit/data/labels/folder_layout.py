@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jepakit.data.labels.split_words import joined, part_of_word, words_of
+from jepakit.data.labels.split_words import joined, name_words, part_of_word
 from jepakit.data.left_out import some
 
 # words beside the one for the part, as in 'seg_train', 'training_set' and 'trainA'
 FILLERS = re.compile(r"sets?|data|dataset|images?|imgs?|seg|splits?|part|folder|files|photos|pictures|raw|classification|[a-z]")
-DEEPEST = 3  # folders above that of the parts
+_DEEPEST = 3  # folders above that of the parts
 Paths = list[list[str]]
 
 
@@ -23,7 +23,7 @@ class Folders:
     notes: tuple[str, ...] = ()
 
 
-def of_folders(folders: Sequence[str], counts: Sequence[int] | None = None) -> Folders:
+def read_layout(folders: Sequence[str], counts: Sequence[int] | None = None) -> Folders:
     """Classes and parts by the folders that images lie in, as in 'cat', 'train/cat', 'set/Training/cat', 'cat/train'.
 
     Folders around all are left away. Where folders of one level are named as train and as something held out, they are the
@@ -35,7 +35,7 @@ def of_folders(folders: Sequence[str], counts: Sequence[int] | None = None) -> F
     paths = [folder.split("/") if folder else [] for folder in folders]
     while paths and min(map(len, paths)) > 1 and len({path[0] for path in paths}) == 1:
         paths = [path[1:] for path in paths]
-    for level in range(DEEPEST):
+    for level in range(_DEEPEST):
         names = [path[level] if len(path) > level else "" for path in paths]
         part_of = _parts_of({*names})
         parts = [part_of.get(name, "") for name in names]
@@ -96,7 +96,7 @@ def _parts_of(names: set[str]) -> dict[str, str]:
     alike: dict[str, str] = {}
     besides: set[str] = set()
     for name in names:
-        found = [word for word in words_of(name) if part_of_word(word)]
+        found = [word for word in name_words(name) if part_of_word(word)]
         if len(found) == 1:
             alike[name] = part_of_word(found[0]) or ""
             besides.add(joined(name).lower().replace(found[0], "", 1))
@@ -105,7 +105,7 @@ def _parts_of(names: set[str]) -> dict[str, str]:
 
 def _part_of_folder(name: str) -> str | None:
     """The part that a folder is: one of its words says it, and no other says anything else."""
-    words = words_of(name)
+    words = name_words(name)
     found = [part for word in words if (part := part_of_word(word))]
     plain = all(part_of_word(word) or FILLERS.fullmatch(word) for word in words)
     return found[0] if len(found) == 1 and plain else None
@@ -121,7 +121,7 @@ def _of_tops(paths: Paths) -> tuple[str, ...]:
     tops = sorted({path[0] if path else "" for path in paths})
     if len(tops) < 2:
         return ()
-    if any({part_of_word(word) for word in words_of(top)} & {"test", "validation"} for top in tops):
+    if any({part_of_word(word) for word in name_words(top)} & {"test", "validation"} for top in tops):
         said = "are taken for the classes, though some are named like a split: call them train and test"
         return (f"the folders {some(tops)} {said}",)
     lower = sorted({"/".join(path[: i + 1]) for path in paths for i in range(1, len(path)) if _is_held(path[i])})

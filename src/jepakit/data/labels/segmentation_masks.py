@@ -16,17 +16,17 @@ WORD = re.compile(
     r"(masks?|seg(s|m|mentations?|mentationclass|mentationobject)?|annot(s|ations?)?|gts?|groundtruth|truth|trimaps?|mattes?|"
     r"labels?|label(ids|maps?|trainids)|instanceids|targets?)"
 )
-NAMES = re.compile(
+_NAMES = re.compile(
     r"(?:^(mask|seg|label|gt)s?[_\-. ])|[_\-. ](masks?|segs?|segmentation|labels?|labelids|instanceids|labeltrainids|gt|"
     r"groundtruth|annotations?|trimap|matte|color)(?:[_\-. ]?\(?\d+\)?)?$"
 )
-SAMPLED = 256  # places in a set where names are looked at
+_SAMPLED = 256  # places in a set where names are looked at
 SEEN, MOST_PIXELS, SECONDS = 8, 1 << 24, 10.0  # images of a kind that are looked at, how large, and how long one may take
 LEVELS, FLAT = 32, 0.8  # a mask has fewer values, or this share of its pixels is like the next one
 
 
 @dataclass(frozen=True)
-class Masks:
+class MaskFolders:
     """Images that look like masks: their places (n,), what they are called by, and the folders (places in a table) of words."""
 
     ids: NDArray[np.int64]
@@ -34,17 +34,17 @@ class Masks:
     folders: frozenset[int]
 
 
-NO_MASKS = Masks(np.zeros(0, np.int64), (), frozenset())
+NO_MASKS = MaskFolders(np.zeros(0, np.int64), (), frozenset())
 
 
-def words_of(name: str) -> list[str]:
+def folder_words(name: str) -> list[str]:
     """The words of a folder's name in lower case: 'SegmentationClass' has two."""
     return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
 def masks_among(
     title: Callable[[int], str], folders: Sequence[str], lies: NDArray[np.int64], read: Callable[[int, int], Pixels]
-) -> Masks:
+) -> MaskFolders:
     """The masks among images of such titles that lie (n,) in these folders; read: pixels of one of at most so many pixels.
 
     A few of each kind are looked at, where a word tells of masks.
@@ -52,7 +52,7 @@ def masks_among(
     kinds: dict[str, list[NDArray[np.int64]]] = {}
     by_folder: dict[str, list[int]] = {}
     for place, folder in enumerate(folders):
-        if word := next((part for part in folder.split("/") if any(map(WORD.fullmatch, words_of(part)))), ""):
+        if word := next((part for part in folder.split("/") if any(map(WORD.fullmatch, folder_words(part)))), ""):
             by_folder.setdefault(word, []).append(place)
     for word, inside in by_folder.items():
         kinds[f"{word}/"] = [np.flatnonzero(np.isin(lies, inside))]
@@ -61,13 +61,13 @@ def masks_among(
     masks = {word: ids for word, (ids,) in kinds.items() if _look_so(ids, read)}
     whole = np.unique(np.concatenate([np.zeros(0, np.int64), *masks.values()]))
     lying = frozenset(i for word in masks for i in by_folder.get(word[:-1], ()))
-    return Masks(whole, tuple(masks), lying if len(whole) < len(lies) else frozenset())  # of all images none is a mask's
+    return MaskFolders(whole, tuple(masks), lying if len(whole) < len(lies) else frozenset())  # of all images none is a mask's
 
 
 def _by_name(title: Callable[[int], str], n: int) -> dict[str, list[int]]:
     """Images whose names have a word for masks, by the word; none where no name at some places of the set has one."""
-    few = np.unique(np.linspace(0, n - 1, min(n, SAMPLED)).astype(int))
-    near = np.unique(np.concatenate([few, np.arange(min(n, SAMPLED)), np.minimum(few + 1, n - 1)]))  # a pair lies side by side
+    few = np.unique(np.linspace(0, n - 1, min(n, _SAMPLED)).astype(int))
+    near = np.unique(np.concatenate([few, np.arange(min(n, _SAMPLED)), np.minimum(few + 1, n - 1)]))  # a pair lies side by side
     if not any(_word_of(title(index)) for index in near.tolist()):
         return {}
     found: dict[str, list[int]] = {}
@@ -78,7 +78,7 @@ def _by_name(title: Callable[[int], str], n: int) -> dict[str, list[int]]:
 
 
 def _word_of(title: str) -> str:
-    match = NAMES.search(title.rpartition("/")[2].rpartition(".")[0].lower())
+    match = _NAMES.search(title.rpartition("/")[2].rpartition(".")[0].lower())
     return (match[0] if match[1] else re.sub(r"[_\-. (]*\d+\)?$", "", match[0])) if match else ""
 
 
@@ -102,7 +102,7 @@ def _is_mask(pixels: Pixels) -> bool:
     return len(np.unique(some_of_them, axis=0)) <= LEVELS
 
 
-def note_of(masks: Masks, n: int, elsewhere: str) -> tuple[str, ...]:
+def note_of(masks: MaskFolders, n: int, elsewhere: str) -> tuple[str, ...]:
     """What to say of masks among n images; elsewhere: the folder that holds the others alone, '' if there is none."""
     if not len(masks.ids):
         return ()

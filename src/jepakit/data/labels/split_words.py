@@ -12,29 +12,29 @@ from jepakit.core.errors import UserError
 from jepakit.data.left_out import some
 from jepakit.data.sources import Labels, fifths
 
-PARTS = {
+_PARTS = {
     "train": re.compile(r"train(ing)?(val|set|data|images?|imgs?)?"),
     "test": re.compile(r"test(ing)?(set|data|images?|imgs?)?|holdout"),
     "validation": re.compile(r"(val(id(ation)?)?|dev(el(opment)?)?|eval(uation)?)(set|data|images?|imgs?)?"),
 }
 COLUMNS = ("split", "splits", "data_split", "subset", "partition")  # names of a column that tells each row's part
-HELD = re.compile(r"(?i)h[eo]ld[-_ ]?out")
+_HELD = re.compile(r"(?i)h[eo]ld[-_ ]?out")
 WITH_VALIDATION = re.compile(r"(?i)train[-_ ]?val(id(ation)?)?(?![a-z])")  # both in one part: to train on
 
 
 def joined(name: str) -> str:
     """A name in which 'held_out' and 'train_val' are one word each, that of their part."""
-    return WITH_VALIDATION.sub("trainval", HELD.sub("holdout", name))
+    return WITH_VALIDATION.sub("trainval", _HELD.sub("holdout", name))
 
 
-def words_of(name: str) -> list[str]:
+def name_words(name: str) -> list[str]:
     """Its words of letters, in lower case; 'trainSet' has two."""
     return re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", joined(name)).lower())
 
 
 def part_of_word(word: str) -> str | None:
     """'train', 'test' or 'validation' for a word that means it, in lower case."""
-    return next((part for part, pattern in PARTS.items() if pattern.fullmatch(word)), None)
+    return next((part for part, pattern in _PARTS.items() if pattern.fullmatch(word)), None)
 
 
 def split_of(path: str | PurePath) -> str | None:
@@ -44,7 +44,7 @@ def split_of(path: str | PurePath) -> str | None:
     """
     path = PurePath(path)
     for name in (path.stem, path.parent.name):
-        words = [part_of_word(word) for word in words_of(name)]
+        words = [part_of_word(word) for word in name_words(name)]
         found = [part for part in words if part]
         if found:
             return words[0] or found[-1]
@@ -84,7 +84,7 @@ def unnamed(titles: Sequence[str], counts: Sequence[int]) -> tuple[str, ...]:
     return (f"{count:,} images of {few} count as train: the name tells no part, beside others that do",)
 
 
-def held_out(parts: Sequence[str], places: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+def held_out_parts(parts: Sequence[str], places: NDArray[np.int64]) -> NDArray[np.bool_] | None:
     """Which samples (n,) are in a part for testing or validation, places (n,) in `parts`; None where none, or all are."""
     held = np.array([part in ("test", "validation") for part in parts], np.bool_)[places]
     return held if held.any() and not held.all() else None

@@ -49,14 +49,14 @@ def distance_label(scene: Scene) -> int:
     return bisect_left(BOUNDS, depth)
 
 
-LABELS: dict[str, Callable[[Scene], int]] = {"count": count_label, "distance": distance_label}
+_LABELS: dict[str, Callable[[Scene], int]] = {"count": count_label, "distance": distance_label}
 
 
 def label_name(labels: str | None, name_of_set: str) -> str:
     """The label set that is asked for, "count" if none. Raises UserError for one that is not in LABELS."""
     name = labels or "count"
-    if name not in LABELS:
-        raise UserError(f"{name_of_set} has no labels '{name}': choose from {', '.join(LABELS)}{nearest(name, LABELS)}")
+    if name not in _LABELS:
+        raise UserError(f"{name_of_set} has no labels '{name}': choose from {', '.join(_LABELS)}{nearest(name, _LABELS)}")
     return name
 
 
@@ -70,12 +70,12 @@ class ClevrSource(Source):
         name = label_name(labels, "CLEVR")
         if not root.is_dir():
             raise UserError(f"no such folder: {root}")
-        train, val = (_samples(root, split, LABELS[name]) for split in ("train", "val"))
+        train, val = (_samples(root, split, _LABELS[name]) for split in ("train", "val"))
         self.name, self.root = str(root), root
         self._files = [file for file, _ in train + val]
         values = np.array([label for _, label in train + val], np.int64)
         self.labels: Labels | None = Labels(name, CLASSES[name], values, np.arange(len(values)) >= len(train), whole=True)
-        self.notes = (*by_default(labels, name, tuple(LABELS)), *_unused(root, [("train", len(train)), ("val", len(val))]))
+        self.notes = (*by_default(labels, name, tuple(_LABELS)), *_unused(root, [("train", len(train)), ("val", len(val))]))
         self.notes += unused(root, [f"images/{path.parent.name}/{path.name}" for path in root.glob("images/*/*.png")], len(self))
 
     def __len__(self) -> int:

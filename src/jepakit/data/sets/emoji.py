@@ -49,7 +49,7 @@ def emoji() -> Emoji:
     )
 
 
-def held_out(identity: np.ndarray, share: float = 0.2) -> np.ndarray:
+def held_out_identities(identity: np.ndarray, share: float = 0.2) -> np.ndarray:
     """(n,) bool, True = test, for (n,) identity indices: all images of an identity fall on the same side.
 
     An identity is held out when the SplitMix64 finaliser of its index, read as a fraction of 2^64, is below share.
@@ -69,7 +69,7 @@ class EmojiSource(Source):
     def __init__(self) -> None:
         self._set: Emoji = emoji()
         identity = self._set.identity
-        self.labels: Labels | None = Labels("group", self._set.groups, self._set.group, held_out(identity), identity)
+        self.labels: Labels | None = Labels("group", self._set.groups, self._set.group, held_out_identities(identity), identity)
 
     def __len__(self) -> int:
         return len(self._set.images)

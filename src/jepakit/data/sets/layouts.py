@@ -18,7 +18,7 @@ from jepakit.data.sets.arrays import cifar10, cifar100, mnist
 from jepakit.data.sets.listed import eurosat, food101, imagenet, inaturalist, places205, sun397
 from jepakit.data.sources import Source
 
-Layout = Callable[[Path, str | None], Source | None]
+_Layout = Callable[[Path, str | None], Source | None]
 
 
 def clevr(root: Path, labels: str | None) -> Source | None:
@@ -30,7 +30,7 @@ def clevr(root: Path, labels: str | None) -> Source | None:
     return ClevrSource(root, labels)
 
 
-LAYOUTS: tuple[Layout, ...] = (
+LAYOUTS: tuple[_Layout, ...] = (
     packed,
     clevr,
     cifar10,
@@ -47,13 +47,13 @@ LAYOUTS: tuple[Layout, ...] = (
     npz,
     tar_shards,
 )
-DEEPEST = 8  # folders in folders that an archive may unpack to
+_DEEPEST = 8  # folders in folders that an archive may unpack to
 
 
 def labelled_set(root: Path, labels: str | None = None) -> Source | None:
     """The set that lies at `root`, in its usual layout; None where none is recognised. Raises UserError."""
     place: Path | None = root
-    for _ in range(DEEPEST):
+    for _ in range(_DEEPEST):
         if place is None or not place.exists():
             return None
         try:

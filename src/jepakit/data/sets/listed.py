@@ -31,7 +31,7 @@ EUROSAT = (
 EUROSAT_TRAIN, EUROSAT_TEST = 1000, 500
 PLACES_IMAGES = ("data/vision/torralba/deeplearning/images256", "images256")
 DEEP = 4  # folders in folders that a set has at most
-Row = tuple[str, int, bool]  # path below the root, place in the classes or -1, held out
+_Row = tuple[str, int, bool]  # path below the root, place in the classes or -1, held out
 
 
 def eurosat(root: Path, labels: str | None) -> Source | None:
@@ -42,7 +42,7 @@ def eurosat(root: Path, labels: str | None) -> Source | None:
     """
     if not all((root / name).is_dir() for name in EUROSAT):
         return None
-    rows: list[Row] = []
+    rows: list[_Row] = []
     for label, name in enumerate(EUROSAT):
         for rank, file in enumerate(_images(root / name)):
             inside = rank < EUROSAT_TRAIN + EUROSAT_TEST
@@ -99,7 +99,7 @@ def places205(root: Path, labels: str | None) -> Source | None:
     images = next((place for place in PLACES_IMAGES if (root / place).is_dir()), None)
     if images is None:
         raise UserError(f"{root} has Places205's lists and none of its images: they belong into {' or '.join(PLACES_IMAGES)}")
-    rows: list[Row] = []
+    rows: list[_Row] = []
     names: dict[int, str] = {}
     for test, part in enumerate(("train", "val")):
         path = folder / f"{part}_places205.csv"
@@ -173,7 +173,7 @@ def _source(
     root: Path,
     labels: str | None,
     classes: tuple[str, ...],
-    rows: Sequence[Row],
+    rows: Sequence[_Row],
     notes: tuple[str, ...] = (),
     told: Sequence[str] = (),
 ) -> Source:

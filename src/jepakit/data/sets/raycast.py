@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.sets.clevr import Scene
 
-Floats = NDArray[np.floating]  # float32 where there is an array of it: half the time of float64
+_Floats = NDArray[np.floating]  # float32 where there is an array of it: half the time of float64
 
 COLORS = {
     "gray": (87, 87, 87),
@@ -46,16 +46,16 @@ class Hit:
     """What rays see of one object in a box of the image: depth (h, w), inf where nothing, and normal (3, h, w)."""
 
     box: tuple[slice, slice]
-    depth: Floats
-    normal: Floats
+    depth: _Floats
+    normal: _Floats
 
 
 @lru_cache(maxsize=8)
-def _rays(side: int) -> Floats:
+def _rays(side: int) -> _Floats:
     """(3, side, side): directions through the middles of pixels, one unit of depth long."""
     middle = ((np.arange(side) + 0.5) * 2 / side - 1) * WIDTH
     right, up = np.meshgrid(middle, -middle)
-    rays: Floats = np.tensordot(AXES.T, np.stack([right, up, np.ones_like(up)]), 1).astype(np.float32)
+    rays: _Floats = np.tensordot(AXES.T, np.stack([right, up, np.ones_like(up)]), 1).astype(np.float32)
     rays.setflags(write=False)
     return rays
 
@@ -77,7 +77,7 @@ def cast(thing: Scene, side: int) -> Hit:
         return Hit(box, depth, _turned(spin.T, normal))
 
 
-def _turned(matrix: Floats, vectors: Floats) -> Floats:
+def _turned(matrix: _Floats, vectors: _Floats) -> _Floats:
     """(3, 3), (3, h, w) -> (3, h, w); many times faster than einsum's or tensordot's way for these sizes."""
     return np.asarray((matrix @ vectors.reshape(3, -1)).reshape(vectors.shape))
 
@@ -94,12 +94,12 @@ def _box(position: NDArray[np.float64], reach: float, side: int) -> tuple[slice,
     return slices[0], slices[1]
 
 
-def _dot(a: Floats, b: Floats) -> Floats:
+def _dot(a: _Floats, b: _Floats) -> _Floats:
     """Over the first axis, plane by plane: for two or three planes that is faster than a reduction."""
     return np.asarray(sum((x * y for x, y in zip(a[1:], b[1:], strict=True)), a[0] * b[0]))
 
 
-def _quadric(rays: Floats, eye: Floats, radius: float, axes: int) -> tuple[Floats, Floats]:
+def _quadric(rays: _Floats, eye: _Floats, radius: float, axes: int) -> tuple[_Floats, _Floats]:
     """Depths where rays enter and leave a ball (axes 3) or an upright cylinder without ends (2); inf, -inf if never."""
     a, b = _dot(rays[:axes], rays[:axes]), _dot(eye[:axes], rays[:axes])
     b /= a
@@ -108,7 +108,7 @@ def _quadric(rays: Floats, eye: Floats, radius: float, axes: int) -> tuple[Float
     return np.where(inside > 0, -b - root, np.inf), np.where(inside > 0, root - b, -np.inf)
 
 
-def _cube(rays: Floats, eye: Floats, half: float) -> tuple[Floats, Floats]:
+def _cube(rays: _Floats, eye: _Floats, half: float) -> tuple[_Floats, _Floats]:
     """Depth and normal of an upright cube by slabs, in its own axes."""
     enter = (-np.sign(rays) * half - eye[:, None, None]) / rays
     leave = (np.sign(rays) * half - eye[:, None, None]) / rays
@@ -117,7 +117,7 @@ def _cube(rays: Floats, eye: Floats, half: float) -> tuple[Floats, Floats]:
     return np.where(depth < leave.min(0), depth, np.inf), np.where(face, -np.sign(rays), np.float32(0))
 
 
-def _cylinder(rays: Floats, eye: Floats, radius: float) -> tuple[Floats, Floats]:
+def _cylinder(rays: _Floats, eye: _Floats, radius: float) -> tuple[_Floats, _Floats]:
     """Depth and normal of an upright cylinder as high as wide, seen from above."""
     enter, leave = _quadric(rays, eye, radius, 2)
     top, bottom = (radius - eye[2]) / rays[2], (-radius - eye[2]) / rays[2]
@@ -128,7 +128,7 @@ def _cylinder(rays: Floats, eye: Floats, radius: float) -> tuple[Floats, Floats]
     return np.where(depth < np.minimum(leave, bottom), depth, np.inf), normal
 
 
-def _front(hits: Sequence[Hit], side: int) -> tuple[Floats, NDArray[np.int64]]:
+def _front(hits: Sequence[Hit], side: int) -> tuple[_Floats, NDArray[np.int64]]:
     """Depth and owner (side, side): which object is nearest at a pixel, len(hits) for the plane."""
     depth = -np.float32(HEIGHT) / _rays(side)[2]
     owner = np.full((side, side), len(hits))
@@ -172,7 +172,7 @@ def render(described: Scene, size: int) -> Pixels:
     return np.ascontiguousarray((image / 4 * 255 + 0.5).clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-def _shadows(objects: Sequence[Scene], points: Floats, owner: NDArray[np.int64], light: Floats) -> tuple[Floats, Floats]:
+def _shadows(objects: Sequence[Scene], points: _Floats, owner: NDArray[np.int64], light: _Floats) -> tuple[_Floats, _Floats]:
     """How much of the light (h, w) and of the sky (h, w) reaches the points (3, h, w), in [0, 1]."""
     lit, sky = np.ones_like(points[0]), np.ones_like(points[0])
     for k, thing in enumerate(objects):
@@ -188,7 +188,7 @@ def _shadows(objects: Sequence[Scene], points: Floats, owner: NDArray[np.int64],
     return lit, sky
 
 
-def _shaded(thing: Scene, normal: Floats, rays: Floats, lit: Floats, light: Floats) -> Floats:
+def _shaded(thing: Scene, normal: _Floats, rays: _Floats, lit: _Floats, light: _Floats) -> _Floats:
     """Colours (3, m) of m points: sky from above, the light, and its reflection; metal mirrors a bright sky."""
     color = np.array(COLORS[thing["color"]], np.float32)[:, None] / 255
     away = -rays / np.sqrt(_dot(rays, rays))

@@ -25,14 +25,14 @@ from jepakit.data.sources import Labels, Source
 
 SHAPES, MATERIALS = ("sphere", "cube", "cylinder"), ("rubber", "metal")
 GAP = 0.25  # at least, between the footprints' circles
-SEEN = 0.25  # at least, of an object's pixels
+SEEN_PIXELS = 0.25  # at least, of an object's pixels
 
 NEAREST, FARTHEST, LAST = 7.5, 14.0, 10.5  # depths: of any object, and the nearest object's at most
 
 _TRIES, _RESTARTS, _SEEN_SIDE = 30, 60, 96
 
 
-def plan(seed: int, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def scene_labels(seed: int, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Number of objects (n,) and depth of the nearest (n,) of scenes: independent, classes of each equally likely."""
     u = uniform(keys(seed, "scenes", indices), 3)
     low, high = np.array([NEAREST, *BOUNDS[:-1]]), np.array([*BOUNDS[:-1], LAST])
@@ -46,7 +46,7 @@ def scene(seed: int, index: int, size: int = 64) -> dict[str, Any]:
 
     A function of its arguments alone. Every object keeps SEEN of its pixels, all lie within the image.
     """
-    counts, depths = plan(seed, np.array([index]))
+    counts, depths = scene_labels(seed, np.array([index]))
     for restart in range(_RESTARTS):
         objects = _placed(seed, index, restart, int(counts[0]), float(depths[0]), size)
         if objects:
@@ -54,7 +54,7 @@ def scene(seed: int, index: int, size: int = 64) -> dict[str, Any]:
     else:
         raise RuntimeError(f"no room for the objects of scene {index} of seed {seed}")
     u = uniform(keys(seed, "lights", np.array([index])), 6)[0]
-    split = "val" if held_out(np.array([index]))[0] else "train"
+    split = "val" if held_out_scenes(np.array([index]))[0] else "train"
     return {
         "split": split,
         "image_index": index,
@@ -66,7 +66,7 @@ def scene(seed: int, index: int, size: int = 64) -> dict[str, Any]:
     }
 
 
-def held_out(indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+def held_out_scenes(indices: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(n,) -> (n,): every fifth scene is for testing."""
     return np.asarray(indices % 5 == 4)
 
@@ -82,7 +82,7 @@ def _placed(seed: int, index: int, restart: int, count: int, depth: float, size:
             new = _object(what[k], depth if k == 0 else depth + (FARTHEST - depth) * (1 - y), 2 * x - 1, restart, size)
             if all(_apart(new, other) for other in objects):
                 hit = cast(new, _SEEN_SIDE)  # few rays, hence the margin below
-                if (shares_of([*hits, hit], _SEEN_SIDE) >= SEEN + 0.05).all():
+                if (shares_of([*hits, hit], _SEEN_SIDE) >= SEEN_PIXELS + 0.05).all():
                     objects, hits = [*objects, new], [*hits, hit]
                     break
         else:
@@ -126,9 +126,9 @@ class SceneSource(Source):
     def __init__(self, n: int = 4000, size: int = 64, seed: int = 0, labels: str | None = None) -> None:
         _require(n, size)
         name, indices = label_name(labels, self.name), np.arange(n)
-        counts, depths = plan(seed, indices)
+        counts, depths = scene_labels(seed, indices)
         values = counts - FEWEST if name == "count" else np.searchsorted(BOUNDS, depths).astype(np.int64)
-        self.labels: Labels | None = Labels(name, CLASSES[name], values, held_out(indices), whole=True)
+        self.labels: Labels | None = Labels(name, CLASSES[name], values, held_out_scenes(indices), whole=True)
         self.n, self.size, self.seed = n, size, seed
 
     def __len__(self) -> int:

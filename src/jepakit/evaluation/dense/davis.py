@@ -24,12 +24,12 @@ from torch import Tensor
 from jepakit.core.errors import UserError
 from jepakit.core.progress import progress
 from jepakit.data.crops import resize
-from jepakit.evaluation.compare import interval
-from jepakit.evaluation.dense.segmentation import Tokens, label_image
+from jepakit.evaluation.compare import accuracy_interval
+from jepakit.evaluation.dense.segmentation import PatchTokens, label_image
 from jepakit.model.encoder import Encoder
 
 Mask = NDArray[np.bool_]
-Labels = NDArray[np.uint8]
+_Labels = NDArray[np.uint8]
 VOID = 255  # pixels of the truth that are not scored
 STEP = 64  # pixels: the long side is a multiple of it
 TOLERANCE = 0.008  # of the diagonal: how far apart two boundaries may run and still meet
@@ -65,7 +65,7 @@ def propagate(features: Iterable[Tensor], first: Tensor, settings: Propagation |
     return torch.stack(labels)
 
 
-def hard(soft: Tensor, patch: int) -> Labels:
+def hard(soft: Tensor, patch: int) -> _Labels:
     """Soft labels (h, w, K) -> hard ones (patch h, patch w): bilinear, each channel stretched to [0, 1], the largest.
 
     A channel that is the same everywhere, but for rounding, stays as it is: an object that is lost, or all there is.
@@ -134,8 +134,8 @@ def davis(
     settings = settings or Propagation()
     sequences = open_sequences(Path(root))
     first = next(iter(encoders.values()))
-    kinds = {name: Tokens(e, precision, seconds=seconds) for name, e in encoders.items()} | {
-        "raw pixels": Tokens(first, raw=True, seconds=seconds)
+    kinds = {name: PatchTokens(e, precision, seconds=seconds) for name, e in encoders.items()} | {
+        "raw pixels": PatchTokens(first, raw=True, seconds=seconds)
     }
     scores: dict[str, list[NDArray[np.float64]]] = {name: [] for name in (*kinds, "first mask kept")}
     with progress("sequences", len(sequences)) as report:
@@ -157,7 +157,7 @@ class Sequence:
     frames: tuple[Path, ...]
     masks: tuple[Path, ...]
 
-    def truth(self) -> Labels:
+    def truth(self) -> _Labels:
         """(F, H, W) uint8. Raises UserError where the sizes differ or the first frame has no object."""
         masks = [label_image(path) for path in self.masks]
         for path, mask in zip(self.masks, masks, strict=True):
@@ -183,7 +183,7 @@ def open_sequences(root: Path) -> list[Sequence]:
     return [_sequence(root, name) for name in names]
 
 
-def score(predicted: Labels, truth: Labels) -> NDArray[np.float64]:
+def score(predicted: _Labels, truth: _Labels) -> NDArray[np.float64]:
     """J and F of each object, (objects, 2): means over the frames (F, H, W) between the first and the last.
 
     Objects are 1 to the first frame's largest label, as in davis2017-evaluation; void pixels are in no mask.
@@ -196,7 +196,7 @@ def score(predicted: Labels, truth: Labels) -> NDArray[np.float64]:
     return np.array(values)
 
 
-def _followed(first: Labels) -> Labels:
+def _followed(first: _Labels) -> _Labels:
     """The first mask, void as background."""
     return np.where(first == VOID, 0, first).astype(np.uint8)
 
@@ -225,7 +225,7 @@ def _edges(mask: Mask) -> Mask:
     return edges
 
 
-def _carried(sequence: Sequence, first: Labels, tokens: Tokens, short_side: int, settings: Propagation) -> Labels:
+def _carried(sequence: Sequence, first: _Labels, tokens: PatchTokens, short_side: int, settings: Propagation) -> _Labels:
     """Predicted labels (F, H, W) of a sequence from its first mask (H, W)."""
     height, width = first.shape
     size = frame_size(height, width, tokens.patch, short_side)
@@ -244,7 +244,7 @@ def _carried(sequence: Sequence, first: Labels, tokens: Tokens, short_side: int,
         return np.stack([first, *(_nearest(hard(labels, tokens.patch), height, width) for labels in soft[1:])])
 
 
-def _nearest(labels: Labels, height: int, width: int) -> Labels:
+def _nearest(labels: _Labels, height: int, width: int) -> _Labels:
     return np.array(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
 
 
@@ -263,6 +263,6 @@ def _sequence(root: Path, name: str) -> Sequence:
 def _row(name: str, parts: list[NDArray[np.float64]]) -> dict[str, Any]:
     objects = np.concatenate(parts)
     j, f = objects.mean(0)
-    low, high = interval(objects.mean(1), np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
+    low, high = accuracy_interval(objects.mean(1), np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
     means = {"j": float(j), "f": float(f), "j_and_f": float((j + f) / 2)}
     return {"name": name, **means, "low": low, "high": high, "objects": len(objects)}

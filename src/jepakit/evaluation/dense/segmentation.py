@@ -34,8 +34,8 @@ from jepakit.model.encoder import Encoder
 from jepakit.model.vit import patchify
 
 FINE = 4  # training labels on a side of a patch: 4 pixels of a patch of 16, the resolution at which UPerNet's logits are made
-BATCH = 16
-LRS = (1e-3, 3e-3, 1e-2)
+_BATCH = 16
+_LRS = (1e-3, 3e-3, 1e-2)
 RESAMPLES = 1000
 Counts = NDArray[np.int64]
 
@@ -70,7 +70,7 @@ def segmentation(
     size: int | None = None,
     *,
     epochs: int = 10,
-    lrs: Sequence[float] = LRS,
+    lrs: Sequence[float] = _LRS,
     zero_is_other: bool = True,
     limit: int | None = None,
     precision: torch.dtype = torch.float32,
@@ -89,8 +89,8 @@ def segmentation(
     labelled = open_annotated(Path(root), zero_is_other, limit)
     rows = []
     first = next(iter(encoders.values()))
-    kinds = {name: Tokens(e, precision, seconds=seconds) for name, e in encoders.items()} | {
-        "raw pixels": Tokens(first, raw=True, seconds=seconds)
+    kinds = {name: PatchTokens(e, precision, seconds=seconds) for name, e in encoders.items()} | {
+        "raw pixels": PatchTokens(first, raw=True, seconds=seconds)
     }
     for name, tokens in kinds.items():
         shape = _shape(tokens, size)
@@ -105,7 +105,7 @@ def segmentation(
 
 
 @dataclass(frozen=True)
-class Tokens:
+class PatchTokens:
     """Images to frozen patch tokens: an encoder's, or (raw) each patch's own pixels as that encoder would see them."""
 
     encoder: Encoder
@@ -143,7 +143,7 @@ def resamples(n: int, seed: int) -> NDArray[np.float64]:
     return generator.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(np.float64)
 
 
-class Head(nn.Module):
+class PixelHead(nn.Module):
     """Standardise, one linear map, bilinear to any size: tokens (B, h, w, D) -> logits (B, K, H, W)."""
 
     mean: Tensor
@@ -181,14 +181,14 @@ class _Cache:
     labels: Tensor  # (n, FINE h, FINE w) int32
 
 
-def _shape(tokens: Tokens, size: int | None) -> tuple[int, int]:
+def _shape(tokens: PatchTokens, size: int | None) -> tuple[int, int]:
     height, width = tokens.encoder.images.height_width if size is None else (size, size)
     if min(height, width) < tokens.patch or height % tokens.patch or width % tokens.patch:
         raise UserError(f"size {height}x{width} is no multiple of the patch size {tokens.patch}; give one that is")
     return height, width
 
 
-def _read(pair: Pair, labelled: Annotated, tokens: Tokens, shape: tuple[int, int]) -> tuple[Tensor, NDArray[np.int32]]:
+def _read(pair: Pair, labelled: Annotated, tokens: PatchTokens, shape: tuple[int, int]) -> tuple[Tensor, NDArray[np.int32]]:
     """An image at the shape, and its labels at their own size."""
     pixels, labels = tokens.read(pair.image), labelled.labels(pair)
     if pixels.shape[:2] != labels.shape:
@@ -197,7 +197,7 @@ def _read(pair: Pair, labelled: Annotated, tokens: Tokens, shape: tuple[int, int
     return resize(pixels, *shape), labels
 
 
-def _cached(name: str, function: Tokens, labelled: Annotated, shape: tuple[int, int]) -> _Cache:
+def _cached(name: str, function: PatchTokens, labelled: Annotated, shape: tuple[int, int]) -> _Cache:
     n, h, w = len(labelled.train), shape[0] // function.patch, shape[1] // function.patch
     labels = torch.empty(n, FINE * h, FINE * w, dtype=torch.int32)
     tokens = torch.empty(0)
@@ -206,9 +206,9 @@ def _cached(name: str, function: Tokens, labelled: Annotated, shape: tuple[int, 
         image, truth = _read(pair, labelled, function, shape)
         batch.append(image)
         labels[i] = F.interpolate(torch.from_numpy(truth)[None, None].float(), labels.shape[1:], mode="nearest-exact")[0, 0].int()
-        if len(batch) == BATCH or i + 1 == n:
+        if len(batch) == _BATCH or i + 1 == n:
             part = function(stacked(batch))
-            tokens = tokens if i >= BATCH else torch.empty(_affordable(n, h, w, part.shape[-1]), dtype=torch.float16)
+            tokens = tokens if i >= _BATCH else torch.empty(_affordable(n, h, w, part.shape[-1]), dtype=torch.float16)
             tokens[i + 1 - len(batch) : i + 1] = part.cpu()
             batch = []
     return _Cache(tokens, labels)
@@ -227,7 +227,7 @@ def _affordable(*shape: int) -> tuple[int, ...]:
 
 def _trained(
     cache: _Cache, classes: int, lrs: tuple[float, ...], epochs: int, seed: int, device: torch.device
-) -> tuple[Head, float]:
+) -> tuple[PixelHead, float]:
     """A head on all of the cache, with the lr that has the best mean IoU on a fifth when trained on the others."""
     everything = torch.arange(len(cache.tokens))
     held = everything % 5 == 4
@@ -237,7 +237,7 @@ def _trained(
         with torch.no_grad():
             size = (cache.labels.shape[1], cache.labels.shape[2])
             found = np.zeros((classes, classes), np.int64)
-            for rows in everything[held].split(BATCH):
+            for rows in everything[held].split(_BATCH):
                 predicted = head.predict(cache.tokens[rows].to(device), size).cpu().numpy()
                 found += confusion(predicted, cache.labels[rows].numpy(), classes)
         scores.append(miou(found) if found.any() else 0.0)
@@ -245,16 +245,16 @@ def _trained(
     return _fit(cache, everything, classes, lr, epochs, seed, device), lr
 
 
-def _fit(cache: _Cache, images: Tensor, classes: int, lr: float, epochs: int, seed: int, device: torch.device) -> Head:
+def _fit(cache: _Cache, images: Tensor, classes: int, lr: float, epochs: int, seed: int, device: torch.device) -> PixelHead:
     """AdamW, cross-entropy over the labelled pixels of a batch, lr on a cosine to 0."""
-    head = Head(*_statistics(cache.tokens, images), classes).to(device)
-    steps = epochs * -(-len(images) // BATCH)
+    head = PixelHead(*_statistics(cache.tokens, images), classes).to(device)
+    steps = epochs * -(-len(images) // _BATCH)
     optimiser = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     size = (cache.labels.shape[1], cache.labels.shape[2])
     for epoch in range(epochs):
         order = torch.from_numpy(rng.permutation(seed, "segmentation", epoch, len(images)).copy())
-        for rows in images[order].split(BATCH):
+        for rows in images[order].split(_BATCH):
             labels = cache.labels[rows].to(device).long()
             total = F.cross_entropy(head(cache.tokens[rows].to(device), size), labels, ignore_index=IGNORED, reduction="sum")
             loss = total / (labels != IGNORED).sum().clamp(min=1)  # a batch may have no label at all
@@ -268,14 +268,14 @@ def _fit(cache: _Cache, images: Tensor, classes: int, lr: float, epochs: int, se
 def _statistics(tokens: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation (D,) of all tokens of some images."""
     total = torch.zeros(2, tokens.shape[-1], dtype=torch.float64)
-    for rows in images.split(BATCH):
+    for rows in images.split(_BATCH):
         x = tokens[rows].flatten(0, 2).double()
         total += torch.stack([x.sum(0), x.square().sum(0)])
     mean, square = total / (len(images) * tokens.shape[1] * tokens.shape[2])
     return mean.float(), (square - mean.square()).clamp(min=0).sqrt().clamp(min=1e-6).float()
 
 
-def _one(head: Head, tokens: Tokens, pair: Pair, labelled: Annotated, shape: tuple[int, int]) -> Counts:
+def _one(head: PixelHead, tokens: PatchTokens, pair: Pair, labelled: Annotated, shape: tuple[int, int]) -> Counts:
     image, truth = _read(pair, labelled, tokens, shape)
     with torch.no_grad():
         predicted = head.predict(tokens(image[None]), (truth.shape[0], truth.shape[1]))[0]

@@ -20,7 +20,7 @@ from jepakit.core import rng
 from jepakit.core.errors import UserError
 from jepakit.evaluation.probes.logistic import held_fifth
 
-LRS = (1e-3, 3e-3, 1e-2)
+_LRS = (1e-3, 3e-3, 1e-2)
 
 
 class Probe(nn.Module):
@@ -80,7 +80,7 @@ def attentive(
     *,
     heads: int | None = None,
     epochs: int = 20,
-    lrs: tuple[float, ...] = LRS,
+    lrs: tuple[float, ...] = _LRS,
     weight_decay: float = 0.01,
     batch: int = 256,
     seed: int = 0,

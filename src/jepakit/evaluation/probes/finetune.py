@@ -34,8 +34,8 @@ from jepakit.model.images import Images
 from jepakit.model.layout import Layout
 from jepakit.model.vit import NORM_EPS, Block
 
-Rows = NDArray[np.int64]
-Box = tuple[int, int, int, int]  # top, bottom, left, right
+_Rows = NDArray[np.int64]
+_Box = tuple[int, int, int, int]  # top, bottom, left, right
 TEST_BATCH = 128
 
 
@@ -155,7 +155,7 @@ def mixup(images: Tensor, targets: Tensor, lam: float) -> tuple[Tensor, Tensor]:
     return lam * images + (1 - lam) * images.flip(0), lam * targets + (1 - lam) * targets.flip(0)
 
 
-def cutmix_box(height: int, width: int, lam: float, centre: tuple[float, float]) -> Box:
+def cutmix_box(height: int, width: int, lam: float, centre: tuple[float, float]) -> _Box:
     """The box of area 1 - lam and the image's aspect around a centre in [0, 1)², cut off at the edges (arXiv 1905.04899)."""
     side = math.sqrt(1 - lam)
     ends = []
@@ -165,7 +165,7 @@ def cutmix_box(height: int, width: int, lam: float, centre: tuple[float, float])
     return ends[0], ends[1], ends[2], ends[3]
 
 
-def cutmix(images: Tensor, targets: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+def cutmix(images: Tensor, targets: Tensor, box: _Box) -> tuple[Tensor, Tensor]:
     """The box of each image (B, C, H, W) from the reversed batch; targets (B, K) mixed by the areas that came of it."""
     top, bottom, left, right = box
     mixed = images.clone()
@@ -230,9 +230,9 @@ class Classifier(nn.Module):
 def finetune(
     encoder: Encoder,
     source: Source,
-    train_rows: Rows,
-    test_rows: Rows,
-    labels: Rows,
+    train_rows: _Rows,
+    test_rows: _Rows,
+    labels: _Rows,
     classes: int,
     settings: FineTuning | None = None,
     seed: int = 0,
@@ -256,7 +256,7 @@ def finetune(
     return predicted, {"lr": peak_rate(len(train_rows), settings), "loss": loss, **settings.model_dump(mode="json")}
 
 
-def _fit(model: Classifier, view: "_View", rows: Rows, labels: Tensor, settings: FineTuning, seed: int) -> float:
+def _fit(model: Classifier, view: "_View", rows: _Rows, labels: Tensor, settings: FineTuning, seed: int) -> float:
     """Train; the last loss."""
     device = model.head.weight.device
     groups = parameter_groups(model, model.depth, settings.layer_decay, settings.weight_decay)
@@ -264,7 +264,7 @@ def _fit(model: Classifier, view: "_View", rows: Rows, labels: Tensor, settings:
     parts, top = steps_an_epoch(len(rows), settings), peak_rate(len(rows), settings)
     steps = settings.epochs * parts
 
-    def batch(step: int) -> Rows:
+    def batch(step: int) -> _Rows:
         order = rng.permutation(seed, "fine-tuning", step // parts, len(rows))
         return rows[np.array_split(order, parts)[step % parts]]
 
@@ -286,13 +286,13 @@ def _fit(model: Classifier, view: "_View", rows: Rows, labels: Tensor, settings:
 
 
 @torch.no_grad()
-def _predict(model: Classifier, view: "_View", rows: Rows) -> Tensor:
+def _predict(model: Classifier, view: "_View", rows: _Rows) -> Tensor:
     device, parts = model.head.weight.device, np.array_split(rows, -(-len(rows) // TEST_BATCH))
     seen = ahead(view.of(part, None) for part in parts)
     return torch.cat([model(model.encoder.normalise(images.to(device))).argmax(1).cpu() for _, images in seen])
 
 
-def _chances(depth: int, ids: Rows, seed: int, step: int) -> Tensor:
+def _chances(depth: int, ids: _Rows, seed: int, step: int) -> Tensor:
     """(L, 2, B) in [0, 1): what each image draws at each branch of each block."""
     chance = rng.uniform(rng.keys(seed, "drop path", step, ids), 2 * depth)
     return torch.from_numpy(chance).float().T.reshape(depth, 2, len(ids))
@@ -309,7 +309,7 @@ class _View:
     seed: int
     seconds: float = 60.0
 
-    def of(self, rows: Rows, epoch: int | None) -> tuple[Rows, Tensor]:
+    def of(self, rows: _Rows, epoch: int | None) -> tuple[_Rows, Tensor]:
         """Rows and their images (B, C, H, W). Raises UserError for one that cannot be read."""
         images: list[Tensor] = []
         found = read_each(self.source, rows, lambda row: self(row, epoch), seconds=self.seconds)

@@ -19,11 +19,11 @@ from jepakit.core.settings import Settings
 from jepakit.evaluation.probes.logistic import held_fifth
 from jepakit.evaluation.storage import taken
 
-IMAGENET = 1_281_167  # training images; the papers' learning rates are meant for so many steps
+IMAGENET_LINEAR = 1_281_167  # training images; the papers' learning rates are meant for so many steps
 TRUST = 0.001
 
 
-class Linear(Settings):
+class LinearProbe(Settings):
     """A linear protocol. The defaults are I-JEPA's and EC-IJEPA's on ImageNet (science: I-JEPA A.2, EC-IJEPA tables 6-7)."""
 
     optimizer: Literal["lars", "sgd"] = Field("lars", description="LARS, or SGD with Nesterov's momentum")
@@ -46,7 +46,7 @@ class Linear(Settings):
 
 
 # VISSL's transfer recipe (science: EC-IJEPA table 8); CLEVR's is as long as the papers say, with a cosine
-TRANSFER = Linear(
+TRANSFER = LinearProbe(
     optimizer="sgd",
     lr=(0.01,),
     weight_decay=(5e-4,),
@@ -70,8 +70,8 @@ class Head:
     accuracy: dict[str, float] = field(default_factory=dict)
 
 
-def linear(
-    train: dict[str, Tensor], labels: Tensor, test: dict[str, Tensor], truth: Tensor, settings: Linear, seed: int = 0
+def linear_probe(
+    train: dict[str, Tensor], labels: Tensor, test: dict[str, Tensor], truth: Tensor, settings: LinearProbe, seed: int = 0
 ) -> tuple[Tensor, dict[str, Any]]:
     """Predictions (m,) of the head that a held-out fifth of the training samples chose, and an account of all heads.
 
@@ -99,7 +99,7 @@ def linear(
     return predicted[best], about
 
 
-def _kinds(train: dict[str, Tensor], settings: Linear) -> list[tuple[str, str]]:
+def _kinds(train: dict[str, Tensor], settings: LinearProbe) -> list[tuple[str, str]]:
     there = [layers for layers in settings.layers if layers in train] or ["last"]  # baselines have no last four
     return [(layers, kind) for layers in there for kind in settings.heads]
 
@@ -107,10 +107,10 @@ def _kinds(train: dict[str, Tensor], settings: Linear) -> list[tuple[str, str]]:
 class Bank:
     """Heads on the same features that share their batch norm: weight (G, D, K), bias (G, K), perhaps scale and shift (G, D)."""
 
-    def __init__(self, x: Tensor, kind: str, layers: str, settings: Linear, classes: int, seed: int) -> None:
+    def __init__(self, x: Tensor, kind: str, layers: str, settings: LinearProbe, classes: int, seed: int) -> None:
         self.x, self.kind, self.layers, self.settings, self.seed = x, kind, layers, settings, seed
         self.batch = max(2, min(settings.batch_size, len(x), max(32, len(x) // 8)))
-        longer = max(1.0, IMAGENET / len(x)) if settings.keep_path else 1.0
+        longer = max(1.0, IMAGENET_LINEAR / len(x)) if settings.keep_path else 1.0
         pairs = list(itertools.product(settings.lr, settings.weight_decay))
         self.grid = [Head(layers, kind, lr, wd) for lr, wd in pairs]
         self.lr = torch.tensor([lr * self.batch / 256 for lr, _ in pairs])

@@ -24,7 +24,7 @@ from jepakit.core.files import local
 from jepakit.evaluation.probes.logistic import predictions, standardised
 
 log = logging.getLogger("jepakit")
-Rows = NDArray[np.int64]
+_Rows = NDArray[np.int64]
 
 # The paper's code minimises  1/n sum loss + λ/2 |w|²  with λ = .0025 / n; scikit-learn  C sum loss + 1/2 |w|².
 # Divided by C n the second is the first with λ = 1 / (C n), so C = 1 / (λ n) = 1 / .0025, whatever n.
@@ -56,7 +56,7 @@ def low_shot(
     *,
     shots: int | None = None,
     share: float | None = 0.01,
-    rows: Rows | None = None,
+    rows: _Rows | None = None,
     draws: int = 5,
     seed: int = 0,
 ) -> LowShot:
@@ -73,12 +73,12 @@ def low_shot(
         raise UserError("low-shot probing has no draw or no training image: give at least one of each")
     right = np.stack([_predicted(train[torch.from_numpy(r)], y[r], test) == truth for r in chosen])
     accuracies = right.mean(1)
-    low, high = interval(accuracies)
+    low, high = draws_interval(accuracies)
     of_each = torch.from_numpy(right.mean(0))
     return LowShot(float(accuracies.mean()), low, high, tuple(map(float, accuracies)), of_each, len(chosen[0]))
 
 
-def drawn(labels: Rows, *, shots: int | None, share: float | None, seed: int, draw: int) -> Rows:
+def drawn(labels: _Rows, *, shots: int | None, share: float | None, seed: int, draw: int) -> _Rows:
     """Rows of a draw, ascending: a function of (seed, draw), and those of fewer shots are among those of more.
 
     Raises UserError as `low_shot`.
@@ -101,7 +101,7 @@ def drawn(labels: Rows, *, shots: int | None, share: float | None, seed: int, dr
     return np.sort(order[place < wanted[index[order]]])
 
 
-def interval(values: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
+def draws_interval(values: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
     """95 % t-interval of the mean of independent values; none of fewer than two."""
     if len(values) < 2:
         return None, None
@@ -109,7 +109,7 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float] | tuple[None, N
     return float(mean - half), float(mean + half)
 
 
-def names_in(list_file: str | Path, titles: Sequence[str]) -> Rows:
+def names_in(list_file: str | Path, titles: Sequence[str]) -> _Rows:
     """Rows of `titles` (paths below a data folder) that a text file names, one a line: SimCLR's 1percent.txt, for one.
 
     A line is a whole title or its last part. Lines that name nothing are counted in a warning. Raises UserError where the
@@ -138,7 +138,7 @@ def names_in(list_file: str | Path, titles: Sequence[str]) -> Rows:
     return np.array(sorted(set().union(*found)), np.int64)
 
 
-def _predicted(x: Tensor, y: Rows, test: Tensor) -> Rows:
+def _predicted(x: Tensor, y: _Rows, test: Tensor) -> _Rows:
     seen, asked = standardised(x.double(), test)  # float32 is too coarse for so weak a penalty
     # Of two classes scikit-learn fits one vector w, where the paper's softmax has w/2 and -w/2, of half the squared norm.
     strength = 2 * STRENGTH if len(np.unique(y)) == 2 else STRENGTH

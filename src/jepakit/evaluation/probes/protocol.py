@@ -18,7 +18,7 @@ from jepakit.evaluation.features import Frozen
 from jepakit.evaluation.probes.attentive import attentive
 from jepakit.evaluation.probes.finetune import FineTuning
 from jepakit.evaluation.probes.knn import knn
-from jepakit.evaluation.probes.linear_probe import TRANSFER, TRANSFER_CLEVR, Linear, linear
+from jepakit.evaluation.probes.linear_probe import TRANSFER, TRANSFER_CLEVR, LinearProbe, linear_probe
 from jepakit.evaluation.probes.logistic import logistic
 from jepakit.evaluation.probes.low_shot import low_shot, names_in
 from jepakit.evaluation.probes.spectrum import LiDAR, RankMe
@@ -62,8 +62,10 @@ class Protocol(Settings):
     rankme: RankMe = Field(default_factory=RankMe)
     lidar: LiDAR = Field(default_factory=LiDAR)
     knn: KNN = Field(default_factory=KNN)
-    linear: Linear = Field(default_factory=Linear)
-    transfer: Linear = Field(default_factory=Linear, description="what is not given is VISSL's, the longer one for whole images")
+    linear: LinearProbe = Field(default_factory=LinearProbe)
+    transfer: LinearProbe = Field(
+        default_factory=LinearProbe, description="what is not given is VISSL's, the longer one for whole images"
+    )
     low_shot: FewShots = Field(default_factory=FewShots)
     attentive: Attentive = Field(default_factory=Attentive)
     finetune: FineTuning = Field(default_factory=FineTuning, description="what is not given is MAE's for the encoder's size")
@@ -91,13 +93,13 @@ def _knn(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
 
 
 def _linear(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
-    predicted, about = linear(train.layers, y.train, test.layers, y.test, p.linear, p.seed)
+    predicted, about = linear_probe(train.layers, y.train, test.layers, y.test, p.linear, p.seed)
     return _right(predicted, y), about
 
 
 def _transfer(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
     settings = p.transfer.over(TRANSFER_CLEVR if y.whole else TRANSFER)
-    predicted, about = linear(train.layers, y.train, test.layers, y.test, settings, p.seed)
+    predicted, about = linear_probe(train.layers, y.train, test.layers, y.test, settings, p.seed)
     return _right(predicted, y), {**about, "settings": settings.model_dump(mode="json")}
 
 

@@ -20,7 +20,7 @@ from jepakit.data.crops import centre_crop, channels_of, crop_boxes, resize, sta
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.samples import read_each
 from jepakit.data.sources import Source
-from jepakit.evaluation.features import TOLD, Frozen, readable
+from jepakit.evaluation.features import PREFETCH_SAMPLES, Frozen, readable
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import Images
 from jepakit.model.jepa import encode_windows
@@ -54,14 +54,14 @@ class LiDAR(Settings):
     eps: float = Field(1e-8, ge=0, description="added to the normalised eigenvalues")
 
 
-Row = dict[str, Any]
+_Row = dict[str, Any]
 
 
-def rankme_rows(features: Mapping[str, Frozen], settings: RankMe, conditioned: Collection[str] = ()) -> list[Row]:
+def rankme_rows(features: Mapping[str, Frozen], settings: RankMe, conditioned: Collection[str] = ()) -> list[_Row]:
     """RankMe of each encoder and baseline; `conditioned` are the names of those that are told positions, as at inference."""
     rows = []
     for name, frozen in features.items():
-        x = frozen.last[spread(len(frozen.last), settings.images)]
+        x = frozen.last[evenly(len(frozen.last), settings.images)]
         about = {"n": len(x), "eps": settings.eps, "conditioning": "inference" if name in conditioned else "none"}
         rows.append({"name": name, "rankme": Gram().add(x).rankme(settings.eps), **about, **_bounded(*x.shape)})
     return rows
@@ -75,7 +75,7 @@ def lidar_rows(
     seed: int = 0,
     precision: torch.dtype = torch.float32,
     seconds: float = 60.0,
-) -> list[Row]:
+) -> list[_Row]:
     """LiDAR of each encoder, all on the same views, each the mean over its tokens.
 
     Views are windows as in training, of which a conditioned encoder is told each one's own targets, or whole crops, where
@@ -83,7 +83,7 @@ def lidar_rows(
     """
     scatter = {name: Discriminant() for name in encoders}
     first, used, q = next(iter(encoders.values())), 0, settings.views
-    ids = np.arange(len(source))[spread(len(source), settings.images)]
+    ids = np.arange(len(source))[evenly(len(source), settings.images)]
     with progress("lidar", len(ids)) as report, torch.inference_mode(), lowered(first.device, precision):
         for who, images in _groups(source, ids, first.images, seconds):
             views: dict[str, list[Tensor]] = {name: [] for name in encoders}
@@ -105,7 +105,7 @@ def lidar_rows(
     return [_lidar_row(name, s, encoders[name], settings, used) for name, s in scatter.items()]
 
 
-def _lidar_row(name: str, scatter: Discriminant, encoder: Encoder, settings: LiDAR, n: int) -> Row:
+def _lidar_row(name: str, scatter: Discriminant, encoder: Encoder, settings: LiDAR, n: int) -> _Row:
     try:
         value = scatter.lidar(settings.delta, settings.eps)
     except ValueError as error:
@@ -125,7 +125,7 @@ def _groups(
 
     good: list[tuple[int, Pixels]] = []
     for start in range(0, len(ids), GROUP):
-        source.soon(ids[start : start + TOLD])
+        source.soon(ids[start : start + PREFETCH_SAMPLES])
         part = ids[start : start + GROUP]
         good += readable(source, part, read_each(source, part, read, seconds=seconds))
         while len(good) >= GROUP or (good and start + GROUP >= len(ids)):
@@ -149,11 +149,11 @@ def _windows(encoder: Encoder, pixels: Tensor, masks: Masks) -> Tensor:
     return segment_mean(features.float(), masks.context_lengths)[masks.first_draws]
 
 
-def spread(n: int, most: int) -> NDArray[np.int64]:
+def evenly(n: int, most: int) -> NDArray[np.int64]:
     """At most so many of n places, evenly."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
 
 
-def _bounded(n: int, width: int) -> Row:
+def _bounded(n: int, width: int) -> _Row:
     """A warning where the number of images, not the encoder, bounds the rank."""
     return {"warning": f"{n} images are too few to tell {width} directions"} if n <= width else {}
