@@ -381,58 +381,6 @@ def test_there_is_no_setting_that_no_code_reads() -> None:
     assert not {key for key in known_keys() if key.rpartition(".")[2] not in read}
 
 
-def imports(tree: ast.Module, package: str) -> set[str]:
-    """Modules of ours that a file imports anywhere in it, as 'train' or 'data.loader'."""
-    found = set()
-    for node in ast.walk(tree):
-        names = []
-        if isinstance(node, ast.ImportFrom):
-            base = ".".join(filter(None, [("jepakit." + package).rstrip(".") if node.level else "", node.module]))
-            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        found |= {name.removeprefix("jepakit.") for name in names if name.split(".")[0] == "jepakit" and name != "jepakit"}
-    return found
-
-
-def test_imports_run_downwards_only() -> None:
-    used = {file: imports(tree, str(Path(file).parent).strip(".")) for file, tree in trees().items()}
-    modules = {file.removesuffix(".py").replace("/", ".") for file in used}
-
-    def of(file: str) -> set[str]:
-        return {name for name in used[file] if name in modules or name + ".__init__" in modules}
-
-    def top(names: set[str]) -> set[str]:
-        return {name.split(".")[0] for name in names}
-
-    for file in used:
-        if file.startswith("reporting/"):
-            assert top(of(file)) <= {"reporting", "errors", "files"}, file
-        if file != "__main__.py":
-            assert "cli" not in top(of(file)), file
-    primitives = {"errors", "rng", "layout", "attention", "losses", "metrics"}
-    for name in primitives:
-        assert top(of(f"{name}.py")) <= primitives, name
-    parts = {
-        "vit",
-        "conditioning",
-        "predictor",
-        "targets",
-        "regularizers",
-        "vicreg",
-        "sigreg",
-        "model",
-        "masks",
-        "masks_released",
-        "method",
-    }
-    for name in parts | primitives:
-        assert not top(of(f"{name}.py")) & {"train", "evaluation", "reporting", "run", "checkpoint", "config"}, name
-    for file in used:
-        if file.startswith("data/"):
-            assert not top(of(file)) & {"model", "train", "evaluation", "reporting", "run"}, file
-
-
 def test_another_programs_folder_is_never_overwritten(world: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("lr: 1")
     (tmp_path / "checkpoints").mkdir()

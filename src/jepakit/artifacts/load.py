@@ -55,13 +55,13 @@ def _place(path: str | os.PathLike[str]) -> Path:
     return place
 
 
-def _from_checkpoint(cls: type[JEPA], path: str | Path, heads: int | None = None) -> JEPA:
+def _from_checkpoint(cls: type[JEPA], path: str | os.PathLike[str], heads: int | None = None) -> JEPA:
     """Encoder, target encoder and predictor of a run, a checkpoint folder, or a released `.pth.tar` (I-JEPA's format).
 
     Shapes are read off the weights. `heads` is known for the standard widths, else it must be given.
     Raises UserError where the path holds no such checkpoint, or one that would run code when read.
     """
-    return jepa_from_checkpoint(Path(path), heads)
+    return jepa_from_checkpoint(path, heads)
 
 
 JEPA.from_checkpoint = classmethod(_from_checkpoint)  # type: ignore[assignment]  # the model knows of no files

@@ -1,0 +1,64 @@
+"""The house: imports run one way through the rooms, and one public name means one thing."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import jepakit
+
+SOURCE = Path(jepakit.__file__).parent
+ROOMS = ["core", "model", "data", "config", "artifacts", "evaluation", "training", "planning", "study", "cli"]
+VERBS = {"demo", "pretrain", "evaluate", "report", "study", "recipes", "plan", "check", "pack"}  # functions, and commands
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The room of each import of ours, anywhere in a file, for types too; `jepakit` itself is "".
+
+    The package's own names are lazy, so that taking one from `jepakit` would hide where it lies.
+    """
+    for node in ast.walk(ast.parse(path.read_text())):
+        level = node.level if isinstance(node, ast.ImportFrom) else 0
+        above = ["jepakit", *path.relative_to(SOURCE).parts[:-1]]
+        base = above[: len(above) - level + 1] if level else []
+        if isinstance(node, ast.ImportFrom):
+            base = [*base, *(node.module or "").split(".")]
+            names = [".".join([*base, alias.name]) for alias in node.names]
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            parts = [part for part in name.split(".") if part]
+            if parts[0] == "jepakit" and parts[-1] != "__version__":
+                yield parts[1] if len(parts) > 1 else ""
+
+
+def test_imports_run_one_way() -> None:
+    for room in ROOMS:
+        for path in sorted((SOURCE / room).rglob("*.py")):
+            right = {*ROOMS[ROOMS.index(room) + 1 :]} | {""}
+            allowed = {"reporting"} if room == "cli" else set()
+            wrong = [there for there in imported(path) if there in right or there not in (*ROOMS, *allowed)]
+            assert not wrong, (path, wrong)
+    for path in (SOURCE / "reporting").rglob("*.py"):
+        assert {*imported(path)} <= {"reporting", "core"}, path
+
+
+def test_every_file_is_in_a_room_and_says_what_is_in_it() -> None:
+    assert {path.name for path in SOURCE.glob("*.py")} == {"__init__.py", "__main__.py", "metrics.py"}
+    assert {path.name for path in SOURCE.iterdir() if path.is_dir()} - {"__pycache__"} == {*ROOMS, "reporting"}
+    for path in SOURCE.rglob("*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_one_public_name_is_defined_once() -> None:
+    """Verbs have a function and a command of the same name; type variables and loggers are what they are everywhere."""
+    where = defaultdict(set)
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            names += [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+            for name in names:
+                where[name].add(path)
+    repeated = {name: paths for name, paths in where.items() if len(paths) > 1 and not name.startswith("_")}
+    assert repeated.keys() <= VERBS | {"T", "log"}, repeated
