@@ -1,4 +1,4 @@
-"""Builds the embedded emoji set: python scripts/emoji.py --out src/jepakit/data/emoji32
+"""Builds the embedded emoji set: python scripts/emoji.py --out src/jepakit/data/sets/emoji32
 
 Needs npm on the path and `pip install resvg-py==0.5.0 pillow numpy`. The SVG sets come from four pinned npm packages
 through `npm pack`; each emoji is rasterised at 32 px on white. Left out: skin-tone variants, images that come out blank

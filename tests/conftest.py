@@ -7,7 +7,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-os.environ["JEPAKIT_CACHE_GIB"] = "0"  # tests count what a store is asked for; tests/test_filecache.py has a cache
+os.environ["JEPAKIT_CACHE_GIB"] = "0"  # tests count what a store is asked for; tests/data/test_disk_cache.py has a cache
 
 
 @pytest.fixture(autouse=True)

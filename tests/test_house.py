@@ -1,6 +1,7 @@
 """The house: imports run one way through the rooms, and one public name means one thing."""
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,3 +63,10 @@ def test_one_public_name_is_defined_once() -> None:
                 where[name].add(path)
     repeated = {name: paths for name, paths in where.items() if len(paths) > 1 and not name.startswith("_")}
     assert repeated.keys() <= VERBS | {"T", "log"}, repeated
+
+
+def test_every_path_that_a_document_names_is_there() -> None:
+    root = Path(__file__).parents[1]
+    for page in [root / "README.md", *(root / "docs").glob("*.md"), *root.glob("CONTRIBUTING.md")]:
+        for name in re.findall(r"\b(?:src|tests|benchmarks|scripts|docs)/[\w./-]*\w", page.read_text()):
+            assert (root / name).exists(), (page.name, name)

@@ -67,7 +67,7 @@ def test_without_onednns_product_it_is_torchs(
     for ours, theirs in zip(private, [product(a, b.t(), bias), product(a, b.t())], strict=True):
         assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype == dtype  # small integers: exact
     monkeypatch.setattr(linear, "BY_ONEDNN", {torch.float32, torch.bfloat16})
-    monkeypatch.setattr(linear, "LEAST", 0)
+    monkeypatch.setattr(linear, "_LEAST", 0)
     x, module = torch.randn(9, 24, requires_grad=True), linear.Linear(24, 40)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         found = torch.autograd.grad(module(x).sum(), [x, *module.parameters()])

@@ -82,7 +82,7 @@ def labels_of(source: Source) -> Labels:
 
 @pytest.fixture
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "PART", 3000)  # a few images
+    monkeypatch.setattr(packing, "_PART", 3000)  # a few images
 
 
 @pytest.fixture
@@ -299,7 +299,7 @@ def test_stopped_at_any_point_it_goes_on_to_the_same_bytes(
 SCRIPT = """
 import sys, time
 from jepakit.data.formats import pack, pack_layout as packfiles
-pack.PART = 3000
+pack._PART = 3000
 write = packfiles.store
 def slow(path, content):
     time.sleep(0.05)
@@ -571,7 +571,7 @@ def test_images_of_every_part_of_a_large_pack_are_compared_and_not_all(
     images = noise(parts * 10, 8, 8, 3)
     source = ArraySource("set", images, None)
     monkeypatch.setattr(packing, "open_source", lambda data, labels, **_: source)
-    monkeypatch.setattr(packing, "PART", 10 * 192)  # ten images
+    monkeypatch.setattr(packing, "_PART", 10 * 192)  # ten images
     monkeypatch.setattr(packing, "COMPARED", 6)
     pack("set", tmp_path / "packed", SIZE)
     with caplog.at_level(logging.INFO, "jepakit"):
@@ -596,7 +596,7 @@ def test_comparing_reads_few_blocks_of_a_source_whose_blocks_are_dear(tmp_path: 
 
     source = Far("far", noise(120, 8, 8, 3), None)
     monkeypatch.setattr(packing, "open_source", lambda data, labels, **_: source)
-    monkeypatch.setattr(packing, "PART", 10 * 192)
+    monkeypatch.setattr(packing, "_PART", 10 * 192)
     pack("far", tmp_path / "packed", SIZE)
     assert read == set(range(12))
     read.clear()
@@ -637,7 +637,7 @@ def test_a_source_of_blocks_is_told_what_comes_and_waited_for_before_it_is_read(
 def test_what_to_go_on_with_works_from_another_folder_and_has_all_that_was_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(packing, "PART", 3000)
+    monkeypatch.setattr(packing, "_PART", 3000)
     photos(tmp_path / "my photos", 12, broken=(6, 7, 8))
     monkeypatch.chdir(tmp_path)
     asked = {"labels": "folder", "threads": 2, "max_bad": 0.125, "max_pixels": 10**6}

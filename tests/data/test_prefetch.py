@@ -155,7 +155,7 @@ def test_a_store_that_takes_longer_for_a_shard_than_an_image_may_take_changes_no
     kind: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight = list(loader(kind(Slow()), 60.0)(0, 3))
-    monkeypatch.setattr(parquet, "PART", 200)  # bytes, of some 2 000
+    monkeypatch.setattr(parquet, "_PART", 200)  # bytes, of some 2 000
     store = Slow()
     made = loader(kind(store), 0.8)  # which looks at a few images first
     kept_of(made.source)._copies.clear()

@@ -411,7 +411,7 @@ def test_a_few_bytes_that_stand_for_many_large_images_are_refused(tmp_path: Path
     few = pa.table({"image": pa.array([large] * 100, pa.binary())})  # one value, 100 references to it: 100 MB
     pq.write_table(few, tmp_path / "x.parquet", compression="zstd", dictionary_pagesize_limit=1 << 24)
     assert (tmp_path / "x.parquet").stat().st_size < 1 << 20
-    monkeypatch.setattr(tables, "most_bytes", lambda: 20 << 20)
+    monkeypatch.setattr(tables, "most_memory", lambda: 20 << 20)
     source = parquet_files(expand(str(tmp_path / "x.parquet")), "some", None)
     before = pa.default_memory_pool().max_memory()
     with pytest.raises(BadImageError, match="more than 20 MiB: taken for a decompression bomb"):
@@ -698,7 +698,7 @@ def test_large_arrays_are_mapped_unless_compressed_and_then_measured_first(
     np.save(tmp_path / "x.npy", x)
     np.savez(tmp_path / "x.npz", images=x)
     np.savez_compressed(tmp_path / "c.npz", images=x)
-    monkeypatch.setattr(tables, "most_bytes", lambda: x.nbytes - 1)
+    monkeypatch.setattr(tables, "most_memory", lambda: x.nbytes - 1)
     for name in ("x.npy", "x.npz"):
         source = open_source(str(tmp_path / name))
         assert isinstance(source, npz_files.NumpySource) and isinstance(source.arrays[0], np.memmap)

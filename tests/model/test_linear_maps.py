@@ -29,7 +29,7 @@ def test_linear_maps_by_onednn_have_the_values_and_gradients_of_torchs(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], bias: bool, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(linear, "BY_ONEDNN", {torch.float32, torch.bfloat16})
-    monkeypatch.setattr(linear, "LEAST", 0)
+    monkeypatch.setattr(linear, "_LEAST", 0)
     product, calls = linear.product, []
     monkeypatch.setattr(linear, "product", lambda *given: calls.append(given) or product(*given))
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def test_rounded_rows_are_zeros_few_and_of_few_lengths(rows: int) -> None:
 
 @ONEDNN
 def test_a_model_by_onednns_products_has_the_same_loss_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "LEAST", 0)
+    monkeypatch.setattr(linear, "_LEAST", 0)
     found = []
     for chosen in (set(), {torch.float32}):
         monkeypatch.setattr(linear, "BY_ONEDNN", chosen)
@@ -80,7 +80,7 @@ def test_a_model_by_onednns_products_has_the_same_loss_and_gradients(monkeypatch
 @ONEDNN
 def test_its_output_may_be_changed_in_place_and_a_second_derivative_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "BY_ONEDNN", {torch.float32})
-    monkeypatch.setattr(linear, "LEAST", 0)
+    monkeypatch.setattr(linear, "_LEAST", 0)
     for rows in (64, 67):
         module, x = linear.Linear(8, 8), torch.randn(rows, 8, requires_grad=True)
         module(x).add_(1).sum().backward()

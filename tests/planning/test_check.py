@@ -340,7 +340,7 @@ def test_an_image_that_hangs_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(packing, "PART", 5000)
+    monkeypatch.setattr(packing, "_PART", 5000)
     for i in range(12):
         save(tmp_path / f"photos/{i:02}.png", 33, 29, i)
     return pack(tmp_path / "photos", tmp_path / "packed")
