@@ -2,7 +2,7 @@
 
 All patches are embedded by a strided convolution, tokens are dense, attention is written out, contexts are trimmed to the
 batch's shortest and repeated for each target block, and average and gradient statistics go parameter by parameter.
-`tests/training/test_plain.py` holds it to the released code's golden numbers. Weights come from a `JEPA` of ours, by the same names.
+`tests/training/test_plain.py` holds it to the released numbers. Weights come from a `JEPA` of ours, by the same names.
 B images, N patches, K context patches, M target blocks of k patches, D encoder width, P predictor width.
 """
 
