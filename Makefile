@@ -28,6 +28,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.dev
+	$(PY) scripts/house.py
 	$(PY) benchmarks/quality.py --smoke
 	$(PY) benchmarks/collapse.py --smoke
 	$(PY) benchmarks/data.py --smoke

@@ -2,11 +2,14 @@
 
 import ast
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import jepakit
+from jepakit.config.config import Config, known_keys
+from jepakit.evaluation.probes.protocol import Protocol
 
 SOURCE = Path(jepakit.__file__).parent
 ROOMS = ["core", "model", "data", "config", "artifacts", "evaluation", "training", "planning", "study", "cli"]
@@ -70,3 +73,15 @@ def test_every_path_that_a_document_names_is_there() -> None:
     for page in [root / "README.md", *(root / "docs").glob("*.md"), *root.glob("CONTRIBUTING.md")]:
         for name in re.findall(r"\b(?:src|tests|benchmarks|scripts|docs)/[\w./-]*\w", page.read_text()):
             assert (root / name).exists(), (page.name, name)
+
+
+def test_the_reference_of_settings_is_of_the_settings_as_they_are() -> None:
+    root = Path(__file__).parents[1]
+    sys.path.append(str(root / "scripts"))
+    from settings import text
+
+    assert (root / "docs" / "settings.md").read_text() == text(), "python scripts/settings.py"
+    named = {line.split("`")[1] for line in text().splitlines() if line.startswith("| `")}
+    for model in (Config, Protocol):
+        keys = known_keys(model)
+        assert {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)} <= named
