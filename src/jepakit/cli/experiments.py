@@ -1,0 +1,128 @@
+"""Commands that make runs, and that read them: demo, pretrain, evaluate, report, study."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jepakit.cli.options import LabelsOption, SettingWords, app
+from jepakit.core.errors import UserError
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
+    method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a run that is there.")] = False,
+    settings: SettingWords = None,
+) -> None:
+    """Embedded images: pretrain, evaluate, report. CPU, minutes."""
+    from jepakit.evaluation.results import results_table
+    from jepakit.evaluation.tasks import evaluate
+    from jepakit.reporting import report as write_report
+    from jepakit.training.train import pretrain as train
+
+    run = train(out=out, recipe="demo", method=method, overwrite=overwrite, set=settings)
+    if not run.finished:
+        return
+    print(results_table(evaluate(run)))
+    print(f"report: {write_report([run.path])}")
+
+
+@app.command()
+def pretrain(
+    data: Annotated[
+        str | None,
+        typer.Option(help="A folder, a pack, tar or Parquet files (patterns, addresses), npz, a usual set; emoji."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder, a new one.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A preset; 'jepakit recipes' lists them. Default, without --config: small, fitted to the images."),
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings in YAML.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on exactly where this run stopped.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a run that is there.")] = False,
+    settings: SettingWords = None,
+) -> None:
+    """Pretrain an encoder on images without labels."""
+    from jepakit.training.train import pretrain as train
+
+    run = train(data, out, recipe, method, config=config, resume=resume, overwrite=overwrite, set=settings)
+    if run.finished:
+        print(f"encoder: {run.path / 'model'}\nnext: jepakit evaluate {run.path} --data SRC; jepakit report {run.path}")
+
+
+@app.command()
+def evaluate(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN [RUN_B] [group.key=value ...]",
+            help="A run, or any encoder that jepakit.load takes; two are compared. Settings of tasks: knn.k=10 ...",
+        ),
+    ],
+    data: Annotated[str | None, typer.Option(help="Labelled images; default: the run's own.")] = None,
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: rankme, lidar, knn, linear, transfer, low_shot, attentive; 'frozen' for all these; "
+            "finetune; segmentation or davis, with --data of that kind."
+        ),
+    ] = "rankme,knn,linear",
+    labels: Annotated[str | None, typer.Option(help="Which labels of a set that has several, such as count or distance.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluation.")] = None,
+) -> None:
+    """Judge a frozen encoder beside honest baselines; writes RUN/evaluation/."""
+    from jepakit.evaluation.results import as_sentences, results_table
+    from jepakit.evaluation.tasks import evaluate as judge
+    from jepakit.evaluation.tasks import evaluate_both
+
+    runs = [word for word in words if "=" not in word or Path(word).exists()]
+    wanted = [task.strip() for task in tasks.split(",")]
+    settings = [word for word in words if word not in runs]
+    if len(runs) == 1:
+        print(results_table(judge(runs[0], data, wanted, labels=labels, out=out, set=settings)))
+    elif len(runs) == 2:
+        results, found = evaluate_both(runs, data, wanted, labels=labels, out=out, set=settings)
+        for run, each in zip(runs, results, strict=True):
+            print(f"{run}\n{results_table(each)}\n")
+        print(as_sentences(found, *runs))
+    else:
+        raise UserError(f"evaluate takes one run, or two to compare, not {len(runs)}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="One run, or several side by side.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; default: report.html in the first run.")] = None,
+) -> None:
+    """Draw a run, or several, as one HTML file."""
+    from jepakit.reporting import report as write_report
+
+    print(write_report(runs, out))
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="Which one: small-data.")],
+    data: Annotated[str | None, typer.Option(help="Images: all that pretrain takes; default: the embedded ones.")] = None,
+    labels: LabelsOption = None,
+    out: Annotated[Path | None, typer.Option(help="The study's folder; given again, it goes on. Default: runs/NAME.")] = None,
+    levers: Annotated[str, typer.Option(help="Comma-separated: what is turned, one at a time; all, or none.")] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each cell.")] = 1,
+    trials: Annotated[int, typer.Option(min=0, help="Runs of a search over the levers together (extra 'study').")] = 0,
+    processes: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one a core, on CUDA one.")] = None,
+    smoke: Annotated[bool, typer.Option(help="Three runs of a few steps, to see that it works.")] = False,
+    settings: SettingWords = None,
+) -> None:
+    """Many runs that differ in one thing each, and one table of what came of them: OUT/table.md."""
+    from jepakit.study import study as turn
+
+    wanted = None if levers == "all" else [] if levers == "none" else [lever.strip() for lever in levers.split(",")]
+    place, given = out or Path("runs") / name, settings or []
+    if turn(
+        name, data, place, labels=labels, levers=wanted, seeds=seeds, trials=trials, processes=processes, smoke=smoke, set=given
+    ):
+        print(f"{(place.expanduser() / 'table.md').read_text()}\ntable and curves: {place}")

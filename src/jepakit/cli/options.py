@@ -1,0 +1,45 @@
+"""The program's groups of commands, and the options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+from jepakit import __version__
+from jepakit.cli import mistakes
+
+ABOUT = "Pretrain image encoders without labels by predicting in latent space, see how good they are, and hand them on."
+# Verbs import what they need when called, so that --help answers at once.
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+SettingWords = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[group.key=value ...]",
+        help="Any setting, as in optim.lr=5e-4; 'jepakit recipes NAME' lists them.",
+        callback=mistakes.settings_only,
+    ),
+]
+
+
+data_app = typer.Typer(no_args_is_help=True, help="Look through a set of images; pack it, to decode it once.")
+app.add_typer(data_app, name="data")
+ImagesArgument = Annotated[str, typer.Argument(metavar="SRC", help="Images: all that pretrain's --data takes.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads that decode; default: all cores.")]
+LabelsOption = Annotated[str | None, typer.Option(help="Which labels of a set that has several, such as count or distance.")]
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"jepakit {__version__}")
+        raise typer.Exit
+
+
+@app.callback(help=ABOUT)
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which it is.")] = False,
+) -> None:
+    """What stands before a verb."""

@@ -1,0 +1,41 @@
+"""Commands to look before a run is begun: recipes, plan."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jepakit.cli.options import SettingWords, app
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="One recipe: all its values.")] = None) -> None:
+    """The presets; with a name, every value of one and where it comes from."""
+    from jepakit.config.recipes import RECIPES, recipe, table
+
+    if name is None:
+        for each, chosen in RECIPES.items():
+            print(f"{each:20}{chosen.about}")
+        return
+    print("\n".join([f"{name}: {recipe(name).about}", *recipe(name).reached]))
+    for key, value, source in table(name):
+        print(f"{key:31} {value:27} {source}")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[
+        str | None, typer.Option(help="A preset. Default: small, fitted to --data if given, as pretrain does.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
+    data: Annotated[str | None, typer.Option(help="Images: for hours, and for what no recipe says.")] = None,
+    device: Annotated[str, typer.Option(help="H200, A100-80, L4 ...; here: this machine, timed for 20 seconds.")] = "here",
+    devices: Annotated[int, typer.Option(min=1, help="How many of them (pretrain runs on one, yet).")] = 1,
+    json: Annotated[Path | None, typer.Option(help="Write the plan to this file, too.")] = None,
+    settings: SettingWords = None,
+) -> None:
+    """Say what a pretraining will take: parameters, FLOPs, memory, time. Nothing is trained."""
+    from jepakit.planning.plan import plan as foresee
+    from jepakit.planning.table import plan_table
+
+    print(plan_table(foresee(recipe, method, data=data, device=device, devices=devices, json=json, set=settings)))
