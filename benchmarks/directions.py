@@ -72,7 +72,7 @@ def main() -> None:
     if source.labels is None:
         raise SystemExit(f"{arguments.data} has no labels")
     ids = labelled(source, source.labels)
-    features, ids = extract(source, judged.encoders, ids, whole=source.labels.whole, precision=judged.precision)
+    features, ids = extract(source, judged.encoders, ids, whole=source.labels.whole_image, precision=judged.precision)
     halves = train_and_test(source, source.labels, ids)
     colour = features[RAW].last.unflatten(1, (-1, RAW_SIDE * RAW_SIDE)).mean(2)
     for name in judged.encoders:

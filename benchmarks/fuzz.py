@@ -115,7 +115,7 @@ def mend_tar(data: bytearray) -> None:
 def read_image(files: Files, _: Path) -> bool:
     """Whether it decodes. Raises what should not be."""
     try:
-        pixels = decode(files[""], told=[])
+        pixels = decode(files[""], findings=[])
     except BadImageError as error:
         require_reason(str(error))
         return False

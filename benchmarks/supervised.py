@@ -53,7 +53,7 @@ def supervised(source: Source, protocol: Protocol) -> dict[str, dict[str, float]
     """kNN and linear accuracy in per cent, and RankMe, as a row of quality.json has them. LiDAR's windows are a ViT's."""
     assert source.labels
     ids = labelled(source, source.labels, protocol.images_limit)
-    features, ids = extract(source, {NAME: EfficientNet()}, ids, whole=source.labels.whole)  # type: ignore[dict-item]
+    features, ids = extract(source, {NAME: EfficientNet()}, ids, whole=source.labels.whole_image)  # type: ignore[dict-item]
     halves = train_and_test(source, source.labels, ids)
     sheet, result = ProbeResults(source, source.labels, halves, ids), {}
     for task in ("knn", "linear"):

@@ -41,7 +41,7 @@ resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[1]),) * 2)
 for file in files:
     print(file.name, file=sys.stderr, flush=True)
     try:
-        decode(file.data, told=[])  # as data check does: what a look for more finds, it finds in bad files, too
+        decode(file.data, findings=[])  # as data check does: what a look for more finds, it finds in bad files, too
         found[file.name] = ""
     except BadImageError as error:
         found[file.name] = str(error)

@@ -111,7 +111,7 @@ def test_counts_from_3_to_10_are_classes_0_to_7_and_others_are_refused() -> None
 @pytest.mark.parametrize("labels", ["count", "distance"])
 def test_a_written_folder_is_read_back_with_images_and_labels_of_the_scenes(folder: Path, labels: str) -> None:
     source = ClevrSource(folder, labels)
-    assert source.labels is not None and source.labels.name == labels and source.labels.whole
+    assert source.labels is not None and source.labels.name == labels and source.labels.whole_image
     assert source.labels.classes == CLASSES[labels] and len(source) == 15
     numbers = [int(source.title(i)[-10:-4]) for i in range(15)]
     assert sorted(numbers) == list(range(15))
@@ -244,7 +244,7 @@ def test_counts_and_nearest_classes_are_uniform_and_independent() -> None:
 
 def test_scenes_keep_to_the_plan_and_their_labels_are_the_sources() -> None:
     count, distance = SceneSource(150, seed=9), SceneSource(150, seed=9, labels="distance")
-    assert count.labels is not None and distance.labels is not None and count.labels.whole and distance.labels.whole
+    assert count.labels is not None and distance.labels is not None and count.labels.whole_image and distance.labels.whole_image
     assert count.labels.name == "count" and np.flatnonzero(count.labels.test).tolist() == list(range(4, 150, 5))
     described = [scene(9, i) for i in range(150)]
     assert [count_label(s) for s in described] == count.labels.values.tolist()

@@ -11,7 +11,7 @@ import pytest
 
 from jepakit.core.errors import UserError
 from jepakit.data.formats import disk_cache as filecache
-from jepakit.data.formats.disk_cache import kept_copy
+from jepakit.data.formats.disk_cache import cached_copy
 from jepakit.data.opening import open_source
 from test_shards import images, tar
 
@@ -25,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def put(name: str, size: int = 100) -> Path | None:
-    return kept_copy(name, size, lambda path: path.write_bytes(bytes(size)) and None)
+    return cached_copy(name, size, lambda path: path.write_bytes(bytes(size)) and None)
 
 
 def never(path: Path) -> None:
@@ -34,7 +34,7 @@ def never(path: Path) -> None:
 
 def test_a_file_is_fetched_once_and_again_where_its_name_is_another(cache: Path) -> None:
     first = put("a")
-    assert first is not None and first.parent == cache and kept_copy("a", 100, never) == first
+    assert first is not None and first.parent == cache and cached_copy("a", 100, never) == first
     assert put("a of another stamp") != first and len(os.listdir(cache)) == 2
     first.write_bytes(b"cut")  # whatever did that
     assert put("a") == first and first.stat().st_size == 100
@@ -46,9 +46,9 @@ def test_what_was_used_longest_ago_goes_first(cache: Path, monkeypatch: pytest.M
     for age, name in enumerate("abc"):
         paths[name] = put(name)
         os.utime(paths[name], (age, age))  # type: ignore[arg-type]
-    assert kept_copy("a", 100, never)  # now used last
+    assert cached_copy("a", 100, never)  # now used last
     with paths["b"].open("rb") as still:  # type: ignore[union-attr]
-        assert put("d") and kept_copy("a", 100, never) and kept_copy("c", 100, never)
+        assert put("d") and cached_copy("a", 100, never) and cached_copy("c", 100, never)
         assert len(os.listdir(cache)) == 3 and not paths["b"].exists()  # type: ignore[union-attr]
         assert still.read() == bytes(100)  # who reads it reads on
     assert put("large", 301) is None and len(os.listdir(cache)) == 3  # nothing goes for what cannot be kept
@@ -60,9 +60,9 @@ def test_an_interrupted_fetch_leaves_nothing_and_the_drafts_of_others_stay(cache
         raise OSError(errno.EIO, "gone")
 
     with pytest.raises(OSError, match="gone"):
-        kept_copy("a", 100, breaks)
+        cached_copy("a", 100, breaks)
     with pytest.raises(OSError, match="50 of its 100 bytes"):
-        kept_copy("a", 100, lambda path: path.write_bytes(bytes(50)) and None)
+        cached_copy("a", 100, lambda path: path.write_bytes(bytes(50)) and None)
     assert os.listdir(cache) == []
     monkeypatch.setenv("JEPAKIT_CACHE_GIB", str(250 / 2**30))
     for name, age in ((".tmp-now", 0.0), (".tmp-old", 2 * filecache.ABANDONED)):

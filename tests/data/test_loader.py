@@ -41,8 +41,8 @@ WHOLE: dict[str, Any] = {"size": 8, "crop_scale": (1, 1), "crop_aspect": (1, 1)}
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 
 
-def blocks_of(sizes: list[int], held: int = 2, *, dear: bool = True) -> Blocks:
-    return Blocks(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), held, dear)
+def blocks_of(sizes: list[int], at_once: int = 2, *, sequential: bool = True) -> Blocks:
+    return Blocks(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), at_once, sequential)
 
 
 def loader(source: Source, images: Images = SMALL, batch_size: int = 8, **more: Any) -> Loader:
@@ -64,34 +64,36 @@ def shades(count: int, blocks: Blocks | None = None) -> ArraySource:
 @settings(max_examples=200, deadline=None)
 @given(SIZES, st.integers(1, 5), st.integers(0, 2**63 - 1), st.integers(0, 3))
 def test_an_epoch_by_blocks_is_a_permutation_that_opens_each_block_once_and_few_at_a_time(
-    sizes: list[int], held: int, seed: int, epoch: int
+    sizes: list[int], at_once: int, seed: int, epoch: int
 ) -> None:
-    blocks, count = blocks_of(sizes, held), sum(sizes)
+    blocks, count = blocks_of(sizes, at_once), sum(sizes)
     ids = order(seed, epoch, count, blocks)
     assert sorted(ids.tolist()) == list(range(count))
     block = np.searchsorted(blocks.starts, ids, side="right") - 1
     spans = [(np.flatnonzero(block == b)[0], np.flatnonzero(block == b)[-1]) for b in np.unique(block)]
-    assert max(sum(first <= place <= last for first, last in spans) for place in range(count)) <= held
+    assert max(sum(first <= place <= last for first, last in spans) for place in range(count)) <= at_once
 
 
 def test_orders_differ_by_epoch_and_seed_and_mix_blocks() -> None:
-    blocks = blocks_of([50] * 8, held=4)
+    blocks = blocks_of([50] * 8, at_once=4)
     a, b, c = (order(seed, epoch, 400, blocks) for seed, epoch in ((0, 0), (0, 1), (1, 0)))
     assert not np.array_equal(a, b) and not np.array_equal(a, c)
     first = np.searchsorted(blocks.starts, a[:200], side="right") - 1
     assert len(set(first.tolist())) == 4 and len(set(first[:20].tolist())) >= 3
-    assert np.array_equal(order(0, 0, 400, blocks_of([50] * 8, held=4)), a)  # a value, not an object
+    assert np.array_equal(order(0, 0, 400, blocks_of([50] * 8, at_once=4)), a)  # a value, not an object
 
 
 def test_an_order_by_blocks_is_uniform_over_places() -> None:
-    blocks = blocks_of([4] * 6, held=2)
+    blocks = blocks_of([4] * 6, at_once=2)
     places = np.array([np.argsort(order(seed, 0, 24, blocks)) for seed in range(3000)])
     assert np.abs(places.mean(0) - 11.5).max() < 5 * np.sqrt((24**2 - 1) / 12 / 3000)
 
 
-@pytest.mark.parametrize(("shuffle", "dear", "by_blocks"), [("auto", True, True), ("auto", False, False), ("full", True, False)])
-def test_the_storage_or_the_user_says_what_the_order_goes_by(shuffle: str, dear: bool, by_blocks: bool) -> None:
-    blocks = blocks_of([10, 10, 10], dear=dear)
+@pytest.mark.parametrize(
+    ("shuffle", "sequential", "by_blocks"), [("auto", True, True), ("auto", False, False), ("full", True, False)]
+)
+def test_the_storage_or_the_user_says_what_the_order_goes_by(shuffle: str, sequential: bool, by_blocks: bool) -> None:
+    blocks = blocks_of([10, 10, 10], sequential=sequential)
     made = loader(shades(30, blocks), Images(size=8, shuffle=shuffle), batch_size=10)
     np.testing.assert_array_equal(made.ids(0), order(0, 0, 30, blocks if by_blocks else None)[:10])
     assert fitted(made.images, made.source).shuffle == ("blocks" if by_blocks else "full")
@@ -101,7 +103,7 @@ def test_a_source_is_told_what_comes_next_before_it_is_asked() -> None:
     said: list[np.ndarray] = []
 
     class Told(ArraySource):
-        def soon(self, ids: np.ndarray) -> None:
+        def prefetch(self, ids: np.ndarray) -> None:
             said.append(ids)
 
         def raw(self, index: int) -> Pixels:
@@ -396,7 +398,7 @@ def test_a_sample_of_dear_blocks_opens_four() -> None:
     source.blocks = blocks
     some = spread_places(source, 64)
     assert len(set((some // 100).tolist())) == 4 and len(some) == len(set(some.tolist())) == 64
-    source.blocks = blocks_of([100] * 50, dear=False)
+    source.blocks = blocks_of([100] * 50, sequential=False)
     assert len(set((spread_places(source, 64) // 100).tolist())) == 50
 
 
@@ -618,9 +620,9 @@ def test_other_channels_leave_a_recipes_statistics_behind() -> None:
 
 
 def test_rows_are_read_in_groups_of_as_many_blocks_as_are_held() -> None:
-    source, ids = shades(30, blocks_of([3] * 10, held=2)), np.array([29, 0, 15, 1, 16, 27, 9])
+    source, ids = shades(30, blocks_of([3] * 10, at_once=2)), np.array([29, 0, 15, 1, 16, 27, 9])
     groups = groups_at_hand(source, ids)
     assert sorted(row for rows in groups for row in rows) == list(range(7))
     assert all(len(set((ids[rows] // 3).tolist())) <= 2 for rows in groups) and len(groups) == 2
-    source.blocks = blocks_of([3] * 10, held=2, dear=False)
+    source.blocks = blocks_of([3] * 10, at_once=2, sequential=False)
     assert groups_at_hand(source, ids) == [list(range(7))]

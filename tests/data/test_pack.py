@@ -146,7 +146,7 @@ def test_labels_split_classes_clusters_and_titles_are_those_of_the_source(tmp_pa
     ours, theirs = labels_of(found), labels_of(source)
     for name in ("values", "test", "clusters"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
-    assert (ours.name, ours.classes, ours.whole) == (theirs.name, theirs.classes, theirs.whole)
+    assert (ours.name, ours.classes, ours.whole_image) == (theirs.name, theirs.classes, theirs.whole_image)
     assert fingerprint(found) == fingerprint(source) and len(found) == len(source)
     assert all(found.title(i) == source.title(i) and np.array_equal(found.read(i), source.read(i)) for i in range(0, 6384, 7))
     assert open_source(str(tmp_path / "packed"), "group").labels is not None
@@ -165,7 +165,7 @@ def test_what_labels_say_of_themselves_is_kept(
     source.labels = Labels("kind", classes, values, np.arange(10) % 3 == 0, group, whole)
     monkeypatch.setattr(packing, "open_source", lambda data, labels, **_: source)
     labels = labels_of(opened(pack("photos", tmp_path / "packed", SIZE)))
-    assert labels.classes == classes and labels.whole is whole and labels.values.tolist() == values.tolist()
+    assert labels.classes == classes and labels.whole_image is whole and labels.values.tolist() == values.tolist()
     assert labels.test.tolist() == (np.arange(10) % 3 == 0).tolist()
     assert (labels.clusters is None) is (group is None) and (group is None or np.array_equal(labels.clusters, group))
 
@@ -588,7 +588,7 @@ def test_comparing_reads_few_blocks_of_a_source_whose_blocks_are_dear(tmp_path: 
     read = set[int]()
 
     class Far(ArraySource):
-        blocks = Blocks(np.arange(0, 121, 10), held=2, dear=True)
+        blocks = Blocks(np.arange(0, 121, 10), at_once=2, sequential=True)
 
         def raw(self, index: int) -> Any:
             read.add(index // 10)
@@ -612,16 +612,16 @@ def test_a_source_of_blocks_is_told_what_comes_and_waited_for_before_it_is_read(
     told, waited = list[set[int]](), set[int]()
 
     class Far(ArraySource):
-        blocks: Blocks | None = Blocks(np.arange(0, 121, 40), held=2, dear=True)
+        blocks: Blocks | None = Blocks(np.arange(0, 121, 40), at_once=2, sequential=True)
 
         def raw(self, index: int) -> Any:
             assert index in waited
             return super().raw(index)
 
-        def soon(self, ids: NDArray[np.int64]) -> None:
+        def prefetch(self, ids: NDArray[np.int64]) -> None:
             told.append(set((ids // 40).tolist()))
 
-        def wait(self, ids: NDArray[np.int64], seconds: float) -> None:
+        def wait_for(self, ids: NDArray[np.int64], seconds: float) -> None:
             assert set((ids // 40).tolist()) <= told[-1] and seconds > 0
             waited.update(ids.tolist())
 

@@ -78,10 +78,10 @@ def wave(seed: int, side: int = 48) -> Array:
     return found
 
 
-def told_of(data: bytes) -> dict[str, str]:
-    told = list[Finding]()
-    decode(data, told=told)
-    return {found.kind: found.detail for found in told}
+def findings_of(data: bytes) -> dict[str, str]:
+    findings = list[Finding]()
+    decode(data, findings=findings)
+    return {found.kind: found.detail for found in findings}
 
 
 # ---- pages
@@ -104,7 +104,7 @@ def test_pages_that_are_channels_are_bands(dtype: Any, options: dict[str, Any]) 
         planes = draw(count, 6, 9, dtype=dtype)
         data = tiff(planes, **options)
         np.testing.assert_array_equal(decode(data), np.moveaxis(planes, 0, 2))
-        assert decode(data).dtype == dtype and told_of(data) == {}
+        assert decode(data).dtype == dtype and findings_of(data) == {}
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -117,7 +117,7 @@ def test_of_other_axes_the_first_is_read_with_all_its_channels_and_the_number_is
     data = tiff(stack, metadata={"axes": axes}, **({kind: True} if kind else {}))
     first = stack[tuple(slice(None) if axis in "CYX" else 0 for axis in axes)]
     np.testing.assert_array_equal(decode(data), np.moveaxis(first, 0, 2))
-    assert told_of(data) == {"pages": f"{np.prod(stack.shape[:-2])} pages (axes {axes})"}
+    assert findings_of(data) == {"pages": f"{np.prod(stack.shape[:-2])} pages (axes {axes})"}
 
 
 def test_ome_planes_lie_where_it_says_and_a_file_without_them_is_its_first_page() -> None:
@@ -139,10 +139,10 @@ def test_colour_pages_stay_colour() -> None:
         np.testing.assert_array_equal(decode(data), colour)
         stack = tiff(two, metadata={"axes": "CYXS"}, **options, **rgb)
         np.testing.assert_array_equal(decode(stack), np.concatenate([*two], 2))
-        assert told_of(data) == told_of(stack) == {}
+        assert findings_of(data) == findings_of(stack) == {}
     frames = tiff(two, photometric="rgb")
     np.testing.assert_array_equal(decode(frames), two[0])
-    assert told_of(frames) == {"pages": "2 pages"}
+    assert findings_of(frames) == {"pages": "2 pages"}
 
 
 @pytest.mark.parametrize("depth", [1, 256])
@@ -156,9 +156,9 @@ def test_a_smaller_copy_or_a_mask_is_neither_the_image_nor_a_page(depth: int) ->
         pages((small, {"subfiletype": 1, "subifds": 1}), (colour, {})),  # the image below its thumbnail
     ):
         np.testing.assert_array_equal(decode(data), colour)
-        assert told_of(data) == {}
+        assert findings_of(data) == {}
     masked = pages((colour, {}), (small[..., 0] > 99, {"subfiletype": 4, "photometric": "mask"}))
-    assert told_of(masked) == {"mask": ""}
+    assert findings_of(masked) == {"mask": ""}
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -173,7 +173,7 @@ def test_other_pages_are_counted_without_tifffile_too(dtype: Any, monkeypatch: p
     channels = tiff(stack, imagej=True, metadata={"axes": "CYX"})
     monkeypatch.setitem(sys.modules, "tifffile", None)
     for words, data in files.items():
-        assert told_of(data) == {"pages": words}
+        assert findings_of(data) == {"pages": words}
         np.testing.assert_array_equal(decode(data)[..., 0], stack[0])
     assert decode(channels).shape == (6, 9, 12)
 
@@ -182,16 +182,16 @@ def test_other_pages_are_counted_without_tifffile_too(dtype: Any, monkeypatch: p
 def test_frames_and_pictures_are_counted(kind: str, words: str) -> None:
     frames = [Image.fromarray(draw(16, 16, 3, seed=s)) for s in range(3)]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-    assert told_of(data) == {"pages": words}
-    assert told_of(encoded(frames[0], "JPEG" if kind == "MPO" else kind)) == {}
+    assert findings_of(data) == {"pages": words}
+    assert findings_of(encoded(frames[0], "JPEG" if kind == "MPO" else kind)) == {}
     if kind == "MPO":
-        assert told_of(data.replace(b"\xff\xd9", b"\xff\xd9hdrgm:Version", 1)) == {}  # what makes HDR of the picture is none
+        assert findings_of(data.replace(b"\xff\xd9", b"\xff\xd9hdrgm:Version", 1)) == {}  # what makes HDR of the picture is none
         at = data.index(b"MPF\0") + 4
         order = "<" if data[at : at + 2] == b"II" else ">"
         entries = data.index(struct.pack(order + "I", 0x030000), at + 40) + 16  # that of the second picture
         small = bytearray(data)
         small[entries : entries + 4] = struct.pack(order + "I", 0x010001)  # a large thumbnail
-        assert told_of(bytes(small)) == {"pages": "2 pictures"}
+        assert findings_of(bytes(small)) == {"pages": "2 pictures"}
 
 
 def test_pages_multiply_no_memory() -> None:
@@ -205,7 +205,7 @@ def test_pages_multiply_no_memory() -> None:
     first = int.from_bytes(loop[4:8], "little")
     end = first + 2 + 12 * int.from_bytes(loop[first : first + 2], "little")
     loop[end : end + 4] = loop[4:8]  # the first page is the next, too
-    assert told_of(bytes(loop)) == {}
+    assert findings_of(bytes(loop)) == {}
 
 
 # ---- no data
@@ -232,7 +232,7 @@ def test_pixels_of_the_named_no_data_are_given_the_mean_of_the_others(dtype: Any
     pixels = decode(data)
     np.testing.assert_array_equal(pixels[~empty][:, 0], values[~empty])
     np.testing.assert_allclose(pixels[empty], mean, atol=0.5 if values.dtype.kind == "u" else 1e-3)
-    assert told_of(data)["nodata"].endswith("fills 25.0%")
+    assert findings_of(data)["nodata"].endswith("fills 25.0%")
 
 
 def test_no_data_of_bands_of_colours_and_of_whole_images() -> None:
@@ -253,7 +253,7 @@ def test_no_data_of_bands_of_colours_and_of_whole_images() -> None:
     for text in ("-9999", "none", ""):  # not there, or no number
         data = tiff(colour, photometric="rgb", extratags=[(42113, "s", 0, text, True)])
         np.testing.assert_array_equal(decode(data), colour)
-        assert told_of(data) == {}
+        assert findings_of(data) == {}
 
 
 def notes(images: list[Array]) -> str:
@@ -417,7 +417,7 @@ def test_a_png_of_16_bits_keeps_them(colour: int, bands: int, interlaced: int) -
         expected = values[..., :-1] * (values[..., -1:] / 65535) + 65535 * (1 - values[..., -1:] / 65535)  # on white
     assert pixels.dtype == np.uint16 and pixels.shape == (5, 7, {2: 3, 6: 3, 4: 1}[colour])
     np.testing.assert_allclose(pixels, expected, atol=0.5001)
-    assert told_of(data) == {}
+    assert findings_of(data) == {}
 
 
 ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))  # y, x, steps
@@ -442,9 +442,9 @@ def test_a_ppm_of_16_bits_keeps_them(kind: int, bands: int, most: int) -> None:
 
 
 def test_depth_that_is_lost_is_told_and_other_depths_are_refused() -> None:
-    assert told_of(tiff(np.random.default_rng(0).random((4, 4)))) == {"depth": "floats of 64 bits, of which 32 are kept"}
-    assert "8 bits" in told_of(b"P3 2 1 1000\n1 2 3 500 600 1000\n")["depth"]
-    assert told_of(b"P3 2 1 255\n1 2 3 50 60 100\n") == {}
+    assert findings_of(tiff(np.random.default_rng(0).random((4, 4)))) == {"depth": "floats of 64 bits, of which 32 are kept"}
+    assert "8 bits" in findings_of(b"P3 2 1 1000\n1 2 3 500 600 1000\n")["depth"]
+    assert findings_of(b"P3 2 1 255\n1 2 3 50 60 100\n") == {}
     for dtype in (np.int16, np.int32, np.uint32):
         with pytest.raises(BadImageError, match="save them as uint8, uint16 or float32"):
             decode(tiff(np.full((4, 4), 70000 if dtype != np.int16 else -4, dtype)))
@@ -470,7 +470,7 @@ def test_where_the_least_is_white_of_few_bits_floats_pages_and_no_data() -> None
     floats = np.random.default_rng(0).random((6, 9)).astype(np.float32)
     with_most = tiff(floats, photometric="miniswhite", extratags=[(341, "f", 1, 1.0, True)])
     np.testing.assert_array_equal(decode(with_most)[..., 0], np.float32(1) - floats)
-    assert set(told_of(tiff(floats, photometric="miniswhite"))) == {"polarity"}  # of which nobody knows the largest
+    assert set(findings_of(tiff(floats, photometric="miniswhite"))) == {"polarity"}  # of which nobody knows the largest
     planes = draw(3, 6, 9)
     channels = tiff(planes, photometric="miniswhite", imagej=True, metadata={"axes": "CYX"})
     np.testing.assert_array_equal(decode(channels), 255 - np.moveaxis(planes, 0, 2))

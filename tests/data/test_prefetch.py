@@ -27,7 +27,7 @@ from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats import parquet, remote
 from jepakit.data.formats import prefetch as fetched
 from jepakit.data.formats.parquet import ParquetSource, parquet_files
-from jepakit.data.formats.prefetch import Kept
+from jepakit.data.formats.prefetch import PrefetchCache
 from jepakit.data.formats.remote import Places
 from jepakit.data.formats.shards import ShardSource, shards_of
 from jepakit.data.loader import Loader, TooManyBadImagesError
@@ -130,8 +130,8 @@ def in_groups(store: Slow, count: int = SHARDS) -> ParquetSource:
 KINDS: tuple[Callable[..., Any], ...] = (in_shards, in_groups)
 
 
-def kept_of(source: Any) -> Kept[Any]:
-    kept: Kept[Any] = source._kept if isinstance(source, ParquetSource) else source.fetched
+def kept_of(source: Any) -> PrefetchCache[Any]:
+    kept: PrefetchCache[Any] = source._groups if isinstance(source, ParquetSource) else source.fetched
     return kept
 
 
@@ -171,9 +171,9 @@ def test_what_was_waited_for_is_there_and_no_read_asks_the_store(kind: Callable[
     store = Slow()
     source = kind(store)
     ids = np.array([17, 3, 18, 40, 2])
-    source.wait(ids, 30.0)
+    source.wait_for(ids, 30.0)
     assert [path.split(".")[0] for path in sorted(store.asked)] == ["/s-0", "/s-2", "/s-5"]
-    source.wait(ids, 30.0)
+    source.wait_for(ids, 30.0)
     assert [source.raw(int(i)) for i in ids] == [png(int(i)) for i in ids]
     assert len(store.asked) == 3
 
@@ -182,13 +182,13 @@ def test_of_more_than_can_be_held_the_first_are_waited_for() -> None:
     store = Slow()
     source = in_shards(store, 12)
     assert source.fetched is not None
-    source.wait(np.arange(12 * EACH)[::-1].copy(), 30.0)
-    held = source.fetched.held
-    assert sorted(source.fetched._copies) == list(range(12 - held, 12)) and len(store.asked) == held
+    source.wait_for(np.arange(12 * EACH)[::-1].copy(), 30.0)
+    capacity = source.fetched.capacity
+    assert sorted(source.fetched._copies) == list(range(12 - capacity, 12)) and len(store.asked) == capacity
     room = in_groups(Slow())
-    room._kept.room = 1  # byte: one at least
-    room.wait(np.array([9, 1]), 30.0)
-    assert list(room._kept._copies) == [1]
+    room._groups.capacity = 1  # byte: one at least
+    room.wait_for(np.array([9, 1]), 30.0)
+    assert list(room._groups._copies) == [1]
 
 
 # ---- failing
@@ -205,7 +205,7 @@ def test_a_shard_that_fails_is_asked_for_once_by_whoever_waits_and_named_by_each
 
     store.before = refuse
     for _ in range(2):
-        source.wait(np.arange(SHARDS * EACH), 30.0)
+        source.wait_for(np.arange(SHARDS * EACH), 30.0)
     with ThreadPoolExecutor(8) as pool:
 
         def read(index: int) -> str:
@@ -231,7 +231,7 @@ def test_a_pause_before_another_try_is_no_silence(kind: Callable[..., Any], monk
             raise TimeoutError("overloaded")
 
     store.before = twice
-    source.wait(np.array([0]), 0.3)
+    source.wait_for(np.array([0]), 0.3)
     assert 0 in kept_of(source)._copies
 
 
@@ -279,7 +279,7 @@ def test_a_reader_who_is_interrupted_can_read_again() -> None:
             raise KeyboardInterrupt
         return index
 
-    kept = Kept(fetch, lambda index: 1, 2, 1, "test")
+    kept = PrefetchCache(fetch, lambda index: 1, 2, 1, "test")
     with pytest.raises(KeyboardInterrupt):
         kept.item(5)
     assert kept.item(5) == 5
@@ -306,7 +306,7 @@ def test_one_shard_that_hangs_does_not_keep_those_that_come_from_being_read() ->
     source = in_shards(store)
     store.before = lambda path: (answer.wait(60) if path == "/s-1.tar" else None, None)[1]
     try:
-        source.wait(np.arange(SHARDS * EACH), 0.3)
+        source.wait_for(np.arange(SHARDS * EACH), 0.3)
         assert [source.raw(i) for i in (0, 16, 47)] == [png(0), png(16), png(47)]
     finally:
         answer.set()
@@ -324,9 +324,9 @@ store, begun = MemoryFileSystem(), threading.Event()
 store.pipe("/x.parquet", open(sys.argv[1], "rb").read())
 source = parquet.parquet_files(Places(store, ("/x.parquet",)), "x", None)
 store._open = lambda *args, **options: (begun.set(), threading.Event().wait())
-source.soon(np.arange(2))
+source.prefetch(np.arange(2))
 begun.wait()
-source.wait(np.arange(2), 0.2)
+source.wait_for(np.arange(2), 0.2)
 print("done")
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.parquet")], capture_output=True, text=True, timeout=60)
@@ -342,7 +342,8 @@ print("done")
     st.integers(1, 12),
     st.sets(st.integers(0, 7)),
     st.lists(
-        st.tuples(st.sampled_from(["item", "soon", "wait"]), st.lists(st.integers(0, 7), min_size=1, max_size=5)), max_size=8
+        st.tuples(st.sampled_from(["item", "prefetch", "wait_for"]), st.lists(st.integers(0, 7), min_size=1, max_size=5)),
+        max_size=8,
     ),
 )
 def test_things_are_right_within_their_room_and_there_when_they_were_waited_for(
@@ -365,14 +366,14 @@ def test_things_are_right_within_their_room_and_there_when_they_were_waited_for(
             raise UserError(f"no {index}")
         return -index
 
-    kept = Kept(fetch, lambda index: sizes[index], room, 2, "test")
+    kept = PrefetchCache(fetch, lambda index: sizes[index], room, 2, "test")
     for what, some in asked:
         indices = [index % len(sizes) for index in some]
-        if what == "soon":
-            kept.soon(indices)
+        if what == "prefetch":
+            kept.prefetch(indices)
             continue
-        if what == "wait":
-            kept.wait(indices, 30.0)
+        if what == "wait_for":
+            kept.wait_for(indices, 30.0)
             first = indices[0]
             assert first in failing or first in kept._copies
         for index in indices:

@@ -117,7 +117,7 @@ def test_any_image_of_any_shard_is_the_file_that_was_put_in(tmp_path: Path, kind
     wanted = dict([*first, *images(100, 4)])
     for i in random.Random(0).sample(range(len(source)), len(source)):
         assert source.raw(i) == wanted[source.title(i).partition(":")[2]]
-    assert source.blocks is not None and source.blocks.starts.tolist() == [0, 5, 9] and not source.blocks.dear
+    assert source.blocks is not None and source.blocks.starts.tolist() == [0, 5, 9] and not source.blocks.sequential
 
 
 def test_a_folder_a_local_tar_and_a_remote_one_hold_the_same_pixels(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_folder_a_local_tar_and_a_remote_one_hold_the_same_pixels(tmp_path: Pa
             np.testing.assert_array_equal(source.read(i), sources[0].read(i))
     assert all(s.labels and s.labels.values.tolist() == [0, 0, 0, 1, 1, 1] for s in sources)
     assert fingerprint(sources[1]) == fingerprint(sources[2])
-    assert [s.blocks.dear for s in sources[1:] if s.blocks] == [False, True]
+    assert [s.blocks.sequential for s in sources[1:] if s.blocks] == [False, True]
 
 
 def test_only_plain_files_are_images_and_nothing_is_written_or_followed(tmp_path: Path) -> None:
@@ -705,14 +705,14 @@ def drafts(fetched: Fetched) -> list[str]:
 
 def test_reads_from_many_threads_are_right_while_only_one_shard_is_held() -> None:
     fs, places = afar(5)
-    fetched = Fetched(places, held=1)
+    fetched = Fetched(places, capacity=1)
     whole = {k: fs.cat_file(path) for k, path in enumerate(places.paths)}
 
     def read(seed: int) -> None:
         rng = random.Random(seed)
         for _ in range(60):
             k = rng.randrange(5)
-            fetched.soon([rng.randrange(5)])
+            fetched.prefetch([rng.randrange(5)])
             file = fetched.file(k)
             at = rng.randrange(file.size)
             assert file.read(100, at) == whole[k][at : at + 100]
@@ -726,7 +726,7 @@ def test_reads_from_many_threads_are_right_while_only_one_shard_is_held() -> Non
 
 def test_a_copy_lasts_while_it_is_read_and_no_longer() -> None:
     _, places = afar(3)
-    fetched = Fetched(places, held=1)
+    fetched = Fetched(places, capacity=1)
     gc.collect()
     descriptors = len(os.listdir("/proc/self/fd"))
     first = fetched.file(0)
@@ -741,7 +741,7 @@ def test_a_copy_lasts_while_it_is_read_and_no_longer() -> None:
 def test_threads_that_want_one_shard_fetch_it_once() -> None:
     fs, places = afar(1)
     fs.fault = lambda path, before: time.sleep(0.05)
-    fetched = Fetched(places, held=2)
+    fetched = Fetched(places, capacity=2)
     with ThreadPoolExecutor(8) as pool:
         assert len({id(file) for file in pool.map(lambda _: fetched.file(0), range(8))}) == 1
     assert fs.fetches == ["/s-0.tar"]
@@ -749,11 +749,11 @@ def test_threads_that_want_one_shard_fetch_it_once() -> None:
 
 def test_the_last_used_and_the_soon_wanted_are_kept() -> None:
     fs, places = afar(5)
-    fetched = Fetched(places, held=3)
+    fetched = Fetched(places, capacity=3)
     for k in (0, 1, 2, 0, 3):
         fetched.file(k)
     assert sorted(fetched._copies) == [0, 2, 3]
-    fetched.soon([2, 4, 4, 2])
+    fetched.prefetch([2, 4, 4, 2])
     until(lambda: 4 in fetched._copies)
     assert sorted(fetched._copies) == [2, 3, 4]
     fetched.file(1)
@@ -768,14 +768,14 @@ def test_what_is_wanted_soon_is_fetched_behind_the_readers_back_in_order_and_no_
     fetched = source.fetched
     assert fetched is not None
     fs.fetches.clear()
-    held = fetched.held
+    capacity = fetched.capacity
     ids = np.array([i for k in (6, 0, 7, 1, 2, 3, 4, 8, 5) for i in (4 * k + 1, 4 * k)])
     wanted = {6, 0, 7, 1, 2, 3, 4, 8}
-    assert held == len(wanted)
-    source.soon(ids)
+    assert capacity == len(wanted)
+    source.prefetch(ids)
     until(lambda: set(fetched._copies) == {k + 1 for k in wanted})  # the empty one is the first
     before = list(fs.fetches)
-    assert [source.raw(int(i)) for i in ids[: 2 * held]] == [png(int(i)) for i in ids[: 2 * held]]
+    assert [source.raw(int(i)) for i in ids[: 2 * capacity]] == [png(int(i)) for i in ids[: 2 * capacity]]
     assert fs.fetches == before  # no reader had to wait
     until(lambda: fetched._behind == 0)
 
@@ -844,8 +844,8 @@ def test_a_failure_behind_the_readers_back_ends_no_thread_and_is_told_to_the_rea
             raise OSError("away")
 
     fs.fault = fault
-    fetched = Fetched(places, held=3)
-    fetched.soon([0, 1, 2])
+    fetched = Fetched(places, capacity=3)
+    fetched.prefetch([0, 1, 2])
     until(lambda: set(fetched._copies) == {1, 2} and fetched._behind == 0)
     with pytest.raises(BadImageError, match="away"):
         fetched.file(0)
@@ -868,7 +868,7 @@ from jepakit.data.formats.remote import expand
 fsspec.filesystem("memory").pipe("/x.tar", b"x" * 100)
 fetched = Fetched(expand("memory://x.tar"), 2)
 print(fetched.file(0).read(3, 0).decode(), flush=True)
-fetched.soon([0])
+fetched.prefetch([0])
 if sys.argv[1] == "killed":
     os.kill(os.getpid(), 9)
 """

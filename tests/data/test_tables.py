@@ -189,21 +189,21 @@ def grouped(path: Path, count: int = 40, each: int = 4, **columns: Any) -> Parqu
 
 
 def emptied(source: ParquetSource) -> None:
-    source._kept._copies.clear()
+    source._groups._copies.clear()
 
 
 def test_an_epoch_in_order_of_its_blocks_reads_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_module, "KEPT", 6000)  # a group has about 1 000
     source = grouped(tmp_path / "x.parquet")
-    assert source.blocks is not None and source.blocks.dear and source.blocks.starts.tolist() == list(range(0, 41, 4))
-    assert 1 <= source.blocks.held <= 3
+    assert source.blocks is not None and source.blocks.sequential and source.blocks.starts.tolist() == list(range(0, 41, 4))
+    assert 1 <= source.blocks.at_once <= 3
     reads = counted(source, monkeypatch)
     for told in (False, True):
         emptied(source)
         ids = order(0, int(told), 40, source.blocks)
         for step in range(0, 40, 5):
             if told:
-                source.soon(ids[step:][:20])
+                source.prefetch(ids[step:][:20])
             with ThreadPoolExecutor(5) as pool:
                 for index, pixels in zip(ids[step : step + 5], pool.map(source.read, ids[step : step + 5].tolist()), strict=True):
                     np.testing.assert_array_equal(pixels, draw(6, 6, 3, seed=int(index)))
@@ -217,17 +217,17 @@ def test_what_was_told_of_is_there_before_it_is_asked_for_and_no_more_than_fits(
     source = grouped(tmp_path / "x.parquet")
     emptied(source)
     reads = counted(source, monkeypatch)
-    source.soon(np.array([21, 22, 1, 20, 39]))
+    source.prefetch(np.array([21, 22, 1, 20, 39]))
     finished()
     assert dict(reads) == {5: 1, 0: 1, 9: 1} and list(reads) == [5, 0, 9]  # in the order of need
     for index in (20, 0, 39):
         np.testing.assert_array_equal(source.read(index), draw(6, 6, 3, seed=index))
     assert sum(reads.values()) == 3
-    source._kept.room = int(2.5 * source.sizes[[5, 0, 9]].max())
+    source._groups.capacity = int(2.5 * source.sizes[[5, 0, 9]].max())
     emptied(source)
-    source.soon(np.arange(39, -1, -1))
+    source.prefetch(np.arange(39, -1, -1))
     finished()
-    assert set(source._kept._copies) == {9, 8}
+    assert set(source._groups._copies) == {9, 8}
 
 
 @pytest.mark.parametrize("room", [0, 2500, 5000])
@@ -240,8 +240,8 @@ def test_row_groups_in_memory_stay_within_their_bound_whoever_reads(
     read = source._read
 
     def watched(group: int) -> parquet_module.Group:
-        with source._kept._changed:
-            there = [*source._kept._copies, *source._kept._under_way]
+        with source._groups._changed:
+            there = [*source._groups._copies, *source._groups._under_way]
             size = int(source.sizes[there].sum())
             over.extend([size] if size > room and len(there) > 1 else [])
         return read(group)
@@ -250,7 +250,7 @@ def test_row_groups_in_memory_stay_within_their_bound_whoever_reads(
     asked = np.random.default_rng(0).integers(0, 40, 400)
 
     def part(at: int) -> list[Pixels]:
-        source.soon(asked[at : at + 60])
+        source.prefetch(asked[at : at + 60])
         return [source.read(int(index)) for index in asked[at : at + 50]]
 
     with ThreadPoolExecutor(8) as pool:
@@ -258,7 +258,7 @@ def test_row_groups_in_memory_stay_within_their_bound_whoever_reads(
     finished()
     for index, pixels in zip(asked.tolist(), found, strict=True):
         np.testing.assert_array_equal(pixels, draw(6, 6, 3, seed=index))
-    kept = [group.nbytes for group in source._kept.values()]
+    kept = [group.nbytes for group in source._groups.values()]
     assert not over and (sum(kept) <= room or len(kept) == 1)
 
 
@@ -306,7 +306,7 @@ def test_python_ends_in_peace_while_groups_are_read_in_the_background(tmp_path: 
     pq.write_table(pa.table({"image": [{"bytes": png(0), "path": None}, *data]}), tmp_path / "x.parquet", row_group_size=2)
     code = (
         "import sys, numpy as np; from pathlib import Path; from jepakit.data.formats.parquet import parquet\n"
-        "source = parquet(Path(sys.argv[1]), None); source.soon(np.arange(101)); source.read(0)"
+        "source = parquet(Path(sys.argv[1]), None); source.prefetch(np.arange(101)); source.read(0)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.parquet")], capture_output=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -350,7 +350,7 @@ def test_parquet_afar_is_read_as_it_is_here(tmp_path: Path, monkeypatch: pytest.
     here = parquet_files(expand(str(tmp_path / "set" / "t*" / "*.parquet")), "some", None)
     with afar(dict(sorted(parts.items())), monkeypatch) as places:
         there = parquet_files(places, "some", None)
-        there.soon(np.arange(12))
+        there.prefetch(np.arange(12))
         for source in (here, there, open_source(str(tmp_path / "set"))):
             require_drawn(source, [9, 10, 11, *range(9)])
             labels = labels_of(source)
@@ -358,8 +358,8 @@ def test_parquet_afar_is_read_as_it_is_here(tmp_path: Path, monkeypatch: pytest.
             assert labels.test.tolist() == [True] * 3 + [False] * 9
             titles = [source.title(i) for i in range(12)]
             assert titles[2:4] == ["test/0.parquet:2", "train/0.parquet:0"]  # in every place the same, and each once
-    assert here.blocks is not None and not here.blocks.dear
-    assert there.blocks is not None and there.blocks.dear
+    assert here.blocks is not None and not here.blocks.sequential
+    assert there.blocks is not None and there.blocks.sequential
 
 
 def test_a_place_that_fails_now_and_then_is_asked_again_and_one_that_always_does_makes_bad_images(
@@ -455,7 +455,7 @@ def test_a_saved_data_set_is_read_in_the_order_of_its_state(tmp_path: Path) -> N
     require_drawn(source, list(range(7)))
     labels = labels_of(source)
     assert (labels.name, labels.classes, labels.values.tolist()) == ("label", ("cat", "dog", "eel"), [0, 1, 1, 0, 2, 2, -1])
-    assert source.blocks is not None and not source.blocks.dear and source.blocks.starts.tolist() == [0, 3, 5, 7]
+    assert source.blocks is not None and not source.blocks.sequential and source.blocks.starts.tolist() == [0, 3, 5, 7]
     assert source.title(5) == "data-00001-of-00002.arrow:0"
     with pytest.raises(UserError, match="'label', not 'lable'; did you mean 'label'"):
         open_source(str(tmp_path / "set"), "lable")

@@ -475,7 +475,7 @@ def test_what_stands_at_the_border_counts_where_the_label_is_of_the_whole_image(
     images = np.full((80, 20, 60, 3), 90, np.uint8) + grey(80)[:, :, :1] // 8
     values = np.random.RandomState(0).randint(0, 2, 80)
     images[values == 1, :, :12, 0] = 255
-    given(monkeypatch, ArraySource("wide", images, labels_of(values, np.arange(80) >= 40, whole=whole)))
+    given(monkeypatch, ArraySource("wide", images, labels_of(values, np.arange(80) >= 40, whole_image=whole)))
     rows = by_name(evaluate(run, tasks=["logistic"])["logistic"])
     for name in ("raw pixels", "target encoder"):
         assert (rows[name]["accuracy"] == 1) if whole else (rows[name]["accuracy"] < 0.8), name

@@ -501,7 +501,7 @@ class Stripes(Source):
         images = np.where(self.values[:, None, None] == 0, waves[:, :, None], waves[:, None, :]) + np.zeros((n, 16, 16))
         noise = 20 * draw.randn(n, 16, 16, 3)
         self.images = np.clip(128 + 60 * images[..., None] + noise, 0, 255).astype(np.uint8)
-        self.labels: Labels | None = Labels("way", ("across", "down"), self.values, np.zeros(n, bool), whole=whole)
+        self.labels: Labels | None = Labels("way", ("across", "down"), self.values, np.zeros(n, bool), whole_image=whole)
         self.seen: list[int] = []
 
     def __len__(self) -> int:

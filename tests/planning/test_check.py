@@ -299,15 +299,15 @@ def test_the_limit_of_pixels_is_that_of_the_settings_from_the_first_look_on(know
     assert len(check(known, set=[*FITS, "images.max_pixels=30000"]).bad) == 2
 
 
-@pytest.mark.parametrize("blocks", [None, Blocks(np.array([0, 30, 60]), held=1, dear=True)])
+@pytest.mark.parametrize("blocks", [None, Blocks(np.array([0, 30, 60]), at_once=1, sequential=True)])
 def test_only_a_source_of_blocks_is_told_what_comes(monkeypatch: pytest.MonkeyPatch, blocks: Blocks | None) -> None:
     told, waited = [], []
 
     class Far(ArraySource):
-        def soon(self, ids: NDArray[np.int64]) -> None:
+        def prefetch(self, ids: NDArray[np.int64]) -> None:
             told.extend(ids.tolist())
 
-        def wait(self, ids: NDArray[np.int64], seconds: float) -> None:
+        def wait_for(self, ids: NDArray[np.int64], seconds: float) -> None:
             waited.extend(ids.tolist())
 
     source = Far("far", noise(60, 4, 4, 3), None)

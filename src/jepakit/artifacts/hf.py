@@ -15,7 +15,7 @@ from torch import Tensor
 from jepakit.artifacts.checkpoint import blocks_of, load_state
 from jepakit.artifacts.processor import images_of, processor
 from jepakit.core.errors import UserError, line_of, nearest
-from jepakit.core.files import save_json, whole
+from jepakit.core.files import atomic_write, save_json
 from jepakit.model.conditioning import EncoderPositions
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import Images
@@ -140,7 +140,7 @@ def save_model(jepa: JEPA, images: Images, folder: Path, which: Which | None = N
         },
     }
     folder.mkdir(parents=True, exist_ok=True)
-    with whole(folder / "model.safetensors") as draft:
+    with atomic_write(folder / "model.safetensors") as draft:
         save_file(to_hf(vit), draft, {"format": "pt"})
     save_json(folder / "config.json", config)
     save_json(folder / "preprocessor_config.json", processor(images))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from jepakit.artifacts.checkpoint import blocks_of, load_state
 from jepakit.core.errors import UserError, line_of
-from jepakit.core.files import whole
+from jepakit.core.files import atomic_write
 from jepakit.model.jepa import JEPA
 from jepakit.model.method import Method
 from jepakit.model.vit import VIT_SIZES, require_positions
@@ -94,7 +94,7 @@ def save_released(jepa: JEPA, path: Path) -> None:
         position = "predictor_pos_embed" if part == "predictor" else "pos_embed"
         state = {position: module.positions[None], **module.state_dict()}
         parts[part] = {f"module.{name}": value.detach().cpu().clone() for name, value in state.items()}
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         torch.save(parts, draft)
 
 

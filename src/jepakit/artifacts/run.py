@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jepakit.artifacts.checkpoint import step_name, steps
 from jepakit.config.config import Config, read_yaml, resolve, to_yaml
 from jepakit.core.errors import UserError
-from jepakit.core.files import append, finite, local, locked, whole
+from jepakit.core.files import append, atomic_write, finite, local, locked
 
 if TYPE_CHECKING:
     from jepakit.model.encoder import Encoder
@@ -82,7 +82,7 @@ class Run:
                 ]:  # the settings mark the folder to the end
                     place = run.path / name
                     shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
-                with whole(run.path / "config.yaml") as draft:
+                with atomic_write(run.path / "config.yaml") as draft:
                     draft.write_text(to_yaml(config))
         except OSError as error:
             raise UserError(f"cannot write {run.path}: {error.strerror}") from None
@@ -108,7 +108,7 @@ class Run:
     def rewrite(self, config: Config) -> None:
         """Other settings in the place of the run's. Raises UserError where they cannot be written."""
         try:
-            with whole(self.path / "config.yaml") as draft:
+            with atomic_write(self.path / "config.yaml") as draft:
                 draft.write_text(to_yaml(config))
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from None
@@ -148,7 +148,7 @@ class Run:
         """Drop the metrics of steps after a checkpoint: they will be logged again."""
         rows = [row for row in self.metrics() if row["step"] <= step]
         try:
-            with whole(self.path / "metrics.jsonl") as draft:
+            with atomic_write(self.path / "metrics.jsonl") as draft:
                 draft.write_text("".join(map(json_line, rows)))
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from None

@@ -31,7 +31,7 @@ def usage_sentence(error: Any, words: list[str]) -> str:
     if message.startswith("No such command") and "'" in message:
         word = message.split("'")[1]
         near = "" if "ean" in message else nearest(word, context.command.commands)  # newer click suggests it itself
-        meant = guesses.of_verb(word, words[words.index(word) + 1 :] if word in words else [])
+        meant = guesses.verb_hint(word, words[words.index(word) + 1 :] if word in words else [])
         meant = f"jepakit data check {quote(word)}" if context.info_name == "data" and guesses.is_place(word) else meant
         return f"there is no verb '{word}': {meant}" if meant else message + near
     if message.startswith("Got unexpected extra argument") and "/" in message:
@@ -103,7 +103,7 @@ def _option(context: typer.Context, name: str, value: str | None) -> str:
     keys = known_keys(Config) if "settings" in arguments else known_keys(Protocol) if "words" in arguments else []
     keys = [key for key in keys if f"--{key.rpartition('.')[2]}" not in options]
     presets = {**dict.fromkeys(RECIPES, "--recipe"), **dict.fromkeys(METHODS, "--method")}
-    return guesses.of_option(name, value, options, keys, presets)
+    return guesses.option_hint(name, value, options, keys, presets)
 
 
 def _tasks() -> tuple[str, ...]:

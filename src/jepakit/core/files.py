@@ -1,4 +1,4 @@
-"""Files that are whole or as they were before."""
+"""Writing files so that a crash leaves either the old or the new content; locks on folders; JSON; paths given by users."""
 
 import errno
 import fcntl
@@ -18,7 +18,7 @@ NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 
 def local(path: str | os.PathLike[str], what: str = "path") -> Path:
-    """A path that the user gave, '~' expanded. Raises UserError for what is none."""
+    """A path that the user gave, '~' expanded; `what` names it in errors. Raises UserError for what cannot be a path."""
     try:
         place = Path(path).expanduser()
         place.exists()
@@ -32,17 +32,17 @@ def local(path: str | os.PathLike[str], what: str = "path") -> Path:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A draft beside `path` to write to, renamed into place when it is written. A killed one is left as .tmp-NAME."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` to write to, which is renamed to `path` at the end. A kill leaves .tmp-NAME."""
     draft = path.with_name(f".tmp-{path.name}")
     yield draft
     draft.replace(path)
 
 
 def append(path: Path, text: str) -> None:
-    """Add lines to a text file, whole or not at all: a full disk leaves it as it was. A line cut short before is ended.
+    """Append lines to a text file, all or nothing: when the disk is full the file stays as it was.
 
-    Raises OSError.
+    A last line without an end, as a kill leaves it, is ended first. Raises OSError.
     """
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
@@ -62,7 +62,7 @@ def append(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder; UserError if another process does."""
+    """Lock a folder for this process. Raises UserError if another process has it."""
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,7 +76,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def finite(value: Any) -> Any:
-    """The same with null for numbers that are not finite, which JSON has no word for."""
+    """A copy of nested mappings and lists with None for NaN and infinities, which JSON cannot hold."""
     if isinstance(value, Mapping):
         return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -85,6 +85,6 @@ def finite(value: Any) -> Any:
 
 
 def save_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole."""
-    with whole(path) as draft:
+    """Write a JSON file atomically; numbers that are not finite become null."""
+    with atomic_write(path) as draft:
         draft.write_text(json.dumps(finite(value), indent=1, allow_nan=False))

@@ -98,7 +98,7 @@ def suggestion(word: str, keys: Iterable[str]) -> str:
     return f"; did you mean {_either(repr(key) for key in meant)}?" if meant else nearest(word, known)
 
 
-def of_option(name: str, value: str | None, options: Iterable[str], keys: Sequence[str], presets: Mapping[str, str]) -> str:
+def option_hint(name: str, value: str | None, options: Iterable[str], keys: Sequence[str], presets: Mapping[str, str]) -> str:
     """What to write instead of an unknown option, with its value; '' where nothing is known.
 
     options: those of the verb; keys: the settings that it takes as words; presets: the option for each recipe and method.
@@ -118,7 +118,7 @@ def of_option(name: str, value: str | None, options: Iterable[str], keys: Sequen
     return _either(f"{key}={given}" for key in keys_named(name, keys))
 
 
-def of_verb(name: str, rest: Sequence[str]) -> str:
+def verb_hint(name: str, rest: Sequence[str]) -> str:
     """What to type instead of an unknown verb; '' where nothing is known."""
     words = [word for word in rest if not word.startswith("-")]
     if name.lower() in VERBS:

@@ -10,7 +10,7 @@ from typing import Any
 from jepakit.core.errors import UserError
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.sources import Source, fingerprint, spread_places
-from jepakit.data.threads import within
+from jepakit.data.threads import time_limited
 
 log = logging.getLogger("jepakit")
 SOME = 16  # samples whose content is noted
@@ -32,7 +32,7 @@ class Identity:
         return cls(fingerprint(source), _content_of(source))
 
     @classmethod
-    def of_state(cls, state: Mapping[str, Any]) -> "Identity | None":
+    def from_state(cls, state: Mapping[str, Any]) -> "Identity | None":
         """What a checkpoint noted; None where it noted nothing."""
         names, content = state.get("names"), state.get("content")
         return cls(names, tuple(content) if content else None) if isinstance(names, str) else None
@@ -72,13 +72,13 @@ def _content_of(source: Source) -> Content | None:
     if not source.by_place:
         return None
     ids = spread_places(source, SOME)
-    source.wait(ids, _SECONDS)
+    source.wait_for(ids, _SECONDS)
     return tuple(_hash(source, index) for index in ids.tolist())
 
 
 def _hash(source: Source, index: int) -> str | None:
     try:
-        raw = within(_SECONDS, partial(source.raw, index))
+        raw = time_limited(_SECONDS, partial(source.raw, index))
     except BadImageError:
         return None
     if isinstance(raw, bytes):

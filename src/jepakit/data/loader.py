@@ -22,13 +22,13 @@ from jepakit.data.decoding.pixels import BadImageError, Pixels, too_many
 from jepakit.data.order import order
 from jepakit.data.sources import Source, groups_at_hand
 from jepakit.data.statistics import ordered_by, require_bands, usable
-from jepakit.data.threads import each, within
+from jepakit.data.threads import each, time_limited
 from jepakit.model.images import Images
 from jepakit.model.masks import Masking, Masks
 
 log = logging.getLogger("jepakit")
 AHEAD = 3
-TOLD = 8192  # samples that a source is told of before they are read
+PREFETCHED = 8192  # samples that a source is told of before they are read
 
 
 class TooManyBadImagesError(UserError):
@@ -108,7 +108,7 @@ class Loader:
         parts, own = np.split(self.ids(step), self.parts), self._own(self.batch_size // self.parts)
         ids = np.concatenate([part[own] for part in parts])
         seconds = self.read_timeout_seconds
-        self.source.soon(self._next(epoch, place * self.batch_size))
+        self.source.prefetch(self._next(epoch, place * self.batch_size))
         crops = [Crops.draw(self.images, ids, self.seed, epoch, view) for view in range(self.images.views)]
         buffers = [self._buffer(len(ids)) for _ in crops]
         deep: list[dict[int, Tensor]] = [{} for _ in crops]
@@ -131,7 +131,7 @@ class Loader:
             self._note(index, f"no answer within {seconds:g} s")
 
         def fill(rows: list[int]) -> None:
-            self.source.wait(ids[rows], seconds)
+            self.source.wait_for(ids[rows], seconds)
             each(
                 len(rows),
                 lambda i: views(rows[i]),
@@ -191,7 +191,7 @@ class Loader:
         known, self.bad, self._late = self.bad, {}, set()
         for index, reason in known.items():
             try:
-                within(self.read_timeout_seconds, partial(usable, self.source, index, self.images))
+                time_limited(self.read_timeout_seconds, partial(usable, self.source, index, self.images))
             except BadImageError:
                 self.bad[index] = reason
         if len(known) > len(self.bad):
@@ -208,8 +208,8 @@ class Loader:
 
     def _next(self, epoch: int, place: int) -> NDArray[np.int64]:
         """The samples from a place of an epoch on, into the next one where it ends."""
-        ids = self._order(epoch)[place : place + TOLD]
-        return ids if len(ids) == TOLD else np.concatenate([ids, self._order(epoch + 1)[: TOLD - len(ids)]])
+        ids = self._order(epoch)[place : place + PREFETCHED]
+        return ids if len(ids) == PREFETCHED else np.concatenate([ids, self._order(epoch + 1)[: PREFETCHED - len(ids)]])
 
     def _buffer(self, rows: int) -> Tensor:
         height, width = self.images.height_width  # channels last, as images are resized

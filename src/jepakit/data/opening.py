@@ -13,7 +13,7 @@ from jepakit.data.formats.shards import shards_of
 from jepakit.data.sets.emoji import EmojiSource
 from jepakit.data.sets.layouts import labelled_set
 from jepakit.data.sources import Source, pick, spread_places
-from jepakit.data.threads import within
+from jepakit.data.threads import time_limited
 from jepakit.model.images import MOST_PIXELS
 
 NAMED = ("emoji", "scenes")  # sets that need no path
@@ -99,10 +99,10 @@ def require_readable(source: Source, most_pixels: int = MOST_PIXELS) -> None:
     """Raises UserError if none of a sample of up to 64 images can be read, each in SECONDS."""
     reason = ""
     ids = spread_places(source, 64)
-    source.wait(ids, SECONDS)
+    source.wait_for(ids, SECONDS)
     for index in ids.tolist():
         try:
-            within(SECONDS, partial(source.read, index, most_pixels))
+            time_limited(SECONDS, partial(source.read, index, most_pixels))
             return
         except BadImageError as error:
             reason = plain(f"{source.title(index)}: {error}")

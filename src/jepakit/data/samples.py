@@ -1,4 +1,4 @@
-"""Some samples of a source, each by itself: block by block, by threads, within a time; what is bad is said in its place."""
+"""Reading some samples of a source with threads and a time limit, block by block; a bad one gives its error, not an exception."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -27,10 +27,10 @@ def read_each(
     seconds: float = 60.0,
     stop: Event | None = None,
 ) -> list[T | BadImageError]:
-    """read(id) of each of ids (n,), in their order; the BadImageError that it raises, or one for no answer within `seconds`.
+    """read(id) for each of ids (n,), in their order; or in its place a BadImageError: what it raised, or a time-out.
 
-    Where blocks are dear each is fetched once, and waited for as long as anything comes. Raises the first other error,
-    StuckError where too many reads hang, StoppedError once `stop` is set.
+    Where blocks are sequential each is fetched once, and waited for as long as bytes arrive. Raises the first error of
+    another kind, StuckError where too many reads hang, StoppedError once `stop` is set.
     """
     found: dict[int, T | BadImageError] = {}
     late: set[int] = set()
@@ -42,7 +42,7 @@ def read_each(
             return error.with_traceback(None)  # which would hold on to all that was read
 
     for rows in groups_at_hand(source, ids):
-        wait(source, ids[rows], seconds, stop)
+        wait_for(source, ids[rows], seconds, stop)
         each(
             len(rows),
             lambda i, rows=rows: one(rows[i]),  # type: ignore[misc]
@@ -55,18 +55,26 @@ def read_each(
     return [found[row] for row in range(len(ids))]
 
 
-def wait(source: Source, ids: NDArray[np.int64], seconds: float, stop: Event | None = None) -> None:
-    """source.wait, which is left at once when `stop` is set. Raises StoppedError then."""
-    if source.blocks is None:  # nothing comes from afar
+def wait_for(source: Source, ids: NDArray[np.int64], seconds: float, stop: Event | None = None) -> None:
+    """`source.wait_for`, but raises StoppedError as soon as `stop` is set."""
+    if source.blocks is None:  # nothing is fetched
         return
     if stop is None:
-        source.wait(ids, seconds)
+        source.wait_for(ids, seconds)
     else:
-        each(1, lambda _: source.wait(ids, seconds), lambda *_: None, threads=1, seconds=math.inf, late=lambda _: None, stop=stop)
+        each(
+            1,
+            lambda _: source.wait_for(ids, seconds),
+            lambda *_: None,
+            threads=1,
+            seconds=math.inf,
+            late=lambda _: None,
+            stop=stop,
+        )
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
-    """What an iterator gives; a daemon thread makes the next while this one is used. Raises what it raises."""
+    """The items of an iterator, the next one computed by a daemon thread while the current one is used. Raises its errors."""
     made: Queue[tuple[bool, T | BaseException | None]] = Queue(1)
     left = Event()
 

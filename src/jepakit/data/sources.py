@@ -21,9 +21,9 @@ class Labels:
 
     values (n,): int64 in `classes`, or -1 for a sample that has no label or no part in the split; test (n,): held out.
     clusters (n,): samples of one number are not independent (one identity, one scene), so intervals resample them
-    together. whole: the label speaks of the whole image, so that evaluation resizes it and crops nothing. own_split: the set
-    brings the split, or the papers do; else a fifth was held out. apart: labelled samples of a validation part that no probe
-    uses beside a test part, -1 in `values`.
+    together. whole_image: the label describes the whole image, so evaluation resizes it without cropping. own_split: the split
+    comes with the set or from the papers; if False, a fifth of each class was held out here. apart: how many labelled samples
+    of a validation part no probe uses because there is a test part too; they are -1 in `values`.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Labels:
     values: NDArray[np.int64]
     test: NDArray[np.bool_]
     clusters: NDArray[np.int64] | None = None
-    whole: bool = False
+    whole_image: bool = False
     own_split: bool = True
     apart: int = 0
 
@@ -40,13 +40,14 @@ class Labels:
 class Blocks:
     """Samples that are best read together: those of a shard or a row group.
 
-    starts (n + 1,): the first sample of each block, and the number of samples; held: blocks that can be open at a time.
-    dear: a sample costs about its whole block, so that reading in any order would read everything many times.
+    starts (n + 1,): the first sample of each of n blocks, then the number of samples; at_once: how many blocks fit in memory
+    or on disk at a time. sequential: reading one sample costs about as much as reading its whole block, so samples should be
+    read block by block; any other order would read everything many times.
     """
 
     starts: NDArray[np.int64]
-    held: int
-    dear: bool
+    at_once: int
+    sequential: bool
 
     def of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The block of each sample: (B,) -> (B,)."""
@@ -54,11 +55,11 @@ class Blocks:
 
 
 class Source(Protocol):
-    """Images by index. A class of this kind names it as its base and gives `raw`; reading is safe from several threads.
+    """Images by index. Subclasses implement `__len__`, `raw` and `title`; reading is safe from several threads.
 
-    held_out (n,): what files or folders named as a split keep from training, validation too; None where they name none.
-    notes: a sentence for whatever of the user's data is not used, used in part, or taken by a guess: how many, and what to do.
-    by_place: titles say where in the set a sample lies and nothing of what it is: other sets have the same.
+    held_out (n,): samples of the test and validation parts, where files or folders are named as a split; None where none are.
+    notes: sentences for the user about data that is not used, used in part, or guessed at: how many images, and what to do.
+    by_place: titles only say where in the set a sample lies ('0', 'a.parquet:7'), so that other sets have the same titles.
     """
 
     name: str
@@ -78,17 +79,20 @@ class Source(Protocol):
         """What to call a sample in a message: the same in every place that the set lies."""
         ...
 
-    def read(self, index: int, most_pixels: int = MOST_PIXELS, *, told: list[Finding] | None = None) -> Pixels:
-        """Pixels (H, W, C) uint8, uint16 or float32; raises BadImageError, also for more pixels. told: as of `decode`."""
-        raw = self.raw(index)
-        return decode(raw, most_pixels, told) if isinstance(raw, bytes) else raw
+    def read(self, index: int, most_pixels: int = MOST_PIXELS, *, findings: list[Finding] | None = None) -> Pixels:
+        """Pixels (H, W, C) uint8, uint16 or float32; raises BadImageError, also for more pixels.
 
-    def soon(self, ids: NDArray[np.int64]) -> None:
-        """Samples that will be asked for next, in this order: a source that fetches from afar may begin."""
+        findings: a list that `decode` adds to.
+        """
+        raw = self.raw(index)
+        return decode(raw, most_pixels, findings) if isinstance(raw, bytes) else raw
+
+    def prefetch(self, ids: NDArray[np.int64]) -> None:
+        """Announces samples (n,) that will be read next, in this order: a remote source begins to fetch their blocks."""
         return
 
-    def wait(self, ids: NDArray[np.int64], seconds: float) -> None:
-        """Returns when what these samples need has come from afar, or nothing came for so many seconds."""
+    def wait_for(self, ids: NDArray[np.int64], seconds: float) -> None:
+        """Blocks until the data of these samples has been fetched, or no bytes have arrived for `seconds`."""
         return
 
 
@@ -113,25 +117,25 @@ class ArraySource(Source):
 
 
 def fingerprint(source: Source) -> str:
-    """What changes when samples come, go or change places: sha256 of their names in order."""
+    """sha256 of the titles in order: it changes when samples are added, removed or reordered."""
     names = "\n".join(source.title(index) for index in range(len(source)))
     return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
 
 def groups_at_hand(source: Source, ids: NDArray[np.int64]) -> list[list[int]]:
-    """Rows of ids in groups that can be at hand at the same time: of as many blocks as are held, where blocks are dear."""
+    """Rows of ids in groups that can be read together: each of `at_once` blocks where blocks are sequential, else all in one."""
     blocks = source.blocks
-    if blocks is None or not blocks.dear:
+    if blocks is None or not blocks.sequential:
         return [list(range(len(ids)))]
     block = blocks.of(ids)
-    groups = np.array_split(np.unique(block), max(1, -(-len(np.unique(block)) // blocks.held)))
+    groups = np.array_split(np.unique(block), max(1, -(-len(np.unique(block)) // blocks.at_once)))
     return [np.flatnonzero(np.isin(block, group)).tolist() for group in groups]
 
 
 def spread_places(source: Source, count: int) -> NDArray[np.int64]:
-    """At most so many places of a source, evenly; where blocks are dear, of four blocks."""
+    """At most `count` indices spread evenly over a source; where blocks are sequential, over four of its blocks."""
     n, blocks = len(source), source.blocks
-    if blocks is None or not blocks.dear:
+    if blocks is None or not blocks.sequential:
         return np.unique(np.linspace(0, n - 1, min(n, count)).astype(np.int64))
     some = np.unique(np.linspace(0, len(blocks.starts) - 2, 4).astype(int))
     ends = zip(blocks.starts[some], blocks.starts[some + 1], strict=True)
@@ -141,7 +145,7 @@ def spread_places(source: Source, count: int) -> NDArray[np.int64]:
 
 
 def pick(labels: str | None, choices: tuple[str, ...], name: str) -> str:
-    """`labels` if it is one of a set's kinds of labels, their first for None ('' if there is none). Raises UserError."""
+    """`labels` if it is among the choices; for None the first choice, or '' if there are none. Raises UserError for others."""
     if labels and labels not in choices:
         have = " and ".join(f"'{choice}'" for choice in choices) or "no labels"
         raise UserError(f"{name} has {have}, not '{labels}'{nearest(labels, choices)}")
@@ -149,14 +153,14 @@ def pick(labels: str | None, choices: tuple[str, ...], name: str) -> str:
 
 
 def by_default(labels: str | None, chosen: str, choices: Sequence[str]) -> tuple[str, ...]:
-    """What to say where a set has several kinds of labels and nobody has said which."""
+    """A note for the user where a set has several kinds of labels and `chosen` was taken by default; else ()."""
     others = [choice for choice in choices if choice != chosen]
     few = ", ".join([*map(repr, others[:3]), *(["..."] if others[3:] else [])])
     return (f"labels are '{chosen}'; it has {few} too: --labels NAME takes another",) if others and not labels else ()
 
 
 def fifths(values: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Held out where a set has no split of its own: every fifth of a class, in the order of the set; (n,) -> (n,)."""
+    """A split for sets without one: labels (n,) -> held out (n,), every fifth sample of each class in the order of the set."""
     order = np.argsort(values, kind="stable")  # class by class
     starts = np.flatnonzero(np.diff(values[order], prepend=values[order][:1] - 1))
     rank = np.empty(len(values), np.int64)

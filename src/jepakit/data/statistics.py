@@ -19,7 +19,7 @@ from jepakit.data.decoding.pixels import BadImageError, Pixels, refuse_bomb
 from jepakit.data.findings import Finding, Tally, findings_in
 from jepakit.data.samples import read_each
 from jepakit.data.sources import Blocks, Source, spread_places
-from jepakit.data.threads import within
+from jepakit.data.threads import time_limited
 from jepakit.model.images import IMAGENET, Images
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ _SAMPLED = 1024  # images that are measured
 _LOOKED = 128  # images that are looked at where nothing is measured
 SIZED = 256  # images whose size is looked up
 PROBED = 8  # images looked at for their bands
-LEAST_DEVIATION = 1 / 255  # of a channel that never changes
+LEAST_STD = 1 / 255  # of a channel that never changes
 
 
 def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float = 60.0, tally: Tally | None = None) -> Images:
@@ -54,11 +54,11 @@ def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float =
         found = {name: value for name, value in (("mean", mean), ("std", std)) if name in missing}
         log.info("measured on %d images: %s", count, _words(found))
     else:
-        _of_some(source, _LOOKED, lambda index: _read(source, index, images.max_pixels, tally), threads, seconds)
+        _read_some(source, _LOOKED, lambda index: _read(source, index, images.max_pixels, tally), threads, seconds)
     return images.model_copy(update={"shuffle": shuffle, "depth": depth, **found})
 
 
-def told_of(given: Images, fitted: Images) -> tuple[str, ...]:
+def measured_instead(given: Images, fitted: Images) -> tuple[str, ...]:
     """A sentence where what was given has been measured instead."""
     changed: dict[str, Any] = {name: getattr(given, name) for name in ("mean", "std") if name in given.model_fields_set}
     if all(value == getattr(fitted, name) for name, value in changed.items()):
@@ -74,7 +74,7 @@ def _words(values: dict[str, tuple[float, ...]]) -> str:
 
 def _kind(images: Images, source: Source, threads: int, seconds: float) -> tuple[str, int]:
     """The deepest type of eight images (uint8, uint16, float32), and the bands of most."""
-    found = _of_some(source, PROBED, lambda index: source.read(index, images.max_pixels)[:1, :1], threads, seconds)
+    found = _read_some(source, PROBED, lambda index: source.read(index, images.max_pixels)[:1, :1], threads, seconds)
     kinds = {str(pixels.dtype) for pixels in found}
     bands = np.bincount([pixels.shape[2] for pixels in found] or [images.channels])
     return next((kind for kind in ("float32", "uint16") if kind in kinds), "uint8"), int(bands.argmax())
@@ -83,7 +83,7 @@ def _kind(images: Images, source: Source, threads: int, seconds: float) -> tuple
 def ordered_by(images: Images, source: Source) -> Blocks | None:
     """What an epoch's order goes by: the source's blocks, where the settings or the storage want it."""
     blocks = source.blocks
-    by_blocks = blocks is not None and (blocks.dear if images.shuffle == "auto" else images.shuffle == "blocks")
+    by_blocks = blocks is not None and (blocks.sequential if images.shuffle == "auto" else images.shuffle == "blocks")
     return blocks if by_blocks else None
 
 
@@ -98,10 +98,10 @@ def require_bands(source: Source, images: Images, seconds: float = 60.0) -> None
     """Raises UserError if none of eight images has the right number of bands: then the setting is wrong, not the images."""
     found: list[BandsError] = []
     ids = spread_places(source, PROBED)
-    source.wait(ids, seconds)
+    source.wait_for(ids, seconds)
     for index in ids.tolist():
         try:
-            within(seconds, partial(usable, source, index, images))
+            time_limited(seconds, partial(usable, source, index, images))
             return
         except BandsError as error:
             found.append(error)
@@ -127,29 +127,29 @@ def channel_statistics(
         flat = pixels.reshape(-1, pixels.shape[2])
         return np.stack([flat.mean(0, dtype=np.float64) / white, np.square(flat, dtype=np.float64).mean(0) / white**2])
 
-    moments = _of_some(source, _SAMPLED, moments_of, threads, seconds)
+    moments = _read_some(source, _SAMPLED, moments_of, threads, seconds)
     if not moments:
         raise UserError(f"no readable image with images.channels={images.channels} in {source.name}")
     mean, square = np.stack(moments).mean(0)
-    square, least = square - mean**2, LEAST_DEVIATION**2
+    square, least = square - mean**2, LEAST_STD**2
     if flat := np.flatnonzero(square < least * 0.999).tolist():
         tally.say(_flat(flat, images))
-    deviation = np.sqrt(np.maximum(square, least))
-    return tuple(mean.round(4).tolist()), tuple(deviation.round(4).tolist()), len(moments)
+    std = np.sqrt(np.maximum(square, least))
+    return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist()), len(moments)
 
 
 def file_notes(source: Source, most_pixels: int, *, threads: int = 2, seconds: float = 60.0) -> tuple[str, ...]:
     """Sentences for what of up to 128 images' files is not in their pixels, nor to be seen in these once they are shrunk."""
     tally = Tally()
-    _of_some(source, _LOOKED, lambda index: _read(source, index, most_pixels, tally), threads, seconds)
+    _read_some(source, _LOOKED, lambda index: _read(source, index, most_pixels, tally), threads, seconds)
     return tally.notes(source, len(source), but=("colour",))
 
 
 def _read(source: Source, index: int, most_pixels: int, tally: Tally) -> Pixels:
     """A sample's pixels as they are; what is found in it goes to the tally."""
-    told = list[Finding]()
-    pixels = source.read(index, most_pixels, told=told)
-    tally.add(index, told + findings_in(pixels))
+    findings = list[Finding]()
+    pixels = source.read(index, most_pixels, findings=findings)
+    tally.add(index, findings + findings_in(pixels))
     return pixels
 
 
@@ -164,7 +164,7 @@ def shapes_of(source: Source, most_pixels: int, *, threads: int = 2, seconds: fl
 
     Images that cannot be read are left out. Raises UserError where none can.
     """
-    shapes = _of_some(source, SIZED, lambda index: _shape(source.raw(index), most_pixels), threads, seconds)
+    shapes = _read_some(source, SIZED, lambda index: _shape(source.raw(index), most_pixels), threads, seconds)
     if not shapes:
         raise UserError(f"no readable image in {source.name}")
     return np.array(shapes)
@@ -190,7 +190,7 @@ def _shape(raw: bytes | Pixels, most_pixels: int) -> tuple[int, ...]:
     return height, width, bands
 
 
-def _of_some(source: Source, count: int, look: Callable[[int], T], threads: int, seconds: float) -> list[T]:
+def _read_some(source: Source, count: int, work: Callable[[int], T], threads: int, seconds: float) -> list[T]:
     """look(index) of up to so many samples, in their order; those that are bad, or come too late, are left out."""
-    found = read_each(source, spread_places(source, count), look, threads=threads, seconds=seconds)
+    found = read_each(source, spread_places(source, count), work, threads=threads, seconds=seconds)
     return [value for value in found if not isinstance(value, BadImageError)]

@@ -121,7 +121,7 @@ def each(
         raise first
 
 
-def within(seconds: float, work: Callable[[], T]) -> T:
+def time_limited(seconds: float, work: Callable[[], T]) -> T:
     """work(), on a thread that is left behind where it takes longer. Raises BadImageError then, and what work raises."""
     results: list[T] = []
 

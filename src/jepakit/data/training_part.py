@@ -22,7 +22,7 @@ class TrainingPart(Source):
         if source.blocks is not None:
             counts = np.bincount(source.blocks.of(ids), minlength=len(source.blocks.starts) - 1)
             starts = np.cumsum([0, *counts[counts > 0]]).astype(np.int64)
-            self.blocks = Blocks(starts, source.blocks.held, source.blocks.dear)
+            self.blocks = Blocks(starts, source.blocks.at_once, source.blocks.sequential)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -30,17 +30,17 @@ class TrainingPart(Source):
     def raw(self, index: int) -> bytes | Pixels:
         return self.source.raw(int(self.ids[index]))
 
-    def read(self, index: int, most_pixels: int = MOST_PIXELS, *, told: list[Finding] | None = None) -> Pixels:
-        return self.source.read(int(self.ids[index]), most_pixels, told=told)
+    def read(self, index: int, most_pixels: int = MOST_PIXELS, *, findings: list[Finding] | None = None) -> Pixels:
+        return self.source.read(int(self.ids[index]), most_pixels, findings=findings)
 
     def title(self, index: int) -> str:
         return self.source.title(int(self.ids[index]))
 
-    def soon(self, ids: NDArray[np.int64]) -> None:
-        self.source.soon(self.ids[ids])
+    def prefetch(self, ids: NDArray[np.int64]) -> None:
+        self.source.prefetch(self.ids[ids])
 
-    def wait(self, ids: NDArray[np.int64], seconds: float) -> None:
-        self.source.wait(self.ids[ids], seconds)
+    def wait_for(self, ids: NDArray[np.int64], seconds: float) -> None:
+        self.source.wait_for(self.ids[ids], seconds)
 
 
 def held_out(source: Source) -> NDArray[np.bool_] | None:

@@ -197,7 +197,7 @@ def _batches(
 
     def read() -> Iterator[tuple[NDArray[np.int64], list[Tensor | BadImageError]]]:
         for start in range(0, len(ids), BATCH):
-            source.soon(ids[start : start + PREFETCH_SAMPLES])
+            source.prefetch(ids[start : start + PREFETCH_SAMPLES])
             part = ids[start : start + BATCH]
             yield part, read_each(source, part, lambda index: as_seen(source, index, settings, whole), seconds=seconds)
 

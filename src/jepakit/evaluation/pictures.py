@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jepakit.config.config import Config
-from jepakit.core.files import whole
+from jepakit.core.files import atomic_write
 from jepakit.data.crops import to_show
 from jepakit.data.samples import read_each
 from jepakit.data.sources import Source
@@ -32,7 +32,7 @@ def save_pictures(path: Path, config: Config, source: Source, features: Tensor, 
     targets = np.zeros((len(masks.target_lengths), rows * columns), bool)
     targets[np.repeat(np.arange(len(targets)), masks.target_lengths), masks.targets] = True
     queries, found = _neighbours(source, features, places)
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         np.savez_compressed(
             draft,
             images=_images(source, ids, config),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.core.errors import UserError
-from jepakit.core.files import save_json, whole
+from jepakit.core.files import atomic_write, save_json
 from jepakit.data.sources import Labels, Source
 from jepakit.evaluation.compare import Difference, accuracy_interval, corrected, paired
 from jepakit.evaluation.probes.protocol import Problem, Protocol, Right
@@ -50,7 +50,7 @@ class ProbeResults:
     def problem(self) -> Problem:
         """What a probe is told of the labels."""
         halves, labels = self.halves, self.labels
-        return Problem(halves.train_labels, halves.test_labels, len(labels.classes), self._titles, labels.whole)
+        return Problem(halves.train_labels, halves.test_labels, len(labels.classes), self._titles, labels.whole_image)
 
     def _titles(self) -> list[str]:
         """Names of the training images (n,)."""
@@ -83,7 +83,7 @@ class ProbeResults:
         }
         clusters: dict[str, Any] = {} if halves.clusters is None else {"clusters": halves.clusters}
         folder.mkdir(parents=True, exist_ok=True)
-        with whole(folder / f"{task}.npz") as draft:
+        with atomic_write(folder / f"{task}.npz") as draft:
             np.savez_compressed(
                 draft,
                 ids=self.ids[halves.test],

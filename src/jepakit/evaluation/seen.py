@@ -29,7 +29,7 @@ class Trained:
     def of_state(cls, state: Mapping[str, Any], where: str) -> "Trained | None":
         """What a checkpoint says of it; None for one that says nothing. Raises UserError."""
         config = state.get("config")
-        return cls(resolve(config, where=where), Identity.of_state(state)) if isinstance(config, Mapping) else None
+        return cls(resolve(config, where=where), Identity.from_state(state)) if isinstance(config, Mapping) else None
 
 
 def seen_in_training(trained: Trained, source: Source, place: str) -> NDArray[np.bool_] | None:

@@ -148,7 +148,7 @@ def _on_images(
     made = "rankme" in tasks
     if made:
         layers = {"last4": bool({*probes} & LAST4), "tokens": bool({*probes} & TOKENS), "precision": judged.precision}
-        whole = labels is not None and labels.whole
+        whole = labels is not None and labels.whole_image
         features, ids = extract(source, judged.encoders, ids, whole=whole, seconds=judged.seconds, **layers)  # type: ignore[arg-type]
         told = [name for name, encoder in judged.encoders.items() if encoder.conditioning is not None]
         rows = rankme_rows(features, protocol.rankme, told)

@@ -18,7 +18,7 @@ from jepakit.config.config import Config, overrides, read_yaml, setting_words
 from jepakit.config.optim import Schedule
 from jepakit.core.device import cores, device_of
 from jepakit.core.errors import UserError, checked, nearest
-from jepakit.core.files import locked, whole
+from jepakit.core.files import atomic_write, locked
 from jepakit.core.progress import progress
 from jepakit.core.signals import signals
 from jepakit.data.opening import absolute, open_source
@@ -172,7 +172,7 @@ def _claimed(out: Path, about: dict[str, Any]) -> Iterator[None]:
             raise UserError(f"{out} holds a study with {other} {there.get(other)}, not {about[other]}: give another --out")
         (out / "cells").mkdir(exist_ok=True)
         for path, value in ((note, about), (out / "base.yaml", about["base"])):
-            with whole(path) as draft:
+            with atomic_write(path) as draft:
                 draft.write_text(yaml.safe_dump(value, sort_keys=False))
         yield
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jepakit.core.files import whole
+from jepakit.core.files import atomic_write
 from jepakit.study.cells import BASE, label
 from jepakit.study.table import LOOK_KEYS, CellRow, looks
 
@@ -38,7 +38,7 @@ def save_curves(path: Path, rows: Sequence[CellRow], metrics: Sequence[MetricRow
         named = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))  # a value once, whatever its seeds
         if len(named) <= _NAMED:
             axes[2].legend(named.values(), named.keys(), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, frameon=False)
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         figure.savefig(draft, dpi=90, format="png")
 
 

@@ -14,7 +14,7 @@ from jepakit.artifacts.run import Run
 from jepakit.config.config import read_yaml, resolve
 from jepakit.config.optim import Schedule
 from jepakit.core.errors import UserError
-from jepakit.core.files import save_json, whole
+from jepakit.core.files import atomic_write, save_json
 from jepakit.model.method import called
 from jepakit.study.cells import BASE, Cell, label
 from jepakit.training.collapse import ONLINE_LOOKS
@@ -104,7 +104,7 @@ def save_table(out: Path, rows: Sequence[CellRow], title: str) -> str:
     """Write OUT/table.json and OUT/table.md; returns the latter's text."""
     save_json(out / "table.json", rows)
     text = f"{title}\n\n{study_table(rows)}\n"
-    with whole(out / "table.md") as draft:
+    with atomic_write(out / "table.md") as draft:
         draft.write_text(text)
     return text
 

@@ -51,7 +51,7 @@ class Online:
             return None
         order, blocks = rng.permutation(config.seed, "online", 0, len(source)), ordered_by(config.images, source)
         labels = source.labels if source.labels is not None and (source.labels.values >= 0).any() else None
-        whole = labels is not None and labels.whole
+        whole = labels is not None and labels.whole_image
         if labels is not None:
             order = order[labels.values[order] >= 0]
             held = labels.test[order]

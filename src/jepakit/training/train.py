@@ -37,7 +37,7 @@ from jepakit.data.identity import Identity, require_same
 from jepakit.data.loader import Batch, Loader
 from jepakit.data.opening import absolute, named, open_source
 from jepakit.data.sources import Source
-from jepakit.data.statistics import fitted, told_of
+from jepakit.data.statistics import fitted, measured_instead
 from jepakit.data.threads import StoppedError
 from jepakit.data.training_part import split_sentences, training_part
 from jepakit.model.images import mirrored, normalise
@@ -103,7 +103,7 @@ def pretrain(
         )
         said, *warnings = split_sentences(source, chosen.images)
         log.info("%s", said)
-        told = (*told_of(given_images, images), *tally.notes(part, len(part)))
+        told = (*measured_instead(given_images, images), *tally.notes(part, len(part)))
         for warning in (*warnings, *source.notes, *told):
             log.warning("%s", plain(warning))
         if not training.save(run):  # so that there is always something to go on from
@@ -346,7 +346,8 @@ class Training:
                 f"the same images, say with --data where they are, or start a new run"
             )
         own = absolute(found.state["config"].get("data") or "")
-        require_same(Identity.of_state(found.state), self.identity, plain(source.name), None if own == self.config.data else own)
+        before, moved_from = Identity.from_state(found.state), None if own == self.config.data else own
+        require_same(before, self.identity, plain(source.name), moved_from)
         self.jepa.load_state_dict(found.tensors["model"])
         moments = found.tensors.get("optimizer", {})
         for name, p in self.jepa.trained_parameters():

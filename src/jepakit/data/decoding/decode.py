@@ -60,7 +60,7 @@ def file_bytes(path: Path) -> bytes:
         raise BadImageError(getattr(error, "strerror", None) or str(error)) from None
 
 
-def decode(data: bytes, most_pixels: int = MOST_PIXELS, told: list[Finding] | None = None) -> Pixels:
+def decode(data: bytes, most_pixels: int = MOST_PIXELS, findings: list[Finding] | None = None) -> Pixels:
     """Bytes of an image file -> pixels (H, W, C), upright, transparency on white, the least value black. Raises BadImageError.
 
     More pixels than `most_pixels` are taken for a decompression bomb, and refused by the header. told: gets what of the file
@@ -74,8 +74,8 @@ def decode(data: bytes, most_pixels: int = MOST_PIXELS, told: list[Finding] | No
         raise BadImageError("empty file")
     try:
         if data[:2] == b"\xff\xd8":
-            return _jpeg(data, most_pixels, told)
-        return _tiff(data, most_pixels, told) if data[:4] in TIFF else _pillow(data, most_pixels, told)
+            return _jpeg(data, most_pixels, findings)
+        return _tiff(data, most_pixels, findings) if data[:4] in TIFF else _pillow(data, most_pixels, findings)
     except BadImageError:
         raise
     except UnidentifiedImageError:
@@ -91,42 +91,42 @@ def decode(data: bytes, most_pixels: int = MOST_PIXELS, told: list[Finding] | No
         raise BadImageError(f"broken or cut: {str(error) or type(error).__name__}".split("\n")[0][:200]) from None
 
 
-def _tiff(data: bytes, most_pixels: int, told: list[Finding] | None) -> Pixels:
-    pages = pages_of(data, counted=told is not None)
+def _tiff(data: bytes, most_pixels: int, findings: list[Finding] | None) -> Pixels:
+    pages = pages_of(data, counted=findings is not None)
     whole, data = data, starting_at(data, pages.places[0])
     tags = tags_of(data)
     many = len(pages.places) + max(0, len(pages.behind) - 1)
-    if told is not None:
+    if findings is not None:
         if pages.number > many:
-            told.append(Finding("pages", f"{pages.number} pages{f' (axes {pages.axes})' if pages.axes else ''}"))
+            findings.append(Finding("pages", f"{pages.number} pages{f' (axes {pages.axes})' if pages.axes else ''}"))
         if pages.masks:
-            told.append(Finding("mask"))
+            findings.append(Finding("mask"))
     if many > 1:
         weight = many * tags.get(SAMPLES, (1,))[0] * -(-max(tags.get(BITS, (1,))) // 8)
         refuse_bomb(tags.get(WIDTH, (0,))[0], tags.get(LENGTH, (0,))[0], most_pixels, -(-weight // 4))
     if pages.behind:
         bands = [page_behind(data, tags, number) for number in pages.behind]
         require_depth(bands[0].dtype, 0)
-        return as_pixels(np.concatenate(bands, 2), tags, told)
-    first = _page(data, most_pixels, told, alone=many == 1)
+        return as_pixels(np.concatenate(bands, 2), tags, findings)
+    first = _page(data, most_pixels, findings, alone=many == 1)
     others = (_page(starting_at(whole, place), most_pixels, None, alone=False) for place in pages.places[1:])
     return first if many == 1 else np.concatenate([first, *others], 2)
 
 
-def _page(data: bytes, most_pixels: int, told: list[Finding] | None, *, alone: bool) -> Pixels:
+def _page(data: bytes, most_pixels: int, findings: list[Finding] | None, *, alone: bool) -> Pixels:
     """The first page of a TIFF. alone: gray of 8 bits has three channels, as in other formats; else one."""
     tags = tags_of(data)
     if not is_for_pillow(data, tags, most_pixels):
-        return as_pixels(bands_of(data, most_pixels), tags, told)
-    pixels = as_pixels(_pillow(data, most_pixels, None), tags, told, shown=True)
+        return as_pixels(bands_of(data, most_pixels), tags, findings)
+    pixels = as_pixels(_pillow(data, most_pixels, None), tags, findings, shown=True)
     return pixels if alone or tags.get(SAMPLES, (1,))[0] > 1 or tags.get(PHOTOMETRIC) == (3,) else pixels[..., :1]
 
 
-def _jpeg(data: bytes, most_pixels: int, told: list[Finding] | None) -> Pixels:
+def _jpeg(data: bytes, most_pixels: int, findings: list[Finding] | None) -> Pixels:
     height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     refuse_bomb(width, height, most_pixels)  # simplejpeg itself has no limit
-    if told is not None and (pictures := _pictures(data)) > 1:
-        told.append(Finding("pages", f"{pictures} pictures"))
+    if findings is not None and (pictures := _pictures(data)) > 1:
+        findings.append(Finding("pages", f"{pictures} pictures"))
     most = max(16, MOST_SCANS // (width * height))
     if len(data) > 10 * most and data.count(b"\xff\xda") > most and (scans := _scans(data)) > most:
         raise BadImageError(f"{width}x{height} in {scans} scans: taken for a bomb of time")
@@ -181,7 +181,7 @@ def _upright(pixels: Pixels, turn: int) -> Pixels:
     return np.require(pixels, requirements=["C", "W"])  # torch warns of arrays that cannot be written to
 
 
-def _pillow(data: bytes, most_pixels: int, told: list[Finding] | None) -> Pixels:
+def _pillow(data: bytes, most_pixels: int, findings: list[Finding] | None) -> Pixels:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         tile: Any = image.tile[0] if image.tile else None
@@ -195,8 +195,8 @@ def _pillow(data: bytes, most_pixels: int, told: list[Finding] | None) -> Pixels
         width, height = image.size
         plain = partial(_by_parts, width, height, lambda a, b: _pixels(_rows(image, a, b)))
         pixels = _deep_png(data, tile[3], image) if deep else plain()
-        if told is not None:
-            told.extend(_lost(image, tile))
+        if findings is not None:
+            findings.extend(_lost(image, tile))
         return _upright(pixels, 0 if image.format == "TIFF" else pillow_turn(image.info))
 
 

@@ -106,7 +106,7 @@ def bands_of(data: bytes, most_pixels: int) -> NDArray[Any]:
     return bands
 
 
-def as_pixels(bands: NDArray[Any], tags: Tags, told: list[Finding] | None, *, shown: bool = False) -> Pixels:
+def as_pixels(bands: NDArray[Any], tags: Tags, findings: list[Finding] | None, *, shown: bool = False) -> Pixels:
     """Bands of a page as all else takes them: pixels without data are given the mean of the others, and the least is black.
 
     shown: they are what Pillow made of the page: at 8 bits colours, of which it has turned gray. told: gets what is found.
@@ -114,9 +114,9 @@ def as_pixels(bands: NDArray[Any], tags: Tags, told: list[Finding] | None, *, sh
     """
     top = (1 << max(tags.get(BITS, (1,)))) - 1
     value, photometric, converted = _no_data(tags), tags.get(PHOTOMETRIC, (1,))[0], shown and bands.dtype == np.uint8
-    findings = list[Finding]()
+    found = list[Finding]()
     if value is not None and converted and photometric == 3:
-        findings.append(Finding("palette"))
+        found.append(Finding("palette"))
     elif value is not None:
         if converted:
             value = (top - value if photometric == 0 else value) * 255 // top
@@ -125,18 +125,18 @@ def as_pixels(bands: NDArray[Any], tags: Tags, told: list[Finding] | None, *, sh
             empty = np.broadcast_to(empty.all(2, keepdims=True), bands.shape)
         if share := float(empty.mean()):
             bands = _filled(bands, empty)
-            findings.append(Finding("nodata", f"{value:g} fills {share:.1%}", share))
+            found.append(Finding("nodata", f"{value:g} fills {share:.1%}", share))
     if photometric == 0 and not converted:  # min is white
         colours = bands.shape[2] - len(tags.get(EXTRA_SAMPLES, ()))
         if bands.dtype.kind == "f" and MOST not in tags:
-            findings.append(Finding("polarity"))
+            found.append(Finding("polarity"))
         else:
             most = tags[MOST][0] + tags.get(LEAST, (0,))[0] if bands.dtype.kind == "f" else top
             bands = np.concatenate([bands.dtype.type(most) - bands[..., :colours], bands[..., colours:]], 2)
     if bands.dtype == np.float64:
-        findings.append(Finding("depth", "floats of 64 bits, of which 32 are kept"))
-    if told is not None:
-        told.extend(findings)
+        found.append(Finding("depth", "floats of 64 bits, of which 32 are kept"))
+    if findings is not None:
+        findings.extend(found)
     return native(bands)
 
 

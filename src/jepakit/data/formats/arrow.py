@@ -86,7 +86,7 @@ def arrow(root: Path, labels: str | None) -> Source | None:
     starts = np.cumsum([0, *map(len, chunks)], dtype=np.int64)
     firsts = np.cumsum([0, *(len(table) for table in read)], dtype=np.int64)
     mean = sum(path.stat().st_size for path in paths) / len(chunks)
-    blocks = Blocks(starts, max(1, int(NEAR / mean)), dear=False)
+    blocks = Blocks(starts, max(1, int(NEAR / mean)), sequential=False)
     titles, named, coded = tables.below([*map(str, paths)]), _class_names(paths[0], schema), partial(_coded, str(root), read)
     parts, said = tables.rows_parts(titles, [*map(len, read)], schema, coded, named)
     found, guessed = tables.column_labels(schema, column, named, labels, str(root), coded, parts)

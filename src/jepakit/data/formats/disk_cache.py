@@ -38,7 +38,7 @@ def cache_limit() -> int:
     return int(gib * 2**30)
 
 
-def kept_copy(name: str, size: int, fetch: Callable[[Path], None]) -> Path | None:
+def cached_copy(name: str, size: int, fetch: Callable[[Path], None]) -> Path | None:
     """The path of a file of so many bytes, from the cache or, by `fetch` into a path, new; None where it cannot be kept.
 
     name: what tells this content from all others. Raises what `fetch` does, but for a full disk.

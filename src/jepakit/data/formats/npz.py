@@ -60,7 +60,7 @@ class NumpySource(Source):
             raise BadImageError("holds values that are not finite")
         return pixels
 
-    def read(self, index: int, most_pixels: int = MOST_PIXELS, *, told: list[Finding] | None = None) -> Pixels:
+    def read(self, index: int, most_pixels: int = MOST_PIXELS, *, findings: list[Finding] | None = None) -> Pixels:
         shape = self.arrays[self._place(index)[0]].shape
         height, width = shape[2:4] if len(shape) == 4 and channels_first(shape) else shape[1:3]
         if height * width > most_pixels:  # before any is copied

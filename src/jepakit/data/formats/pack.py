@@ -162,9 +162,9 @@ def _compared(root: Path, begun: Manifest, source: Source, threads: int) -> int:
             if file is not None:
                 require_length(part_path(root, kind, number), file)
     bad = {entry.index: entry.title for entry in begun.bad if not entry.reason.startswith(LATE)}  # it would keep us waiting
-    dear = source.blocks is not None and source.blocks.dear
-    few = set(spread_places(source, COMPARED).tolist()) if dear else set(list(bad)[:: 1 + len(bad) // COMPARED])
-    sums = _sums(root, begun, few if dear else None)
+    sequential = source.blocks is not None and source.blocks.sequential
+    few = set(spread_places(source, COMPARED).tolist()) if sequential else set(list(bad)[:: 1 + len(bad) // COMPARED])
+    sums = _sums(root, begun, few if sequential else None)
     replace = "give another --out, or replace it with --overwrite"
 
     def take(index: int, found: Packed | str) -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jepakit.core.errors import UserError, plain
-from jepakit.core.files import whole
+from jepakit.core.files import atomic_write
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.sources import Labels, Source, fingerprint
 from jepakit.data.training_part import held_out
@@ -125,7 +125,7 @@ class Manifest(_Stored):
             clusters, classes = said.clusters is not None, len(said.classes)
             about = Labelled(
                 name=said.name,
-                whole=said.whole,
+                whole=said.whole_image,
                 clusters=clusters,
                 digest=digest,
                 classes=classes,
@@ -298,7 +298,7 @@ class Writer:
 
 def store(path: Path, content: bytes) -> File:
     """Write a file whole, and on the disk."""
-    with whole(path) as draft, draft.open("wb") as file:
+    with atomic_write(path) as draft, draft.open("wb") as file:
         file.write(content)
         _sync(file)
     folder = os.open(path.parent, os.O_RDONLY)

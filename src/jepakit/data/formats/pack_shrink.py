@@ -78,8 +78,8 @@ def each_shrunk(
 
 def notes_of(source: Source, most_pixels: int, threads: int) -> tuple[str, ...]:
     """What is to be said of a source, and of some of its files, where looking does not fetch a block for each."""
-    dear = source.blocks is not None and source.blocks.dear
-    found = () if dear else file_notes(source, most_pixels, threads=threads, seconds=SECONDS)
+    sequential = source.blocks is not None and source.blocks.sequential
+    found = () if sequential else file_notes(source, most_pixels, threads=threads, seconds=SECONDS)
     return tuple(plain(note) for note in (*source.notes, *found))
 
 
@@ -121,8 +121,8 @@ def ready(source: Source, ids: NDArray[np.int64], seconds: float) -> None:
         return
     starts = source.blocks.starts
     after = int(np.searchsorted(starts, ids[-1], "right"))
-    source.soon(np.concatenate([ids, starts[after:-1][: source.blocks.held]]))
-    source.wait(ids, seconds)
+    source.prefetch(np.concatenate([ids, starts[after:-1][: source.blocks.at_once]]))
+    source.wait_for(ids, seconds)
 
 
 def threads_of(asked: int | None) -> int:

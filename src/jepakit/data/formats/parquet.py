@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from jepakit.core.errors import UserError, line_of
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats import tables
-from jepakit.data.formats.prefetch import Kept
-from jepakit.data.formats.remote import Places, patiently, shown
+from jepakit.data.formats.prefetch import PrefetchCache
+from jepakit.data.formats.remote import Places, shown, with_retries
 from jepakit.data.labels import split_words as splits
 from jepakit.data.left_out import beside
 from jepakit.data.sources import Blocks, Labels, Source
@@ -105,11 +105,11 @@ class ParquetSource(Source):
     held_out: NDArray[np.bool_] | None = None
     notes: tuple[str, ...] = ()
     by_place = True
-    _kept: Kept[Group] = field(init=False)
+    _groups: PrefetchCache[Group] = field(init=False)
 
     def __post_init__(self) -> None:
         threads = 1 if self.files.fs is None else _BEHIND
-        self._kept = Kept(lambda group: self._read(group), lambda group: int(self.sizes[group]), KEPT, threads, THREAD)
+        self._groups = PrefetchCache(lambda group: self._read(group), lambda group: int(self.sizes[group]), KEPT, threads, THREAD)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -119,7 +119,7 @@ class ParquetSource(Source):
         file = self.groups[group][0]
         folder = Path(self.files.paths[file]).parent if self.files.fs is None else None
         try:
-            return tables.image_bytes(self._kept.item(group).images, row, folder)
+            return tables.image_bytes(self._groups.item(group).images, row, folder)
         except (ValueError, IndexError) as error:  # a name that is no text, fewer rows than the footer claims
             raise BadImageError(line_of(error)) from None
 
@@ -127,14 +127,14 @@ class ParquetSource(Source):
         file = self.groups[self._place(index)[0]][0]
         return f"{self.files.titles[file]}:{index - self.firsts[file]}"
 
-    def soon(self, ids: NDArray[np.int64]) -> None:
+    def prefetch(self, ids: NDArray[np.int64]) -> None:
         """Begin to read the row groups of these samples, in this order, as many as fit in KEPT."""
-        self._kept.soon((np.searchsorted(self.starts, ids, side="right") - 1).tolist())
+        self._groups.prefetch((np.searchsorted(self.starts, ids, side="right") - 1).tolist())
 
-    def wait(self, ids: NDArray[np.int64], seconds: float) -> None:
+    def wait_for(self, ids: NDArray[np.int64], seconds: float) -> None:
         """For the row groups of these samples, as many as fit in KEPT, where they are not local."""
         if self.files.fs is not None:
-            self._kept.wait((np.searchsorted(self.starts, ids, side="right") - 1).tolist(), seconds)
+            self._groups.wait_for((np.searchsorted(self.starts, ids, side="right") - 1).tolist(), seconds)
 
     def _place(self, index: int) -> tuple[int, int]:
         group = int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -147,7 +147,7 @@ class ParquetSource(Source):
 
         def read() -> Group | None:
             chunks, size = [], 0
-            with self.files.reader(file, self._kept.came) as reader:
+            with self.files.reader(file, self._groups.came) as reader:
                 for batch in reader.iter_batches(AT_ONCE, row_groups=[place], columns=[self.column], use_threads=False):
                     chunks.append(batch.column(self.column))
                     size += chunks[-1].nbytes
@@ -156,7 +156,7 @@ class ParquetSource(Source):
             return Group(tables.parts_of(pa.chunked_array(chunks)), size)
 
         try:
-            found = _result(self.files.fs, read, self._kept.pausing)
+            found = _result(self.files.fs, read, self._groups.pausing)
         except Exception as error:  # pyarrow and every back-end raise their own
             raise BadImageError(f"its row group cannot be read: {_reason(error)}") from None
         if found is None:
@@ -202,8 +202,8 @@ def _source(name: str, fs: AbstractFileSystem | None, paths: list[str], labels: 
         raise UserError(f"{shown(name)}: its Parquet files hold no rows")
     rows = np.bincount([i for i, _ in places], [head.num_rows for head in heads], len(paths)).astype(int).tolist()
     sizes = np.array([min(max(head.total_byte_size, 0), 1 << 40) for head in heads], np.int64)  # nearly all are images
-    held = max(1, int(KEPT / 2 / max(sizes.mean(), 1)))
-    blocks = Blocks(starts, held, dear=fs is not None or int(sizes.sum()) > KEPT)
+    at_once = max(1, int(KEPT / 2 / max(sizes.mean(), 1)))
+    blocks = Blocks(starts, at_once, sequential=fs is not None or int(sizes.sum()) > KEPT)
     named, read = tables.class_names(tables.features(schema)), partial(_coded, shown(name), files, rows)
     parts, said = tables.rows_parts(files.titles, rows, schema, read, named)
     found, guessed = tables.column_labels(schema, column, named, labels, shown(name), read, parts)
@@ -281,7 +281,7 @@ def _coded(name: str, files: Files, rows: list[int], column: str) -> tables.Code
 
 def _result(fs: AbstractFileSystem | None, work: Callable[[], T], pausing: Callable[[float], None] = lambda seconds: None) -> T:
     """What comes from afar may come at another try."""
-    return work() if fs is None else patiently(work, pausing)
+    return work() if fs is None else with_retries(work, pausing)
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""What is dear to come by, fetched once: things of any kind, and whole remote files as local copies.
+"""Caches that fetch ahead: `PrefetchCache` for items of any kind, and `Fetched` for remote files as open local copies.
 
-Copies are kept in the user's cache (`filecache`). Where that has no room, a copy loses its name as soon as it is open, so that
-it goes when its last reader does, or the process, however that ends.
+Copies of files are kept in the user's cache folder (disk_cache.py). Where that has no space, a copy is unlinked as soon as it
+is open: its bytes are freed when the last reader closes it or the process ends, however it ends.
 """
 
 import errno
@@ -20,34 +20,35 @@ from typing import Generic, TypeVar
 
 from jepakit.core.errors import UserError, line_of
 from jepakit.data.decoding.pixels import BadImageError
-from jepakit.data.formats.disk_cache import kept_copy
-from jepakit.data.formats.remote import PATIENCE, Places, lasts, patiently, shown
+from jepakit.data.formats.disk_cache import cached_copy
+from jepakit.data.formats.remote import PATIENCE, Places, is_permanent, shown, with_retries
 
 T = TypeVar("T")
 log = logging.getLogger("jepakit")
 _BEHIND = 2  # threads that fetch whole files that will be wanted
 
 
-class Kept(Generic[T]):
-    """Things by number, each fetched once whoever asks; the last used or soon wanted are kept. Safe from several threads.
+class PrefetchCache(Generic[T]):
+    """A cache of numbered items (row groups, files), least recently used out first, that fetches announced ones ahead of need.
 
-    fetch: from a number to the thing, which raises BadImageError or UserError; size: of a thing, in units of `room`. Those
-    kept and under way take no more room together, unless a single one does. threads: how many fetch ahead of need.
+    Each item is fetched once even when several threads ask for it. fetch: gives the item of a number, and raises
+    BadImageError or UserError; size: of an item, in the units of `capacity`. Items here and being fetched together take at
+    most `capacity`, except that one item is always allowed. threads: how many fetch ahead. Safe from several threads.
     """
 
-    def __init__(self, fetch: Callable[[int], T], size: Callable[[int], int], room: int, threads: int, name: str) -> None:
-        self.fetch, self.size, self.room, self.threads, self.name = fetch, size, room, threads, name
+    def __init__(self, fetch: Callable[[int], T], size: Callable[[int], int], capacity: int, threads: int, name: str) -> None:
+        self.fetch, self.size, self.capacity, self.threads, self.name = fetch, size, capacity, threads, name
         self._changed = threading.Condition()
         self._copies: OrderedDict[int, T] = OrderedDict()  # the last used is the last
         self._under_way: dict[int, Future[T]] = {}
         self._failed: dict[int, tuple[float, BaseException]] = {}
-        self._wanted: tuple[int, ...] = ()
-        self._behind = 0  # threads at work on those wanted
-        self._parts = 0  # that came
-        self._again_at = 0.0  # when what failed is tried again
+        self._wanted: tuple[int, ...] = ()  # announced by `prefetch`
+        self._behind = 0  # threads that fetch those ahead
+        self._parts = 0  # parts of items that have arrived: a sign of life
+        self._again_at = 0.0  # when the next try after a failure begins
 
     def item(self, index: int) -> T:
-        """A thing, fetched if need be. Raises what `fetch` does, and for a while after a failure at once."""
+        """An item, fetched if need be. Raises what `fetch` does; for PATIENCE seconds after a failure it does so at once."""
         with self._changed:
             self._changed.wait_for(lambda: index in self._under_way or self._settled(index) or self._fits(index))
             if index in self._copies:
@@ -64,12 +65,12 @@ class Kept(Generic[T]):
         return promise.result()
 
     def values(self) -> list[T]:
-        """The things that are here."""
+        """The items that are here now."""
         with self._changed:
             return list(self._copies.values())
 
-    def soon(self, indices: Iterable[int]) -> None:
-        """Begin to fetch these, in their order and as many as there is room for, behind the caller's back."""
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Begin to fetch these items in the background, in their order, as many as `capacity` allows. Returns at once."""
         with self._changed:
             self._wanted = self._first(indices)
             for index in reversed(self._wanted):  # what is wanted last goes first
@@ -80,10 +81,10 @@ class Kept(Generic[T]):
         for _ in range(more):  # daemons, as one that hangs must not keep Python from ending
             threading.Thread(target=self._fetch_wanted, name=self.name, daemon=True).start()
 
-    def wait(self, indices: Iterable[int], seconds: float) -> None:
-        """Returns when these, as many as there is room for, are here or have failed, or nothing came for so many seconds."""
+    def wait_for(self, indices: Iterable[int], seconds: float) -> None:
+        """Blocks until these items, as many as `capacity` allows, are here or failed, or nothing arrived for `seconds`."""
         awaited = self._first(indices)
-        self.soon(self._wanted if set(awaited) <= set(self._wanted) else awaited)
+        self.prefetch(self._wanted if set(awaited) <= set(self._wanted) else awaited)
         with self._changed:
             seen, since, now = None, 0.0, time.monotonic()
             while awaited := tuple(index for index in awaited if not self._settled(index)):
@@ -95,24 +96,24 @@ class Kept(Generic[T]):
                 self._changed.wait(min(1.0, seconds / 4))
 
     def came(self) -> None:
-        """A part of something has come."""
+        """Called by `fetch` when a part of an item has arrived."""
         self._parts += 1  # whether all are counted is of no matter
 
     def pausing(self, pause: float) -> None:
-        """What failed is tried again after so many seconds, which are no silence."""
+        """Called by `fetch` before it sleeps `pause` seconds and tries again: `wait_for` does not count them as silence."""
         self._again_at = time.monotonic() + pause
 
     def _grown(self) -> object:
-        """What differs when more of what is under way is here."""
+        """Any value that changes while items under way make progress."""
         return None
 
     def _first(self, indices: Iterable[int]) -> tuple[int, ...]:
-        """As many as there is room for, and one at least."""
+        """The first of these, each once, that together fit in `capacity`; at least one."""
         found: list[int] = []
         size = 0
         for index in dict.fromkeys(indices):
             size += self.size(index)
-            if found and size > self.room:
+            if found and size > self.capacity:
                 break
             found.append(index)
         return tuple(found)
@@ -128,7 +129,7 @@ class Kept(Generic[T]):
 
     def _fits(self, index: int) -> bool:
         """Whether it may be fetched beside those under way."""
-        return not self._under_way or self._total([*self._under_way, index]) <= self.room
+        return not self._under_way or self._total([*self._under_way, index]) <= self.capacity
 
     def _total(self, indices: Iterable[int]) -> int:
         return sum(self.size(index) for index in indices)
@@ -139,8 +140,8 @@ class Kept(Generic[T]):
         return promise
 
     def _drop_beside(self, index: int) -> None:
-        """What was used longest ago goes, until the rest has room."""
-        while self._total([*self._copies, *self._under_way]) > self.room:
+        """Drop the least recently used items until the rest fits beside item `index`."""
+        while self._total([*self._copies, *self._under_way]) > self.capacity:
             other = next((other for other in self._copies if other != index), None)
             if other is None:
                 return
@@ -155,7 +156,7 @@ class Kept(Generic[T]):
                     self._behind -= 1
                     return
                 promise = self._begin(missing[0])
-            self._fetch(missing[0], promise)  # an error is told to who asks for it
+            self._fetch(missing[0], promise)  # an error is raised to whoever asks for the item
 
     def _fetch(self, index: int, promise: "Future[T]") -> None:
         try:
@@ -179,7 +180,7 @@ class Kept(Generic[T]):
 
 
 def _alike(error: BaseException) -> BaseException:
-    """Another error that says the same: one that is raised twice holds on to all frames that it went through."""
+    """A copy of an error: raising one object twice would keep the frames of both tracebacks alive."""
     return type(error)(*error.args)
 
 
@@ -201,20 +202,20 @@ class OpenFile:
         return os.pread(self.fd, size, offset)
 
 
-class Fetched(Kept[OpenFile]):
-    """Whole remote files, the `held` last used or soon wanted open as local copies. Safe from several threads.
+class Fetched(PrefetchCache[OpenFile]):
+    """Local copies of remote files, up to `capacity` of them open at a time. Safe from several threads.
 
-    stamp: what changes when the file of a number does; without it nothing is kept in the cache.
+    stamp: gives text that changes when the file of a number does; without it nothing is kept in the user's cache folder.
     """
 
-    def __init__(self, places: Places, held: int, stamp: Callable[[int], str] | None = None) -> None:
-        super().__init__(self._copy, lambda index: 1, held, _BEHIND, "jepakit-shard")
-        self.places, self.held, self.stamp = places, held, stamp
+    def __init__(self, places: Places, capacity: int, stamp: Callable[[int], str] | None = None) -> None:
+        super().__init__(self._copy, lambda index: 1, capacity, _BEHIND, "jepakit-shard")
+        self.places, self.stamp = places, stamp
         self._drafts: dict[int, Path] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="jepakit-", ignore_cleanup_errors=True)
 
     def file(self, index: int) -> OpenFile:
-        """The copy of a file, fetched if need be. Raises BadImageError if it cannot be, UserError for want of room."""
+        """The copy of a file, fetched if need be. Raises BadImageError if it cannot be, UserError if the disk is full."""
         return self.item(index)
 
     def _grown(self) -> object:
@@ -233,7 +234,7 @@ class Fetched(Kept[OpenFile]):
 
         def fetch() -> OpenFile:
             size = fs.info(path).get("size")
-            if size and self.stamp and (kept := self._kept(index, size)):
+            if size and self.stamp and (kept := self._cached(index, size)):
                 return kept
             self._require_room(size or 0)
             self._drafts[index] = draft
@@ -244,19 +245,19 @@ class Fetched(Kept[OpenFile]):
             return copy
 
         try:
-            return patiently(fetch, self.pausing)
+            return with_retries(fetch, self.pausing)
         except UserError:
             raise
         except Exception as error:  # each back-end raises its own
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                 self._require_room(1 << 62)
-            reason = "not found" if lasts(error) else line_of(error) or type(error).__name__
+            reason = "not found" if is_permanent(error) else line_of(error) or type(error).__name__
             raise BadImageError(f"{shown(path)} could not be fetched: {shown(reason)}") from None
         finally:
             draft.unlink(missing_ok=True)
 
-    def _kept(self, index: int, size: int) -> OpenFile | None:
-        """The copy in the cache, fetched into it if need be; None where it cannot be kept there, which is said once."""
+    def _cached(self, index: int, size: int) -> OpenFile | None:
+        """The copy in the user's cache folder, fetched if need be; None, with one warning, where it cannot be kept there."""
         assert self.stamp is not None
         path = self.places.paths[index]
 
@@ -266,7 +267,7 @@ class Fetched(Kept[OpenFile]):
 
         name = f"{self.places.fs.unstrip_protocol(path)} {size} {self.stamp(index)}"
         try:
-            kept = kept_copy(name, size, fetch)
+            kept = cached_copy(name, size, fetch)
             return OpenFile(kept) if kept else None
         except FileNotFoundError:  # another process made room just now; or it is not there, which is found out next
             return None

@@ -1,4 +1,4 @@
-"""Files by pattern, here or afar: which they are, and how patiently they are asked for."""
+"""Local and remote files: the paths that a pattern or an address stands for, and retries for what a network fails to give."""
 
 import glob
 import os
@@ -52,12 +52,12 @@ class Places:
 
 
 def is_remote(data: str) -> bool:
-    """Whether it is an address rather than a path."""
+    """Whether `data` is an address (scheme://...) rather than a local path."""
     return "://" in data or "::" in data
 
 
 def is_pattern(data: str) -> bool:
-    """Whether it stands for several files: it has braces or glob characters, and is not itself the name of a file."""
+    """Whether `data` stands for several files: it has braces or glob characters, and no file has just that name."""
     return any(c in data for c in PATTERN_SIGNS) and not os.path.exists(os.path.expanduser(data))
 
 
@@ -85,7 +85,7 @@ def expand(data: str) -> Places:
         then = f"pip install {package}" if package else line_of(error)
         raise UserError(f"{shown(data)} needs another package to be reached: {then}") from None
     except Exception as error:  # each back-end raises its own
-        if lasts(error):
+        if is_permanent(error):
             raise UserError(f"nothing is found at {shown(data)}: check the address, and that you may read it") from None
         reason = line_of(error) or type(error).__name__
         raise UserError(f"{shown(data)} cannot be reached: {shown(reason)}") from None
@@ -98,7 +98,7 @@ def shown(address: str) -> str:
 
 
 def braces(word: str) -> Iterator[str]:
-    """What a shell makes of {a,b} and {08..11}, one by one; other braces stay as they are."""
+    """The words that a shell's brace expansion makes of {a,b} and {08..11}; other braces stay as they are."""
     for start, end, choices in _groups(word):
         rest = word[end:]
         for choice in choices:
@@ -109,7 +109,7 @@ def braces(word: str) -> Iterator[str]:
 
 
 def _groups(word: str) -> Iterator[tuple[int, int, Iterable[str]]]:
-    """The first braces of a word that stand for something: where they begin and end, and for what."""
+    """The braces of a word that can be expanded: the index of '{', that after '}', and the choices."""
     for start in (i for i, c in enumerate(word) if c == "{"):
         depth, commas = 0, [start]
         for i in range(start, len(word)):
@@ -173,7 +173,7 @@ def _remote(fs: AbstractFileSystem, paths: list[str], data: str) -> list[str]:
     magic = re.compile(r"[*\[]" if web else r"[*?\[]")  # a ? in a web address begins its query
     found = [path for path in paths if not magic.search(path)]
     if found:
-        patiently(lambda: fs.info(found[0]))  # a look at one: a thousand would take minutes
+        with_retries(lambda: fs.info(found[0]))  # a look at one: a thousand would take minutes
     for path in paths:
         if magic.search(path):
             found += [name for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
@@ -183,7 +183,7 @@ def _remote(fs: AbstractFileSystem, paths: list[str], data: str) -> list[str]:
 
 
 def _options(address: str) -> dict[str, Any]:
-    """For the web: no limit to the time of a whole download, which is else five minutes; and proxies as everywhere."""
+    """fsspec's options: over http no total time limit (its default is five minutes), and proxies from the environment."""
     kinds = [kind for kind in ("http", "https") if f"{kind}://" in address]
     if not kinds:
         return {}
@@ -193,10 +193,10 @@ def _options(address: str) -> dict[str, Any]:
     return {kind: {"client_kwargs": client} for kind in kinds}
 
 
-def patiently(work: Callable[[], T], pausing: Callable[[float], None] = lambda seconds: None) -> T:
-    """Its result, with three more tries after growing pauses, unless the file is not there or may not be read.
+def with_retries(work: Callable[[], T], pausing: Callable[[float], None] = lambda seconds: None) -> T:
+    """work(), tried up to four times with growing pauses between. Raises UserError and permanent errors at once, else the last.
 
-    `pausing` is told of each pause before it begins, in seconds.
+    pausing: called before each pause with its length in seconds.
     """
     for pause in PAUSES:
         try:
@@ -204,15 +204,18 @@ def patiently(work: Callable[[], T], pausing: Callable[[float], None] = lambda s
         except UserError:
             raise
         except Exception as error:  # each back-end raises its own
-            if lasts(error):
+            if is_permanent(error):
                 raise
             pausing(pause)
             time.sleep(pause)
     return work()
 
 
-def lasts(error: Exception) -> bool:
-    """Whether an error says that a file is not there, or may not be read: fsspec says so of any fault of the web's too."""
+def is_permanent(error: Exception) -> bool:
+    """Whether trying again is of no use: the file is not there or may not be read.
+
+    fsspec raises FileNotFoundError for any fault of a web server, so the HTTP status behind it decides: not 429, not 5xx.
+    """
     if not isinstance(error, FileNotFoundError | PermissionError):
         return False
     cause: Any = error.__cause__

@@ -21,8 +21,8 @@ from jepakit.core.progress import progress
 from jepakit.data.decoding.decode import MOST_FILE_BYTES, SUFFIXES
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.prefetch import Fetched, OpenFile
-from jepakit.data.formats.remote import Places, lasts, natural, patiently, shown
-from jepakit.data.formats.tars import TarIndex, kept_index, new_index
+from jepakit.data.formats.remote import Places, is_permanent, natural, shown, with_retries
+from jepakit.data.formats.tars import TarIndex, cached_index, new_index
 from jepakit.data.labels import split_words as splits
 from jepakit.data.labels.classes import folder_classes
 from jepakit.data.labels.segmentation_masks import NO_MASKS, masks_among, note_of
@@ -65,7 +65,7 @@ class ShardSource(Source):
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self.blocks: Blocks = Blocks(self.starts, TOGETHER, dear=self.fetched is not None)
+        self.blocks: Blocks = Blocks(self.starts, TOGETHER, sequential=self.fetched is not None)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -87,13 +87,13 @@ class ShardSource(Source):
         name = self.text[start : int(self.ends[index])].decode(errors="surrogateescape")
         return f"{self.shards[self._shard(index)]}:{plain(name)}"  # a name may be made for a terminal
 
-    def soon(self, ids: NDArray[np.int64]) -> None:
+    def prefetch(self, ids: NDArray[np.int64]) -> None:
         if self.fetched is not None:
-            self.fetched.soon(self.files[self.blocks.of(ids)].tolist())
+            self.fetched.prefetch(self.files[self.blocks.of(ids)].tolist())
 
-    def wait(self, ids: NDArray[np.int64], seconds: float) -> None:
+    def wait_for(self, ids: NDArray[np.int64], seconds: float) -> None:
         if self.fetched is not None:
-            self.fetched.wait(self.files[self.blocks.of(ids)].tolist(), seconds)
+            self.fetched.wait_for(self.files[self.blocks.of(ids)].tolist(), seconds)
 
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -174,7 +174,7 @@ def _indexes(places: Places, file: Callable[[int], OpenFile], name: str) -> list
 
     def known(i: int) -> tuple[str, int | None, TarIndex | None]:
         stamp, size = _stamp(places, i)
-        return stamp, size, kept_index(addresses[i], stamp)
+        return stamp, size, cached_index(addresses[i], stamp)
 
     stamps, sizes, indexes = zip(*_by_threads(places, known, range(len(addresses)), "looking at shards"), strict=True)
     new = [i for i, index in enumerate(indexes) if index is None]
@@ -205,7 +205,7 @@ def _by_threads(places: Places, work: Callable[[int], T], numbers: Sequence[int]
         except BadImageError as error:
             raise UserError(f"a shard cannot be read: {error}") from None
         except Exception as error:  # each back-end raises its own
-            if lasts(error):
+            if is_permanent(error):
                 raise UserError(f"the shard {path} is not found: check the pattern, and that you may read it") from None
             raise UserError(f"the shard {path} cannot be read: {shown(line_of(error)) or type(error).__name__}") from None
 
@@ -231,7 +231,7 @@ def _stamp(places: Places, i: int) -> tuple[str, int | None]:
     if places.local:
         status = os.stat(path)
         return f"{status.st_size} {status.st_mtime_ns}", status.st_size
-    info = patiently(lambda: places.fs.info(path))
+    info = with_retries(lambda: places.fs.info(path))
     marks = sorted((key.lower(), str(value)) for key, value in info.items() if key.lower() in STAMPS and value is not None)
     return repr(marks if len(marks) > 1 else [*marks, places.fs.ukey(path)]), info.get("size")
 

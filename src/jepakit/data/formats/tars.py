@@ -233,7 +233,7 @@ def _members(file: OpenFile, name: str) -> Generator[tarfile.TarInfo, None, str]
     return f"broken after byte {at}" if any(end) else ""
 
 
-def kept_index(address: str, stamp: str) -> TarIndex | None:
+def cached_index(address: str, stamp: str) -> TarIndex | None:
     """The index of the tar at an address from the cache, if it has that of the same stamp."""
     return _load(_kept_at(address), stamp)
 

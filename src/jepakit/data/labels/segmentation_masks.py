@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jepakit.data.decoding.pixels import BadImageError, Pixels
 from jepakit.data.left_out import some
-from jepakit.data.threads import within
+from jepakit.data.threads import time_limited
 
 WORD = re.compile(
     r"(masks?|seg(s|m|mentations?|mentationclass|mentationobject)?|annot(s|ations?)?|gts?|groundtruth|truth|trimaps?|mattes?|"
@@ -87,7 +87,7 @@ def _look_so(ids: NDArray[np.int64], read: Callable[[int, int], Pixels]) -> bool
     looks = []
     for index in ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), SEEN)).astype(int))].tolist():
         try:
-            pixels = within(SECONDS, partial(read, index, MOST_PIXELS))
+            pixels = time_limited(SECONDS, partial(read, index, MOST_PIXELS))
         except BadImageError:
             continue
         looks.append(_is_mask(pixels))

@@ -74,7 +74,7 @@ class ClevrSource(Source):
         self.name, self.root = str(root), root
         self._files = [file for file, _ in train + val]
         values = np.array([label for _, label in train + val], np.int64)
-        self.labels: Labels | None = Labels(name, CLASSES[name], values, np.arange(len(values)) >= len(train), whole=True)
+        self.labels: Labels | None = Labels(name, CLASSES[name], values, np.arange(len(values)) >= len(train), whole_image=True)
         self.notes = (*by_default(labels, name, tuple(_LABELS)), *_unused(root, [("train", len(train)), ("val", len(val))]))
         self.notes += unused(root, [f"images/{path.parent.name}/{path.name}" for path in root.glob("images/*/*.png")], len(self))
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jepakit.core.errors import UserError
-from jepakit.core.files import whole
+from jepakit.core.files import atomic_write
 from jepakit.core.rng import keys, uniform
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.sets.clevr import BOUNDS, CLASSES, FEWEST, MOST, Scene, label_name
@@ -128,7 +128,7 @@ class SceneSource(Source):
         name, indices = label_name(labels, self.name), np.arange(n)
         counts, depths = scene_labels(seed, indices)
         values = counts - FEWEST if name == "count" else np.searchsorted(BOUNDS, depths).astype(np.int64)
-        self.labels: Labels | None = Labels(name, CLASSES[name], values, held_out_scenes(indices), whole=True)
+        self.labels: Labels | None = Labels(name, CLASSES[name], values, held_out_scenes(indices), whole_image=True)
         self.n, self.size, self.seed = n, size, seed
 
     def __len__(self) -> int:
@@ -147,7 +147,7 @@ def write(folder: Path, n: int, size: int, seed: int) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is in use: give a new or empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with whole(folder) as draft:
+    with atomic_write(folder) as draft:
         shutil.rmtree(draft, ignore_errors=True)  # of one that was killed
         scenes: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
         for split in scenes:

@@ -16,7 +16,7 @@ from jepakit.core.progress import progress
 from jepakit.data.decoding.decode import SUFFIXES
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.opening import SECONDS
-from jepakit.data.threads import within
+from jepakit.data.threads import time_limited
 from jepakit.model.images import MOST_PIXELS
 
 IGNORED = -1
@@ -83,7 +83,7 @@ def read_labels(path: Path, zero_is_other: bool) -> NDArray[np.int32]:
 def label_image(path: Path) -> NDArray[np.uint8 | np.uint16]:
     """A PNG of labels, gray or palette, of 8 or 16 bits, as it is: (H, W). Raises UserError for any other."""
     try:
-        return within(SECONDS, lambda: _labels_of(path))
+        return time_limited(SECONDS, lambda: _labels_of(path))
     except BadImageError as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 

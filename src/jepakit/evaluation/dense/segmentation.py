@@ -26,7 +26,7 @@ from jepakit.data.crops import channels_of, resize, stacked
 from jepakit.data.decoding.decode import read_image
 from jepakit.data.decoding.pixels import BadImageError, Pixels
 from jepakit.data.opening import SECONDS
-from jepakit.data.threads import within
+from jepakit.data.threads import time_limited
 from jepakit.evaluation.compare import exact
 from jepakit.evaluation.dense.annotated import IGNORED, Annotated, Pair, counted, open_annotated
 from jepakit.evaluation.dense.annotated import label_image as label_image  # for davis
@@ -124,7 +124,7 @@ class PatchTokens:
     def read(self, path: Path) -> Pixels:
         """(H, W, C) with the encoder's channels. Raises UserError."""
         try:
-            return channels_of(within(self.seconds, lambda: read_image(path)), self.encoder.images)
+            return channels_of(time_limited(self.seconds, lambda: read_image(path)), self.encoder.images)
         except BadImageError as error:
             raise UserError(f"{path} cannot be read: {error}") from None
 

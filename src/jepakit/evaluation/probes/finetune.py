@@ -249,7 +249,7 @@ def finetune(
     """
     settings = settings or FineTuning()
     model = Classifier(encoder, classes, settings, seed).to(encoder.device)
-    view = _View(source, encoder.images, source.labels is not None and source.labels.whole, settings, seed, seconds)
+    view = _View(source, encoder.images, source.labels is not None and source.labels.whole_image, settings, seed, seconds)
     with lowered(encoder.device, precision):
         loss = _fit(model, view, train_rows, torch.as_tensor(labels), settings, seed)
         predicted = _predict(model, view, test_rows)

@@ -125,7 +125,7 @@ def _groups(
 
     good: list[tuple[int, Pixels]] = []
     for start in range(0, len(ids), GROUP):
-        source.soon(ids[start : start + PREFETCH_SAMPLES])
+        source.prefetch(ids[start : start + PREFETCH_SAMPLES])
         part = ids[start : start + GROUP]
         good += readable(source, part, read_each(source, part, read, seconds=seconds))
         while len(good) >= GROUP or (good and start + GROUP >= len(ids)):
