@@ -76,7 +76,7 @@ def one(name: str, steps: int) -> dict[str, Any]:
             if training.step % 10 == 0:
                 row = step_row(training.step, batch, out, norm, now)
                 rows.append({key: round(row[key], 4) for key in ("step", "loss", *SIGNS)})
-                alarms += [{"step": training.step, **vars(alarm)} for alarm in doctor.look(row)]
+                alarms += [{"step": training.step, **vars(alarm)} for alarm in doctor.examine(row)]
                 report(training.step)
     return {"case": name, "steps": steps, "rows": rows, "alarms": alarms, "knn": knn(training, chosen)}
 
@@ -86,7 +86,7 @@ def knn(training: Training, config: Config) -> float | None:
     wide = config.model_copy(update={"run": config.run.model_copy(update={"probe_images": 3000})})
     online = Online.prepare(wide, EmojiSource(), training.loader.steps_per_epoch)
     assert online is not None
-    return online.look(training.jepa, config, training.dtype)["probe/knn"]
+    return online.probe(training.jepa, config, training.dtype)["probe/knn"]
 
 
 def same_place() -> NDArray[np.uint8]:

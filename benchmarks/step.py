@@ -242,7 +242,7 @@ def rows_as_they_come(step: OurStep) -> AbstractContextManager[Any]:
     """Another number of rows at each step, for which a CPU's library makes its code anew."""
     stack = ExitStack()
     for module in (layout, linear):
-        stack.enter_context(mock.patch.object(module, "unit_of", lambda rows: 1))
+        stack.enter_context(mock.patch.object(module, "default_row_multiple", lambda rows: 1))
     return stack
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import jepakit
 from jepakit.artifacts.run import Run
-from jepakit.config.choice import Choice, Found, Said, choose
+from jepakit.config.choice import Choice, DataSummary, UserSettings, choose
 from jepakit.config.config import Config, fields, nested, overrides, read_yaml, resolve
 from jepakit.config.recipes import RECIPES, settings
 from jepakit.core.errors import UserError
@@ -356,10 +356,10 @@ def test_a_recipes_value_may_be_said(name: str) -> None:
 @pytest.mark.parametrize("images", [300, 60_000, 2_000_000])
 @pytest.mark.parametrize("bands", [1, 13])
 def test_a_chosen_value_may_be_said(device: str, images: int, bands: int) -> None:
-    found = Found(images, 130, 100, bands, device, 4)
+    found = DataSummary(images, 130, 100, bands, device, 4)
 
     def made(layer: dict[str, Any]) -> tuple[Choice, Config]:
-        said = Said.model_validate(layer)
+        said = UserSettings.model_validate(layer)
         choice = choose(found, said)
         return choice, settings(None, None, choice.settings, layer)
 

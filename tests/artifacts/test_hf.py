@@ -15,7 +15,7 @@ from torch import Tensor
 
 import jepakit
 from jepakit.artifacts.hf import ACTIVATIONS, save_model
-from jepakit.artifacts.load import jepa_of
+from jepakit.artifacts.load import build_jepa
 from jepakit.artifacts.released import jepa_from_released, save_released
 from jepakit.config.config import resolve
 from jepakit.core.errors import UserError
@@ -40,7 +40,7 @@ def made(name: str) -> tuple[JEPA, Images]:
     shape = {"width": 16, "depth": 2, "heads": 2, "patch_size": 4}
     images = {"size": 16, **STATISTICS, **IMAGES[name]}
     config = resolve({"images": images, "encoder": shape, "predictor": {"width": 8, "depth": 1}, "masking": {"min_keep": 2}})
-    return jepa_of(config), config.images
+    return build_jepa(config), config.images
 
 
 def stored(images: Images, height: int, width: int, seed: int = 0) -> np.ndarray[Any, Any]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jepakit import cli
-from jepakit.config.choice import Found, Said, choose
+from jepakit.config.choice import DataSummary, UserSettings, choose
 from jepakit.config.config import overrides
 from jepakit.config.recipes import settings
 from jepakit.core.errors import UserError
@@ -26,13 +26,15 @@ from jepakit.training.train import pretrain
 BRIEF = ["optim.steps=2", "run.probe_images=0", "run.threads=1"]
 
 
-def found(images: int = 12_431, long: int = 96, short: int = 96, bands: int = 3, device: str = "cpu", cores: int = 2) -> Found:
-    return Found(images, long, short, bands, device, cores)
+def found(
+    images: int = 12_431, long: int = 96, short: int = 96, bands: int = 3, device: str = "cpu", cores: int = 2
+) -> DataSummary:
+    return DataSummary(images, long, short, bands, device, cores)
 
 
-def chosen(what: Found, *words: str) -> dict[str, Any]:
+def chosen(what: DataSummary, *words: str) -> dict[str, Any]:
     """What is chosen beside the user's words, by dotted key."""
-    layer = choose(what, Said.model_validate(overrides(list(words)))).settings
+    layer = choose(what, UserSettings.model_validate(overrides(list(words)))).settings
     return {f"{group}.{key}": value for group, part in layer.items() for key, value in part.items()}
 
 
@@ -167,7 +169,7 @@ def test_what_is_said_is_not_chosen_and_what_depends_on_it_follows() -> None:
 @pytest.mark.parametrize("word", ["encoder.size=tiny", "encoder.heads=3", "encoder.depth=2", "encoder.width=96"])
 def test_who_shapes_the_encoder_has_the_recipes_rest(word: str) -> None:
     """Heads that do not divide another width would else refuse what the recipe alone takes."""
-    layer = choose(found(), Said.model_validate(overrides([word]))).settings
+    layer = choose(found(), UserSettings.model_validate(overrides([word]))).settings
     config, recipe = settings(None, None, layer, overrides([word])), settings(None, None, overrides([word]))
     assert (config.encoder, config.predictor) == (recipe.encoder, recipe.predictor)
 
@@ -227,7 +229,7 @@ def test_a_run_keeps_and_says_what_was_chosen_and_check_says_the_same(tmp_path: 
     config, told = run.config, (run.path / "run.log").read_text()
     assert run.finished and config.recipe == "small"
     assert (config.images.size, config.encoder.width, config.optim.batch_size, config.optim.warmup_steps) == (48, 128, 8, 0)
-    choice = choose(found(40, 51, 50), Said.model_validate(overrides(BRIEF)))
+    choice = choose(found(40, 51, 50), UserSettings.model_validate(overrides(BRIEF)))
     assert config == settings(None, None, choice.settings, overrides(BRIEF)).model_copy(
         update={"data": config.data, "images": config.images}
     )

@@ -23,7 +23,7 @@ from PIL import Image
 
 from bomb import Bomb
 from jepakit.artifacts.hf import load_hf, save_model
-from jepakit.artifacts.load import jepa_of
+from jepakit.artifacts.load import build_jepa
 from jepakit.config.config import resolve
 from jepakit.core.errors import UserError
 from jepakit.data.crops import BandsError, centre_crop, channels_of, resize, stacked, to_show
@@ -271,7 +271,7 @@ def test_thirteen_bands_reach_the_model_as_hand_computed_floats(tmp_path: Path) 
     classes = labels_of(source).values[made.ids(0)]
     expected = (100 * (classes[:, None] + 1) * np.arange(13) / 10_000 - 0.5) / 0.25
     np.testing.assert_allclose(x.numpy(), np.broadcast_to(expected[..., None, None], x.shape), atol=1e-5)
-    out = jepa_of(config)(x, batch.masks[0])
+    out = build_jepa(config)(x, batch.masks[0])
     assert bool(torch.isfinite(out.loss)) and float(out.loss.detach()) > 0
 
 
@@ -812,7 +812,7 @@ def test_an_exported_encoder_keeps_its_bands_and_their_scale(tmp_path: Path) -> 
     statistics = {"mean": [0.1, 0.2, 0.3, 0.4], "std": [1.0, 2.0, 3.0, 4.0]}
     images = {"channels": 4, "size": 8, "white": 10_000.0, **statistics}
     config = resolve({"images": images, "encoder": shape, "predictor": {"width": 8, "depth": 1}, "masking": {"min_keep": 2}})
-    save_model(jepa_of(config), config.images, tmp_path)
+    save_model(build_jepa(config), config.images, tmp_path)
     encoder = load_hf(tmp_path, None)
     assert encoder.images.channels == 4 and encoder.images.white == 10_000
     assert (encoder.images.mean, encoder.images.std) == (config.images.mean, config.images.std)

@@ -16,7 +16,7 @@ from PIL import Image
 from jepakit import cli
 from jepakit.artifacts import checkpoint
 from jepakit.artifacts.checkpoint import Checkpoint
-from jepakit.artifacts.load import jepa_of, load
+from jepakit.artifacts.load import build_jepa, load
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config, overrides, resolve
 from jepakit.core.errors import UserError
@@ -315,7 +315,9 @@ def test_the_numbers_are_those_of_probes_by_hand(run: Run) -> None:
     accuracy = (knn(x[~held], y[~held], x[held], k=5) == y[held]).double().mean()
     assert by_name(results["knn"])["target encoder"]["accuracy"] == pytest.approx(float(accuracy))
     assert by_name(results["rankme"])["target encoder"]["rankme"] == pytest.approx(rankme(x), rel=1e-3)
-    fresh, trained = (Encoder(j.encoder, run.config.images, run.config.conditioning) for j in (jepa_of(run.config), saved(run)))
+    fresh, trained = (
+        Encoder(j.encoder, run.config.images, run.config.conditioning) for j in (build_jepa(run.config), saved(run))
+    )
     for name, encoder in (("untrained encoder", fresh), ("encoder", trained)):
         with torch.no_grad():
             other = encoder.embed(normalise(pixels, run.config.images))
@@ -324,7 +326,7 @@ def test_the_numbers_are_those_of_probes_by_hand(run: Run) -> None:
 
 
 def saved(run: Run) -> JEPA:
-    jepa = jepa_of(run.config)
+    jepa = build_jepa(run.config)
     jepa.load_state_dict(checkpoint.load_newest(run.checkpoints).tensors["model"])
     return jepa
 
@@ -581,7 +583,7 @@ def coloured(n: int, classes: int = 2) -> ArraySource:
 
 def test_a_look_is_the_neighbours_accuracy_on_its_own_images(monkeypatch: pytest.MonkeyPatch) -> None:
     config, source = config_of(probe_images=30), coloured(90, 3)
-    jepa = jepa_of(config)
+    jepa = build_jepa(config)
     online = Online.prepare(config, source, 10)
     assert online is not None and online.labels is not None and source.labels is not None
     all_seen = torch.stack([centre_crop(image, 16, 16) for image in source.images])
@@ -595,10 +597,10 @@ def test_a_look_is_the_neighbours_accuracy_on_its_own_images(monkeypatch: pytest
         tokens = load_like(jepa, config)(normalise(online.images, config.images))
     x, held = tokens.mean(1), online.test
     expected = (knn(x[~held], online.labels[~held], x[held]) == online.labels[held]).double().mean()
-    assert online.look(jepa, config, torch.float32) == {"probe/knn": pytest.approx(float(expected))}
+    assert online.probe(jepa, config, torch.float32) == {"probe/knn": pytest.approx(float(expected))}
     sizes = []
     monkeypatch.setattr("jepakit.training.online.knn", lambda *xs: sizes.extend(map(len, xs)) or xs[1][:10])
-    online.look(jepa, config, torch.float32)
+    online.probe(jepa, config, torch.float32)
     assert sizes == [20, 20, 10]  # what is tested is not among the neighbours
 
 
@@ -619,10 +621,10 @@ def test_without_labels_to_probe_a_look_is_rankme(labels: str) -> None:
     values = {"of one class": np.zeros(40, np.int64), "unknown": np.full(40, -1)}.get(labels, np.arange(40) % 2)
     test = {"all in training": np.zeros(40, bool), "all in the test": np.ones(40, bool)}.get(labels, fifths(values))
     source.labels = None if labels == "none" else Labels("kind", ("a", "b"), values, test)
-    online, jepa = Online.prepare(config, source, 10), jepa_of(config)
+    online, jepa = Online.prepare(config, source, 10), build_jepa(config)
     assert online is not None
     moved(jepa)
-    seen = online.look(jepa, config, torch.float32)
+    seen = online.probe(jepa, config, torch.float32)
     with torch.no_grad():
         x = load_like(jepa, config).embed(normalise(online.images, config.images))
     assert seen == {"probe/rankme": pytest.approx(rankme(x), rel=1e-4)}
@@ -636,9 +638,9 @@ def test_a_look_asks_for_no_class_that_it_has_not_shown_and_says_so_once(caplog:
     source.labels = Labels("kind", ("a", "b", "c"), values, test)
     config = config_of(probe_images=60)
     with caplog.at_level(logging.WARNING, "jepakit"):
-        online, jepa = Online.prepare(config, source, 10), jepa_of(config)
+        online, jepa = Online.prepare(config, source, 10), build_jepa(config)
         assert online is not None and online.labels is not None
-        seen = [online.look(jepa, config, torch.float32) for _ in range(2)]
+        seen = [online.probe(jepa, config, torch.float32) for _ in range(2)]
     assert caplog.text.count("leaves out 5 of its 20 held-out images: they are of 1 classes") == 1
     assert len(online.images) == 55 and int(online.test.sum()) == 15 and set(online.labels.tolist()) == {0, 1}
     with torch.no_grad():
@@ -665,7 +667,9 @@ def test_a_look_that_could_only_be_wrong_or_right_is_rankme_and_says_why(
     source = ArraySource("greys", grey(40), Labels("kind", tuple("abcd"), values, test))
     with caplog.at_level(logging.WARNING, "jepakit"):
         online = Online.prepare(config_of(probe_images=40), source, 10)
-    assert online is not None and online.look(jepa_of(config := config_of()), config, torch.float32).keys() == {"probe/rankme"}
+    assert online is not None and online.probe(build_jepa(config := config_of()), config, torch.float32).keys() == {
+        "probe/rankme"
+    }
     assert caplog.text.count(f"of {len(online.images)} labelled images ") == caplog.text.count(words) == 1
 
 
@@ -734,11 +738,11 @@ def test_looks_change_no_weight_and_are_told_in_logged_rows(world: Path, tmp_pat
 def test_the_last_look_is_the_neighbours_accuracy_of_the_saved_encoder(world: Path, tmp_path: Path) -> None:
     run = pretrain(world / "others", tmp_path / "run", method="ijepa", set=[*TINY, "optim.steps=5", "run.probe_images=30"])
     source = FolderSource(world / "others")
-    online, jepa = Online.prepare(run.config, source, 5), jepa_of(run.config)
+    online, jepa = Online.prepare(run.config, source, 5), build_jepa(run.config)
     assert online is not None
     jepa.load_state_dict(checkpoint.load_newest(run.checkpoints).tensors["model"])
-    assert online.look(jepa, run.config, torch.float32)["probe/knn"] == run.metrics()[-1]["probe/knn"]
-    fresh = online.look(jepa_of(run.config), run.config, torch.float32)["probe/knn"]
+    assert online.probe(jepa, run.config, torch.float32)["probe/knn"] == run.metrics()[-1]["probe/knn"]
+    fresh = online.probe(build_jepa(run.config), run.config, torch.float32)["probe/knn"]
     assert run.metrics()[0]["probe/knn_at_start"] == fresh
 
 

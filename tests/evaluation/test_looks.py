@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jepakit.artifacts.load import jepa_of
+from jepakit.artifacts.load import build_jepa
 from jepakit.config.recipes import settings
 from jepakit.core.errors import UserError
 from jepakit.data.decoding.pixels import BadImageError, Pixels
@@ -152,7 +152,7 @@ def test_a_signal_during_the_first_look_ends_the_run_politely(
 
 def encoder() -> Encoder:
     config = config_of()
-    return Encoder(jepa_of(config).encoder, config.images, None).requires_grad_(False).eval()
+    return Encoder(build_jepa(config).encoder, config.images, None).requires_grad_(False).eval()
 
 
 def left_out(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 import jepakit
 from jepakit import cli
 from jepakit.artifacts import checkpoint
-from jepakit.artifacts.load import jepa_of
+from jepakit.artifacts.load import build_jepa
 from jepakit.artifacts.run import Run
 from jepakit.data.formats.folder import FolderSource
 from jepakit.evaluation.features import extract
@@ -71,12 +71,12 @@ def test_export_load_look_table_and_study_are_of_one_encoder_and_name_it(method:
         assert all(torch.equal(own[key], value) for key, value in saved(run, explicit).items())
 
     source = FolderSource(Path(run.config.data or ""))
-    jepa, online = jepa_of(run.config), Online.prepare(run.config, source, 5)
+    jepa, online = build_jepa(run.config), Online.prepare(run.config, source, 5)
     jepa.load_state_dict(checkpoint.load_newest(run.checkpoints).tensors["model"])
     assert online is not None and jepa.to_use is getattr(jepa, which)
-    told = online.look(jepa, run.config, torch.float32)["probe/knn"]
+    told = online.probe(jepa, run.config, torch.float32)["probe/knn"]
     setattr(jepa, "encoder" if which == "target_encoder" else "target_encoder", None)  # the other one takes no part
-    assert told == online.look(jepa, run.config, torch.float32)["probe/knn"] == run.metrics()[-1]["probe/knn"]
+    assert told == online.probe(jepa, run.config, torch.float32)["probe/knn"] == run.metrics()[-1]["probe/knn"]
 
     results = evaluate(run, tasks=["rankme", "knn"])
     features, _ = extract(source, {"loaded": jepakit.load(run.path)})

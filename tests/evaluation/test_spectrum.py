@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepakit.artifacts.load import jepa_of
+from jepakit.artifacts.load import build_jepa
 from jepakit.config.config import Config, method_layer, resolve
 from jepakit.core.errors import UserError
 from jepakit.data.crops import centre_crop, crop_boxes, resize
@@ -45,7 +45,7 @@ def source_of(n: int = N) -> ArraySource:
 def model(method: str = "ijepa", seed: int = 0, **more: Any) -> tuple[JEPA, Encoder, Config]:
     """A fresh model with its encoder to use, weights tenfold so that what differs is not lost to rounding."""
     config = config_of(method, seed=seed, **more)
-    jepa = jepa_of(config)
+    jepa = build_jepa(config)
     with torch.no_grad():
         for p in jepa.encoder.parameters():
             if p.ndim > 1:

@@ -251,9 +251,9 @@ def test_outputs_at_conditioning_tokens_reach_nothing() -> None:
             own = masks.context_lengths if output.requires_grad else np.full(3, 20)
             total = inputs[1].lengths
             assert (total > own).all()
-            room = inputs[1].room  # rows of each, some of them empty
-            starts = np.arange(len(total)) * room if room else np.cumsum(total) - total
-            first, last = (starts + own, starts + (room or total)) if where == "conditioning" else (starts, starts + 1)
+            padded = inputs[1].padded_length  # rows of each, some of them empty
+            starts = np.arange(len(total)) * padded if padded else np.cumsum(total) - total
+            first, last = (starts + own, starts + (padded or total)) if where == "conditioning" else (starts, starts + 1)
             noise = torch.zeros_like(output)
             for a, b in zip(first, last, strict=True):
                 noise[a:b] = 1e3
@@ -307,7 +307,7 @@ def test_empty_rows_of_nearly_equal_sequences_change_no_number(monkeypatch: pyte
     masks = Masks.from_indices(CONTEXT, TARGETS)
     found = []
     for most in (0.0, 10.0):  # no rows left empty; as many as it takes
-        monkeypatch.setattr("jepakit.model.layout.EMPTY", most)
+        monkeypatch.setattr("jepakit.model.layout.MOST_PADDED", most)
         model = build({})
         out = model(images(), masks)
         out.loss.backward()

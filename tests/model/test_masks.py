@@ -255,7 +255,7 @@ def test_on_any_grid_masks_are_disjoint_sorted_in_bounds_and_blocks_rectangles(
     else:
         law.check(grid)
         masks = law.sample(grid, ids, seed=seed, epoch=2, step=step)
-    masks.within(rows * columns)
+    masks.require_on_grid(rows * columns)
     assert masks.image_of_draw.tolist() == sorted(masks.image_of_draw) and set(masks.image_of_draw) == {0, 1, 2}
     overlap_allowed = released or (isinstance(law, MultiBlock) and law.allow_overlap)
     for _, context, blocks in parts(masks):
@@ -492,9 +492,9 @@ def test_own_masks_that_make_no_sense_are_refused(context: list, targets: list, 
 
 def test_an_index_outside_the_grid_is_refused_with_its_number() -> None:
     masks = Masks.from_indices([[0, 15]], [[[3]]])
-    masks.within(16)
+    masks.require_on_grid(16)
     with pytest.raises(UserError, match="15"):
-        masks.within(15)
+        masks.require_on_grid(15)
 
 
 # --- randomness as a function ------------------------------------------------------------------------------------

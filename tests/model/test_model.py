@@ -589,10 +589,10 @@ def test_blocks_of_fixed_rows_see_one_shape_and_give_the_same_numbers(parts: dic
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-11, msg=name)
     assert len(shapes) == 5 and all(len(rows) == 1 for rows in shapes.values())
     for part in (fixed.encoder, fixed.target_encoder):  # in one unit, not in twice as many rows
-        unit = part.row_unit or count * 64
-        assert all(shapes[id(block)] == {unit} for block in part.blocks)
+        rows_of_block = part.row_multiple or count * 64
+        assert all(shapes[id(block)] == {rows_of_block} for block in part.blocks)
     told = 8 * count if parts["conditioning"] is not None else 0  # two tokens for each of four targets
-    rows = fixed.encoder.row_unit
+    rows = fixed.encoder.row_multiple
     assert rows and rows % 8 == 0 and rows < 1.35 * (np.mean([len(m.context) for m in masks]) + told)  # of 16 images only
 
 
@@ -600,5 +600,5 @@ def test_a_batch_larger_than_the_fixed_rows_is_still_right() -> None:
     model = build()
     images, masks = pictures(3), Masks.from_indices(CONTEXT, TARGETS)
     plain = model(images, masks)
-    model.encoder.row_unit, model.predictor.row_unit = 8, 16
+    model.encoder.row_multiple, model.predictor.row_multiple = 8, 16
     torch.testing.assert_close(model(images, masks).predictions, plain.predictions, rtol=1e-11, atol=1e-11)

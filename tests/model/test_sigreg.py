@@ -23,7 +23,7 @@ from jepakit.model.regularizers import sigreg
 from jepakit.model.regularizers.sigreg import SIGReg, directions, epps_pulley
 from jepakit.model.regularizers.vicreg import VICReg
 from jepakit.planning import flops
-from jepakit.planning.memory import fullest
+from jepakit.planning.memory import peak_memory
 from jepakit.training.train import Training, pretrain
 from test_plan import CPU, LAW, SHAPES, counted
 from test_regularizers import MASKS, SAMPLES, pooled, random, tensors
@@ -270,7 +270,7 @@ def test_a_run_with_it_and_a_crop_for_each_encoder_resumes_to_the_same_bits(tmp_
 
 def test_memory_is_foreseen_of_both_crops() -> None:
     def images(*words: str) -> int:
-        return fullest(settings("small", None, overrides([*TINY, *words])), CPU, 4).images
+        return peak_memory(settings("small", None, overrides([*TINY, *words])), CPU, 4).images
 
     assert images() == 2 * images("images.target_crop=same") == 2 * 4 * 3 * 16 * 16
 

@@ -18,9 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import jepakit
-from jepakit.artifacts.load import jepa_of
+from jepakit.artifacts.load import build_jepa
 from jepakit.cli import main
-from jepakit.config.choice import settled_config
+from jepakit.config.choice import resolve_with_data
 from jepakit.config.config import Config, overrides
 from jepakit.config.recipes import settings as recipe_settings
 from jepakit.core.errors import UserError
@@ -32,7 +32,7 @@ from jepakit.model.masks import Masks
 from jepakit.model.method import Method
 from jepakit.planning import flops
 from jepakit.planning.flops import Flops
-from jepakit.planning.memory import Place, _flash, _rows_of_cuda, fullest, memory_of, step_memory
+from jepakit.planning.memory import Place, _flash_attention, _without_cpu_rows, peak_memory, plan_memory, step_memory
 from jepakit.planning.plan import DEVICES, Device, _parameters, _work, plan
 from jepakit.planning.table import plan_table
 
@@ -68,7 +68,7 @@ def counted(method: Method, grid: tuple[int, int], channels: int, masks: Masks) 
     """What torch counts in a step of the real model, by part (the regulariser's apart from the rest), and in all."""
     model = JEPA(method, grid, channels)
     images = torch.randn(masks.images, channels, *(n * method.encoder.patch_size for n in grid))
-    with _rows_of_cuda(), sdpa_kernel(SDPBackend.MATH):  # the counter knows no product of oneDNN's, but a CPU's spare rows
+    with _without_cpu_rows(), sdpa_kernel(SDPBackend.MATH):  # the counter knows no product of oneDNN's, but a CPU's spare rows
         with FlopCounterMode(display=False) as forward:
             out = model(images, masks)
         with FlopCounterMode(display=False) as backward:
@@ -148,7 +148,7 @@ def config_of(*words: str) -> Config:
 def test_the_fullest_moment_is_that_of_torchs_allocator(words: tuple[str, ...], dtype: torch.dtype) -> None:
     config = config_of("encoder.depth=2", *words)
     parts = config.optim.accumulate
-    jepa = jepa_of(config)
+    jepa = build_jepa(config)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         views = [torch.zeros(16, 3, 64, 64, dtype=torch.uint8) for _ in range(config.images.views)]
         shown = [mirrored(view, torch.zeros(16, dtype=torch.bool) if config.images.flip else None) for view in views]
@@ -161,7 +161,7 @@ def test_the_fullest_moment_is_that_of_torchs_allocator(words: tuple[str, ...], 
     kineto: Any = profile.profiler.kineto_results  # type: ignore[union-attr]
     changes = sorted((e.start_ns(), e.nbytes()) for e in kineto.events() if e.name() == "[memory]")
     measured = np.cumsum([size for _, size in changes]).max()
-    found = fullest(config, replace(CPU, dtype=dtype), 16 // parts)
+    found = peak_memory(config, replace(CPU, dtype=dtype), 16 // parts)
     assert found.total == pytest.approx(measured, rel=0.02)
     assert found.activations > found.total / 2
 
@@ -222,7 +222,7 @@ def test_the_flash_kernel_keeps_no_weights_of_attention() -> None:
     def a_token(size: int, flash: bool) -> float:
         config = config_of("encoder.depth=2", "predictor.depth=1", "masking.kind=block", f"images.size={size}")
         place = replace(CPU, dtype=torch.bfloat16, flash=flash)
-        few, many = (fullest(config, place, n).activations for n in (8, 16))
+        few, many = (peak_memory(config, place, n).activations for n in (8, 16))
         return (many - few) / 8 / (size // 8) ** 2
 
     few, many = (a_token(size, flash=True) for size in (64, 192))
@@ -232,15 +232,15 @@ def test_the_flash_kernel_keeps_no_weights_of_attention() -> None:
 
 def test_a_plan_for_cuda_has_no_rows_or_products_that_only_a_cpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
     config, place = config_of("encoder.depth=2", "predictor.depth=1"), replace(CPU, cuda=True, dtype=torch.bfloat16, flash=True)
-    found, on_cpu = fullest(config, place, 9), fullest(config, replace(CPU, dtype=torch.bfloat16), 9)
-    monkeypatch.setattr(layout, "unit_of", lambda rows: 1)
+    found, on_cpu = peak_memory(config, place, 9), peak_memory(config, replace(CPU, dtype=torch.bfloat16), 9)
+    monkeypatch.setattr(layout, "default_row_multiple", lambda rows: 1)
     monkeypatch.setattr(linear, "BY_ONEDNN", frozenset())
-    assert fullest(config, place, 9) == found != on_cpu
+    assert peak_memory(config, place, 9) == found != on_cpu
 
 
 def test_a_plan_leaves_the_attention_of_real_tensors_as_it_is() -> None:
     before = attention._has_varlen, attention._varlen
-    with pytest.raises(RuntimeError), _flash():
+    with pytest.raises(RuntimeError), _flash_attention():
         assert attention._has_varlen(torch.zeros(1, 3, 8, dtype=torch.bfloat16)) is False
         raise RuntimeError
     assert (attention._has_varlen, attention._varlen) == before
@@ -250,7 +250,7 @@ def test_parts_need_less_memory_and_the_largest_batch_fits_just() -> None:
     config, place = config_of("encoder.depth=2", "optim.batch_size=64"), replace(CPU, cuda=True, memory=10**9)
     whole, half = (step_memory(config_of("encoder.depth=2", f"optim.accumulate={n}"), place, 64 // n) for n in (1, 2))
     assert half.activations < 0.6 * whole.activations
-    found = memory_of(config, place, 64)
+    found = plan_memory(config, place, 64)
     assert found.total == whole.total == pytest.approx(found.fixed + 64 * found.per_image, rel=0.001)
     assert step_memory(config, place, found.largest).total <= found.usable < step_memory(config, place, found.largest + 3).total
 
@@ -277,7 +277,7 @@ def test_a_plan_says_what_a_run_takes_and_writes_nothing(nowhere: Path) -> None:
     assert (two.speed.images, two.speed.hours) == (2 * one.speed.images, pytest.approx(one.speed.hours))
     assert (one.at_a_time, two.at_a_time) == (64, 32)
     assert two.memory.activations < 0.6 * one.memory.activations
-    jepa = jepa_of(recipe_settings("demo", None, {"encoder": {"depth": 2}}))
+    jepa = build_jepa(recipe_settings("demo", None, {"encoder": {"depth": 2}}))
     assert one.parameters.predictor == sum(p.numel() for p in jepa.predictor.parameters())
     assert one.memory.moments == 8 * sum(p.numel() for _, p in jepa.trained_parameters())
     assert not list(nowhere.iterdir())
@@ -285,11 +285,11 @@ def test_a_plan_says_what_a_run_takes_and_writes_nothing(nowhere: Path) -> None:
 
 def test_without_a_recipe_a_plan_is_of_what_pretrain_would_choose_on_that_device(nowhere: Path) -> None:
     words = ["optim.lr=3e-4", "method=ijepa"]
-    here, _, choice = settled_config(None, "ijepa", {"data": "emoji", "run": {"device": "cpu"}})
+    here, _, choice = resolve_with_data(None, "ijepa", {"data": "emoji", "run": {"device": "cpu"}})
     on_cpu = plan(data="emoji", seconds=0.3, set=[*words, "run.device=cpu"])
     on_cuda = plan(data="emoji", device="pocket", set=words)
-    assert on_cpu.choice == choice.told and on_cpu.method == on_cuda.method == "ijepa"
-    assert on_cpu.parameters.encoder == sum(p.numel() for p in jepa_of(here).encoder.parameters())
+    assert on_cpu.choice == choice.lines and on_cpu.method == on_cuda.method == "ijepa"
+    assert on_cpu.parameters.encoder == sum(p.numel() for p in build_jepa(here).encoder.parameters())
     batch = here.optim.batch_size
     assert on_cpu.speed and on_cpu.speed.images == here.optim.epochs * (TRAINED // batch) * batch
     assert on_cuda.parameters.encoder > 4 * on_cpu.parameters.encoder, "a larger encoder is chosen for CUDA"

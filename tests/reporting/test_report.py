@@ -223,7 +223,7 @@ def test_short_numbers() -> None:
 def test_the_report_reads_what_the_evaluation_and_the_doctor_write() -> None:
     assert {*reading.PROBE_NAMES, *reading.RANKS} == set(TASKS)
     assert reading.FIGURES == written.RESULT_KEYS
-    assert (reading.SIGN_KEYS, reading.PROBE_METRICS) == (collapse.COLLAPSE_SIGNS, collapse.ONLINE_LOOKS)
+    assert (reading.SIGN_KEYS, reading.PROBE_METRICS) == (collapse.COLLAPSE_SIGNS, collapse.MEDIAN_ROWS)
 
 
 def test_every_probe_that_is_there_has_a_table_in_order_and_no_other(tmp_path: Path) -> None:
@@ -362,8 +362,8 @@ def test_alarms_stand_above_the_summary_of_their_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ([healthy(i) for i in range(collapse.ONLINE_LOOKS)], True),
-        ([healthy(i) for i in range(collapse.ONLINE_LOOKS - 1)], False),  # the doctor has no opinion yet
+        ([healthy(i) for i in range(collapse.MEDIAN_ROWS)], True),
+        ([healthy(i) for i in range(collapse.MEDIAN_ROWS - 1)], False),  # the doctor has no opinion yet
         ([{k: v for k, v in healthy(i).items() if k != "own_cosine"} for i in range(9)], False),  # a run of before the doctor
         ([healthy(i) for i in range(8)] + [healthy(8, effective_rank=float("nan"))], False),  # nobody can tell
     ],

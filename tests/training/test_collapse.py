@@ -13,7 +13,7 @@ from jepakit.config.config import method_layer, overrides, resolve
 from jepakit.data.sources import ArraySource
 from jepakit.model.jepa import JEPA
 from jepakit.model.masks import Masks
-from jepakit.training.collapse import COSINE_GAP, FULL, ONLINE_LOOKS, POSITION, RANK, Doctor, diagnose
+from jepakit.training.collapse import COSINE_GAP, FULL, MEDIAN_ROWS, POSITION, RANK, Doctor, diagnose
 from jepakit.training.logs import step_row
 from jepakit.training.train import Training
 
@@ -61,7 +61,7 @@ def trained(method: str, words: str, images: NDArray[np.uint8], steps: int, no_s
         training.step += 1
         if training.step % 4 == 0:
             rows.append(step_row(training.step, batch, out, norm, now))
-            kinds |= {alarm.kind for alarm in doctor.look(rows[-1])}
+            kinds |= {alarm.kind for alarm in doctor.examine(rows[-1])}
     return kinds, rows
 
 
@@ -99,7 +99,7 @@ def test_images_that_are_all_alike_teach_position_and_the_doctor_says_how_much(m
     assert "positional" in kinds
     assert rows[-1]["position_share"] > 0.95
     (alarm,) = [a for a in diagnose(rows, SETTLED) if a.kind == "positional"]
-    assert f"targets are {np.median([row['position_share'] for row in rows[-ONLINE_LOOKS:]]):.0%} position" in alarm.words
+    assert f"targets are {np.median([row['position_share'] for row in rows[-MEDIAN_ROWS:]]):.0%} position" in alarm.words
     assert "try " in alarm.words
 
 
@@ -109,7 +109,7 @@ WELL = {"target_std": 0.8, "effective_rank": 10.0, "position_share": 0.5, "own_c
 
 
 def rows_of(**changes: float) -> list[dict[str, float]]:
-    return [{"step": 10.0, **WELL}] + [{"step": 10.0 * k, **WELL, **changes} for k in range(2, 2 + ONLINE_LOOKS)]
+    return [{"step": 10.0, **WELL}] + [{"step": 10.0 * k, **WELL, **changes} for k in range(2, 2 + MEDIAN_ROWS)]
 
 
 @pytest.mark.parametrize(
@@ -140,11 +140,11 @@ def test_position_is_no_alarm_before_the_run_has_settled() -> None:
 def test_one_strange_batch_is_no_alarm_and_a_kind_is_told_once_also_after_a_resume() -> None:
     doctor = Doctor("features", 0, [])
     odd = {**WELL, "target_std": 0.0}
-    assert not any(doctor.look({"step": k, **(odd if k == 7 else WELL)}) for k in range(1, 20))
-    told = [doctor.look({"step": k, **odd}) for k in range(20, 40)]
+    assert not any(doctor.examine({"step": k, **(odd if k == 7 else WELL)}) for k in range(1, 20))
+    told = [doctor.examine({"step": k, **odd}) for k in range(20, 40)]
     assert [len(alarms) for alarms in told].count(1) == 1 and sum(map(len, told)) == 1
     again = Doctor("features", 0, [{"step": k, **(WELL if k < 20 else odd)} for k in range(1, 40)])
-    assert not again.look({"step": 40, **odd})  # told before the stop
+    assert not again.examine({"step": 40, **odd})  # told before the stop
 
 
 def test_rows_of_an_older_run_that_lack_a_sign_are_no_error() -> None:
@@ -154,4 +154,4 @@ def test_rows_of_an_older_run_that_lack_a_sign_are_no_error() -> None:
 
 def test_pixel_targets_cannot_collapse_so_there_is_nothing_to_say() -> None:
     doctor = Doctor("pixels", 0, [])
-    assert not any(doctor.look({"step": k, **WELL, "target_std": 0.0}) for k in range(20))
+    assert not any(doctor.examine({"step": k, **WELL, "target_std": 0.0}) for k in range(20))

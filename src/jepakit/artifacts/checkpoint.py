@@ -155,7 +155,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> No
         raise UserError(f"{where}: weights do not fit: {str(error).splitlines()[1].strip()}") from None
 
 
-def blocks_of(state: Collection[str], prefix: str) -> int:
+def count_blocks(state: Collection[str], prefix: str) -> int:
     """How many blocks the names prefix.0.…, prefix.1.… are of. Raises ValueError where one is missing."""
     found = {name.split(".")[1] for name in state if name.startswith(prefix + ".")}
     if not found or found != set(map(str, range(len(found)))):

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jepakit.artifacts.checkpoint import blocks_of, load_state
-from jepakit.artifacts.processor import images_of, processor
+from jepakit.artifacts.checkpoint import count_blocks, load_state
+from jepakit.artifacts.processor import processor, read_image_settings
 from jepakit.core.errors import UserError, line_of, nearest
 from jepakit.core.files import atomic_write, save_json
 from jepakit.model.conditioning import EncoderPositions
@@ -160,13 +160,13 @@ def load_hf(folder: Path, which: Which | None) -> Encoder:
             raise ValueError(f"config.json: jepakit.which is {held!r}, neither {' nor '.join(get_args(Which))}")
         if which and held != which:
             raise UserError(f"{folder} holds the {held}, not the {which}: load the run itself")
-        told = EncoderPositions.model_validate(conditioning) if conditioning else None
+        conditioning_settings = EncoderPositions.model_validate(conditioning) if conditioning else None
         vit, images = _vit(config, own, folder)
     except (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, StopIteration) as error:
         raise UserError(f"{folder} holds no encoder in transformers' I-JEPA layout: {line_of(error)}") from None
     except (RuntimeError, MemoryError, SafetensorError) as error:
         raise UserError(f"{folder} holds no encoder in transformers' I-JEPA layout: {line_of(error)}") from None
-    return Encoder(vit, images, told, held or "target_encoder").requires_grad_(False).eval()
+    return Encoder(vit, images, conditioning_settings, held or "target_encoder").requires_grad_(False).eval()
 
 
 def _vit(config: dict[str, Any], own: dict[str, Any], folder: Path) -> tuple[ViT, Images]:
@@ -175,8 +175,8 @@ def _vit(config: dict[str, Any], own: dict[str, Any], folder: Path) -> tuple[ViT
     state = {name.removeprefix("ijepa."): value for name, value in _state(folder).items()}
     ours, positions = from_hf(state), state.get("embeddings.position_embeddings")
     if not config["qkv_bias"]:
-        ours |= {f"blocks.{layer}.attn.qkv.bias": torch.zeros(3 * shape.width) for layer in range(blocks_of(ours, "blocks"))}
-    images = images_of(folder, size, config["num_channels"], own)
+        ours |= {f"blocks.{layer}.attn.qkv.bias": torch.zeros(3 * shape.width) for layer in range(count_blocks(ours, "blocks"))}
+    images = read_image_settings(folder, size, config["num_channels"], own)
     _require_shapes(ours, shape, images.channels, folder)
     grid = (size[0] // shape.patch_size, size[1] // shape.patch_size)
     if positions is not None and positions.numel() != grid[0] * grid[1] * shape.width:
@@ -213,7 +213,7 @@ def _shape(config: dict[str, Any]) -> tuple[ViTConfig, tuple[int, int]]:
 
 def _require_shapes(ours: _State, shape: ViTConfig, channels: int, folder: Path) -> None:
     """Raises UserError where config.json says another shape than the weights', before a model of that shape is made."""
-    p, depth = shape.patch_size, blocks_of(ours, "blocks")
+    p, depth = shape.patch_size, count_blocks(ours, "blocks")
     if depth != shape.depth:
         raise UserError(f"{folder}: weights do not fit: they hold {depth} blocks, and config.json says {shape.depth}")
     expected = {

@@ -22,7 +22,7 @@ from jepakit.model.method import Which
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
 
 
-def jepa_of(config: Config) -> JEPA:
+def build_jepa(config: Config) -> JEPA:
     """A fresh model; its first weights are a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -42,7 +42,7 @@ def jepa_from_checkpoint(path: str | os.PathLike[str], heads: int | None = None)
         raise UserError(f"{path} holds a run's checkpoints: give {run}one of them, {path / checkpoint.step_name(steps[0])}")
     only = ("model",)  # the optimiser's moments are twice as large
     found = checkpoint.load_newest(path / "checkpoints", only, finite=True) if is_run else checkpoint.load_checkpoint(path, only)
-    jepa = jepa_of(resolve(found.state["config"], where=str(path)))  # verified, unlike config.yaml
+    jepa = build_jepa(resolve(found.state["config"], where=str(path)))  # verified, unlike config.yaml
     load_state(jepa, found.tensors["model"], str(path))
     return jepa
 

@@ -45,7 +45,7 @@ def processor(images: Images) -> dict[str, Any]:
     }
 
 
-def images_of(folder: Path, size: tuple[int, int], channels: int, own: dict[str, Any]) -> Images:
+def read_image_settings(folder: Path, size: tuple[int, int], channels: int, own: dict[str, Any]) -> Images:
     """What the encoder was shown: as its run's settings say, else as the image processor's do. Raises UserError."""
     path = folder / "preprocessor_config.json"
     if "images" in own:

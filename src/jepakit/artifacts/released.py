@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jepakit.artifacts.checkpoint import blocks_of, load_state
+from jepakit.artifacts.checkpoint import count_blocks, load_state
 from jepakit.core.errors import UserError, line_of
 from jepakit.core.files import atomic_write
 from jepakit.model.jepa import JEPA
@@ -34,13 +34,13 @@ def jepa_from_released(path: Path, heads: int | None = None) -> JEPA:
         raise UserError(f"heads={heads!r}: give the number of attention heads, a positive whole number, or leave it out")
     parts = _read_torch(path)
     try:
-        return _jepa_of(parts, path, heads)
+        return _assemble(parts, path, heads)
     except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else line_of(error)
         raise UserError(f"{path} is not a released I-JEPA checkpoint whose weights fit together: {what}") from None
 
 
-def _jepa_of(parts: dict[str, _State], path: Path, heads: int | None) -> JEPA:
+def _assemble(parts: dict[str, _State], path: Path, heads: int | None) -> JEPA:
     encoder, predictor = parts["encoder"], parts["predictor"]
     width, channels, patch, _ = encoder["patch_embed.proj.weight"].shape
     if not width * channels * patch:
@@ -72,12 +72,12 @@ def _method(encoder: _State, predictor: _State, patch: int, width: int, heads: i
             "encoder": {
                 "patch_size": patch,
                 "width": width,
-                "depth": blocks_of(encoder, "blocks"),
+                "depth": count_blocks(encoder, "blocks"),
                 "heads": heads,
                 "mlp_ratio": encoder["blocks.0.mlp.fc1.weight"].shape[0] / width,
             },
             "predictor": {
-                "depth": blocks_of(predictor, "predictor_blocks"),
+                "depth": count_blocks(predictor, "predictor_blocks"),
                 "width": predictor["predictor_embed.weight"].shape[0],
             },
         }

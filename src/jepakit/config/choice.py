@@ -48,8 +48,8 @@ _NAMES = {"cpu": "a CPU", "cuda": "a CUDA device"}
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a choice goes by. long, short: medians of the images' longer and shorter sides; bands: of most images."""
+class DataSummary:
+    """What settings are chosen by. long, short: medians of the longer and shorter sides, pixels; bands: of most of the images."""
 
     images: int
     long: int
@@ -69,7 +69,7 @@ class Choice:
     warning: str = ""
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def lines(self) -> tuple[str, ...]:
         """For what was chosen, what and why, and the warning; nothing where nothing was chosen."""
         return (self.about, *self.reasons, *([self.warning] if self.warning else [])) if self.reasons else ()
 
@@ -91,8 +91,8 @@ class Shape(ViTConfig):
         return self
 
 
-class Said(Settings):
-    """What the user has set, of all that a choice goes by. (Whether settings fit each other is seen when all are there.)"""
+class UserSettings(Settings):
+    """What the user has set, as far as choices depend on it. Whether settings fit each other is checked when all are there."""
 
     model_config = ConfigDict(extra="ignore")
     data: str | None = None
@@ -116,7 +116,7 @@ class Said(Settings):
         return any(name in getattr(self, group).model_fields_set for group, name in (key.split(".") for key in keys))
 
 
-def settled_config(
+def resolve_with_data(
     recipe: str | None, method: str | None, *layers: dict[str, Any], labels: str | None = None, device: str | None = None
 ) -> tuple[Config, Source, Choice]:
     """The settings of a run, all images of its source, and what was chosen: nothing where a recipe is named. Raises UserError.
@@ -126,72 +126,72 @@ def settled_config(
     """
     if recipe:
         config, choice = settings(recipe, method, *layers), Choice()
-        source = _opened(config, labels)
+        source = _open(config, labels)
     else:
-        said = _said(layers)
-        source = _opened(said, labels)
-        part = training_part(source, with_split(said.images, source))
-        choice = choose(found_in(part, said, device), said)
+        user = _user_settings(layers)
+        source = _open(user, labels)
+        part = training_part(source, with_split(user.images, source))
+        choice = choose(summarise(part, user, device), user)
         config = settings(None, method, choice.settings, *layers)
     decided = {"data": absolute(config.data or ""), "images": with_split(config.images, source)}
     return config.model_copy(update=decided), source, choice  # to be opened from anywhere
 
 
-def _said(layers: tuple[dict[str, Any], ...]) -> Said:
+def _user_settings(layers: tuple[dict[str, Any], ...]) -> UserSettings:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = merge(merged, layer)
     try:
-        return Said.model_validate(merged)
+        return UserSettings.model_validate(merged)
     except ValidationError as error:
         raise UserError(validation_sentence(error, "settings")) from None
 
 
-def _opened(said: Config | Said, labels: str | None) -> Source:
-    if not said.data:
+def _open(user: Config | UserSettings, labels: str | None) -> Source:
+    if not user.data:
         raise UserError("which images? give --data FOLDER, or --data emoji for the embedded ones")
-    return open_source(absolute(said.data), labels, most_pixels=said.images.max_pixels)
+    return open_source(absolute(user.data), labels, most_pixels=user.images.max_pixels)
 
 
-def found_in(source: Source, said: Said, device: str | None = None) -> Found:
-    """What a choice goes by, of some images. Raises UserError where none can be read, or the device is not there."""
-    run, most = said.run, said.images.max_pixels
+def summarise(source: Source, user: UserSettings, device: str | None = None) -> DataSummary:
+    """What settings are chosen by, of some images. Raises UserError where none can be read, or the device is not there."""
+    run, most = user.run, user.images.max_pixels
     where, own = (device, 0) if device else (device_of(run.device).type, cores())
     shapes = shapes_of(source, most, threads=run.loader_threads, seconds=run.read_timeout_seconds)
     short, long = np.median(np.sort(shapes[:, :2]), axis=0).astype(int).tolist()
-    return Found(len(source), long, short, int(np.bincount(shapes[:, 2]).argmax()), where, own)
+    return DataSummary(len(source), long, short, int(np.bincount(shapes[:, 2]).argmax()), where, own)
 
 
-def choose(found: Found, said: Said | None = None) -> Choice:
-    """Settings for such images on such a device. What is said is not chosen, and what depends on it follows it."""
-    said = said or Said()
+def choose(data: DataSummary, user: UserSettings | None = None) -> Choice:
+    """Settings for such images on such a device. What the user has set is not chosen, and what depends on it follows it."""
+    user = user or UserSettings()
     layer: dict[str, Any] = {}
     reasons = []
-    for values, why in (*_images(found, said), _encoder(found, said), _batch(found), *_length(found, said), _loading(found)):
-        chosen = {key: value for key, value in values.items() if not said.has(key)}
+    for values, why in (*_images(data, user), _encoder(data, user), _batch(data), *_length(data, user), _loading(data)):
+        chosen = {key: value for key, value in values.items() if not user.has(key)}
         for key, value in chosen.items():
             layer = merge(layer, nested(key, value))
         if chosen:
             reasons.append(f"{' '.join(f'{key}={value}' for key, value in chosen.items())}: {why}")
-    about = f"{found.images:,} images of about {found.long}x{found.short} px on {_NAMES[found.device]}"
-    few = f"only {found.images:,} images: so few teach an encoder little; 'jepakit evaluate' shows how much, beside baselines"
-    return Choice(layer, about, tuple(reasons), few if found.images < _FEW else "")
+    about = f"{data.images:,} images of about {data.long}x{data.short} px on {_NAMES[data.device]}"
+    few = f"only {data.images:,} images: so few teach an encoder little; 'jepakit evaluate' shows how much, beside baselines"
+    return Choice(layer, about, tuple(reasons), few if data.images < _FEW else "")
 
 
 _Row = tuple[_Values, str]  # settings, and why
 
 
-def _images(found: Found, said: Said) -> list[_Row]:
-    most, given = LARGEST[found.device], said.encoder.patch_size if said.has("encoder.patch_size") else None
-    sides, rows = said.images.height_width, list[_Row]()
-    size = None if said.has("images.size") else size_for(found.short, most, given)
+def _images(data: DataSummary, user: UserSettings) -> list[_Row]:
+    most, given = LARGEST[data.device], user.encoder.patch_size if user.has("encoder.patch_size") else None
+    sides, rows = user.images.height_width, list[_Row]()
+    size = None if user.has("images.size") else size_for(data.short, most, given)
     if size:
-        why = "the least" if size > found.short else "as the images are" if size < most else f"the most on {_NAMES[found.device]}"
+        why = "the least" if size > data.short else "as the images are" if size < most else f"the most on {_NAMES[data.device]}"
         sides, rows = (size, size), [({"images.size": size}, why)]
     if patch := patch_for(sides):  # else the size that the user gave has no good patch, and is refused with a better one
         rows.append(({"encoder.patch_size": patch}, f"{sides[0] // patch}x{sides[1] // patch} patches"))
-    if found.bands not in (1, 3):  # these are turned into each other
-        rows.append(({"images.channels": found.bands}, "the bands of the images"))
+    if data.bands not in (1, 3):  # these are turned into each other
+        rows.append(({"images.channels": data.bands}, "the bands of the images"))
     return rows
 
 
@@ -240,37 +240,37 @@ def _allowed(config: Config, size: int, patch: int | None) -> bool:
     return False
 
 
-def _encoder(found: Found, said: Said) -> _Row:
+def _encoder(data: DataSummary, user: UserSettings) -> _Row:
     """Encoder and predictor go together: who shapes the one has the recipe's other."""
-    values, why = _row(ENCODERS[found.device], found.images)
+    values, why = _row(ENCODERS[data.device], data.images)
     shape = ViTConfig.model_validate({key.removeprefix("encoder."): v for key, v in values.items() if key.startswith("encoder.")})
-    own = [name for name in ("size", *SHAPE) if said.has(f"encoder.{name}")]
-    if any(getattr(said.encoder, name) != getattr(shape, name) for name in own):
+    own = [name for name in ("size", *SHAPE) if user.has(f"encoder.{name}")]
+    if any(getattr(user.encoder, name) != getattr(shape, name) for name in own):
         return {}, ""
     papers = "; 'jepakit recipes' names the papers' own" if values is BASE else ""
-    return values, f"{why} on {_NAMES[found.device]}{papers}"
+    return values, f"{why} on {_NAMES[data.device]}{papers}"
 
 
-def _batch(found: Found) -> _Row:
-    batch, why = _row(BATCHES[found.device], found.images)
-    most = 1 << max(1, (found.images // SHARE).bit_length() - 1)
+def _batch(data: DataSummary) -> _Row:
+    batch, why = _row(BATCHES[data.device], data.images)
+    most = 1 << max(1, (data.images // SHARE).bit_length() - 1)
     return {"optim.batch_size": min(batch, most)}, "at most a quarter of the images" if most < batch else why
 
 
-def _length(found: Found, said: Said) -> list[_Row]:
+def _length(data: DataSummary, user: UserSettings) -> list[_Row]:
     least, most = EPOCHS
-    epochs = said.optim.epochs if said.has("optim.epochs") else min(most, max(least, round(SEEN[found.device] / found.images)))
-    steps = said.optim.steps
+    epochs = user.optim.epochs if user.has("optim.epochs") else min(most, max(least, round(SEEN[data.device] / data.images)))
+    steps = user.optim.steps
     length: _Values = {} if steps else {"optim.epochs": epochs}
     warmup: _Values = {"optim.warmup_steps": steps // WARMUP} if steps else {"optim.warmup_epochs": epochs / WARMUP}
-    if said.optim.warmup_steps is not None or said.has("optim.warmup_epochs"):  # the one would take the place of the other
+    if user.optim.warmup_steps is not None or user.has("optim.warmup_epochs"):  # the one would take the place of the other
         warmup = {}
-    return [(length, f"about {round(epochs * found.images):,} images in all"), (warmup, f"1/{WARMUP} of the run")]
+    return [(length, f"about {round(epochs * data.images):,} images in all"), (warmup, f"1/{WARMUP} of the run")]
 
 
-def _loading(found: Found) -> _Row:
-    threads = min(_THREADS, found.cores)
-    return ({"run.loader_threads": threads}, "to keep the device busy") if found.device == "cuda" and threads > 2 else ({}, "")
+def _loading(data: DataSummary) -> _Row:
+    threads = min(_THREADS, data.cores)
+    return ({"run.loader_threads": threads}, "to keep the device busy") if data.device == "cuda" and threads > 2 else ({}, "")
 
 
 def _row(table: tuple[tuple[int, Any], ...], count: int) -> tuple[Any, str]:

@@ -178,10 +178,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     layer = {} if layer is None else layer
     if not isinstance(layer, dict):
         raise UserError(f"{path}: expected settings in groups, as in 'optim: {{lr: 1e-3}}'")
-    return layer_of(layer, str(path))
+    return layer_from(layer, str(path))
 
 
-def layer_of(given: Mapping[Any, Any], where: str) -> dict[str, Any]:
+def layer_from(given: Mapping[Any, Any], where: str) -> dict[str, Any]:
     """A layer from what a file or a mapping holds. Raises UserError."""
     layer = grouped(given, where)
     for key in ("recipe", "method"):

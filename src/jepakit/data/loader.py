@@ -69,7 +69,7 @@ class Loader:
     grid: tuple[int, int]
     batch_size: int
     seed: int
-    parts: int = 1
+    micro_batches: int = 1
     threads: int = 2
     read_timeout_seconds: float = 60.0
     process: int = 0
@@ -87,9 +87,10 @@ class Loader:
                 f"optim.batch_size={self.batch_size} is more than the {len(self.source)} images of {self.source.name}; "
                 f"set optim.batch_size={2 ** (len(self.source).bit_length() - 1)} or less"
             )
-        if self.batch_size % (self.parts * self.processes):
+        if self.batch_size % (self.micro_batches * self.processes):
             raise UserError(
-                f"optim.batch_size={self.batch_size} cannot be shared evenly by {self.processes} processes of {self.parts} parts"
+                f"optim.batch_size={self.batch_size} cannot be shared evenly by {self.processes} processes of "
+                f"{self.micro_batches} parts"
             )
         require_bands(self.source, self.images, self.read_timeout_seconds)
 
@@ -105,7 +106,7 @@ class Loader:
     def batch(self, step: int, stop: Event | None = None) -> Batch:
         """This process's batch at a step. Raises UserError when too many images are bad, StoppedError once `stop` is set."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        parts, own = np.split(self.ids(step), self.parts), self._own(self.batch_size // self.parts)
+        parts, own = np.split(self.ids(step), self.micro_batches), self._own(self.batch_size // self.micro_batches)
         ids = np.concatenate([part[own] for part in parts])
         seconds = self.read_timeout_seconds
         self.source.prefetch(self._next(epoch, place * self.batch_size))
@@ -145,7 +146,7 @@ class Loader:
         for rows in groups_at_hand(self.source, ids):
             fill(rows)
         masks = tuple(
-            self.masking.sample(self.grid, part, seed=self.seed, epoch=epoch, step=step * self.parts + i).of_images(own)
+            self.masking.sample(self.grid, part, seed=self.seed, epoch=epoch, step=step * self.micro_batches + i).of_images(own)
             for i, part in enumerate(parts)
         )
         images = tuple(_joined(buffer, others) for buffer, others in zip(buffers, deep, strict=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from jepakit.artifacts.checkpoint import pointed
-from jepakit.artifacts.load import jepa_from_checkpoint, jepa_of, load
+from jepakit.artifacts.load import build_jepa, jepa_from_checkpoint, load
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config, RunSettings
 from jepakit.core.device import device_of, precision_of, use_cpu
@@ -74,7 +74,7 @@ def _of_run(run: Run, folder: Path) -> Subject:
     config = jepa.method
     assert isinstance(config, Config)  # that of a run always is
     both: dict[Which, ViT] = {config.which: jepa.to_use, "target_encoder": jepa.target_encoder, "encoder": jepa.encoder}
-    vits = {**{called(which): vit for which, vit in both.items()}, UNTRAINED_NAME: jepa_of(config).encoder}
+    vits = {**{called(which): vit for which, vit in both.items()}, UNTRAINED_NAME: build_jepa(config).encoder}
     encoders = {name: Encoder(vit, config.images, config.conditioning) for name, vit in vits.items()}
     return _subject(encoders, folder, config.masking, config.run, config.data, config, _trained(run.path))
 

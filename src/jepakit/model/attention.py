@@ -15,9 +15,9 @@ REGISTER = 32  # bfloat16 numbers in 512 bits
 # A compiled block is what stands around attention: lengths are the host's, and the kernels are made already.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def attention(qkv: Tensor, layout: Layout) -> Tensor:
-    """Softmax attention of each token over the tokens of its own sequence: (S, 3, H, d) -> (S, H * d); 0 in spare rows."""
-    if layout.spare:
-        return layout.fill(attention(qkv[: layout.used], layout.without_spare))
+    """Softmax attention of each token over the tokens of its own sequence: (S, 3, H, d) -> (S, H * d); 0 in padding rows."""
+    if layout.padding_rows:
+        return layout.fill(attention(qkv[: layout.used], layout.without_padding_rows))
     if _has_varlen(qkv):
         q, k, v = qkv.unbind(1)
         return _varlen(q, k, v, layout, layout)
@@ -26,10 +26,10 @@ def attention(qkv: Tensor, layout: Layout) -> Tensor:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def attention_of(q: Tensor, kv: Tensor, queries: Layout, layout: Layout) -> Tensor:
-    """The same for some tokens of each sequence only: q (S', H, d), laid out by `queries`, and kv (S, 2, H, d) -> (S', H * d)."""
-    if layout.spare:
-        kv, layout = kv[: layout.used], layout.without_spare
+def partial_attention(q: Tensor, kv: Tensor, queries: Layout, layout: Layout) -> Tensor:
+    """`attention` for some tokens of each sequence: q (S', H, d), laid out by `queries`, and kv (S, 2, H, d) -> (S', H * d)."""
+    if layout.padding_rows:
+        kv, layout = kv[: layout.used], layout.without_padding_rows
     if _has_varlen(q):
         k, v = kv.unbind(1)
         return _varlen(q, k, v, queries, layout)
@@ -54,8 +54,8 @@ def _has_varlen(x: Tensor) -> bool:
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
     # A bf16 softmax takes up to five times as long on rows that end within a register: keys that nobody sees fill its last half.
-    if valid is not None and 0 < (spare := -k.shape[2] % REGISTER) <= REGISTER // 2:
-        k, v, valid = F.pad(k, (0, 0, 0, spare)), F.pad(v, (0, 0, 0, spare)), F.pad(valid, (0, spare))
+    if valid is not None and 0 < (padding := -k.shape[2] % REGISTER) <= REGISTER // 2:
+        k, v, valid = F.pad(k, (0, 0, 0, padding)), F.pad(v, (0, 0, 0, padding)), F.pad(valid, (0, padding))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if valid is not None:  # added in place: masked_fill would copy the scores, and their gradient, which is 0 there anyway
         scores += torch.zeros_like(valid, dtype=scores.dtype).masked_fill_(~valid, float("-inf"))

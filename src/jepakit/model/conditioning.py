@@ -104,8 +104,8 @@ def _chunks(index: Indices, lengths: Indices, kernel: Indices, *, partial: bool)
     """
     kernel = np.clip(kernel, 1, lengths)
     count = -(-lengths // kernel) if partial else lengths // kernel
-    within = ranges(np.zeros_like(count), count)
-    first = np.repeat(starts(lengths), count) + within * np.repeat(kernel, count)
+    offset = ranges(np.zeros_like(count), count)
+    first = np.repeat(starts(lengths), count) + offset * np.repeat(kernel, count)
     last = np.minimum(first + np.repeat(kernel, count), np.repeat(np.cumsum(lengths), count))
     columns = first[:, None] + np.arange(int(kernel.max()))
     return np.where(columns < last[:, None], index[np.minimum(columns, len(index) - 1)], -1), count

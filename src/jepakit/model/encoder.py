@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from jepakit.model.conditioning import EncoderPositions
 from jepakit.model.images import Images, normalise
-from jepakit.model.inputs import Given, in_units_of_white, require_like, require_normalised, require_shape, tensor_of
+from jepakit.model.inputs import Given, as_tensor, in_white_units, require_like, require_normalised, require_shape
 from jepakit.model.layout import Layout, joint, take
 from jepakit.model.method import Which
 from jepakit.model.vit import ViT, patchify, sincos
@@ -24,8 +24,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.vit, self.images, self.which = vit, images, which
         self.training_conditioning = conditioning
-        told = conditioning is not None and conditioning.encoder and conditioning.inference
-        self.conditioning = conditioning if told else None  # at inference
+        uses_conditioning = conditioning is not None and conditioning.encoder and conditioning.inference
+        self.conditioning = conditioning if uses_conditioning else None  # at inference
 
     @property
     def device(self) -> torch.device:
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
 
     def layers(self, images: Given, last: int = 4) -> list[Tensor]:
         """Patch tokens (B, T, D) of the `last` blocks, first to last, each through the encoder's last norm."""
-        p, images = self.vit.config.patch_size, tensor_of(images)
+        p, images = self.vit.config.patch_size, as_tensor(images)
         require_shape(images, self.vit.channels, p)
         require_normalised(images, self.images)
         grid = (images.shape[2] // p, images.shape[3] // p)
@@ -75,9 +75,9 @@ class Encoder(nn.Module):
         An encoder of floats takes floats in the units of its own images, and no integers. Raises ImagesError, a UserError
         and a ValueError, for other shapes, types and ranges.
         """
-        images = tensor_of(images)
+        images = as_tensor(images)
         require_shape(images, self.vit.channels)
-        x = normalise(in_units_of_white(images, self.images), self.images)
+        x = normalise(in_white_units(images, self.images), self.images)
         if images.dtype != torch.uint8:
             require_like(x, self.images)
         return x

@@ -32,7 +32,7 @@ class ImagesError(UserError, ValueError):
     """Images that an encoder does not take: of another type, shape or range."""
 
 
-def tensor_of(images: Given) -> Tensor:
+def as_tensor(images: Given) -> Tensor:
     """A tensor of real numbers. Raises ImagesError."""
     if isinstance(images, np.ndarray):
         try:
@@ -62,7 +62,7 @@ def require_shape(images: Tensor, channels: int, patch: int = 1) -> None:
     raise ImagesError(f"images must be (B, {channels}, H, W){multiples}, got {shape}{hint}")
 
 
-def in_units_of_white(images: Tensor, settings: Images) -> Tensor:
+def in_white_units(images: Tensor, settings: Images) -> Tensor:
     """Images (B, C, H, W) of any real type, to `crops.normalise`: uint8, or floats in units of white. Raises ImagesError.
 
     Integers are divided as the same image in a file would be: 8 bits by 255, others by images.white (65535); integers wider

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from jepakit.core.errors import UserError
 from jepakit.core.torch_private import lerp_
 from jepakit.model.conditioning import EncoderPositions
-from jepakit.model.layout import Indices, Layout, joint, room_of, segment_mean, take
+from jepakit.model.layout import Indices, Layout, choose_padded_length, joint, segment_mean, take
 from jepakit.model.losses import LOSSES, full_precision
 from jepakit.model.masks import Masks
 from jepakit.model.method import Method
@@ -39,20 +39,20 @@ class Output:
     context: Tensor
     features: Tensor
 
-    def kept(self, *, rows: bool) -> "Output":
-        """What is remembered of a part of a batch: no graph; on the host, all rows, or none but the loss and its terms."""
+    def detached(self, *, rows: bool) -> "Output":
+        """The output of a micro-batch without its graph: with all rows, on the host; or (rows=False) loss and terms alone."""
         tensors = (self.predictions, self.targets, self.context, self.features)
         own = [x.detach().cpu() if rows else x.new_empty(0, x.shape[1]) for x in tensors]
         return Output(self.loss.detach(), {name: term.detach() for name, term in self.terms.items()}, *own)
 
     @classmethod
-    def joined(cls, parts: Sequence["Output"]) -> "Output":
-        """That of a batch from its parts': the mean of losses and of terms, and the rows of all, part after part."""
+    def joined(cls, outputs: Sequence["Output"]) -> "Output":
+        """The output of a batch from those of its micro-batches: means of losses and terms, and all rows, one after the other."""
         names = ("predictions", "targets", "context", "features")
         return cls(
-            torch.stack([part.loss for part in parts]).mean(),
-            {name: torch.stack([part.terms[name] for part in parts]).mean() for name in parts[0].terms},
-            *(torch.cat([getattr(part, name) for part in parts]) for name in names),
+            torch.stack([out.loss for out in outputs]).mean(),
+            {name: torch.stack([out.terms[name] for out in outputs]).mean() for name in outputs[0].terms},
+            *(torch.cat([getattr(out, name) for out in outputs]) for name in names),
         )
 
 
@@ -87,7 +87,7 @@ class JEPA(nn.Module):
             raise UserError(f"target_images of {tuple(target_images.shape)} were given with images of {tuple(images.shape)}")
         if masks.images != len(images):
             raise UserError(f"masks of {masks.images} images were given with {len(images)} images")
-        masks.within(self.grid[0] * self.grid[1])
+        masks.require_on_grid(self.grid[0] * self.grid[1])
         patches = patchify(images, self.method.encoder.patch_size)
         context = self.encode_context(patches, masks)  # EC-IJEPA: conditioned on the targets' positions
         predictions = self.predictor(context, masks)  # I-JEPA, section 3
@@ -133,22 +133,25 @@ class JEPA(nn.Module):
 
         A larger batch takes a multiple of it. Rows beyond the tokens are in no sequence, and nothing of them comes out.
         """
-        context, whole, predictor = [], [], []
-        n, told = self.grid[0] * self.grid[1], self.method.conditioning
+        context, target_rows, predictor = [], [], []
+        n, conditioning = self.grid[0] * self.grid[1], self.method.conditioning
         for masks in batches:
             of = (masks, self.encoder.positions, self.grid)
-            context.append(masks.context_lengths.sum() + (told.for_encoder(*of)[1].sum() if told and told.encoder else 0))
-            if told and told.target_encoder:  # else all of its sequences are whole images
-                whole.append(len(masks.context_lengths) * n + told.for_target_encoder(*of)[1].sum())
+            context.append(
+                masks.context_lengths.sum()
+                + (conditioning.for_encoder(*of)[1].sum() if conditioning and conditioning.encoder else 0)
+            )
+            if conditioning and conditioning.target_encoder:  # else all of its sequences are whole images
+                target_rows.append(len(masks.context_lengths) * n + conditioning.for_target_encoder(*of)[1].sum())
             predictor.append((masks.context_lengths[masks.draw_of_block] + masks.target_lengths).sum())
-        parts = (self.encoder, context), (self.target_encoder, whole), (self.predictor, predictor)
+        parts = (self.encoder, context), (self.target_encoder, target_rows), (self.predictor, predictor)
         for part, rows in parts:
-            part.row_unit = _most_rows(rows) if rows else None
+            part.row_multiple = _most_rows(rows) if rows else None
 
     def compile_blocks(self) -> None:
         """Compile what stands around attention in each block (torch.compile): once for sequences of all lengths or, where
         rows are fixed, for that one shape, which on CUDA becomes CUDA graphs."""
-        how: dict[str, Any] = {"dynamic": False, "mode": "reduce-overhead"} if self.predictor.row_unit else {"dynamic": True}
+        how: dict[str, Any] = {"dynamic": False, "mode": "reduce-overhead"} if self.predictor.row_multiple else {"dynamic": True}
         for block in (*self.encoder.blocks, *self.target_encoder.blocks, *self.predictor.predictor_blocks):
             block.compile(**how)
             # lazily, as only the last is used so, and its targets are as many as they are
@@ -186,8 +189,8 @@ def encode_windows(
 
 def conditioned(encoder: ViT, tokens: Tensor, lengths: Indices, extra: Tensor, counts: Indices) -> Tensor:
     """The encoder on sequences with conditioning tokens behind them, whose outputs are dropped: (S, D) -> (S, D)."""
-    room = None if encoder.row_unit else room_of(lengths + counts, tokens.device)
-    sequences = joint(lengths, counts, tokens.device, room=room, unit=encoder.row_unit)
+    padded_length = None if encoder.row_multiple else choose_padded_length(lengths + counts, tokens.device)
+    sequences = joint(lengths, counts, tokens.device, padded_length=padded_length, row_multiple=encoder.row_multiple)
     return take(encoder(sequences.join(tokens, extra.to(tokens.dtype)), sequences.layout), sequences.a_rows)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Indices = NDArray[np.int64]
-EMPTY = 1.1  # rows over tokens, up to which empty rows pay
+MOST_PADDED = 1.1  # rows over tokens, up to which padding each sequence to one length pays
 
 
 def starts(lengths: Indices) -> Indices:
@@ -32,45 +32,47 @@ def ranges(first: Indices, lengths: Indices) -> Indices:
 class Layout:
     """Lengths (n,) of the packed sequences, on the host; what attention needs of them lives on `device`.
 
-    room: rows that each sequence takes, the last of them empty where it is shorter; none: as many as it has tokens.
-    unit: all rows are a multiple of it, the last of them in no sequence; none: there are none such.
+    padded_length: rows that every sequence takes, those behind its last token empty; none: as many rows as it has tokens.
+    row_multiple: rows that belong to no sequence are added at the end until all rows are a multiple of it; none: none are.
     """
 
     lengths: Indices
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    room: int | None = None
-    unit: int | None = None
+    padded_length: int | None = None
+    row_multiple: int | None = None
 
     @cached_property
     def max_length(self) -> int:
-        return self.room or int(self.lengths.max())
+        return self.padded_length or int(self.lengths.max())
 
     @cached_property
     def used(self) -> int:
-        """S, empty rows of sequences among them."""
-        return len(self.lengths) * self.room if self.room else int(self.lengths.sum())
+        """S: rows of all sequences, their empty ones included."""
+        return len(self.lengths) * self.padded_length if self.padded_length else int(self.lengths.sum())
 
     @cached_property
-    def spare(self) -> int:
-        """Rows behind the last sequence."""
-        return -self.used % self.unit if self.unit else 0
+    def padding_rows(self) -> int:
+        """Rows behind the last sequence, which belong to none."""
+        return -self.used % self.row_multiple if self.row_multiple else 0
 
     @cached_property
     def rows(self) -> int:
-        """All rows."""
-        return self.used + self.spare
+        """Rows of all sequences, and the padding rows behind them."""
+        return self.used + self.padding_rows
 
     @cached_property
-    def without_spare(self) -> "Layout":
-        """The same sequences, and no row behind them."""
-        return replace(self, unit=None)
+    def without_padding_rows(self) -> "Layout":
+        """The same sequences without padding rows behind them."""
+        return replace(self, row_multiple=None)
 
-    def in_units(self, unit: int | None) -> "Layout":
-        """The same sequences, all rows a multiple of `unit`; none: on a CPU, of few different numbers."""
-        return replace(self, unit=unit or (unit_of(self.used) if self.device.type == "cpu" else None))
+    def with_row_multiple(self, row_multiple: int | None) -> "Layout":
+        """The same sequences with another row multiple; none: on a CPU `default_row_multiple`, elsewhere no padding rows."""
+        return replace(
+            self, row_multiple=row_multiple or (default_row_multiple(self.used) if self.device.type == "cpu" else None)
+        )
 
     def fill(self, x: Tensor) -> Tensor:
-        """(S, ...) -> (rows, ...), zeros in the spare rows, if it has not got them."""
+        """(S, ...) -> (rows, ...), zeros in the padding rows, if it does not have them yet."""
         lacking = self.rows - len(x)
         assert lacking >= 0, "rows of another layout"
         return F.pad(x, (0, 0) * (x.ndim - 1) + (0, lacking)) if lacking else x
@@ -83,7 +85,7 @@ class Layout:
     @cached_property
     def dense(self) -> bool:
         """Whether all sequences take the same number of rows: then a reshape is all that padding takes."""
-        return self.room is not None or self.full
+        return self.padded_length is not None or self.full
 
     @cached_property
     def cumulative(self) -> Tensor:
@@ -150,11 +152,11 @@ def scatter_rows(x: Tensor, index: Tensor, rows: int) -> Tensor:
     return _Spread.apply(x, index, rows)  # type: ignore[no-any-return]
 
 
-def unit_of(rows: int) -> int:
-    """What rows are rounded up to a multiple of, so that they have six significant bits.
+def default_row_multiple(rows: int) -> int:
+    """A power of two; rounded up to a multiple of it, a number of rows has six significant bits.
 
-    A CPU's library makes code for each shape that it meets, and its memory falls to pieces of all sizes; ragged sequences have
-    another number of rows at each step.
+    Ragged sequences have another number of rows at each step, and a CPU's library compiles code for each shape that it meets,
+    while the heap falls to pieces of all sizes: so few different numbers are better.
     """
     return 1 << max(int(rows).bit_length() - 6, 0)
 
@@ -164,10 +166,13 @@ def segment_mean(x: Tensor, lengths: Indices) -> Tensor:
     return torch.segment_reduce(x, "mean", lengths=torch.from_numpy(lengths).to(x.device), axis=0)
 
 
-def room_of(lengths: Indices, device: torch.device) -> int | None:
-    """Rows for each sequence where lengths are nearly one: few empty rows cost a CPU less than moving all at every attention."""
+def choose_padded_length(lengths: Indices, device: torch.device) -> int | None:
+    """The longest length where, on a CPU, few rows would be empty if all sequences were padded to it; none: do not pad.
+
+    A few empty rows cost less than moving all rows at every attention.
+    """
     most = int(lengths.max())
-    return most if device.type == "cpu" and len(lengths) * most <= EMPTY * lengths.sum() else None
+    return most if device.type == "cpu" and len(lengths) * most <= MOST_PADDED * lengths.sum() else None
 
 
 @dataclass(frozen=True)
@@ -194,17 +199,17 @@ def joint(
     device: torch.device,
     a_of_b: Indices | None = None,
     *,
-    room: int | None = None,
-    unit: int | None = None,
+    padded_length: int | None = None,
+    row_multiple: int | None = None,
 ) -> Joint:
     """How a and b join: sequence i holds a's sequence a_of_b[i] (i if not given), then b's.
 
-    room is as a Layout's, unit as for `in_units`.
+    padded_length is as a `Layout`'s, row_multiple as for `with_row_multiple`.
     """
     chosen = np.arange(len(b_lengths)) if a_of_b is None else a_of_b
     a_taken = a_lengths[chosen]
-    layout = Layout(a_taken + b_lengths, device, room).in_units(unit)
-    first = np.arange(len(layout.lengths)) * room if room else starts(layout.lengths)
+    layout = Layout(a_taken + b_lengths, device, padded_length).with_row_multiple(row_multiple)
+    first = np.arange(len(layout.lengths)) * padded_length if padded_length else starts(layout.lengths)
 
     def send(index: Indices) -> Tensor:
         return torch.from_numpy(index).to(device, non_blocking=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from jepakit.core.torch_private import has_onednn_product, product
-from jepakit.model.layout import unit_of
+from jepakit.model.layout import default_row_multiple
 
 _LEAST = 1 << 20  # multiply-adds: with fewer, a call costs more than it saves
 
@@ -59,27 +59,27 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (rows, low), (count, of_x, of_weight) = ctx.saved_tensors, ctx.of
+        (rows, low), (count, x_dtype, weight_dtype) = ctx.saved_tensors, ctx.of
         return (
-            product(grad, low.t())[:count].to(of_x) if ctx.needs_input_grad[0] else None,
-            _of_weight(grad, rows).to(of_weight) if ctx.needs_input_grad[1] else None,
-            grad.sum(0).to(of_weight) if ctx.needs_input_grad[2] else None,
+            product(grad, low.t())[:count].to(x_dtype) if ctx.needs_input_grad[0] else None,
+            _weight_gradient(grad, rows).to(weight_dtype) if ctx.needs_input_grad[1] else None,
+            grad.sum(0).to(weight_dtype) if ctx.needs_input_grad[2] else None,
             None,
         )
 
 
-def _of_weight(grad: Tensor, rows: Tensor) -> Tensor:
-    """grad^T rows, the narrower of the two first: it is what is copied."""
+def _weight_gradient(grad: Tensor, rows: Tensor) -> Tensor:
+    """grad^T rows: (S, O), (S, I) -> (O, I). The narrower of the two is the first factor, as that one is copied."""
     if rows.shape[1] < grad.shape[1]:
-        return _of_weight(rows, grad).t()
+        return _weight_gradient(rows, grad).t()
     return grad.t() @ rows if grad.dtype == torch.bfloat16 else product(grad.t(), rows.t())
 
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(S, I), zeros behind it until the number of rows is a multiple of its unit."""
-    if not (spare := -len(x) % unit_of(len(x))):
+    """(S, I) -> (S', I) in `dtype`, zeros behind it up to a multiple of `layout.default_row_multiple`."""
+    if not (padding_rows := -len(x) % default_row_multiple(len(x))):
         return x.to(dtype)
-    out = x.new_empty(len(x) + spare, x.shape[1], dtype=dtype)
+    out = x.new_empty(len(x) + padding_rows, x.shape[1], dtype=dtype)
     out[: len(x)] = x
     out[len(x) :] = 0
     return out

@@ -120,7 +120,7 @@ class Masks:
         """The place of each image's first draw: (B,)."""
         return np.unique(self.image_of_draw, return_index=True)[1]
 
-    def within(self, patches: int) -> None:
+    def require_on_grid(self, patches: int) -> None:
         """Raises UserError unless every index lies on a grid of that many patches."""
         largest = int(max(self.context.max(), self.targets.max()))
         if largest >= patches:

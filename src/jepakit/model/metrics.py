@@ -44,7 +44,7 @@ class Discriminant:
 
     def __init__(self) -> None:
         self.centres: list[Tensor] = []
-        self.within, self.q = torch.zeros(()), 0
+        self.within_class, self.q = torch.zeros(()), 0
 
     def add(self, views: Tensor) -> "Discriminant":
         """Count in views (n, q, D) of n more images; returns itself. Raises ValueError for another q than before."""
@@ -54,7 +54,7 @@ class Discriminant:
         self.q = e.shape[1]
         centre = e.mean(1)
         deviations = (e - centre[:, None]).flatten(0, 1)
-        self.within = self.within + deviations.T @ deviations
+        self.within_class = self.within_class + deviations.T @ deviations
         self.centres.append(centre)
         return self
 
@@ -66,7 +66,7 @@ class Discriminant:
         if between.abs().max() <= ROUNDING * centre.abs().max():
             return 1.0  # one point, but for the rounding of float32, whose directions mean nothing
         sigma_b = between.T @ between / (n - 1)
-        sigma_w = self.within / (n * (self.q - 1)) + delta * torch.eye(width, dtype=centre.dtype)
+        sigma_w = self.within_class / (n * (self.q - 1)) + delta * torch.eye(width, dtype=centre.dtype)
         # the eigenvalues of Sw^-1/2 Sb Sw^-1/2 are those of L^-1 Sb L^-T for Sw = L L^T
         try:
             factor = torch.linalg.cholesky(sigma_w)

@@ -28,7 +28,7 @@ class Predictor(nn.Module):
     """Each target block is a sequence of its own: the draw's context tokens, then mask tokens at the block's positions."""
 
     positions: Tensor
-    row_unit: int | None = None  # blocks see a multiple of so many rows (JEPA.fix_rows)
+    row_multiple: int | None = None  # blocks see a multiple of so many rows (JEPA.fix_rows)
 
     def __init__(self, config: PredictorConfig, encoder: ViTConfig, grid: tuple[int, int], out_width: int) -> None:
         super().__init__()
@@ -50,7 +50,9 @@ class Predictor(nn.Module):
         seen, wanted = (torch.from_numpy(x).to(device, non_blocking=True) for x in (masks.context, masks.targets))
         tokens = self.predictor_embed(context) + self.positions.index_select(0, seen)
         queries = self.mask_token[0] + self.positions.index_select(0, wanted)
-        sequences = joint(masks.context_lengths, masks.target_lengths, device, masks.draw_of_block, unit=self.row_unit)
+        sequences = joint(
+            masks.context_lengths, masks.target_lengths, device, masks.draw_of_block, row_multiple=self.row_multiple
+        )
         x = sequences.join(tokens, queries)
         *blocks, last = cast(list[Block], self.predictor_blocks)
         for block in blocks:

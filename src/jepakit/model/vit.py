@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings
-from jepakit.model.attention import attention, attention_of
+from jepakit.model.attention import attention, partial_attention
 from jepakit.model.layout import Layout, take
 from jepakit.model.linear import Linear, linear
 
@@ -121,7 +121,7 @@ class Attention(nn.Module):
         )
         q = linear(take(x, rows), q_weight, q_bias).unflatten(1, (self.heads, -1))
         kv = linear(x, kv_weight, kv_bias).unflatten(1, (2, self.heads, -1))
-        return self.proj(attention_of(q, kv, queries, layout))  # type: ignore[no-any-return]
+        return self.proj(partial_attention(q, kv, queries, layout))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
@@ -157,7 +157,7 @@ class ViT(nn.Module):
     """Patches to features, any subset of the patches of each image at a time. eps, activation: of weights made elsewhere."""
 
     positions: Tensor
-    row_unit: int | None = None  # blocks see a multiple of so many rows (JEPA.fix_rows)
+    row_multiple: int | None = None  # blocks see a multiple of so many rows (JEPA.fix_rows)
 
     def __init__(
         self,
@@ -186,13 +186,13 @@ class ViT(nn.Module):
 
     def layers(self, tokens: Tensor, layout: Layout, last: int) -> list[Tensor]:
         """What leaves the `last` blocks, (S, D) each, through the last norm, as VISSL takes layers for probes."""
-        kept, layout = [], layout.in_units(self.row_unit)
+        outputs, layout = [], layout.with_row_multiple(self.row_multiple)
         tokens = layout.fill(tokens)
         for depth, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, layout)
             if depth > len(self.blocks) - last:
-                kept.append(self.norm(tokens[: layout.used]))
-        return kept
+                outputs.append(self.norm(tokens[: layout.used]))
+        return outputs
 
 
 def initialise(module: nn.Module, blocks: nn.ModuleList, depth_rescale: bool) -> None:

@@ -16,7 +16,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from jepakit.config.choice import Choice, settled_config, smaller_for
+from jepakit.config.choice import Choice, resolve_with_data, smaller_for
 from jepakit.config.config import Config, overrides
 from jepakit.core.errors import UserError, checked
 from jepakit.core.files import local, save_json
@@ -35,7 +35,7 @@ from jepakit.data.sources import Labels, Source, groups_at_hand
 from jepakit.data.threads import each
 from jepakit.data.training_part import split_sentences, training_part
 from jepakit.model.images import Images
-from jepakit.planning.check_results import LONG, Checked, Duplicates, Fit, LabelsSeen, stops_of, verdict_of
+from jepakit.planning.check_results import LONG, Checked, Duplicates, Fit, LabelsSeen, find_stops, say_verdict
 
 LARGEST, FIRST = 5, 3  # groups of duplicates that are shown, and titles of each
 CHUNK = 1024  # samples that are looked at together
@@ -77,24 +77,24 @@ def check(
     many = threads_of(threads)
     given = overrides(set)
     asked, method = given.pop("recipe", None), given.pop("method", None)
-    config, source, choice = settled_config(recipe or asked, method, given, {"data": named(data)}, labels=labels)
+    config, source, choice = resolve_with_data(recipe or asked, method, given, {"data": named(data)}, labels=labels)
     config.masking.check(config.grid)
-    look = _Look(source, config.images.max_pixels)
+    survey = _Survey(source, config.images.max_pixels)
     with progress("checking", len(source)) as report:
         for start in range(0, len(source), CHUNK):
             ids = np.arange(start, min(start + CHUNK, len(source)))
             for rows in groups_at_hand(source, ids):
                 ready(source, ids[rows], config.run.read_timeout_seconds)
-                look.at(ids[rows], many, config.run.read_timeout_seconds)
-            report(int(ids[-1]) + 1, f"{len(look.bad)} broken" if look.bad else "")
+                survey.at(ids[rows], many, config.run.read_timeout_seconds)
+            report(int(ids[-1]) + 1, f"{len(survey.bad)} broken" if survey.bad else "")
     altered = _altered(source) if isinstance(source, PackedSource) else ()
-    checked = _checked(shown(named(data)), source, look, altered, config, choice)
+    checked = _checked(shown(named(data)), source, survey, altered, config, choice)
     if json is not None:
         save_json(json, asdict(checked))
     return checked
 
 
-class _Look:
+class _Survey:
     """A record of each sample, the kinds of files that records name, and why a sample is bad."""
 
     def __init__(self, source: Source, most_pixels: int) -> None:
@@ -121,8 +121,8 @@ class _Look:
 
     def _one(self, index: int) -> tuple[Any, ...] | str:
         try:
-            raw, told = self._source.raw(index), list[Finding]()
-            pixels = decode(raw, self._most, told) if isinstance(raw, bytes) else raw
+            raw, findings = self._source.raw(index), list[Finding]()
+            pixels = decode(raw, self._most, findings) if isinstance(raw, bytes) else raw
         except BadImageError as error:
             return str(error)
         if isinstance(self._source, PackedSource) and not self._source.intact(index):
@@ -132,7 +132,7 @@ class _Look:
             if (format, mode) not in self.kinds:
                 self.kinds.append((format, mode))
             kind = self.kinds.index((format, mode))
-        self.tally.add(index, told + findings_in(pixels))
+        self.tally.add(index, findings + findings_in(pixels))
         return True, kind, turned, *pixels.shape, DEPTHS.index(pixels.dtype), _sum(raw)
 
 
@@ -175,34 +175,34 @@ def _altered(source: PackedSource) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _checked(data: str, source: Source, look: _Look, altered: tuple[str, ...], config: Config, choice: Choice) -> Checked:
-    read = look.records[look.records["read"]]
-    bad = tuple((source.title(index), look.bad[index]) for index in sorted(look.bad))
+def _checked(data: str, source: Source, survey: _Survey, altered: tuple[str, ...], config: Config, choice: Choice) -> Checked:
+    read = survey.records[survey.records["read"]]
+    bad = tuple((source.title(index), survey.bad[index]) for index in sorted(survey.bad))
     height, width = read["height"].astype(np.int64), read["width"].astype(np.int64)
     by_area = np.argsort(height * width, kind="stable")
     places = {"smallest": 0, "median": (len(read) - 1) // 2, "largest": len(read) - 1} if len(read) else {}
     short = np.quantile(np.minimum(height, width), np.array(QUANTILES) / 100, method="inverted_cdf") if len(read) else []
     smaller = smaller_for(int(short[0]), config, choice) if len(read) else ""
     fit = _fit(len(training_part(source, config.images)), read, config)
-    stops = stops_of(len(source), len(bad), fit, read["bands"], altered)
+    stops = find_stops(len(source), len(bad), fit, read["bands"], altered)
     return Checked(
         data=data,
         samples=len(source),
-        formats=_formats(read, look.kinds),
-        modes=_modes(read, look.kinds),
+        formats=_formats(read, survey.kinds),
+        modes=_modes(read, survey.kinds),
         sizes={name: (int(width[by_area[i]]), int(height[by_area[i]])) for name, i in places.items()},
         short_sides={f"{share}%": int(side) for share, side in zip(QUANTILES, short, strict=False)},
         turned=int(read["turned"].sum()),
-        duplicates=_duplicates(source, look.records),
+        duplicates=_duplicates(source, survey.records),
         labels=_labels(source.labels) if source.labels else None,
         bad=bad,
         altered=altered,
         split=tuple(split_sentences(source, config.images)),
-        notes=(*source.notes, *look.tally.notes(source, len(read))),
-        choice=choice.told,
+        notes=(*source.notes, *survey.tally.notes(source, len(read))),
+        choice=choice.lines,
         fit=fit,
         stops=stops,
-        verdict=verdict_of(len(read), smaller, fit, stops),
+        verdict=say_verdict(len(read), smaller, fit, stops),
     )
 
 

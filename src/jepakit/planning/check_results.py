@@ -78,7 +78,7 @@ class Checked:
     verdict: str
 
 
-def stops_of(samples: int, broken: int, fit: Fit, bands: NDArray[Any], altered: tuple[str, ...]) -> tuple[str, ...]:
+def find_stops(samples: int, broken: int, fit: Fit, bands: NDArray[Any], altered: tuple[str, ...]) -> tuple[str, ...]:
     """Why a pretraining would not begin, or not go on; the rules are the loader's."""
     stops: list[str] = []
     other = sum(fit.other_bands.values())
@@ -105,7 +105,7 @@ def stops_of(samples: int, broken: int, fit: Fit, bands: NDArray[Any], altered: 
     return tuple(stops)
 
 
-def verdict_of(readable: int, smaller: str, fit: Fit, stops: tuple[str, ...]) -> str:
+def say_verdict(readable: int, smaller: str, fit: Fit, stops: tuple[str, ...]) -> str:
     """One sentence. smaller: words that set a size at which no image is enlarged, '' for none."""
     if stops:
         return f"a pretraining with recipe {fit.recipe} would stop: {'; '.join(stops)}"
@@ -128,16 +128,16 @@ def check_table(checked: Checked) -> str:
         ("width x height", sizes),
         ("shorter side", ", ".join(f"{share} {side}" for share, side in checked.short_sides.items())),
         ("turned", f"{_number(checked.turned, 'image')} by EXIF; training sees them upright"),
-        *_of_duplicates(checked.duplicates),
-        ("labels", _of_labels(checked.labels)),
+        *_duplicate_rows(checked.duplicates),
+        ("labels", _label_words(checked.labels)),
         ("broken", f"{_number(len(checked.bad), 'sample')} ({len(checked.bad) / checked.samples:.2%})"),
         *(("", f"{_title(title)}: {plain(reason)}") for title, reason in checked.bad[:FIRST]),
         *([("", f"and {len(checked.bad) - FIRST:,} more: --json FILE names all")] if len(checked.bad) > FIRST else []),
         *(("altered", f"{name}: not as it was packed") for name in checked.altered),
         *((("split", "")[i > 0], line) for i, line in enumerate(checked.split)),
         *((("notes", "")[i > 0], plain(note)) for i, note in enumerate(checked.notes)),
-        *_of_choice(checked.choice),
-        *_of_fit(checked.fit),
+        *_choice_rows(checked.choice),
+        *_fit_rows(checked.fit),
         ("verdict", checked.verdict),
     ]
     return "\n".join(line for name, text in rows for line in _row(name, text))
@@ -147,7 +147,7 @@ def _row(name: str, text: str) -> list[str]:
     return wrap(f"{name:18}{text}", WIDE, subsequent_indent=" " * 18, drop_whitespace=True, break_on_hyphens=False)
 
 
-def _of_duplicates(found: Duplicates) -> list[tuple[str, str]]:
+def _duplicate_rows(found: Duplicates) -> list[tuple[str, str]]:
     if not found.groups:
         return [("duplicates", "none of the same bytes")]
     rows = [("duplicates", f"{_number(found.copies, 'copy', 'copies')} in {_number(found.groups, 'group')} of the same bytes")]
@@ -158,7 +158,7 @@ def _of_duplicates(found: Duplicates) -> list[tuple[str, str]]:
     return rows
 
 
-def _of_labels(labels: LabelsSeen | None) -> str:
+def _label_words(labels: LabelsSeen | None) -> str:
     if labels is None:
         return "none"
     (small, few), (large, many) = labels.smallest, labels.largest
@@ -167,12 +167,12 @@ def _of_labels(labels: LabelsSeen | None) -> str:
     return f"{classes}: {ends}; {labels.unlabelled:,} without; {labels.test:,} for testing"
 
 
-def _of_choice(choice: tuple[str, ...]) -> list[tuple[str, str]]:
+def _choice_rows(choice: tuple[str, ...]) -> list[tuple[str, str]]:
     """What pretrain itself would choose."""
     return [("pretrain chooses", f"for {choice[0]}:"), *(("", line) for line in choice[1:])] if choice else []
 
 
-def _of_fit(fit: Fit) -> list[tuple[str, str]]:
+def _fit_rows(fit: Fit) -> list[tuple[str, str]]:
     """What the settings make of the images."""
     (width, height), bands = fit.size, ", ".join(f"{_number(n, 'image')} of {name}" for name, n in fit.other_bands.items())
     return [

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from jepakit.model.layout import Indices, room_of
+from jepakit.model.layout import Indices, choose_padded_length
 from jepakit.model.masks import Masks
 from jepakit.model.method import Method
 from jepakit.model.regularizers.sigreg import SIGReg
@@ -58,18 +58,18 @@ def block_of_rows(tokens: int, rows: int, pairs: int, width: int, hidden: int) -
 def step(method: Method, grid: tuple[int, int], channels: int, masks: Masks, *, padded: bool = False) -> Flops:
     """FLOPs of a step on the images of `masks`.
 
-    padded: as a CPU computes it, with empty rows where it leaves some (`layout.room_of`), and attention over all of each
-    batch of sequences, padded to the longest (`layout.unit_of`'s spare rows apart); otherwise the useful part.
+    padded: as a CPU computes it, with the empty rows of `layout.choose_padded_length`, and attention over sequences that are
+    all padded to the longest (without the rows of `layout.default_row_multiple`); else only what is useful.
     """
     encoder, pixels = method.encoder, channels * method.encoder.patch_size**2
-    patches, (told, told_target) = grid[0] * grid[1], _conditioning_tokens(method, grid, masks)
+    patches, (extra, extra_of_target) = grid[0] * grid[1], _conditioning_tokens(method, grid, masks)
     embed = linear_flops(len(masks.context), pixels, encoder.width)
-    encode = _encoder(method, masks.context_lengths + told, padded, room=not isinstance(told, int))
+    encode = _encoder(method, masks.context_lengths + extra, padded, may_pad=not isinstance(extra, int))
     target = 0
     if method.target.kind != "pixels":
-        sequences = np.full(masks.images, patches) if told_target is None else patches + told_target
+        sequences = np.full(masks.images, patches) if extra_of_target is None else patches + extra_of_target
         target = linear_flops(patches * masks.images, pixels, encoder.width) + _encoder(
-            method, sequences, padded, room=told_target is not None
+            method, sequences, padded, may_pad=extra_of_target is not None
         )
     predict = _predictor(method, pixels, masks, padded)
     return Flops(
@@ -91,9 +91,9 @@ def _conditioning_tokens(method: Method, grid: tuple[int, int], masks: Masks) ->
     )
 
 
-def _encoder(method: Method, lengths: Indices, padded: bool, *, room: bool) -> int:
-    """All blocks of an encoder on sequences of these lengths, which may have empty rows where there is `room`."""
-    e, rows = method.encoder, room_of(lengths, torch.device("cpu")) if padded and room else None
+def _encoder(method: Method, lengths: Indices, padded: bool, *, may_pad: bool) -> int:
+    """All blocks of an encoder on sequences of these lengths, which a CPU may pad (`may_pad`) to one length."""
+    e, rows = method.encoder, choose_padded_length(lengths, torch.device("cpu")) if padded and may_pad else None
     tokens = len(lengths) * rows if rows else int(lengths.sum())
     return e.depth * block(tokens, _pairs(lengths, lengths, padded), e.width, round(e.width * e.mlp_ratio))
 

@@ -1,6 +1,6 @@
 """Memory of a training step, found by taking one with tensors that have a shape but no storage, so on any machine.
 
-Every storage of the forward and backward pass is followed from its birth to its end; what counts is the fullest moment.
+Every storage of the forward and backward pass is followed from its birth to its end; what counts is the peak.
 """
 
 import weakref
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepakit.artifacts.load import jepa_of
+from jepakit.artifacts.load import build_jepa
 from jepakit.config.config import Config
 from jepakit.core.device import lowered
 from jepakit.core.torch_private import dispatch_mode, fake_tensors, tensors_of
@@ -33,8 +33,8 @@ TorchDispatchMode: Any = dispatch_mode()
 CPU = torch.device("cpu")
 USABLE_CUDA = 0.9  # of a device's memory: the rest is for what its allocator cannot use
 USABLE_CPU = 0.5  # gaps in the heap grow: measured, over hundreds of steps a process came to 1.8 times its first steps
-# What the CPU's heap leaves between tensors, over what the passes hold, in first steps, and what parts and bf16 add: measured.
-GAPS, GAPS_OF_PARTS, GAPS_OF_BF16 = 0.25, 0.2, 0.12
+# What a CPU's heap leaves between tensors in first steps, over what the passes hold; micro-batches and bf16 add to it: measured
+GAPS, GAPS_OF_MICRO_BATCHES, GAPS_OF_BF16 = 0.25, 0.2, 0.12
 PROCESS_CPU = {torch.float32: 550_000_000, torch.bfloat16: 600_000_000}  # measured, with oneDNN's kernels (jepakit.linear)
 PROCESS_CUDA = 700_000_000  # CUDA's context and libraries, assumed
 RELEASED_STEPS, RELEASED_IMAGES = 24, 2048  # looked at under the released law
@@ -56,8 +56,8 @@ class Place:
     device: torch.device | None = None
 
 
-def memory_of(config: Config, place: Place, at_a_time: int) -> Memory:
-    """Memory for so many images at a time, and how many fit: found by the secant through two numbers, then tried."""
+def plan_memory(config: Config, place: Place, at_a_time: int) -> Memory:
+    """Memory for so many images at a time, and how many fit: by the secant through two numbers of images, then tried."""
     few, many = (at_a_time, 2 * at_a_time) if at_a_time <= 2 else (2, at_a_time)
     usable = int((USABLE_CUDA if place.cuda else USABLE_CPU) * place.memory)
     tried = {n: step_memory(config, place, n) for n in (few, many)}
@@ -76,72 +76,72 @@ def memory_of(config: Config, place: Place, at_a_time: int) -> Memory:
 
 
 def step_memory(config: Config, place: Place, images: int) -> Memory:
-    """Memory for so many images at a time, without what takes two numbers of images to say."""
-    found = fullest(config, place, images)
+    """Memory for so many images at a time; what only two numbers of images can say (fixed, per_image, ...) is left at 0."""
+    peak = peak_memory(config, place, images)
     with torch.device("meta"):
-        jepa = jepa_of(config)
+        jepa = build_jepa(config)
     target = sum(x.nbytes for x in jepa.target_encoder.state_dict().values())
     weights = sum(x.nbytes for x in jepa.state_dict().values()) - target
     moments = 2 * sum(p.nbytes for _, p in jepa.trained_parameters())
-    gaps = GAPS + (config.optim.accumulate > 1) * GAPS_OF_PARTS + (place.dtype == torch.bfloat16) * GAPS_OF_BF16
-    kept = 0 if place.cuda else int(gaps * found.total)
+    gaps = GAPS + (config.optim.accumulate > 1) * GAPS_OF_MICRO_BATCHES + (place.dtype == torch.bfloat16) * GAPS_OF_BF16
+    fragmentation = 0 if place.cuda else int(gaps * peak.total)
     process = PROCESS_CUDA if place.cuda else PROCESS_CPU[place.dtype]
-    ahead = (AHEAD + place.cuda) * found.images  # on CPU the last of them is the batch itself
+    ahead = (AHEAD + place.cuda) * peak.images  # on CPU the last of them is the batch itself
     return Memory(
         weights=weights,
         target_encoder=target,
         moments=moments,
-        gradients=found.gradients,
-        activations=found.activations,
-        passing=found.passing,
-        images=found.images,
-        kept=kept,
+        gradients=peak.gradients,
+        activations=peak.activations,
+        temporaries=peak.temporaries,
+        images=peak.images,
+        fragmentation=fragmentation,
         process=process,
         loader=ahead,
         on_host=place.cuda,
-        total=weights + target + moments + found.total + kept + process + (0 if place.cuda else ahead),
+        total=weights + target + moments + peak.total + fragmentation + process + (0 if place.cuda else ahead),
     )
 
 
 @dataclass(frozen=True)
-class Fullest:
-    """Bytes at the fullest moment of forward and backward, beside the weights and the optimiser's state.
+class PeakMemory:
+    """Bytes at the peak of forward and backward, without the weights and the optimiser's state.
 
     gradients: those there at that moment; activations: what the backward pass still needs; images: the batch as it was
-    read; passing: all else, gone a moment later.
+    read; temporaries: all else, freed a moment later.
     """
 
     gradients: int
     activations: int
     images: int
-    passing: int
+    temporaries: int
 
     @property
     def total(self) -> int:
         """The sum of all."""
-        return self.gradients + self.activations + self.images + self.passing
+        return self.gradients + self.activations + self.images + self.temporaries
 
 
-def fullest(config: Config, place: Place, images: int) -> Fullest:
-    """The fullest moment of a step on one device of a place, with so many images at a time."""
+def peak_memory(config: Config, place: Place, images: int) -> PeakMemory:
+    """The peak of a step on one device of a place, with so many images at a time."""
     with torch.device("meta"):
-        jepa = jepa_of(config)
+        jepa = build_jepa(config)
     if config.run.recompute:
         jepa.recompute_blocks()
-    masks, parts = _large_masks(config, images, images * place.devices), config.optim.accumulate
+    masks, micro_batches = _large_masks(config, images, images * place.devices), config.optim.accumulate
     # Indices of masks are real numbers.
-    flash, rows = _flash() if place.flash else nullcontext(), _rows_of_cuda() if place.cuda else nullcontext()
+    flash, rows = _flash_attention() if place.flash else nullcontext(), _without_cpu_rows() if place.cuda else nullcontext()
     with fake_tensors()[0](allow_non_fake_inputs=True), flash, rows:
         weights = {name: torch.empty_like(value, device=CPU) for name, value in jepa.state_dict().items()}
         jepa.load_state_dict(weights, assign=True)
-        shape = (images * parts, config.images.channels, *config.images.height_width)
+        shape = (images * micro_batches, config.images.channels, *config.images.height_width)
         with _Live(jepa) as live, torch.autograd.graph.saved_tensors_hooks(live.keep, lambda x: x):
             batch = [torch.empty(shape, dtype=torch.uint8) for _ in range(config.images.views)]
             which = torch.empty(len(batch[0]), dtype=torch.bool) if config.images.flip else None
-            _passes(jepa, config, [mirrored(view, which) for view in batch], masks, place.dtype, parts)
-    gradients, activations, total = live.at_fullest
+            _passes(jepa, config, [mirrored(view, which) for view in batch], masks, place.dtype, micro_batches)
+    gradients, activations, total = live.at_peak
     size = sum(view.untyped_storage().nbytes() for view in batch)
-    return Fullest(gradients, activations, size, total - gradients - activations - size)
+    return PeakMemory(gradients, activations, size, total - gradients - activations - size)
 
 
 def _large_masks(config: Config, images: int, together: int) -> Masks:
@@ -163,13 +163,13 @@ def is_released(law: Masking) -> bool:
     return isinstance(law, MultiBlock) and law.compat is not None
 
 
-def _passes(jepa: JEPA, config: Config, batch: list[Tensor], masks: Masks, dtype: torch.dtype, parts: int) -> None:
-    """Forward and backward of the first two parts: the second finds gradients, as all others do."""
-    for shown in list(zip(*(view.chunk(parts) for view in batch), strict=True))[:2]:
+def _passes(jepa: JEPA, config: Config, batch: list[Tensor], masks: Masks, dtype: torch.dtype, micro_batches: int) -> None:
+    """Forward and backward of the first two micro-batches: the second finds gradients, as all others do."""
+    for shown in list(zip(*(view.chunk(micro_batches) for view in batch), strict=True))[:2]:
         images, *of_target = (normalise(view, config.images) for view in shown)
         with lowered(CPU, dtype):
             out = jepa(images, masks, *of_target)
-        (out.loss / parts).backward()
+        (out.loss / micro_batches).backward()
 
 
 class _Live(TorchDispatchMode):
@@ -177,32 +177,32 @@ class _Live(TorchDispatchMode):
 
     def __init__(self, jepa: JEPA) -> None:
         super().__init__()
-        self.at_fullest = (0, 0, 0)  # gradients, kept, all
-        self._all = self._kept = self._gradients = 0
+        self.at_peak = (0, 0, 0)  # gradients, kept, all
+        self._total = self._saved = self._gradients = 0
         self._storages: dict[int, weakref.ref[Any]] = {}
-        self._own: set[int] = set()  # of those kept for the backward pass
+        self._saved_keys: set[int] = set()  # of those kept for the backward pass
         self._with_gradient: set[int] = set()
         for _, p in jepa.trained_parameters():
-            p.register_post_accumulate_grad_hook(self._grown)
+            p.register_post_accumulate_grad_hook(self._gradient_grew)
         self._weights = {id(s): s for s in (x.untyped_storage() for x in jepa.state_dict().values())}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         for x in tensors_of(made):
-            self._born(x)
-        if self._all > self.at_fullest[2]:
-            self.at_fullest = (self._gradients, self._kept, self._all)
+            self._count(x)
+        if self._total > self.at_peak[2]:
+            self.at_peak = (self._gradients, self._saved, self._total)
         return made
 
     def keep(self, x: Tensor) -> Tensor:
         """Called with what autograd saves."""
-        key = self._born(x)
-        if key is not None and key not in self._own:
-            self._own.add(key)
-            self._kept += x.untyped_storage().nbytes()
+        key = self._count(x)
+        if key is not None and key not in self._saved_keys:
+            self._saved_keys.add(key)
+            self._saved += x.untyped_storage().nbytes()
         return x
 
-    def _born(self, x: Tensor) -> int | None:
+    def _count(self, x: Tensor) -> int | None:
         """The key of a tensor's storage, which is counted if it is new; none for a weight's."""
         storage = x.untyped_storage()
         key = id(storage)
@@ -210,25 +210,25 @@ class _Live(TorchDispatchMode):
         if key in self._weights:
             return None
         if known is None or known() is not storage:
-            self._all += storage.nbytes()
-            self._storages[key] = weakref.ref(storage, partial(self._gone, key, storage.nbytes()))
+            self._total += storage.nbytes()
+            self._storages[key] = weakref.ref(storage, partial(self._freed, key, storage.nbytes()))
         return key
 
-    def _gone(self, key: int, size: int, _: Any) -> None:
+    def _freed(self, key: int, size: int, _: Any) -> None:
         del self._storages[key]
-        self._all -= size
-        if key in self._own:
-            self._own.remove(key)
-            self._kept -= size
+        self._total -= size
+        if key in self._saved_keys:
+            self._saved_keys.remove(key)
+            self._saved -= size
 
-    def _grown(self, p: Tensor) -> None:
-        if id(p) not in self._with_gradient:  # the gradient of a second part is added in place
+    def _gradient_grew(self, p: Tensor) -> None:
+        if id(p) not in self._with_gradient:  # the gradient of a second micro-batch is added in place
             self._with_gradient.add(id(p))
             self._gradients += p.nbytes
 
 
 @contextmanager
-def _instead(module: ModuleType, **others: Any) -> Iterator[None]:
+def _replaced(module: ModuleType, **others: Any) -> Iterator[None]:
     """Other functions and constants in a module, for a while."""
     theirs = {name: getattr(module, name) for name in others}
     vars(module).update(others)
@@ -239,14 +239,14 @@ def _instead(module: ModuleType, **others: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _rows_of_cuda() -> Iterator[None]:
+def _without_cpu_rows() -> Iterator[None]:
     """Tensors without storage are the CPU's: leave out the rows, and the products, that only a CPU has."""
-    with _instead(layout, unit_of=lambda rows: 1), _instead(linear, BY_ONEDNN=frozenset()):
+    with _replaced(layout, default_row_multiple=lambda rows: 1), _replaced(linear, BY_ONEDNN=frozenset()):
         yield
 
 
 @contextmanager
-def _flash() -> Iterator[None]:
+def _flash_attention() -> Iterator[None]:
     """Have tensors without storage take the kernel for sequences of any length; it keeps what one long sequence would."""
     (_, fake), real_has_varlen, real_varlen = fake_tensors(), attention._has_varlen, attention._varlen
 
@@ -260,5 +260,5 @@ def _flash() -> Iterator[None]:
         out = F.scaled_dot_product_attention(q, k, v)
         return out[0].transpose(0, 1).flatten(1)
 
-    with _instead(attention, _has_varlen=has_varlen, _varlen=varlen):
+    with _replaced(attention, _has_varlen=has_varlen, _varlen=varlen):
         yield

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from jepakit.artifacts.load import jepa_of
-from jepakit.config.choice import Choice, settled_config
+from jepakit.artifacts.load import build_jepa
+from jepakit.config.choice import Choice, resolve_with_data
 from jepakit.config.config import Config, grouped, merge, overrides
 from jepakit.config.optim import Schedule
 from jepakit.config.recipes import settings
@@ -25,7 +25,7 @@ from jepakit.data.sources import ArraySource, Source
 from jepakit.data.training_part import training_part
 from jepakit.planning import flops
 from jepakit.planning.flops import Flops
-from jepakit.planning.memory import MOST_IMAGES, RELEASED_IMAGES, RELEASED_STEPS, Place, is_released, memory_of
+from jepakit.planning.memory import MOST_IMAGES, RELEASED_IMAGES, RELEASED_STEPS, Place, is_released, plan_memory
 from jepakit.planning.table import Memory, Parameters, Plan, Speed, TokenCounts
 
 PROBE_SECONDS = 20.0
@@ -89,10 +89,10 @@ def plan(
     elsewhere = None if device == "here" else _known(device)
     config, source, choice = _with_images(recipe or asked_recipe, method or asked_method, given, elsewhere)
     config.masking.check(config.grid)
-    place, share = place_of(elsewhere, devices, config), _share(config, devices)
+    place, share = find_place(elsewhere, devices, config), _share(config, devices)
     seen, at_a_time = _images_seen(config, source, devices), share // config.optim.accumulate
     parameters, (tokens, each) = _parameters(config), _work(config)
-    memory = memory_of(config, place, at_a_time)
+    memory = plan_memory(config, place, at_a_time)
     again = each.encoder_forward + each.predictor_forward if config.run.recompute else 0
     speed = _speed(config, place, each.total + again, memory, at_a_time, seen, seconds)
     found = Plan(
@@ -110,7 +110,7 @@ def plan(
         memory=memory,
         speed=speed,
         verdict=_verdict(config, share, memory),
-        choice=choice.told,
+        choice=choice.lines,
     )
     if json is not None:
         save_json(json, asdict(found))
@@ -134,10 +134,10 @@ def _with_images(
         config = settings(recipe, method, given)
         if config.data is None:
             return config, None, Choice()
-    return settled_config(recipe, method, given, device="cuda" if elsewhere else None)
+    return resolve_with_data(recipe, method, given, device="cuda" if elsewhere else None)
 
 
-def place_of(elsewhere: Device | None, devices: int, config: Config) -> Place:
+def find_place(elsewhere: Device | None, devices: int, config: Config) -> Place:
     """Where a run would be; none: here. Raises UserError for a device that has not the precision that is set."""
     wanted = config.run.precision
     if elsewhere is None:
@@ -190,7 +190,7 @@ def _images_seen(config: Config, source: Source | None, devices: int) -> int | N
         config.grid,
         o.batch_size,
         config.seed,
-        parts=o.accumulate,
+        micro_batches=o.accumulate,
         processes=devices,
     )
     return Schedule(o, loader.steps_per_epoch).steps * o.batch_size
@@ -198,7 +198,7 @@ def _images_seen(config: Config, source: Source | None, devices: int) -> int | N
 
 def _parameters(config: Config) -> Parameters:
     with torch.device("meta"):
-        jepa = jepa_of(config)
+        jepa = build_jepa(config)
     parts = jepa.encoder, jepa.target_encoder, jepa.predictor, jepa.projector
     return Parameters(*(sum(p.numel() for p in part.parameters()) for part in parts))
 

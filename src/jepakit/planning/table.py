@@ -29,11 +29,11 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device at the fullest moment of a step.
+    """Bytes on one device at the peak of a step.
 
-    gradients: those there at that moment; activations: kept for the backward pass; passing: gone a moment later; images: of
-    the batch; kept: by the allocator, in gaps; process: libraries; loader: batches made ahead, in the host's memory
-    (`on_host`) or in this one. total: the sum, about fixed + per_image * images. usable: what a step may take; largest:
+    gradients: those there at that moment; activations: kept for the backward pass; temporaries: freed a moment later;
+    images: of the batch; fragmentation: gaps in the heap; process: libraries; loader: batches made ahead, in the host's
+    memory (`on_host`) or in this one. total: the sum, about fixed + per_image * images. usable: what a step may take; largest:
     images at a time that fit into it.
     """
 
@@ -42,9 +42,9 @@ class Memory:
     moments: int
     gradients: int
     activations: int
-    passing: int
+    temporaries: int
     images: int
-    kept: int
+    fragmentation: int
     process: int
     loader: int
     on_host: bool
@@ -112,12 +112,12 @@ def plan_table(plan: Plan) -> str:
     p, m = plan.parameters, plan.memory
     names = ("encoder", p.encoder), ("target encoder", p.target_encoder), ("predictor", p.predictor), ("projector", p.projector)
     lines += _section("parameters, M (counted)", [(name, n / 1e6, "") for name, n in names if n])
-    lines += _section(f"tokens an image (mean over the masks of {plan.tokens.sampled:,})", _of_tokens(plan.tokens))
-    lines += _section("GFLOP an image and step (closed form, without padding)", _of_flops(plan.flops))
+    lines += _section(f"tokens an image (mean over the masks of {plan.tokens.sampled:,})", _token_rows(plan.tokens))
+    lines += _section("GFLOP an image and step (closed form, without padding)", _flops_rows(plan.flops))
     unit, size = ("GB", 1e9) if m.total > 1e10 else ("MB", 1e6)
-    lines += _section(f"memory of {'each' if several else 'the'} device, {unit} (a step simulated)", _of_memory(m, size))
+    lines += _section(f"memory of {'each' if several else 'the'} device, {unit} (a step simulated)", _memory_rows(m, size))
     if plan.speed:
-        lines += _section(f"time ({plan.speed.source}{'; linear in devices' if several else ''})", _of_speed(plan.speed))
+        lines += _section(f"time ({plan.speed.source}{'; linear in devices' if several else ''})", _speed_rows(plan.speed))
     return "\n".join(part for line in [*lines, plan.verdict] for part in _wrapped(line))
 
 
@@ -135,7 +135,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _of_tokens(tokens: TokenCounts) -> list[_Row]:
+def _token_rows(tokens: TokenCounts) -> list[_Row]:
     return [
         ("patches", tokens.patches, ""),
         ("context", tokens.context, f"{tokens.context / tokens.patches:.0%} of the patches"),
@@ -143,7 +143,7 @@ def _of_tokens(tokens: TokenCounts) -> list[_Row]:
     ]
 
 
-def _of_flops(flops: Flops) -> list[_Row]:
+def _flops_rows(flops: Flops) -> list[_Row]:
     rows = [
         ("target encoder", flops.target_encoder),
         ("encoder forward", flops.encoder_forward),
@@ -156,7 +156,7 @@ def _of_flops(flops: Flops) -> list[_Row]:
     return [(name, value / 1e9, f"{value / flops.total:.0%}") for name, value in rows if value]
 
 
-def _of_memory(m: Memory, unit: float) -> list[_Row]:
+def _memory_rows(m: Memory, unit: float) -> list[_Row]:
     elsewhere = "measured elsewhere"
     rows = [
         ("weights", m.weights, ""),
@@ -164,10 +164,10 @@ def _of_memory(m: Memory, unit: float) -> list[_Row]:
         ("AdamW's moments", m.moments, ""),
         ("gradients", m.gradients, "at the fullest moment of the step"),
         ("activations", m.activations, "kept for the backward pass"),
-        ("passing", m.passing, "of the operation at that moment"),
+        ("passing", m.temporaries, "of the operation at that moment"),
         ("images", m.images, "of the batch"),
         *([] if m.on_host else [("batches ahead", m.loader, "made by the loader")]),
-        ("gaps", m.kept, f"in the heap at first, more later; {elsewhere}"),
+        ("gaps", m.fragmentation, f"in the heap at first, more later; {elsewhere}"),
         ("process", m.process, "CUDA's context and libraries; assumed" if m.on_host else f"Python and libraries; {elsewhere}"),
         ("together", m.total, f"{m.fixed / 1e9:.2f} GB, and {m.per_image / 1e6:.3g} MB an image"),
         *([("host: batches ahead", m.loader, "made by the loader")] if m.on_host else []),
@@ -175,7 +175,7 @@ def _of_memory(m: Memory, unit: float) -> list[_Row]:
     return [(name, value / unit, remark) for name, value, remark in rows if value]
 
 
-def _of_speed(speed: Speed) -> list[_Row]:
+def _speed_rows(speed: Speed) -> list[_Row]:
     rows: list[_Row] = [
         ("images/s", speed.images_per_second, ""),
         ("hours a million images", speed.hours_per_million, "" if speed.hours else "--data SRC says how many a run sees"),

@@ -17,7 +17,7 @@ from jepakit.core.errors import UserError
 from jepakit.core.files import atomic_write, save_json
 from jepakit.model.method import called
 from jepakit.study.cells import BASE, Cell, label
-from jepakit.training.collapse import ONLINE_LOOKS
+from jepakit.training.collapse import MEDIAN_ROWS
 
 CellRow = dict[str, Any]
 _UNTRAINED = "untrained encoder"
@@ -69,7 +69,7 @@ def quarters(rows: Sequence[Mapping[str, Any]], total: int) -> dict[str, list[fl
     found: dict[str, list[float | None]] = {name: [] for name in SIGNS}
     for quarter in (1, 2, 3, 4):
         step = quarter * total / 4
-        there = [row for row in rows if row["step"] <= step][-ONLINE_LOOKS:] if rows and rows[-1]["step"] >= step else []
+        there = [row for row in rows if row["step"] <= step][-MEDIAN_ROWS:] if rows and rows[-1]["step"] >= step else []
         for name, of in SIGNS.items():
             found[name].append(_median([_number(of(row)) for row in there]))
     return found

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 _Row = Mapping[str, Any]
-ONLINE_LOOKS = 5  # logged rows of which the median counts, so that one batch is no alarm
+MEDIAN_ROWS = 5  # logged rows of which the median counts, so that one batch is no alarm
 FULL = 0.1  # deviation of targets over a batch; layer-normed ones have 1 in all
 RANK = 0.8  # effective rank over that of the first row, when the encoder is still as good as untrained
 POSITION = 0.85  # share of the targets' variance that the patch's place explains
@@ -39,10 +39,10 @@ def diagnose(rows: Sequence[_Row], from_step: int = 0) -> list[Alarm]:
     from which position is an alarm: an untrained encoder's features are mostly position, and no predictor can tell images
     apart at first.
     """
-    if len(rows) < ONLINE_LOOKS:
+    if len(rows) < MEDIAN_ROWS:
         return []
     # not a number where a sign was not logged or cannot be told, which is no alarm
-    last = {key: float(np.median([row.get(key, np.nan) for row in rows[-ONLINE_LOOKS:]])) for key in COLLAPSE_SIGNS}
+    last = {key: float(np.median([row.get(key, np.nan) for row in rows[-MEDIAN_ROWS:]])) for key in COLLAPSE_SIGNS}
     rank, share = last["effective_rank"] / rows[0]["effective_rank"], last["position_share"]
     own, other = last["own_cosine"], last["other_cosine"]
     alarms = []
@@ -69,17 +69,17 @@ class Doctor:
         """target: the kind of the method's targets (pixels cannot collapse); rows: what was logged before a resume."""
         self.target, self.from_step = target, from_step
         self.rows: list[_Row] = []
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
         for row in rows:
-            self.look(row)
+            self.examine(row)
 
-    def look(self, row: _Row) -> list[Alarm]:
+    def examine(self, row: _Row) -> list[Alarm]:
         """Alarms that were not told before."""
         if self.target != "features":
             return []
-        self.rows = [*self.rows[:1], *self.rows[1:][1 - ONLINE_LOOKS :], row]
-        new = [alarm for alarm in diagnose(self.rows, self.from_step) if alarm.kind not in self.told]
-        self.told |= {alarm.kind for alarm in new}
+        self.rows = [*self.rows[:1], *self.rows[1:][1 - MEDIAN_ROWS :], row]
+        new = [alarm for alarm in diagnose(self.rows, self.from_step) if alarm.kind not in self.reported]
+        self.reported |= {alarm.kind for alarm in new}
         return new
 
 

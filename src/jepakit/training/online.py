@@ -88,7 +88,7 @@ class Online:
         return step % self.every_steps == 0
 
     @torch.no_grad()
-    def look(self, jepa: JEPA, config: Config, dtype: torch.dtype) -> dict[str, float]:
+    def probe(self, jepa: JEPA, config: Config, dtype: torch.dtype) -> dict[str, float]:
         """'probe/knn' (share of test images named rightly) or 'probe/rankme' of the encoder that users will get."""
         encoder = Encoder(jepa.to_use, config.images, config.conditioning)
         with lowered(encoder.device, dtype):

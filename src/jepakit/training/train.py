@@ -22,10 +22,10 @@ from torch import Tensor
 from jepakit.artifacts import checkpoint
 from jepakit.artifacts.checkpoint import Checkpoint
 from jepakit.artifacts.hf import save_model
-from jepakit.artifacts.load import jepa_of
+from jepakit.artifacts.load import build_jepa
 from jepakit.artifacts.run import Run
-from jepakit.config.choice import Choice, settled_config
-from jepakit.config.config import Config, grouped, layer_of, merge, method_layer, overrides, read_yaml, resolve
+from jepakit.config.choice import Choice, resolve_with_data
+from jepakit.config.config import Config, grouped, layer_from, merge, method_layer, overrides, read_yaml, resolve
 from jepakit.config.optim import Now, Schedule, gradient_norm, optimizer, set_now
 from jepakit.core import rng
 from jepakit.core.device import device_of, lowered, precision_of, use_cpu
@@ -119,13 +119,13 @@ def _chosen(
     given: dict[str, Any],
 ) -> tuple[Config, Source, Choice]:
     """The settings of a new run: recipe, then method, then the file, then the command line's words; and its images."""
-    file = layer_of(config, "config") if isinstance(config, Mapping) else read_yaml(local(config, "config")) if config else {}
+    file = layer_from(config, "config") if isinstance(config, Mapping) else read_yaml(local(config, "config")) if config else {}
     asked_recipe, asked_method = given.pop("recipe", None), given.pop("method", None)
     recipe, method = recipe or asked_recipe, method or asked_method
     if recipe and file.get("recipe") not in (None, recipe):
         raise UserError(f"the config holds recipe {file['recipe']}, not {recipe}: leave out --recipe, or 'recipe' in the file")
     layers = [file, method_layer(method) if method else {}, given, {} if data is None else {"data": named(data)}]
-    return settled_config(recipe or file.get("recipe") or ("small" if config else None), file.get("method"), *layers)
+    return resolve_with_data(recipe or file.get("recipe") or ("small" if config else None), file.get("method"), *layers)
 
 
 def _resume(run: Run, changes: Mapping[str, Any]) -> Run:
@@ -143,29 +143,29 @@ def _resume(run: Run, changes: Mapping[str, Any]) -> Run:
         found, edited = checkpoint.load_newest(run.checkpoints, finite=True), run.config
         again = f"; where they have moved, --resume {quote(str(run.path))} --data NEW goes on"
         own = resolve(found.state["config"], where=str(run.checkpoints))  # verified, unlike config.yaml
-        if with_free(own, edited) != edited:
+        if with_free_settings(own, edited) != edited:
             log.warning("%s was edited since the run began: going on with the run's own settings", run.path / "config.yaml")
-        config = resolve(with_free(own, edited).model_dump(), changes)
+        config = resolve(with_free_settings(own, edited).model_dump(), changes)
         if not config.data:
             raise UserError("which images? give --data, where those lie that the run began with")
         config = config.model_copy(update={"data": absolute(config.data)})
-        training = Training.prepare(config, _images_of(config, "" if "data" in changes else again))
+        training = Training.prepare(config, _open_images(config, "" if "data" in changes else again))
         training.restore(found)
-        if with_free(edited, config) != edited:
-            run.rewrite(with_free(edited, config))
+        if with_free_settings(edited, config) != edited:
+            run.rewrite(with_free_settings(edited, config))
         checkpoint.set_aside(run.checkpoints, training.step)
         run.rewind(training.step)
         log.info("resumed at step %d of %d", training.step, training.schedule.steps)
         return training.go(run)
 
 
-def with_free(config: Config, other: Config) -> Config:
+def with_free_settings(config: Config, other: Config) -> Config:
     """A config with another's values of what may change when a run goes on: how it runs, and where its images are."""
     images = config.images.model_copy(update={"max_bad": other.images.max_bad})
     return config.model_copy(update={"run": other.run, "data": other.data, "images": images})
 
 
-def _images_of(config: Config, hint: str) -> Source:
+def _open_images(config: Config, hint: str) -> Source:
     """A run's images. Raises UserError, with a hint, where they cannot be had."""
     try:
         return open_source(str(config.data), most_pixels=config.images.max_pixels)
@@ -204,12 +204,12 @@ class Training:
             config.grid,
             o.batch_size,
             config.seed,
-            parts=o.accumulate,
+            micro_batches=o.accumulate,
             threads=config.run.loader_threads,
             read_timeout_seconds=config.run.read_timeout_seconds,
             pin=device.type == "cuda",
         )
-        jepa = jepa_of(config).to(device)
+        jepa = build_jepa(config).to(device)
         if config.run.recompute:
             jepa.recompute_blocks()
         if config.run.fixed_rows:
@@ -232,7 +232,7 @@ class Training:
         watched = self._watched(run, total, warmup)
         with signals(self._ask_to_stop), watched as watching, closing(self._batches(run)) as batches:
             if watching.fresh and not self.stop.is_set():
-                watching.start(self.jepa if not self.step else jepa_of(self.config).to(self.device), self.dtype)
+                watching.start(self.jepa if not self.step else build_jepa(self.config).to(self.device), self.dtype)
             for batch in () if self.stop.is_set() else batches:
                 done = self.step + 1
                 log_now = done % settings_.log_every_steps == 0 or done == total
@@ -277,15 +277,15 @@ class Training:
         self.adamw.zero_grad(set_to_none=True)
         if self.config.run.fixed_rows:
             torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs left may be overwritten
-        parts, outputs = len(batch.masks), list[Output]()
+        micro_batches, outputs = len(batch.masks), list[Output]()
         views = [mirrored(v.to(self.device, non_blocking=True), m) for v, m in zip(batch.views, batch.mirrored, strict=True)]
-        for masks, *shown in zip(batch.masks, *(view.chunk(parts) for view in views), strict=True):
+        for masks, *shown in zip(batch.masks, *(view.chunk(micro_batches) for view in views), strict=True):
             images, *of_target = (normalise(view, self.config.images) for view in shown)
             with lowered(self.device, self.dtype):
                 out = self.jepa(images, masks, *of_target, seed=rng.torch_seed(self.config.seed, "directions", batch.step))
-            (out.loss / parts).backward()
-            outputs.append(out.kept(rows=rows) if parts > 1 else out)
-        out = Output.joined(outputs) if parts > 1 else out
+            (out.loss / micro_batches).backward()
+            outputs.append(out.detached(rows=rows) if micro_batches > 1 else out)
+        out = Output.joined(outputs) if micro_batches > 1 else out
         norm = gradient_norm(self.jepa, self.config.optim.clip_grad)
         if check:
             self._require_finite(out, norm)

@@ -41,7 +41,7 @@ class Watch:
 
     def start(self, jepa: JEPA, dtype: torch.dtype) -> None:
         """A look at the untrained encoder, which the first row tells."""
-        seen = self.online.look(jepa, self.config, dtype) if self.online else {}
+        seen = self.online.probe(jepa, self.config, dtype) if self.online else {}
         self.at_start = {f"{name}_at_start": value for name, value in seen.items()}
         self.last = time.monotonic()
 
@@ -50,10 +50,10 @@ class Watch:
         moment = time.monotonic()
         rate = (step - self.logged) * self.config.optim.batch_size / max(1e-9, moment - self.last)
         row: dict[str, Any] = step_row(step, batch, out, norm, now)
-        alarms = self.doctor.look(row)
+        alarms = self.doctor.examine(row)
         row |= {"images_per_second": rate, "seconds": moment - self.started, **self.at_start, "settled": self.doctor.from_step}
         if self.online and (self.online.due(step) or step == self.steps):
-            row |= self.online.look(jepa, self.config, dtype)
+            row |= self.online.probe(jepa, self.config, dtype)
             row["probe/seconds"] = time.monotonic() - moment
         for alarm in alarms:
             log.warning("%s collapse at step %d: %s", alarm.kind, step, alarm.words)

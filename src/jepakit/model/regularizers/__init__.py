@@ -10,12 +10,12 @@ from jepakit.model.regularizers.sigreg import SIGReg
 from jepakit.model.regularizers.vicreg import VICReg
 
 
-def _of_a_kind(value: Any) -> Any:
+def _name_kind(value: Any) -> Any:
     """Without a kind it is VICReg: runs from before there was another one name none."""
     return {"kind": "vicreg", **value} if isinstance(value, Mapping) else value
 
 
-Regularizer = Annotated[VICReg | SIGReg, Field(discriminator="kind"), BeforeValidator(_of_a_kind)]
+Regularizer = Annotated[VICReg | SIGReg, Field(discriminator="kind"), BeforeValidator(_name_kind)]
 
 
 def projector(widths: tuple[int, ...], width: int) -> nn.Module:
