@@ -33,33 +33,33 @@ def class_means(x: Tensor, labels: Tensor, classes: int) -> Tensor:
     return torch.zeros(len(count), x.shape[1]).index_add(0, labels, x) / count[:, None]
 
 
-def explained(by: Tensor, x: Tensor, halves: Split) -> Tensor:
+def explained(by: Tensor, x: Tensor, split: Split) -> Tensor:
     """R2 on the test half of each column of x (n, d) by a least-squares fit on the training half."""
     by = torch.cat([by, by.square(), torch.ones(len(by), 1)], 1)
-    fit = by[halves.test] @ torch.linalg.lstsq(by[halves.train], x[halves.train]).solution
-    seen = x[halves.test]
+    fit = by[split.test] @ torch.linalg.lstsq(by[split.train], x[split.train]).solution
+    seen = x[split.test]
     return 1 - (seen - fit).square().sum(0) / (seen - seen.mean(0)).square().sum(0)
 
 
-def accuracy(x: Tensor, halves: Split) -> float:
-    right = knn(x[halves.train], halves.train_labels, x[halves.test]) == halves.test_labels
+def accuracy(x: Tensor, split: Split) -> float:
+    right = knn(x[split.train], split.train_labels, x[split.test]) == split.test_labels
     return 100 * float(right.float().mean())
 
 
-def told(x: Tensor, colour: Tensor, halves: Split) -> str:
+def told(x: Tensor, colour: Tensor, split: Split) -> str:
     """The table of one encoder, as Markdown."""
-    along = pca(x, halves.train, x.shape[1])
-    deviation, labels = along[halves.train].norm(dim=0), halves.train_labels
-    share, of_colour = 100 * deviation.square() / deviation.square().sum(), explained(colour, along, halves)
-    parts, tested = ((halves.train, labels), (halves.test, halves.test_labels)), halves.test_labels.unique()
+    along = pca(x, split.train, x.shape[1])
+    deviation, labels = along[split.train].norm(dim=0), split.train_labels
+    share, of_colour = 100 * deviation.square() / deviation.square().sum(), explained(colour, along, split)
+    parts, tested = ((split.train, labels), (split.test, split.test_labels)), split.test_labels.unique()
     here, there = (class_means(along[rows], y, int(labels.max()) + 1)[tested] for rows, y in parts)
     lines = ["| direction | variance, % | class | held | colour |", "|" + "---|" * 5]
     for i in (i for i in SHOWN if i < len(share) and deviation[i] > NOTHING * deviation[0]):
-        of_class = position_share(along[halves.train, i : i + 1], labels.numpy())  # with classes in the place of positions
+        of_class = position_share(along[split.train, i : i + 1], labels.numpy())  # with classes in the place of positions
         held = np.corrcoef(here[:, i], there[:, i])[0, 1]
         lines.append(f"| {i + 1} | {share[i]:.1f} | {of_class:.2f} | {held:.2f} | {of_colour[i]:.2f} |")
     white = along / (deviation + LEAST * deviation[0])
-    lines.append(f"\nkNN {accuracy(x, halves):.1f}, whitened {accuracy(white, halves):.1f}\n")
+    lines.append(f"\nkNN {accuracy(x, split):.1f}, whitened {accuracy(white, split):.1f}\n")
     return "\n".join(lines)
 
 
@@ -72,11 +72,11 @@ def main() -> None:
     if source.labels is None:
         raise SystemExit(f"{arguments.data} has no labels")
     ids = labelled(source, source.labels)
-    features, ids = extract(source, judged.encoders, ids, whole=source.labels.whole_image, precision=judged.precision)
-    halves = train_and_test(source, source.labels, ids)
+    features, ids = extract(source, judged.encoders, ids, whole_image=source.labels.whole_image, precision=judged.precision)
+    split = train_and_test(source, source.labels, ids)
     colour = features[RAW].last.unflatten(1, (-1, RAW_SIDE * RAW_SIDE)).mean(2)
     for name in judged.encoders:
-        print(f"{name}\n\n{told(features[name].last, colour, halves)}")
+        print(f"{name}\n\n{told(features[name].last, colour, split)}")
 
 
 if __name__ == "__main__":

@@ -53,11 +53,11 @@ def supervised(source: Source, protocol: Protocol) -> dict[str, dict[str, float]
     """kNN and linear accuracy in per cent, and RankMe, as a row of quality.json has them. LiDAR's windows are a ViT's."""
     assert source.labels
     ids = labelled(source, source.labels, protocol.images_limit)
-    features, ids = extract(source, {NAME: EfficientNet()}, ids, whole=source.labels.whole_image)  # type: ignore[dict-item]
-    halves = train_and_test(source, source.labels, ids)
-    sheet, result = ProbeResults(source, source.labels, halves, ids), {}
+    features, ids = extract(source, {NAME: EfficientNet()}, ids, whole_image=source.labels.whole_image)  # type: ignore[dict-item]
+    split = train_and_test(source, source.labels, ids)
+    sheet, result = ProbeResults(source, source.labels, split, ids), {}
     for task in ("knn", "linear"):
         x = features[NAME]
-        right: Any = PROBES[task](x.rows(halves.train), x.rows(halves.test), sheet.problem, protocol)[0]
+        right: Any = PROBES[task](x.rows(split.train), x.rows(split.test), sheet.problem, protocol)[0]
         result[task] = {NAME: round(100 * float(right.mean()), 1)}
     return {**result, "rankme": {NAME: round(rankme_rows(features, protocol.rankme)[0]["rankme"], 1)}, "lidar": {}}

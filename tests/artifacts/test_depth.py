@@ -93,7 +93,7 @@ def test_every_way_to_the_model_shows_it_the_same(runs: dict[str, Run], kind: st
     batch, ids = loader.batch(0).images, loader.ids(0)
     close(encoder.normalise(batch), expected[ids])  # pretraining
     close(encoder.normalise(as_seen(source, 3, config.images)[None]), expected[3:4])  # features of every frozen task
-    close(encoder.normalise(as_seen(source, 3, config.images, whole=True)[None]), expected[3:4])
+    close(encoder.normalise(as_seen(source, 3, config.images, whole_image=True)[None]), expected[3:4])
     view = _View(source, whole, False, FineTuning(crop_scale=(1, 1), flip=False), 0)
     close(encoder.normalise(torch.stack([view(3, None), view(3, 0)])), expected[[3, 3]])  # fine-tuning: test and training
     for by in ("masks", "crops"):

@@ -16,11 +16,11 @@ def wrongs(share: float, n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("successes, n", [(0, 1), (1, 1), (1, 5), (7, 20), (50, 100), (999, 1000), (0, 30), (40, 40)])
 def test_of_independent_rights_and_wrongs_it_is_the_exact_one(successes: int, n: int) -> None:
-    right = wrongs(successes / n, n)
-    low, high = accuracy_interval(right)
+    correct = wrongs(successes / n, n)
+    low, high = accuracy_interval(correct)
     judge = stats.binomtest(successes, n).proportion_ci(0.95, "exact")  # Clopper and Pearson's
     assert (low, high) == pytest.approx((judge.low, judge.high), abs=1e-9)
-    assert 0 <= low <= right.mean() <= high <= 1 and low < high
+    assert 0 <= low <= correct.mean() <= high <= 1 and low < high
     if successes:
         assert stats.binom.sf(successes - 1, n, low) == pytest.approx(0.025)  # of a truth at the end, what was seen or more
     if successes < n:
@@ -45,16 +45,16 @@ def test_with_clusters_too_it_holds_the_truth_also_near_all_right(truth: float, 
         sizes = draw.integers(1, 9, clusters)
         own = draw.uniform(size=clusters) < truth  # a cluster is all right or wrong, in a share of what is drawn
         which = np.repeat(np.arange(clusters), sizes)
-        right = np.where(draw.uniform(size=clusters)[which] < alike, own[which], draw.uniform(size=len(which)) < truth)
-        low, high = accuracy_interval(right.astype(float), which)
+        correct = np.where(draw.uniform(size=clusters)[which] < alike, own[which], draw.uniform(size=len(which)) < truth)
+        low, high = accuracy_interval(correct.astype(float), which)
         held.append(low <= truth <= high)
     assert np.mean(held) >= 0.95 - 3 * (0.05 * 0.95 / 400) ** 0.5
 
 
 def test_what_is_all_right_or_all_wrong_is_known_as_well_as_there_are_clusters() -> None:
     clusters = np.arange(60) // 3
-    for right, ends in ((np.ones(60), (0.025 ** (1 / 20), 1)), (np.zeros(60), (0, 1 - 0.025 ** (1 / 20)))):
-        assert accuracy_interval(right, clusters) == pytest.approx(ends)
+    for correct, ends in ((np.ones(60), (0.025 ** (1 / 20), 1)), (np.zeros(60), (0, 1 - 0.025 ** (1 / 20)))):
+        assert accuracy_interval(correct, clusters) == pytest.approx(ends)
     low, high = accuracy_interval(np.ones(60), np.zeros(60, np.int64))  # one cluster
     assert (low, high) == pytest.approx((0.025, 1))
 
@@ -70,35 +70,35 @@ def test_shares_of_draws_have_an_interval_that_is_never_a_point() -> None:
 
 
 def test_samples_that_are_each_a_cluster_are_independent_samples() -> None:
-    right = wrongs(0.7, 400)
+    correct = wrongs(0.7, 400)
     alone = np.random.RandomState(0).permutation(400)
-    np.testing.assert_allclose(accuracy_interval(right, alone), accuracy_interval(right), atol=0.006)
-    with_share = right.copy()
+    np.testing.assert_allclose(accuracy_interval(correct, alone), accuracy_interval(correct), atol=0.006)
+    with_share = correct.copy()
     with_share[0] = 0.999999  # no right-or-wrong, so drawn
-    np.testing.assert_allclose(accuracy_interval(with_share), accuracy_interval(right), atol=0.006)
+    np.testing.assert_allclose(accuracy_interval(with_share), accuracy_interval(correct), atol=0.006)
 
 
 @pytest.mark.parametrize("copies", [2, 5])
 def test_copies_of_a_sample_count_once(copies: int) -> None:
-    right = wrongs(0.7, 300)
+    correct = wrongs(0.7, 300)
     order = np.random.RandomState(0).permutation(300 * copies)
-    many, clusters = np.repeat(right, copies)[order], np.repeat(np.arange(300), copies)[order]
-    once, kept, naive = accuracy_interval(right), accuracy_interval(many, clusters), accuracy_interval(many)
+    many, clusters = np.repeat(correct, copies)[order], np.repeat(np.arange(300), copies)[order]
+    once, kept, naive = accuracy_interval(correct), accuracy_interval(many, clusters), accuracy_interval(many)
     np.testing.assert_allclose(kept, once, atol=0.007)
     assert kept[1] - kept[0] == pytest.approx(copies**0.5 * (naive[1] - naive[0]), rel=0.1)
 
 
 def test_clusters_of_unequal_size_are_weighed_by_their_samples() -> None:
-    right, clusters = np.array([1.0, 1, 1, 0]), np.array([5, 5, 5, -2])  # any numbers name clusters
-    assert accuracy_interval(right, clusters) == pytest.approx((0, 1), abs=1e-9)  # of two clusters one is right, one wrong
+    correct, clusters = np.array([1.0, 1, 1, 0]), np.array([5, 5, 5, -2])  # any numbers name clusters
+    assert accuracy_interval(correct, clusters) == pytest.approx((0, 1), abs=1e-9)  # of two clusters one is right, one wrong
     low, high = accuracy_interval(np.array([1.0, 1, 0, 0]), np.zeros(4, np.int64))  # one cluster knows no spread
     assert low < 0.01 and high > 0.99
 
 
 def test_a_large_cluster_counts_for_more_than_a_small_one() -> None:
     sizes = np.tile([1, 9], 50)
-    right = np.repeat(np.tile([0.0, 1], 50), sizes)  # the large ones are right: nine samples of ten
-    low, high = accuracy_interval(right, np.repeat(np.arange(100), sizes))
+    correct = np.repeat(np.tile([0.0, 1], 50), sizes)  # the large ones are right: nine samples of ten
+    low, high = accuracy_interval(correct, np.repeat(np.arange(100), sizes))
     assert low < 0.9 < high and high - low < 0.11  # and not a half, the mean over clusters
     sizes = np.array([12, 1, 1, 1, 1])
     a = np.repeat([1.0, 0, 0, 0, 0], sizes)
@@ -151,9 +151,9 @@ def test_p_is_mcnemars_exact_one_on_the_samples_where_the_two_differ(wins: int, 
 
 
 def test_the_same_twice_differs_by_nothing_with_p_one_and_an_interval_as_wide_as_so_few_samples_leave() -> None:
-    right, widths = wrongs(0.6, 50), []
+    correct, widths = wrongs(0.6, 50), []
     for clusters in (None, np.arange(50) // 5, np.zeros(50, np.int64)):
-        same = paired(right, right, clusters)
+        same = paired(correct, correct, clusters)
         assert (same.difference, same.p) == (0, 1) and same.low == -same.high < 0
         widths.append(same.high)
     assert widths[0] == pytest.approx(2 * 2**0.5 / 52, rel=0.05) and widths[0] < widths[1] < widths[2]  # two deviations

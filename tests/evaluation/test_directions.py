@@ -29,9 +29,9 @@ def test_a_direction_is_of_the_class_or_held_by_nothing_or_of_the_colour() -> No
     features[:, 2] = 4 * (2 * colour[:, 0] - 3 * colour[:, 1] ** 2)
     features[:, 3] = chance[:, 3]
     turned = 30 + features @ np.linalg.qr(g.standard_normal((384, 384)))[0][:5]
-    halves = Split(train, test, torch.from_numpy(labels[train]), torch.from_numpy(labels[test]), None)
+    split = Split(train, test, torch.from_numpy(labels[train]), torch.from_numpy(labels[test]), None)
 
-    table = told(torch.from_numpy(turned).float(), torch.from_numpy(colour).float(), halves)
+    table = told(torch.from_numpy(turned).float(), torch.from_numpy(colour).float(), split)
 
     rows = [[float(cell) for cell in line.strip("| ").split(" | ")] for line in table.splitlines()[2:] if line.startswith("|")]
     assert [row[0] for row in rows] == [1, 2, 3, 4], "the others have no variance"

@@ -244,10 +244,10 @@ def test_the_halves_are_rows_of_the_samples_with_their_own_labels_and_clusters()
     labels, source = labels_of(values, test, clusters=clusters), ArraySource("s", grey(8), None)
     ids = labelled(source, labels)
     assert ids.tolist() == [0, 2, 3, 4, 5, 6]
-    halves = train_and_test(source, labels, ids)
-    assert ids[halves.train].tolist() == [0, 2, 5, 6] and ids[halves.test].tolist() == [3, 4]
-    assert halves.train_labels.tolist() == [0, 1, 0, 1] and halves.test_labels.tolist() == [0, 1]
-    assert halves.clusters is not None and halves.clusters.tolist() == [9, 9]
+    split = train_and_test(source, labels, ids)
+    assert ids[split.train].tolist() == [0, 2, 5, 6] and ids[split.test].tolist() == [3, 4]
+    assert split.train_labels.tolist() == [0, 1, 0, 1] and split.test_labels.tolist() == [0, 1]
+    assert split.clusters is not None and split.clusters.tolist() == [9, 9]
 
 
 @pytest.mark.parametrize("n, limit", [(96, 20), (100, 30), (1000, 100), (46, 10), (60, 60), (60, 100)])
@@ -256,8 +256,8 @@ def test_a_limit_keeps_that_many_samples_of_both_halves_and_every_class(n: int, 
     labels, source = labels_of(values, fifths(values)), ArraySource("s", grey(1), None)
     ids = labelled(source, labels, limit)
     assert len(np.unique(ids)) == len(ids) == min(n, limit)
-    halves = train_and_test(source, labels, ids)  # a fifth is held out, and the step between samples must not step over it
-    assert 0.05 < len(halves.test) / len(ids) < 0.4 and set(halves.test_labels.tolist()) == {0, 1}
+    split = train_and_test(source, labels, ids)  # a fifth is held out, and the step between samples must not step over it
+    assert 0.05 < len(split.test) / len(ids) < 0.4 and set(split.test_labels.tolist()) == {0, 1}
 
 
 # ---- what is written
@@ -534,8 +534,8 @@ def test_a_run_against_itself_differs_by_nothing_and_it_may_be_chance(
 ) -> None:
     cli.main(["evaluate", str(run.path), str(run.path), "--tasks", "knn", "--out", str(tmp_path)])
     said = capsys.readouterr().out
-    right = np.ones(9)  # two that agree on nine images may still differ on others, by as much as this
-    most = f"{100 * paired(right, right).high:.1f}"
+    correct = np.ones(9)  # two that agree on nine images may still differ on others, by as much as this
+    most = f"{100 * paired(correct, correct).high:.1f}"
     assert 25 < float(most) < 60
     assert said.count(f"+0.0 points (-{most} to +{most}), p = 1, corrected for 2 comparisons (Holm): may be chance") == 2
     assert not (run.path / "evaluation").exists() and (tmp_path / "0/knn.json").is_file() and (tmp_path / "1/knn.json").is_file()
@@ -645,8 +645,8 @@ def test_a_look_asks_for_no_class_that_it_has_not_shown_and_says_so_once(caplog:
     assert len(online.images) == 55 and int(online.test.sum()) == 15 and set(online.labels.tolist()) == {0, 1}
     with torch.no_grad():
         x = load_like(jepa, config).embed(normalise(online.images, config.images))
-    right = knn(x[~online.test], online.labels[~online.test], x[online.test]) == online.labels[online.test]
-    assert seen == [{"probe/knn": pytest.approx(float(right.double().mean()))}] * 2 and seen[0]["probe/knn"] > 0.5
+    correct = knn(x[~online.test], online.labels[~online.test], x[online.test]) == online.labels[online.test]
+    assert seen == [{"probe/knn": pytest.approx(float(correct.double().mean()))}] * 2 and seen[0]["probe/knn"] > 0.5
 
 
 @pytest.mark.parametrize(

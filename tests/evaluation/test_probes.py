@@ -21,7 +21,7 @@ from jepakit.evaluation.probes import finetune as ft
 from jepakit.evaluation.probes.attentive import Probe, attentive, scores
 from jepakit.evaluation.probes.finetune import MAE, Classifier, FineTuning, finetune, layer_scales, parameter_groups, recipe_for
 from jepakit.evaluation.probes.knn import knn
-from jepakit.evaluation.probes.logistic import STRENGTHS, held_fifth, logistic, standardised
+from jepakit.evaluation.probes.logistic import STRENGTHS, logistic, standardised, validation_fifth
 from jepakit.evaluation.probes.low_shot import drawn, draws_interval, low_shot, names_in
 from jepakit.model.conditioning import EncoderPositions
 from jepakit.model.encoder import Encoder
@@ -62,23 +62,23 @@ def test_logistic_regression_is_scikit_learns_behind_its_scaler() -> None:
 def test_the_strength_is_the_one_that_does_best_on_the_held_fifth() -> None:
     x, labels = clouds(300, 4, 30, spread=9)
     _, c = logistic(x, labels, x)
-    held = held_fifth(labels.numpy())
-    right = {}
+    validation = validation_fifth(labels.numpy())
+    correct = {}
     for strength in STRENGTHS:
-        predicted, _ = logistic(x[~held], labels[~held], x[held], strength)
+        predicted, _ = logistic(x[~validation], labels[~validation], x[validation], strength)
         # standardised by all of the training samples there, by four fifths here: a sample or two may go either way
-        right[strength] = share(predicted, labels[held])
-    assert right[c] >= max(right.values()) - 2 / held.sum()
+        correct[strength] = share(predicted, labels[validation])
+    assert correct[c] >= max(correct.values()) - 2 / validation.sum()
 
 
 def test_the_held_fifth_is_even_over_classes_and_leaves_each_one_a_sample() -> None:
     labels = np.random.RandomState(0).permutation(np.repeat([7, -3, 40, 8, 2], [50, 100, 25, 1, 3]))
-    held = held_fifth(labels)
-    assert abs(held.sum() - len(labels) / 5) <= 3
+    validation = validation_fifth(labels)
+    assert abs(validation.sum() - len(labels) / 5) <= 3
     for value, count in zip(*np.unique(labels, return_counts=True), strict=True):
-        assert abs(held[labels == value].sum() - count / 5) <= 1 and not held[labels == value].all()
-    np.testing.assert_array_equal(held, held_fifth(labels))
-    assert not held_fifth(np.arange(12)).any()
+        assert abs(validation[labels == value].sum() - count / 5) <= 1 and not validation[labels == value].all()
+    np.testing.assert_array_equal(validation, validation_fifth(labels))
+    assert not validation_fifth(np.arange(12)).any()
 
 
 @pytest.mark.parametrize("labels", [[5, 5, 9, 9, -1, 100], [0, 1, 2, 3, 4, 5], [3] * 6, [0, 0, 0, 0, 0, 1]])
@@ -184,9 +184,9 @@ def test_low_shot_minimises_the_softmax_loss_with_a_penalty_of_0025_over_n(class
         found = torch.tensor(optimize.minimize(objective, np.zeros(9 * classes), jac=True, options={"gtol": 1e-9}).x)
         return (asked @ found[: 8 * classes].view(classes, 8).T + found[8 * classes :]).argmax(1) == labels[n:]
 
-    right = low_shot(x[:n], labels[:n], x[n:], labels[n:], rows=np.arange(n)).correct.bool()
-    assert share(right, expected(0.0025 / n)) > 0.999
-    assert all(share(right, expected(other * 0.0025 / n)) < 0.998 for other in (0.5, 2))
+    correct = low_shot(x[:n], labels[:n], x[n:], labels[n:], rows=np.arange(n)).correct.bool()
+    assert share(correct, expected(0.0025 / n)) > 0.999
+    assert all(share(correct, expected(other * 0.0025 / n)) < 0.998 for other in (0.5, 2))
 
 
 def test_low_shot_errors_are_one_sentence_that_says_what_to_do() -> None:
@@ -241,7 +241,7 @@ def test_attention_finds_the_one_token_that_tells_where_the_mean_does_not() -> N
     assert share(logistic(mean[:1000], labels[:1000], mean[1000:])[0], labels[1000:]) < 0.6
 
 
-def as_multihead_attention(x: Tensor, probe: Probe, heads: int, mean: Tensor, deviation: Tensor) -> Tensor:
+def as_multihead_attention(x: Tensor, probe: Probe, heads: int, mean: Tensor, std: Tensor) -> Tensor:
     """The same probe by torch's own attention."""
     width = x.shape[2]
     judge = nn.MultiheadAttention(width, heads, batch_first=True)
@@ -250,7 +250,7 @@ def as_multihead_attention(x: Tensor, probe: Probe, heads: int, mean: Tensor, de
         judge.in_proj_bias.copy_(torch.cat([torch.zeros(width), normal(width), probe.value_bias]))  # any key bias
         judge.out_proj.weight.copy_(torch.eye(width))
         judge.out_proj.bias.zero_()
-        x = (x - mean) / deviation
+        x = (x - mean) / std
         read, _ = judge(probe.query.expand(len(x), 1, -1), x, x)
         normed = F.layer_norm(read[:, 0], (width,), probe.norm_scale, probe.norm_bias, 1e-6)
         return normed @ probe.head.T + probe.head_bias
@@ -258,25 +258,25 @@ def as_multihead_attention(x: Tensor, probe: Probe, heads: int, mean: Tensor, de
 
 @pytest.mark.parametrize("heads", [1, 3])
 def test_the_probe_is_torchs_cross_attention_of_standardised_tokens_for_each_probe_of_a_stack(heads: int) -> None:
-    x, mean, deviation = normal(5, 7, 12) * 3 + 2, normal(12), normal(12).abs() + 0.5
+    x, mean, std = normal(5, 7, 12) * 3 + 2, normal(12), normal(12).abs() + 0.5
     probes = [Probe(12, 4, seed) for seed in range(3)]
     for probe in probes:
         for i, p in enumerate(probe.parameters()):
             p.data = normal(*p.shape, seed=i)
-    expected = torch.stack([as_multihead_attention(x, p, heads, mean, deviation) for p in probes])
-    torch.testing.assert_close(scores(x, probes, heads, mean, deviation), expected, rtol=1e-4, atol=1e-4)
+    expected = torch.stack([as_multihead_attention(x, p, heads, mean, std) for p in probes])
+    torch.testing.assert_close(scores(x, probes, heads, mean, std), expected, rtol=1e-4, atol=1e-4)
     shuffled = x[:, torch.randperm(7, generator=torch.Generator().manual_seed(0))]
-    torch.testing.assert_close(scores(shuffled, probes, heads, mean, deviation), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scores(shuffled, probes, heads, mean, std), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_rate_of_the_grid_trains_the_probe_that_it_would_train_alone() -> None:
     x, labels = one_token_tells(500)
     settings: dict[str, int] = {"heads": 2, "epochs": 3, "batch": 64}
     _, grid = attentive(x, labels, x, 4, lrs=(1e-4, 1e-2), **settings)
-    held = torch.from_numpy(held_fifth(labels.numpy()))
-    alone, _ = attentive(x[~held], labels[~held], x[held], 4, lrs=(1e-2,), **settings)
+    validation = torch.from_numpy(validation_fifth(labels.numpy()))
+    alone, _ = attentive(x[~validation], labels[~validation], x[validation], 4, lrs=(1e-2,), **settings)
     # moments of four fifths there, of all here: nearly the same probe
-    assert share(alone, labels[held]) == pytest.approx(grid["held_accuracy"]["0.01"], abs=0.05)
+    assert share(alone, labels[validation]) == pytest.approx(grid["held_accuracy"]["0.01"], abs=0.05)
     assert grid["lr"] == 1e-2 and grid["held_accuracy"]["0.0001"] < 0.5
 
 

@@ -22,7 +22,7 @@ from jepakit.evaluation.features import PCA, RAW, extract, pca
 from jepakit.evaluation.probes import knn as module
 from jepakit.evaluation.probes.knn import BLOCK, CHUNK, knn, neighbours
 from jepakit.evaluation.probes.linear_probe import LinearProbe, linear_probe
-from jepakit.evaluation.storage import room, taken
+from jepakit.evaluation.storage import allocate, copy_rows
 from test_looks import encoder
 
 
@@ -118,7 +118,7 @@ def test_what_is_learnt_from_may_have_a_gradient_whatever_mode_it_was_made_in(in
     for limit in (0, 1 << 40):
         rooms.IN_MEMORY = limit
         with torch.inference_mode():
-            x = room(3, 2)
+            x = allocate(3, 2)
             x[:] = torch.ones(3, 2)
         weight = torch.ones(2, 1, requires_grad=True)
         (x @ weight).sum().backward()
@@ -128,8 +128,8 @@ def test_what_is_learnt_from_may_have_a_gradient_whatever_mode_it_was_made_in(in
 def test_rows_are_taken_as_by_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rooms, "BYTES_AT_ONCE", 7)
     x, rows = torch.randn(40, 3, 2).half(), np.random.default_rng(0).integers(0, 40, 33)
-    assert torch.equal(taken(x, rows), x[rows]) and torch.equal(taken(x, torch.from_numpy(rows)), x[rows])
-    assert taken(x, rows[:0]).shape == (0, 3, 2)
+    assert torch.equal(copy_rows(x, rows), x[rows]) and torch.equal(copy_rows(x, torch.from_numpy(rows)), x[rows])
+    assert copy_rows(x, rows[:0]).shape == (0, 3, 2)
 
 
 def test_a_disk_without_room_for_features_is_one_sentence(in_files: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,4 +138,4 @@ def test_a_disk_without_room_for_features_is_one_sentence(in_files: list[int], m
 
     monkeypatch.setattr(rooms.os, "posix_fallocate", full)
     with pytest.raises(UserError, match=r"0\.4 GB of features.*TMPDIR"):
-        room(100_000, 1000)
+        allocate(100_000, 1000)

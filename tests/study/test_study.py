@@ -23,7 +23,7 @@ from jepakit.core.files import locked, save_json
 from jepakit.study import small_data, study
 from jepakit.study.cells import BASE, Cell, Lever, configuration, grid, slug, turning, words
 from jepakit.study.running import Runner, run_jobs
-from jepakit.study.table import looks, quarters, seconds, study_table
+from jepakit.study.table import probe_points, quarters, seconds, study_table
 
 DEMO = {"recipe": "demo"}
 STEPS = 40
@@ -224,7 +224,7 @@ def test_time_is_that_of_all_lives_of_a_run() -> None:
 
 def test_looks_begin_with_the_untrained_encoder() -> None:
     rows = [{"step": 10, "probe/knn_at_start": 0.1}, {"step": 20, "probe/knn": 0.2}, {"step": 30}]
-    assert looks(rows, "probe/knn") == [(0, 0.1), (20, 0.2)] and looks(rows, "probe/rankme") == []
+    assert probe_points(rows, "probe/knn") == [(0, 0.1), (20, 0.2)] and probe_points(rows, "probe/rankme") == []
 
 
 def row(cell: str, lever: str, seed: int, knn: float | None, **given: Any) -> dict[str, Any]:

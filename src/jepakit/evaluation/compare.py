@@ -29,24 +29,25 @@ class Difference:
     comparisons: int = 1
 
 
-def accuracy_interval(right: NDArray[np.float64], clusters: NDArray[np.int64] | None = None) -> tuple[float, float]:
-    """95 % interval of the mean of `right` (n,), shares in [0, 1].
+def accuracy_interval(correct: NDArray[np.float64], clusters: NDArray[np.int64] | None = None) -> tuple[float, float]:
+    """95 % interval of the mean of `correct` (n,), each 0 or 1, or a share between them; clusters (n,): whose samples depend.
 
-    Of independent right-or-wrongs Clopper and Pearson's, the exact one. Else Korn and Graubard's (Survey Methodology 24, 1998):
-    the same of as many independent samples as have the variance that is found over clusters; as many as clusters where none is.
+    For independent samples that are right or wrong it is the exact one of Clopper and Pearson. Otherwise it is Korn and
+    Graubard's (Survey Methodology 24, 1998): the exact interval of an effective number of independent samples, the number that
+    would give the variance found over the clusters; the number of clusters where that variance is 0.
     """
-    sums, counts = _sums(right, clusters)
-    n, c, share = len(right), len(sums), float(right.mean())
-    deviations = sums - share * counts
-    variance = float(deviations @ deviations) / n**2
+    sums, counts = _sums(correct, clusters)
+    n, c, share = len(correct), len(sums), float(correct.mean())
+    residuals = sums - share * counts
+    variance = float(residuals @ residuals) / n**2
     if c == 1 or variance <= 1e-18:
         return exact(share, c)
-    alike = share * (1 - share) / variance * (c - 1) / c * n / (n - 1) * (t.ppf(0.975, n - 1) / t.ppf(0.975, c - 1)) ** 2
-    return exact(share, min(alike, n) if np.isin(right, (0, 1)).all() else alike)
+    effective = share * (1 - share) / variance * (c - 1) / c * n / (n - 1) * (t.ppf(0.975, n - 1) / t.ppf(0.975, c - 1)) ** 2
+    return exact(share, min(effective, n) if np.isin(correct, (0, 1)).all() else effective)
 
 
 def exact(share: float, n: float) -> tuple[float, float]:
-    """Clopper and Pearson's 95 % interval of a share of n independent samples; n may be broken."""
+    """Clopper and Pearson's 95 % interval of a share of n independent samples; n need not be an integer."""
     k = share * n
     low = float(beta.ppf(0.025, k, n - k + 1)) if share > 0 else 0.0
     high = float(beta.ppf(0.975, k + 1, n - k)) if share < 1 else 1.0
@@ -54,11 +55,12 @@ def exact(share: float, n: float) -> tuple[float, float]:
 
 
 def paired(a: NDArray[np.float64], b: NDArray[np.float64], clusters: NDArray[np.int64] | None = None) -> Difference:
-    """Two classifiers on the same samples: right or wrong a, b (n,).
+    """The difference in accuracy of two classifiers on the same samples; a, b (n,): whether each named a sample rightly, 0 to 1.
 
-    The interval is Bonett and Price's (J. Educ. Behav. Stat. 37, 2012): as if there were two clusters more, of the mean size,
-    one of wins and one of losses. p of independent samples: McNemar's exact test on those where the two differ. Clusters:
-    under the null each cluster's difference has a random sign (a randomisation test; p counts the observed assignment too).
+    The interval is Bonett and Price's (J. Educ. Behav. Stat. 37, 2012): two clusters of the mean size are added, one in which
+    a wins every sample and one in which it loses every one. p for independent samples is McNemar's exact test on the samples
+    where the two differ. With clusters it is a randomisation test: under the null hypothesis the sign of each cluster's
+    difference is random; the observed signs count as one of the draws.
     """
     difference = a - b
     sums, counts = _sums(difference, clusters)
@@ -74,10 +76,10 @@ def paired(a: NDArray[np.float64], b: NDArray[np.float64], clusters: NDArray[np.
     size = counts.mean()
     sums, counts = np.append(sums, (size, -size)), np.append(counts, (size, size))
     middle = sums.sum() / counts.sum()
-    deviations = sums - middle * counts
-    spread = (len(sums) / (len(sums) - 1) * float(deviations @ deviations)) ** 0.5 / counts.sum()
-    half = float(t.ppf(0.975, len(sums) - 1)) * spread
-    return Difference(float(difference.mean()), max(-1.0, float(middle - half)), min(1.0, float(middle + half)), p)
+    residuals = sums - middle * counts
+    spread = (len(sums) / (len(sums) - 1) * float(residuals @ residuals)) ** 0.5 / counts.sum()
+    margin = float(t.ppf(0.975, len(sums) - 1)) * spread
+    return Difference(float(difference.mean()), max(-1.0, float(middle - margin)), min(1.0, float(middle + margin)), p)
 
 
 def corrected(found: Sequence[Difference]) -> list[Difference]:

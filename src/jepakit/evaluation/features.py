@@ -22,7 +22,7 @@ from jepakit.data.decoding.pixels import BadImageError, Pixels
 from jepakit.data.samples import ahead, read_each
 from jepakit.data.sources import Source
 from jepakit.data.statistics import require_bands
-from jepakit.evaluation.storage import BYTES_AT_ONCE, room, taken
+from jepakit.evaluation.storage import BYTES_AT_ONCE, allocate, copy_rows
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import Images
 from jepakit.model.vit import patchify
@@ -48,9 +48,9 @@ class Frozen:
     def rows(self, index: NDArray[np.int64], *, last4: bool = True, tokens: bool = True) -> "Frozen":
         """Those of some samples; copies, so without what is not asked for."""
         return Frozen(
-            taken(self.last, index),
-            taken(self.last4, index) if last4 and self.last4 is not None else None,
-            taken(self.tokens, index) if tokens and self.tokens is not None else None,
+            copy_rows(self.last, index),
+            copy_rows(self.last4, index) if last4 and self.last4 is not None else None,
+            copy_rows(self.tokens, index) if tokens and self.tokens is not None else None,
         )
 
     @property
@@ -64,7 +64,7 @@ def extract(
     encoders: Mapping[str, Encoder],
     ids: Sequence[int] | NDArray[np.int64] | None = None,
     *,
-    whole: bool = False,
+    whole_image: bool = False,
     last4: bool = False,
     tokens: bool = False,
     precision: torch.dtype = torch.float32,
@@ -72,7 +72,7 @@ def extract(
 ) -> tuple[dict[str, Frozen], NDArray[np.int64]]:
     """Features by name of each encoder and of raw pixels, and the places in the source (n,) that could be read.
 
-    The encoder sees the largest centre crop, resized; the whole image, resized, where the label speaks of the `whole`.
+    The encoder sees the largest centre crop, resized; with `whole_image`, all of it, resized, for labels that speak of all of it.
     An image that cannot be read, or not within so many `seconds`, is named and left out. Raises UserError for fewer than two
     readable images, and for features that are not finite.
     """
@@ -80,16 +80,16 @@ def extract(
     first = next(iter(encoders.values()))
     require_bands(source, first.images, seconds)
     if tokens:
-        _require_room(first, len(ids), len(encoders))
+        _require_memory(first, len(ids), len(encoders))
     made = {name: _Rows(len(ids)) for name in (*encoders, RAW)}
     kept: list[int] = []
     with progress("features", len(ids)) as report, torch.inference_mode(), lowered(first.device, precision):
-        for part, images in _batches(source, ids, first.images, whole, seconds):
+        for batch, images in _batches(source, ids, first.images, whole_image, seconds):
             for name, encoder in encoders.items():
                 layers = encoder.layers(encoder.normalise(images.to(first.device)), last=4 if last4 else 1)
                 made[name].add(_pooled(layers, last4, tokens))
             made[RAW].add(_raw(images, first.vit.config.patch_size, tokens))
-            kept += part
+            kept += batch
             report(len(kept))
     if len(kept) < 2:
         raise UserError(f"{source.name} has {len(kept)} readable image(s): there is nothing to compare")
@@ -108,44 +108,44 @@ def pixels_of(source: Source, index: int, images: Images) -> Pixels:
         raise UserError(f"{source.title(index)} {error}") from None
 
 
-def as_seen(source: Source, index: int, images: Images, whole: bool = False) -> Tensor:
-    """What evaluation sees of a sample: its largest centre crop, or the `whole` of it, resized: (C, H, W).
+def as_seen(source: Source, index: int, images: Images, whole_image: bool = False) -> Tensor:
+    """What evaluation sees of a sample: its largest centre crop, or the `whole_image`, resized: (C, H, W).
 
     Raises BadImageError for a file that cannot be read, or has other bands than images.channels.
     """
-    return seen(channels_of(source.read(index, images.max_pixels), images), images, whole)
+    return seen(channels_of(source.read(index, images.max_pixels), images), images, whole_image)
 
 
-def seen(pixels: Pixels, images: Images, whole: bool) -> Tensor:
-    """(H, W, C) -> (C, height, width): the largest centre crop, or the `whole`, resized."""
-    return resize(pixels, *images.height_width) if whole else centre_crop(pixels, *images.height_width)
+def seen(pixels: Pixels, images: Images, whole_image: bool) -> Tensor:
+    """(H, W, C) -> (C, height, width): the largest centre crop, or the `whole_image`, resized."""
+    return resize(pixels, *images.height_width) if whole_image else centre_crop(pixels, *images.height_width)
 
 
 def pca(x: Tensor, train: NDArray[np.int64], components: int) -> Tensor:
     """Projections of x (n, D) on the leading principal components of its rows `train`."""
-    learnt = taken(x, train)
+    learnt = copy_rows(x, train)
     mean, covariance = learnt.mean(0), torch.zeros((), dtype=torch.float64)
-    for part in learnt.split(BYTES_AT_ONCE):  # (D, D) is all that large sets need
-        covariance = covariance + (part - mean).double().T @ (part - mean).double()
+    for batch in learnt.split(BYTES_AT_ONCE):  # (D, D) is all that large sets need
+        covariance = covariance + (batch - mean).double().T @ (batch - mean).double()
     directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :components].to(x.dtype)
-    out = room(len(x), directions.shape[1], dtype=x.dtype)
-    for rows, part in zip(out.split(BYTES_AT_ONCE), x.split(BYTES_AT_ONCE), strict=True):
-        rows.copy_((part - mean) @ directions)
+    out = allocate(len(x), directions.shape[1], dtype=x.dtype)
+    for rows, batch in zip(out.split(BYTES_AT_ONCE), x.split(BYTES_AT_ONCE), strict=True):
+        rows.copy_((batch - mean) @ directions)
     return out
 
 
 class _Rows:
-    """What is made of n samples, batch by batch, in room that is taken once."""
+    """Features of n samples, filled in batch by batch; memory for all of them is allocated with the first batch."""
 
     def __init__(self, n: int) -> None:
         self.n, self.done, self.kinds = n, 0, dict[str, Tensor]()
 
-    def add(self, part: Mapping[str, Tensor]) -> None:
+    def add(self, batch: Mapping[str, Tensor]) -> None:
         """The next samples' features by kind, (B, ...) each."""
-        done = self.done + len(part["last"])
-        for kind, x in part.items():
+        done = self.done + len(batch["last"])
+        for kind, x in batch.items():
             if kind not in self.kinds:
-                self.kinds[kind] = room(self.n, *x.shape[1:], dtype=x.dtype)
+                self.kinds[kind] = allocate(self.n, *x.shape[1:], dtype=x.dtype)
             self.kinds[kind][self.done : done] = x
         self.done = done
 
@@ -171,7 +171,7 @@ def _raw(images: Tensor, patch_size: int, tokens: bool) -> dict[str, Tensor]:
     return {"last": small, "tokens": patches.half()}
 
 
-def _require_room(encoder: Encoder, n: int, encoders: int) -> None:
+def _require_memory(encoder: Encoder, n: int, encoders: int) -> None:
     height, width = encoder.images.height_width
     need = 2 * n * encoders * encoder.width * height * width // encoder.vit.config.patch_size**2
     if need > MOST_TOKENS:
@@ -182,7 +182,7 @@ def _require_room(encoder: Encoder, n: int, encoders: int) -> None:
 
 
 def _require_finite(x: Tensor, name: str, source: Source, ids: list[int]) -> None:
-    bad = torch.cat([~torch.isfinite(part).all(1) for part in x.split(BYTES_AT_ONCE)]).nonzero().flatten()
+    bad = torch.cat([~torch.isfinite(batch).all(1) for batch in x.split(BYTES_AT_ONCE)]).nonzero().flatten()
     if len(bad):
         raise UserError(
             f"{name}: the features of {len(bad)} of {len(x)} images are not finite, first of "
@@ -191,18 +191,18 @@ def _require_finite(x: Tensor, name: str, source: Source, ids: list[int]) -> Non
 
 
 def _batches(
-    source: Source, ids: NDArray[np.int64], settings: Images, whole: bool, seconds: float
+    source: Source, ids: NDArray[np.int64], settings: Images, whole_image: bool, seconds: float
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Places and images (B, C, H, W), read by threads while the encoder works on the ones before."""
 
     def read() -> Iterator[tuple[NDArray[np.int64], list[Tensor | BadImageError]]]:
         for start in range(0, len(ids), BATCH):
             source.prefetch(ids[start : start + PREFETCH_SAMPLES])
-            part = ids[start : start + BATCH]
-            yield part, read_each(source, part, lambda index: as_seen(source, index, settings, whole), seconds=seconds)
+            batch = ids[start : start + BATCH]
+            yield batch, read_each(source, batch, lambda index: as_seen(source, index, settings, whole_image), seconds=seconds)
 
-    for part, images in ahead(read()):
-        good = readable(source, part, images)
+    for batch, images in ahead(read()):
+        good = readable(source, batch, images)
         if good:
             yield [i for i, _ in good], stacked([image for _, image in good])
 

@@ -47,12 +47,12 @@ def save_pictures(path: Path, config: Config, source: Source, features: Tensor, 
 
 def _neighbours(source: Source, x: Tensor, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Places in the source of queries (held-out samples where there are labels) and of their neighbours."""
-    held = source.labels.test[places] if source.labels else np.arange(len(x)) % 5 == 4
-    if not held.any() or held.all():
-        held = np.arange(len(x)) < max(1, len(x) // 5)
-    asked = np.nonzero(held)[0]
+    test = source.labels.test[places] if source.labels else np.arange(len(x)) % 5 == 4
+    if not test.any() or test.all():
+        test = np.arange(len(x)) < max(1, len(x) // 5)
+    asked = np.nonzero(test)[0]
     asked = asked[np.unique(np.linspace(0, len(asked) - 1, QUERIES).astype(int))]
-    others = np.nonzero(~held)[0]
+    others = np.nonzero(~test)[0]
     _, index = neighbours(x[others], x[asked], NEIGHBOURS)
     return places[asked], places[others[index.numpy()]]
 

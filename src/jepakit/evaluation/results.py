@@ -12,7 +12,7 @@ from jepakit.core.errors import UserError
 from jepakit.core.files import atomic_write, save_json
 from jepakit.data.sources import Labels, Source
 from jepakit.evaluation.compare import Difference, accuracy_interval, corrected, paired
-from jepakit.evaluation.probes.protocol import Problem, Protocol, Right
+from jepakit.evaluation.probes.protocol import Correct, Problem, Protocol
 from jepakit.evaluation.split import Split, SplitRows, train_and_test
 from jepakit.model.method import Which, called
 
@@ -31,64 +31,64 @@ class ProbeResults:
 
     source: Source
     labels: Labels
-    halves: Split
+    split: Split
     ids: SplitRows
     seen_test: int | None = None
     known: bool = True
     rows: list[ResultRow] = field(default_factory=list)
-    right: dict[str, Right] = field(default_factory=dict)
+    correct: dict[str, Correct] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls, source: Source, labels: Labels, ids: SplitRows, seen: NDArray[np.bool_] | None = None, *, known: bool = True
     ) -> "ProbeResults":
         """Of the samples `ids`, which are halved; seen (n,): those of the source that pretraining saw. Raises UserError."""
-        halves = train_and_test(source, labels, ids)
-        return cls(source, labels, halves, ids, None if seen is None else int(seen[ids[halves.test]].sum()), known)
+        split = train_and_test(source, labels, ids)
+        return cls(source, labels, split, ids, None if seen is None else int(seen[ids[split.test]].sum()), known)
 
     @property
     def problem(self) -> Problem:
         """What a probe is told of the labels."""
-        halves, labels = self.halves, self.labels
-        return Problem(halves.train_labels, halves.test_labels, len(labels.classes), self._titles, labels.whole_image)
+        split, labels = self.split, self.labels
+        return Problem(split.train_labels, split.test_labels, len(labels.classes), self._titles, labels.whole_image)
 
     def _titles(self) -> list[str]:
         """Names of the training images (n,)."""
-        return [self.source.title(int(i)) for i in self.ids[self.halves.train]]
+        return [self.source.title(int(i)) for i in self.ids[self.split.train]]
 
-    def enter(self, name: str, right: Right, about: Mapping[str, Any]) -> None:
+    def enter(self, name: str, correct: Correct, about: Mapping[str, Any]) -> None:
         """Note one result, with its interval over test images."""
-        low, high = accuracy_interval(right, self.halves.clusters)
+        low, high = accuracy_interval(correct, self.split.clusters)
         if (self.seen_test or not self.known) and name in map(called, get_args(Which)):
-            about = {**about, "seen_test": self.seen_test, "n_test": len(right)}
-        self.rows.append({"name": name, "accuracy": float(right.mean()), "low": low, "high": high, **about})
-        self.right[name] = right
+            about = {**about, "seen_test": self.seen_test, "n_test": len(correct)}
+        self.rows.append({"name": name, "accuracy": float(correct.mean()), "low": low, "high": high, **about})
+        self.correct[name] = correct
 
     def save(self, folder: Path, task: str, protocol: Protocol) -> list[ResultRow]:
         """Write all, the majority class too; returns the rows."""
-        halves = self.halves
-        most = int(halves.train_labels.bincount().argmax())
-        self.enter(MAJORITY, (halves.test_labels == most).double().numpy(), {})
+        split = self.split
+        most = int(split.train_labels.bincount().argmax())
+        self.enter(MAJORITY, (split.test_labels == most).double().numpy(), {})
         about = {
             "task": task,
             "data": self.source.name,
             "labels": self.labels.name,
             "classes": len(self.labels.classes),
-            "n_train": len(halves.train),
-            "n_test": len(halves.test),
+            "n_train": len(split.train),
+            "n_test": len(split.test),
             "seen_test": self.seen_test,
-            "independent": len(halves.test) if halves.clusters is None else len(np.unique(halves.clusters)),
+            "independent": len(split.test) if split.clusters is None else len(np.unique(split.clusters)),
             "settings": self.rows[0].get("settings") or protocol.model_dump(mode="json").get(task),
             "seed": protocol.seed,
         }
-        clusters: dict[str, Any] = {} if halves.clusters is None else {"clusters": halves.clusters}
+        clusters: dict[str, Any] = {} if split.clusters is None else {"clusters": split.clusters}
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / f"{task}.npz") as draft:
             np.savez_compressed(
                 draft,
-                ids=self.ids[halves.test],
-                names=np.array(list(self.right)),
-                right=np.stack(list(self.right.values())),
+                ids=self.ids[split.test],
+                names=np.array(list(self.correct)),
+                right=np.stack(list(self.correct.values())),
                 data=np.array([self.source.name, self.labels.name]),
                 **clusters,
             )
@@ -118,12 +118,12 @@ def differences(a: Path, b: Path, tasks: Sequence[str]) -> dict[str, dict[str, D
             with np.load(ours) as x, np.load(theirs) as y:
                 if not all(np.array_equal(x[key], y[key]) for key in ("data", "ids")):
                     raise UserError(f"{task}: {a} and {b} were tested on other images: evaluate both on the same data")
-                of_a, of_b = (dict(zip(z["names"].tolist(), z["right"], strict=True)) for z in (x, y))
-                pairs = [(next(iter(of_a)), next(iter(of_b)))]
+                first, second = (dict(zip(z["names"].tolist(), z["right"], strict=True)) for z in (x, y))
+                pairs = [(next(iter(first)), next(iter(second)))]
                 if pairs[0][0] == pairs[0][1]:
-                    pairs = [(name, name) for name in of_a if name in of_b and name in map(called, get_args(Which))]
+                    pairs = [(name, name) for name in first if name in second and name in map(called, get_args(Which))]
                 found[task] = {
-                    one if one == other else f"{one} against {other}": paired(of_a[one], of_b[other], x.get("clusters"))
+                    one if one == other else f"{one} against {other}": paired(first[one], second[other], x.get("clusters"))
                     for one, other in pairs
                 }
     each = iter(corrected([d for by_name in found.values() for d in by_name.values()]))
@@ -139,10 +139,10 @@ def results_table(results: Mapping[str, Sequence[ResultRow]]) -> str:
         cells = [next((row for row in results[task] if row["name"] == name), {}) for task in tasks]
         lines.append(f"{name:20}" + "".join(f"{_cell(task, row):>22}" for task, row in zip(tasks, cells, strict=True)))
     warnings = {f"{task}: {row['warning']}" for task in tasks for row in results[task] if "warning" in row}
-    return "\n".join([*lines, *sorted(warnings), *_of_seen(results)])
+    return "\n".join([*lines, *sorted(warnings), *_lines_on_seen_images(results)])
 
 
-def _of_seen(results: Mapping[str, Sequence[ResultRow]]) -> list[str]:
+def _lines_on_seen_images(results: Mapping[str, Sequence[ResultRow]]) -> list[str]:
     """A line where pretraining saw images of the test, and where nothing is known of what it saw."""
     probed = [row for rows in results.values() for row in rows if "seen_test" in row]
     seen = {(row["seen_test"], row["n_test"]) for row in probed if row["seen_test"]}

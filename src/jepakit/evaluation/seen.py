@@ -26,7 +26,7 @@ class Trained:
     identity: Identity | None
 
     @classmethod
-    def of_state(cls, state: Mapping[str, Any], where: str) -> "Trained | None":
+    def from_state(cls, state: Mapping[str, Any], where: str) -> "Trained | None":
         """What a checkpoint says of it; None for one that says nothing. Raises UserError."""
         config = state.get("config")
         return cls(resolve(config, where=where), Identity.from_state(state)) if isinstance(config, Mapping) else None
@@ -43,23 +43,23 @@ def seen_in_training(trained: Trained, source: Source, place: str) -> NDArray[np
     if absolute(place) == config.data and config.images.split == "train" and source.labels and not source.labels.own_split:
         first = open_source(place)
     try:
-        part = training_part(first, config.images)
+        trained_on = training_part(first, config.images)
     except UserError:
-        part = source
-    if absolute(place) == config.data or (identity is not None and identity.is_of(part)):
+        trained_on = source
+    if absolute(place) == config.data or (identity is not None and identity.is_of(trained_on)):
         seen = np.ones(len(source), np.bool_)
-        if isinstance(part, TrainingPart):
+        if isinstance(trained_on, TrainingPart):
             seen = np.zeros(len(source), np.bool_)
-            seen[part.ids] = True
+            seen[trained_on.ids] = True
         return seen
     if not isinstance(source, FilesSource) or not config.data or not Path(config.data).is_dir():
         return None
     ours, theirs = os.path.realpath(source.root), os.path.realpath(config.data)
     if os.path.commonpath([ours, theirs]) not in (ours, theirs):
         return None
-    whole = open_source(config.data)
-    part = training_part(whole, config.images)
-    if not isinstance(whole, FilesSource):
+    pretraining_source = open_source(config.data)
+    trained_on = training_part(pretraining_source, config.images)
+    if not isinstance(pretraining_source, FilesSource):
         return None
-    files = {os.path.join(theirs, part.title(i)) for i in range(len(part))}
+    files = {os.path.join(theirs, trained_on.title(i)) for i in range(len(trained_on))}
     return np.array([os.path.join(ours, file) in files for file in source.files], np.bool_)

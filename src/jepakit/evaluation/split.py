@@ -1,4 +1,4 @@
-"""The halves of a labelled set: what a probe learns from, and what it is tested on."""
+"""The split of a labelled set: the rows that a probe learns from, and those that it is tested on."""
 
 from dataclasses import dataclass
 
@@ -25,25 +25,30 @@ class Split:
 
 
 def labelled(source: Source, labels: Labels, limit: int | None = None) -> SplitRows:
-    """Places in the source of the samples that have a label and a part in the split; at most `limit`, evenly over halves and
-    classes. Raises UserError if there is none."""
+    """Places in the source (n,), ascending, of the samples that have a label.
+
+    At most `limit` of them, evenly over training and test samples and over classes. Raises UserError if no sample has a label.
+    """
     ids = np.nonzero(labels.values >= 0)[0]
     if not len(ids):
         raise UserError(f"{source.name}: no image has a label")
     if limit is None or limit >= len(ids):
         return ids
-    by_half_and_class = ids[np.lexsort((labels.values[ids], labels.test[ids]))]
-    return np.sort(by_half_and_class[np.linspace(0, len(ids) - 1, limit).round().astype(np.int64)])
+    by_split_and_class = ids[np.lexsort((labels.values[ids], labels.test[ids]))]
+    return np.sort(by_split_and_class[np.linspace(0, len(ids) - 1, limit).round().astype(np.int64)])
 
 
 def train_and_test(source: Source, labels: Labels, ids: SplitRows) -> Split:
-    """The two halves of the samples `ids`. Raises UserError where a probe could not learn or not be tested."""
+    """The training and test samples among `ids`, places in the source (n,); rows of the split are places in `ids`.
+
+    Raises UserError where either is empty, the training samples are of one class, or a test sample is of a class without one.
+    """
     values, test = labels.values[ids], labels.test[ids]
     named = f"{source.name} ({labels.name})"
-    for half, there, mend in (("training", ~test, "train/"), ("test", test, "test/ or val/")):
+    for name, there, mend in (("training", ~test, "train/"), ("test", test, "test/ or val/")):
         if not there.any():
             raise UserError(
-                f"{named}: no {half} image is left of {len(ids)}: give at least five images of each class, or folders "
+                f"{named}: no {name} image is left of {len(ids)}: give at least five images of each class, or folders "
                 f"train/ and test/ with images in {mend}"
             )
     known = np.unique(values[~test])

@@ -1,4 +1,4 @@
-"""Room for large features: in memory up to a size, above it in temporary files without a name, which go with the last user."""
+"""Storage of large feature matrices: in memory up to a size, above it in temporary files that end with their last user."""
 
 import math
 import mmap
@@ -16,8 +16,8 @@ IN_MEMORY = 128 << 20  # bytes of one matrix; about twenty are there at a time
 BYTES_AT_ONCE = 4096  # rows that are copied together
 
 
-def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """An uninitialised tensor. One of more than IN_MEMORY is mapped from a file in TMPDIR. Raises UserError for want of room."""
+def allocate(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """An uninitialised tensor; above IN_MEMORY bytes it is mapped from a file in TMPDIR. Raises UserError if the disk is full."""
     size = math.prod(shape) * dtype.itemsize
     if size <= IN_MEMORY:
         with torch.inference_mode(False):  # probes train on it
@@ -36,10 +36,10 @@ def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(shape)
 
 
-def taken(x: Tensor, rows: NDArray[np.int64] | Tensor) -> Tensor:
-    """Some rows of x (n, ...), by their places (m,): a copy."""
+def copy_rows(x: Tensor, rows: NDArray[np.int64] | Tensor) -> Tensor:
+    """A copy (m, ...) of the rows of x (n, ...) at the places `rows` (m,)."""
     places = torch.as_tensor(rows)
-    out = room(len(places), *x.shape[1:], dtype=x.dtype)
+    out = allocate(len(places), *x.shape[1:], dtype=x.dtype)
     for start in range(0, len(places), BYTES_AT_ONCE):
         out[start : start + BYTES_AT_ONCE] = x[places[start : start + BYTES_AT_ONCE]]
     return out

@@ -53,7 +53,7 @@ def subject(path: Run | str | Path, out: str | Path | None = None) -> Subject:
     """The encoders at `path`. Raises UserError for a run without a checkpoint, or an encoder of no run without `out`."""
     given, path = path, local(path, "the run")
     if (path / "config.yaml").is_file():
-        return _of_run(Run.open(path), local(out, "out") if out else path / "evaluation")
+        return _run_subject(Run.open(path), local(out, "out") if out else path / "evaluation")
     if path.is_dir() and not any((path / name).exists() for name in ("config.json", "state.json")):
         Run.open(path)  # says that it is none
     encoder = load(given)
@@ -69,7 +69,7 @@ def subject(path: Run | str | Path, out: str | Path | None = None) -> Subject:
     return _subject(encoders, local(out, "out"), MultiBlock(min_keep=1), RunSettings(), None, None, _trained(path))
 
 
-def _of_run(run: Run, folder: Path) -> Subject:
+def _run_subject(run: Run, folder: Path) -> Subject:
     jepa = jepa_from_checkpoint(run.path)
     config = jepa.method
     assert isinstance(config, Config)  # that of a run always is
@@ -83,12 +83,12 @@ def _trained(path: Path) -> Trained | None:
     """What an encoder was pretrained on: that of a run, of a run's model/, or of a checkpoint."""
     run = path.resolve().parent if path.resolve().name == "model" else path
     if (run / "config.yaml").is_file():
-        return Trained.of_state(Run.open(run).state, str(run))
+        return Trained.from_state(Run.open(run).state, str(run))
     try:
         state = json.loads((pointed(path) / "state.json").read_text())
     except (OSError, ValueError):
         return None
-    return Trained.of_state(state, str(path)) if isinstance(state, dict) else None
+    return Trained.from_state(state, str(path)) if isinstance(state, dict) else None
 
 
 def _subject(

@@ -29,7 +29,7 @@ from jepakit.evaluation.dense.segmentation import segmentation
 from jepakit.evaluation.features import BATCH, PCA, RAW, Frozen, extract, pca, readable
 from jepakit.evaluation.pictures import save_pictures
 from jepakit.evaluation.probes.finetune import finetune, recipe_for
-from jepakit.evaluation.probes.protocol import LAST4, PROBES, TOKENS, Protocol, Right
+from jepakit.evaluation.probes.protocol import LAST4, PROBES, TOKENS, Correct, Protocol
 from jepakit.evaluation.probes.spectrum import evenly, lidar_rows, rankme_rows
 from jepakit.evaluation.results import ProbeResults, ResultRow, differences, save_rows
 from jepakit.evaluation.seen import seen_in_training
@@ -148,18 +148,18 @@ def _on_images(
     made = "rankme" in tasks
     if made:
         layers = {"last4": bool({*probes} & LAST4), "tokens": bool({*probes} & TOKENS), "precision": judged.precision}
-        whole = labels is not None and labels.whole_image
-        features, ids = extract(source, judged.encoders, ids, whole=whole, seconds=judged.seconds, **layers)  # type: ignore[arg-type]
-        told = [name for name, encoder in judged.encoders.items() if encoder.conditioning is not None]
-        rows = rankme_rows(features, protocol.rankme, told)
+        whole_image = labels is not None and labels.whole_image
+        features, ids = extract(source, judged.encoders, ids, whole_image=whole_image, seconds=judged.seconds, **layers)  # type: ignore[arg-type]
+        conditioned = [name for name, encoder in judged.encoders.items() if encoder.conditioning is not None]
+        rows = rankme_rows(features, protocol.rankme, conditioned)
         results["rankme"] = save_rows(judged.folder, "rankme", source.name, rows, protocol)
         if judged.config:
             save_pictures(judged.folder / "pictures.npz", judged.config, source, features[judged.name].last, ids)
     if made and labels is not None and probes:
-        halves, raw = train_and_test(source, labels, ids), features[RAW].last
-        features[PCA] = Frozen(pca(raw, halves.train, min(judged.encoder.width, len(halves.train), raw.shape[1])))
-        sheets = {task: ProbeResults.of(source, labels, ids, seen, known=judged.trained is not None) for task in probes}
-        results |= _probed(judged.folder, sheets, features, protocol)
+        split, raw = train_and_test(source, labels, ids), features[RAW].last
+        features[PCA] = Frozen(pca(raw, split.train, min(judged.encoder.width, len(split.train), raw.shape[1])))
+        probed = {task: ProbeResults.of(source, labels, ids, seen, known=judged.trained is not None) for task in probes}
+        results |= _probed(judged.folder, probed, features, protocol)
     if "lidar" in tasks:
         rows = lidar_rows(
             source, judged.encoders, judged.masking, protocol.lidar, protocol.seed, judged.precision, judged.seconds
@@ -179,64 +179,64 @@ def _readable(source: Source, ids: SplitRows, images: Images, seconds: float) ->
     """Places of the samples that can be read, with the encoder's bands; the others are named."""
     kept: list[int] = []
     for start in range(0, len(ids), BATCH):
-        part = ids[start : start + BATCH]
-        found = read_each(source, part, lambda index: usable(source, index, images).shape, seconds=seconds)
-        kept += [index for index, _ in readable(source, part, found)]
+        batch = ids[start : start + BATCH]
+        found = read_each(source, batch, lambda index: usable(source, index, images).shape, seconds=seconds)
+        kept += [index for index, _ in readable(source, batch, found)]
     return np.array(kept, np.int64)
 
 
 def _probed(
-    folder: Path, sheets: Mapping[str, ProbeResults], features: Mapping[str, Frozen], protocol: Protocol
+    folder: Path, probed: Mapping[str, ProbeResults], features: Mapping[str, Frozen], protocol: Protocol
 ) -> dict[str, list[ResultRow]]:
     """Every probe for each encoder and baseline that has what it looks at, side by side on the cores."""
-    jobs = [(task, name) for task in sheets for name, x in features.items() if task not in TOKENS or x.tokens is not None]
+    jobs = [(task, name) for task in probed for name, x in features.items() if task not in TOKENS or x.tokens is not None]
     threads = torch.get_num_threads()
     workers = min(len(jobs), threads)
     results: dict[str, list[ResultRow]] = {}
 
-    def work(job: tuple[str, str]) -> tuple[Right, dict[str, Any]]:
+    def work(job: tuple[str, str]) -> tuple[Correct, dict[str, Any]]:
         torch.set_num_threads(max(1, threads // workers))  # small products gain more from side by side than from sharing
         task, name = job
-        sheet, x, started = sheets[task], features[name], time.monotonic()
-        h, reads = sheet.halves, {"last4": task in LAST4, "tokens": task in TOKENS}
-        right, about = PROBES[task](x.rows(h.train, **reads), x.rows(h.test, **reads), sheet.problem, protocol)
-        return right, {**about, "seconds": round(time.monotonic() - started, 1)}
+        one, x, started = probed[task], features[name], time.monotonic()
+        split, reads = one.split, {"last4": task in LAST4, "tokens": task in TOKENS}
+        correct, about = PROBES[task](x.rows(split.train, **reads), x.rows(split.test, **reads), one.problem, protocol)
+        return correct, {**about, "seconds": round(time.monotonic() - started, 1)}
 
     pool = ThreadPoolExecutor(workers, "jepakit-probe")
     try:
         with progress("probes", len(jobs)) as report, warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # once for all threads, since filters are the process's
             for done, ((task, name), outcome) in enumerate(zip(jobs, pool.map(work, jobs), strict=True), start=1):
-                sheets[task].enter(name, *outcome)
+                probed[task].enter(name, *outcome)
                 report(done, f"{task}, {name}")
                 if done == len(jobs) or jobs[done][0] != task:  # its last: saved, whatever becomes of the next
-                    results[task] = sheets[task].save(folder, task, protocol)
+                    results[task] = probed[task].save(folder, task, protocol)
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
     return results
 
 
-def _finetuned(judged: Subject, sheet: ProbeResults, protocol: Protocol) -> list[ResultRow]:
+def _finetuned(judged: Subject, results: ProbeResults, protocol: Protocol) -> list[ResultRow]:
     """Fine-tuning end to end, of the judged encoder and of the untrained one, which is then trained from scratch."""
-    halves, shape = sheet.halves, judged.encoder.vit.config
+    split, shape = results.split, judged.encoder.vit.config
     settings = protocol.finetune.over(recipe_for(shape.width, shape.depth))
-    values, rows = sheet.labels.values, (sheet.ids[halves.train], sheet.ids[halves.test])
+    values, rows = results.labels.values, (results.ids[split.train], results.ids[split.test])
     for name in (judged.name, UNTRAINED_NAME):
         log.info("fine-tuning the %s", name)
         predicted, about = finetune(
             judged.encoders[name],
-            sheet.source,
+            results.source,
             *rows,
             values,
-            len(sheet.labels.classes),
+            len(results.labels.classes),
             settings,
             protocol.seed,
             judged.precision,
             judged.seconds,
         )
-        sheet.enter(name, (predicted == halves.test_labels).double().numpy(), about)
-    return sheet.save(judged.folder, "finetune", protocol)
+        results.enter(name, (predicted == split.test_labels).double().numpy(), about)
+    return results.save(judged.folder, "finetune", protocol)
 
 
 def _dense(judged: Subject, task: str, root: Path, protocol: Protocol) -> list[ResultRow]:

@@ -210,11 +210,11 @@ def neighbour_rows(pictures: Pictures) -> list[dict[str, Any]]:
     rows = []
     for index, query in enumerate(pictures.get("query_images", ())):
         label = _label(pictures, "query_labels", index)
-        near = []
+        tiles = []
         for place, image in enumerate(pictures["neighbour_images"][index]):
             text = _label(pictures, "neighbour_labels", index, place)
-            near.append({"src": data_uri(image), "label": text, "same": bool(text) and text == label})
-        rows.append({"src": data_uri(query), "label": label, "near": near})
+            tiles.append({"src": data_uri(image), "label": text, "same": bool(text) and text == label})
+        rows.append({"src": data_uri(query), "label": label, "near": tiles})
     return rows
 
 

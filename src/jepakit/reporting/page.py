@@ -107,18 +107,18 @@ def _verdict(title: str, rows: Mapping[str, MetricsRow]) -> str:
     best = measured.pop(name, None)
     if best is None:
         return f"{title}: no figure."
-    parts, close = [f"{title} {percent(best['value'])} %{interval(best)}"], []
+    clauses, close = [f"{title} {percent(best['value'])} %{interval(best)}"], []
     pixels = max((key for key in PIXELS if key in measured), key=lambda key: measured[key]["value"], default="")
     for row, words in ((measured.get(_UNTRAINED), f"the {_UNTRAINED}"), (measured.get(pixels), pixels)):
         if row is not None:
             gain = 100 * (best["value"] - row["value"])
             sign, than = ("+", "over") if gain >= 0 else ("−", "against")
-            parts.append(f"{sign}{abs(gain):.1f} {than} {words}")
+            clauses.append(f"{sign}{abs(gain):.1f} {than} {words}")
             if best["low"] <= row["high"] and row["low"] <= best["high"]:  # false where an interval is missing
-                close.append(len(parts) - 1)
+                close.append(len(clauses) - 1)
     if len(close) == 1:
-        parts[close[0]] += " (intervals overlap)"
-    return ", ".join(parts) + (" (both intervals overlap)." if len(close) > 1 else ".")
+        clauses[close[0]] += " (intervals overlap)"
+    return ", ".join(clauses) + (" (both intervals overlap)." if len(close) > 1 else ".")
 
 
 def _rank(title: str, result: Result | None) -> str:
@@ -135,12 +135,12 @@ def _progress(run: RunFiles) -> str:
     if "step" not in series:
         return "No training step logged yet."
     step, planned = int(series["step"][0][-1]), _steps(run.config)
-    parts = [f"{step:,} of {planned:,} steps" if planned and planned > step else f"{step:,} steps"]
-    told = {"loss": "loss {}", "effective_rank": "effective rank {}", "images_per_second": "{} images/s"}
-    for key, words in told.items():
+    clauses = [f"{step:,} of {planned:,} steps" if planned and planned > step else f"{step:,} steps"]
+    reported = {"loss": "loss {}", "effective_rank": "effective rank {}", "images_per_second": "{} images/s"}
+    for key, words in reported.items():
         if (finite := finite_values(series, key)).size:
-            parts.append(words.format(short(finite[-1])))
-    return "Trained " + ", ".join(parts) + "."
+            clauses.append(words.format(short(finite[-1])))
+    return "Trained " + ", ".join(clauses) + "."
 
 
 def percent(fraction: float) -> str:
@@ -152,8 +152,8 @@ def interval(row: MetricsRow) -> str:
     """The 95 % interval in brackets, or nothing."""
     if not (math.isfinite(row["low"]) and math.isfinite(row["high"])):
         return ""
-    whole, fine = (f" [{100 * row['low']:.{digits}f}–{100 * row['high']:.{digits}f}]" for digits in (0, 1))
-    return whole if round(100 * row["low"]) < round(100 * row["high"]) else fine  # no interval looks like a point
+    rounded, exact = (f" [{100 * row['low']:.{digits}f}–{100 * row['high']:.{digits}f}]" for digits in (0, 1))
+    return rounded if round(100 * row["low"]) < round(100 * row["high"]) else exact  # no interval looks like a point
 
 
 def _steps(config: Mapping[str, Any]) -> int | None:
@@ -192,8 +192,8 @@ def _probe_table(task: str, runs: Sequence[RunFiles]) -> dict[str, Any]:
     scale = min(1.0, math.ceil(10 * max(ends, default=1.0) + 0.2) / 10)
     heads = [{"run": run, **_head(probe)} for run, probe in zip(runs, probes, strict=True)]
     alike = len({head["of"] for head in heads if head["of"]}) <= 1
-    told = {(head["of"], head["how"]) for head in heads if head["of"]}
-    about = {"title": PROBE_NAMES[task], "note": NOTES[task], "caption": told.pop() if len(told) == 1 else None}
+    captions = {(head["of"], head["how"]) for head in heads if head["of"]}
+    about = {"title": PROBE_NAMES[task], "note": NOTES[task], "caption": captions.pop() if len(captions) == 1 else None}
     return {**about, "heads": heads, "cells": cells, "scale": scale, "alike": alike}
 
 
@@ -233,8 +233,8 @@ def _cell(row: MetricsRow | None) -> dict[str, Any] | None:
     if row is None or math.isnan(row["value"]):
         return None
     low, high = (row[end] if math.isfinite(row[end]) else row["value"] for end in ("low", "high"))
-    parts = {"pixel_accuracy": "pixel accuracy", "j": "J", "f": "F"}
-    also = ", ".join(f"{words} {percent(number(row[key]))}" for key, words in parts.items() if key in row)
+    extras = {"pixel_accuracy": "pixel accuracy", "j": "J", "f": "F"}
+    also = ", ".join(f"{words} {percent(number(row[key]))}" for key, words in extras.items() if key in row)
     about = {"text": percent(row["value"]), "interval": interval(row), "also": also}
     return {"value": row["value"], "low": low, "high": high, **about}
 
@@ -251,16 +251,16 @@ def _rank_table(runs: Sequence[RunFiles]) -> dict[str, Any]:
     warnings = [
         " – ".join(filter(None, [who, f"{title} of {', '.join(of)}: {words}"])) for (who, title, words), of in warned.items()
     ]
-    told: dict[str, dict[str, list[str]]] = {}
+    runs_by_how: dict[str, dict[str, list[str]]] = {}
     for run, task, result in columns:
-        told.setdefault(RANKS[task], {}).setdefault(_views(result), []).append(run.name)
-    alike = all(len(ways) == 1 for ways in told.values())
+        runs_by_how.setdefault(RANKS[task], {}).setdefault(_views(result), []).append(run.name)
+    alike = all(len(ways) == 1 for ways in runs_by_how.values())
     return {
         "heads": [{"run": run, "title": RANKS[task]} for run, task, _ in columns],
         "cells": {name: [_rank_cell(result["rows"].get(name)) for *_, result in columns] for name in names},
         "hows": [
             f"{title}{'' if alike else ' of ' + ', '.join(who)}: {how}."
-            for title, ways in told.items()
+            for title, ways in runs_by_how.items()
             for how, who in ways.items()
         ],
         "warnings": warnings,

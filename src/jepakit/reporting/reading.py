@@ -115,7 +115,7 @@ def _name(index: int, folders: Sequence[Path]) -> str:
     """As little of the folder's path as tells the runs apart."""
     paths = [folder.resolve().parts for folder in folders]
     for length in range(1, 4):
-        tails = ["/".join(parts[-length:]) for parts in paths]
+        tails = ["/".join(path[-length:]) for path in paths]
         if tails.count(tails[index]) == 1:
             return tails[index]
     return f"{paths[index][-1]} ({index + 1})"
@@ -134,14 +134,14 @@ def _metrics(path: Path) -> Metrics:
     points: dict[str, list[tuple[float, float]]] = {}
     alarms: list[tuple[int, str]] = []
     for step in sorted(steps):
-        told = steps[step].pop("alarms", None)
-        alarms += [(step, str(words)) for words in told] if isinstance(told, list) else []
+        reported = steps[step].pop("alarms", None)
+        alarms += [(step, str(words)) for words in reported] if isinstance(reported, list) else []
         for key, value in steps[step].items():  # some names are logged on fewer steps than others
             points.setdefault(key, []).append((step, number(value)))  # null was not finite
     for key in [key for key in points if key.endswith(AT_START)]:  # a look at step 0, told in the first row
-        start, looks = points.pop(key)[0][1], points.setdefault(key.removesuffix(AT_START), [])
-        if not looks or looks[0][0] > 0:
-            looks.insert(0, (0, start))
+        start, probed = points.pop(key)[0][1], points.setdefault(key.removesuffix(AT_START), [])
+        if not probed or probed[0][0] > 0:
+            probed.insert(0, (0, start))
     series = {key: (np.array(pairs, float)[:, 0], np.array(pairs, float)[:, 1]) for key, pairs in points.items()}
     return Metrics(series, alarms, skipped)
 

@@ -52,7 +52,7 @@ SMOKE = [
 SMOKE_EVALUATION = ["images_limit=300", "linear.epochs=2"]
 # One linear head instead of six: what is compared is cells, and there are many
 EVALUATION = ["linear.layers=[last]", "linear.heads=[bn]", "linear.weight_decay=[0]"]
-LOOKS = 8  # at the encoder in a run, or one a pass
+PROBES_PER_RUN = 8  # online probes in a run; one a pass where it has fewer passes
 
 
 @checked
@@ -87,10 +87,10 @@ def study(
     turned = chosen(every, levers)
     cells = grid(base, turned, seeds)[: 3 if smoke else None] if turned else []
     source = open_source(str(config.data), labels)
-    part = training_part(source, with_split(config.images, source))
+    train_images = training_part(source, with_split(config.images, source))
     evaluation = [*_tasks(source, labels), *EVALUATION, *(SMOKE_EVALUATION if smoke else [])]
     most = processes or (1 if device_of(config.run.device).type == "cuda" else cores())
-    runner = Runner(out, _how(config, base.get("run", {}), len(part), most), tuple(evaluation))
+    runner = Runner(out, _how(config, base.get("run", {}), len(train_images), most), tuple(evaluation))
     with _claimed(out, {"study": name, "base": base, "evaluation": evaluation}):
         search = Search.open(runner, base, turned or every, cells, trials) if trials else None
         save = partial(_save, out, name, base, [BASE, *(lever.name for lever in every)])
@@ -140,7 +140,7 @@ def _how(config: Config, given: Mapping[str, Any], images: int, most: int) -> di
     """Settings of `run` for every cell, over which those that the base gives stand."""
     a_pass = max(1, images // config.optim.batch_size)
     epochs = Schedule(config.optim, a_pass).steps // a_pass
-    own = {"threads": max(1, cores() // most), "loader_threads": 1, "probe_every_epochs": max(1, epochs // LOOKS)}
+    own = {"threads": max(1, cores() // most), "loader_threads": 1, "probe_every_epochs": max(1, epochs // PROBES_PER_RUN)}
     return {**own, **{key: value for key, value in given.items() if key in own}}
 
 

@@ -22,11 +22,11 @@ class Lever:
     name: str
     why: str
     values: tuple[Change, ...]
-    part: Change = field(default_factory=dict)
+    regulariser: Change = field(default_factory=dict)
 
     def belongs(self, config: Config) -> bool:
         """Whether these settings have the part that the values belong to."""
-        return not self.part or getattr(config.regularizer, "kind", None) == self.part["regularizer.kind"]
+        return not self.regulariser or getattr(config.regularizer, "kind", None) == self.regulariser["regularizer.kind"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def grid(base: Mapping[str, Any], levers: Iterable[Lever], seeds: int) -> list[C
     cells, known = [Cell(BASE, {}, BASE, at_base.seed)], [at_base]
     for lever in levers:
         for value in lever.values:
-            change = value if lever.belongs(at_base) else {**lever.part, **value}
+            change = value if lever.belongs(at_base) else {**lever.regulariser, **value}
             config = _possible(base, change)
             if config is None or config not in known:
                 cells.append(Cell(lever.name, change, slug(lever.name, value), at_base.seed))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from jepakit.core.files import atomic_write
 from jepakit.study.cells import BASE, label
-from jepakit.study.table import LOOK_KEYS, CellRow, looks
+from jepakit.study.table import PROBE_KEYS, CellRow, probe_points
 
 _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22")
 _NAMED = 10  # a legend with more values tells nothing
@@ -18,16 +18,16 @@ MetricRows = Sequence[Mapping[str, Any]]
 
 
 def save_curves(path: Path, rows: Sequence[CellRow], metrics: Sequence[MetricRows]) -> None:
-    """Draw kNN (or RankMe) at looks, effective rank and position share over steps; black: the base. One `metrics` a row."""
-    of_base = [own for row, own in zip(rows, metrics, strict=True) if row["lever"] == BASE]
-    key = next((key for key in LOOK_KEYS if any(row["looks"][key] for row in rows)), LOOK_KEYS[0])
+    """Draw online probe, effective rank and position share over steps, the base in black; metrics: of each row its log."""
+    base_metrics = [own for row, own in zip(rows, metrics, strict=True) if row["lever"] == BASE]
+    key = next((key for key in PROBE_KEYS if any(row["looks"][key] for row in rows)), PROBE_KEYS[0])
     levers = list(dict.fromkeys(row["lever"] for row in rows if row["lever"] != BASE)) or [BASE]
     figure = Figure(figsize=(13, 2.3 * len(levers)), layout="constrained")
     titles = ("kNN accuracy" if key == "probe/knn" else "RankMe", "effective rank", "position share")
     for axes, lever in zip(figure.subplots(len(levers), 3, squeeze=False), levers, strict=True):
         shown = [(row, own) for row, own in zip(rows, metrics, strict=True) if row["lever"] == lever != BASE]
         values = list(dict.fromkeys(_name(row) for row, _ in shown))
-        for own in of_base:
+        for own in base_metrics:
             _draw(axes, own, key, "black", BASE)
         for row, own in shown:
             place = values.index(_name(row))
@@ -51,7 +51,7 @@ def _name(row: CellRow) -> str:
 def _draw(axes: Sequence[Axes], rows: MetricRows, key: str, colour: str, name: str) -> None:
     """One run's three curves."""
     steps = [row["step"] for row in rows]
-    seen = looks(rows, key)
+    seen = probe_points(rows, key)
     series = [
         ([step for step, _ in seen], [value for _, value in seen]),
         *((steps, [row.get(sign, np.nan) for row in rows]) for sign in ("effective_rank", "position_share")),

@@ -15,7 +15,7 @@ from jepakit.core import rng
 from jepakit.core.errors import UserError
 from jepakit.study.cells import BASE, Cell, Change, Lever, configuration, label
 from jepakit.study.running import Job, Runner
-from jepakit.study.table import LOOK_KEYS, looks, steps_of, value_of
+from jepakit.study.table import PROBE_KEYS, probe_points, steps_of, value_of
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -91,7 +91,7 @@ class Search:
         from optuna.trial import TrialState
 
         cell = Cell(LEVER, self._suggested(trial), f"trial-{trial.number:03}", configuration(self.base, {}).seed)
-        told = set(self.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+        reported = set(self.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
         size = 0
 
         def prune(run: Run) -> bool:
@@ -101,8 +101,8 @@ class Search:
             if size == before:
                 return False
             for percent, value in percents(run):
-                if percent not in told:
-                    told.add(percent)
+                if percent not in reported:
+                    reported.add(percent)
                     trial.report(value, percent)
                     if trial.should_prune():
                         return True
@@ -148,9 +148,9 @@ class Search:
 
 
 def percents(run: Run) -> list[tuple[int, float]]:
-    """Looks at the encoder of a run under way, as (per cent of the run, value); the untrained one's and the last are no news."""
+    """The online probe of a run under way, as (per cent of the run, value), without those at its start and its end."""
     total, rows = steps_of(run), run.metrics()
-    seen = [look for key in LOOK_KEYS for look in looks(rows, key)]
+    seen = [point for key in PROBE_KEYS for point in probe_points(rows, key)]
     return [(100 * step // total, value) for step, value in seen if 0 < step < total] if total else []
 
 

@@ -145,16 +145,18 @@ def _regularisers() -> tuple[Lever, ...]:
                     ("pred_pairs", 25.0, [512, 512, 512]),
                 ),
             ),
-            part=VICREG,
+            regulariser=VICREG,
         ),
         Lever(
             "vicreg-weight",
             "the C-JEPA paper's .001, and up to where it outweighs the prediction",
             _each("regularizer.weight", 0.001, 0.003, 0.01, 0.04, 0.1),
-            part=VICREG,
+            regulariser=VICREG,
         ),
-        Lever("vicreg-std", "VICReg's 25", _each("regularizer.std", 5.0, 12.5, 25.0, 50.0), part=VICREG),
-        Lever("vicreg-cov", "VICReg's 1; none as control", _each("regularizer.cov", 0.0, 0.25, 1.0, 4.0, 16.0), part=VICREG),
+        Lever("vicreg-std", "VICReg's 25", _each("regularizer.std", 5.0, 12.5, 25.0, 50.0), regulariser=VICREG),
+        Lever(
+            "vicreg-cov", "VICReg's 1; none as control", _each("regularizer.cov", 0.0, 0.25, 1.0, 4.0, 16.0), regulariser=VICREG
+        ),
     )
 
 

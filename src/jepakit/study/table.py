@@ -21,7 +21,7 @@ from jepakit.training.collapse import MEDIAN_ROWS
 
 CellRow = dict[str, Any]
 _UNTRAINED = "untrained encoder"
-LOOK_KEYS = ("probe/knn", "probe/rankme")
+PROBE_KEYS = ("probe/knn", "probe/rankme")
 HEAD = ("lever", "value", "kNN", "linear", "RankMe", "rank at 25/50/75/100 %", "position, end", "alarms", "minutes")
 SIGNS = {
     "effective_rank": lambda row: row.get("effective_rank"),
@@ -42,7 +42,7 @@ def row_of(cell: Cell, run: Run, status: str, said: str = "") -> CellRow:
         "start": {key: _number(of(metrics[0])) for key, of in SIGNS.items()} if metrics else {},
         "quarters": quarters(metrics, planned or 0),
         "alarms": [{"step": row["step"], "words": words} for row in metrics for words in row.get("alarms", ())],
-        "looks": {key: looks(metrics, key) for key in LOOK_KEYS},
+        "looks": {key: probe_points(metrics, key) for key in PROBE_KEYS},
         "judged": called(resolve(settings).which if settings else "target_encoder"),
         **{task: _result(run.path / "evaluation" / f"{task}.json") for task in ("knn", "linear", "rankme")},
         "settings": settings,
@@ -81,8 +81,8 @@ def seconds(rows: Sequence[Mapping[str, Any]]) -> float:
     return sum(now for now, later in pairwise([*clocks, -1.0]) if later < now)
 
 
-def looks(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
-    """The looks at the encoder, (step, value), that of the untrained one first."""
+def probe_points(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    """The online probe's values as (step, value), that of the untrained encoder (step 0) first where it was logged."""
     start = [(0, row[f"{key}_at_start"]) for row in rows[:1] if f"{key}_at_start" in row]
     return start + [(row["step"], row[key]) for row in rows if key in row]
 
@@ -132,7 +132,7 @@ def _cells(own: Sequence[CellRow]) -> list[str]:
     return [
         own[0]["lever"],
         label(own[0]["change"]),
-        _accuracy(own, "knn") or _last_look(own),
+        _accuracy(own, "knn") or _last_probe(own),
         _accuracy(own, "linear"),
         _rankme(own, None),
         " / ".join("–" if rank is None else f"{rank:.2f}" for rank in ranks),
@@ -163,9 +163,9 @@ def _rankme(own: Sequence[CellRow], name: str | None) -> str:
     return f"{statistics.median(found):.1f}" if found else ""
 
 
-def _last_look(own: Sequence[CellRow]) -> str:
-    """Of a pruned run, what it was pruned for."""
-    for key, share in zip(LOOK_KEYS, (100, 1), strict=True):
+def _last_probe(own: Sequence[CellRow]) -> str:
+    """The last value of the online probe, by which a pruned run was stopped; empty where there is none."""
+    for key, share in zip(PROBE_KEYS, (100, 1), strict=True):
         if own[0]["looks"][key]:
             step, value = own[0]["looks"][key][-1]
             return f"{share * value:.1f} at step {step}"

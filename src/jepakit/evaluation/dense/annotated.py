@@ -57,16 +57,16 @@ def open_annotated(root: Path, zero_is_other: bool = True, limit: int | None = N
     if len(train) < 5:
         raise UserError(f"{root}: {len(train)} training images; give at least five, as a fifth chooses the learning rate")
     counts = {}
-    for part, pairs in (("training", train), ("validation", test)):
+    for split, pairs in (("training", train), ("validation", test)):
         found = np.zeros(0, np.int64)
-        for pair in counted(f"{part} labels", pairs):
+        for pair in counted(f"{split} labels", pairs):
             labels = read_labels(pair.labels, zero_is_other)
             new = np.bincount(labels[labels != IGNORED])
             found = np.pad(found, (0, max(0, len(new) - len(found))))
             found[: len(new)] += new
         if not found.any():
-            raise UserError(f"{root}/annotations/{part}: no pixel has a class; 255 is never one, 0 is one if you say so")
-        counts[part] = found
+            raise UserError(f"{root}/annotations/{split}: no pixel has a class; 255 is never one, 0 is one if you say so")
+        counts[split] = found
     classes = max(len(c) for c in counts.values())
     pixels = np.pad(counts["training"], (0, classes - len(counts["training"])))
     return Annotated(tuple(train), tuple(test), classes, pixels, zero_is_other)
@@ -109,8 +109,8 @@ def counted(title: str, pairs: Sequence[Pair]) -> Iterator[Pair]:
             report(done)
 
 
-def _pairs(root: Path, part: str) -> list[Pair]:
-    folders = [root / kind / part for kind in ("images", "annotations")]
+def _pairs(root: Path, split: str) -> list[Pair]:
+    folders = [root / kind / split for kind in ("images", "annotations")]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"no folder {folder}: give a root with images/ and annotations/, each with training/ and validation/")

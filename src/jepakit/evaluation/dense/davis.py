@@ -59,8 +59,8 @@ def propagate(features: Iterable[Tensor], first: Tensor, settings: Propagation |
     queue: deque[tuple[Tensor, Tensor]] = deque(maxlen=settings.queue)
     labels = [start[1]]
     for frame in frames:
-        sources, known = (torch.stack(parts) for parts in zip(start, *queue, strict=True))
-        labels.append(_labels_of(frame, sources, known, settings))
+        sources, known = (torch.stack(frames_so_far) for frames_so_far in zip(start, *queue, strict=True))
+        labels.append(_propagated(frame, sources, known, settings))
         queue.append((frame, labels[-1]))
     return torch.stack(labels)
 
@@ -96,9 +96,9 @@ def boundary(a: Mask, b: Mask) -> float:
     rows, columns = (np.flatnonzero((edges[0] | edges[1]).any(axis)) for axis in (1, 0))
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # distances outside it do not matter
     x, y = edges[0][box], edges[1][box]
-    near = [int((e & (distance_transform_edt(~other) <= reach)).sum()) for e, other in ((x, y), (y, x))]
-    precision, recall = (n / count for n, count in zip(near, counts, strict=True))
-    return 2 * precision * recall / (precision + recall) if near != [0, 0] else 0.0
+    matched = [int((e & (distance_transform_edt(~other) <= reach)).sum()) for e, other in ((x, y), (y, x))]
+    precision, recall = (n / count for n, count in zip(matched, counts, strict=True))
+    return 2 * precision * recall / (precision + recall) if matched != [0, 0] else 0.0
 
 
 def frame_size(height: int, width: int, patch: int, short_side: int = 480) -> tuple[int, int]:
@@ -146,7 +146,7 @@ def davis(
                 scores[name].append(score(found, truth))
             scores["first mask kept"].append(score(np.broadcast_to(_followed(truth[0]), truth.shape), truth))
             report(done, sequence.name)
-    return [_row(name, parts) for name, parts in scores.items()]
+    return [_row(name, sequences_scores) for name, sequences_scores in scores.items()]
 
 
 @dataclass(frozen=True)
@@ -201,19 +201,19 @@ def _followed(first: _Labels) -> _Labels:
     return np.where(first == VOID, 0, first).astype(np.uint8)
 
 
-def _labels_of(frame: Tensor, sources: Tensor, known: Tensor, settings: Propagation) -> Tensor:
+def _propagated(frame: Tensor, sources: Tensor, known: Tensor, settings: Propagation) -> Tensor:
     """(h, w, D), sources (C, h, w, D) with labels (C, h, w, K) -> (h, w, K). All tokens of norm 1."""
     height, width, _ = frame.shape
     place = torch.arange(width, device=frame.device)
     far = (place[:, None] - place).abs() > settings.radius  # (w, w)
     rows = []
     for i in range(height):
-        near = slice(max(0, i - settings.radius), i + settings.radius + 1)
-        similarity = frame[i] @ sources[:, near].flatten(0, 2).T  # (w, C * rows * w)
+        window = slice(max(0, i - settings.radius), i + settings.radius + 1)
+        similarity = frame[i] @ sources[:, window].flatten(0, 2).T  # (w, C * rows * w)
         similarity.view(width, -1, width).masked_fill_(far[:, None], float("-inf"))
         top = similarity.topk(min(settings.top, similarity.shape[1]), dim=1).values
         weight = ((similarity - top[:, :1]) / settings.temperature).exp() * (similarity >= top[:, -1:])
-        rows.append(weight @ known[:, near].flatten(0, 2) / weight.sum(1, keepdim=True))
+        rows.append(weight @ known[:, window].flatten(0, 2) / weight.sum(1, keepdim=True))
     return torch.stack(rows)
 
 
@@ -260,9 +260,9 @@ def _sequence(root: Path, name: str) -> Sequence:
     return Sequence(name, tuple(frames), tuple(masks))
 
 
-def _row(name: str, parts: list[NDArray[np.float64]]) -> dict[str, Any]:
-    objects = np.concatenate(parts)
+def _row(name: str, by_sequence: list[NDArray[np.float64]]) -> dict[str, Any]:
+    objects = np.concatenate(by_sequence)
     j, f = objects.mean(0)
-    low, high = accuracy_interval(objects.mean(1), np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
+    low, high = accuracy_interval(objects.mean(1), np.repeat(np.arange(len(by_sequence)), [len(one) for one in by_sequence]))
     means = {"j": float(j), "f": float(f), "j_and_f": float((j + f) / 2)}
     return {"name": name, **means, "low": low, "high": high, "objects": len(objects)}

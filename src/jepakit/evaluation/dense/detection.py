@@ -100,11 +100,11 @@ def _rescale(width: int, doublings: float) -> nn.Module:
     """Maps 2^doublings times as fine: (B, D, h, w) -> (B, D, h * 2^doublings, ...)."""
     if doublings < 0:
         return nn.MaxPool2d(2 ** round(-doublings))
-    parts: list[nn.Module] = []
+    layers: list[nn.Module] = []
     for _ in range(round(doublings)):
-        parts += [_Norm(width), nn.GELU()] if parts else []
-        parts.append(nn.ConvTranspose2d(width, width, 2, 2))
-    return nn.Sequential(*parts)
+        layers += [_Norm(width), nn.GELU()] if layers else []
+        layers.append(nn.ConvTranspose2d(width, width, 2, 2))
+    return nn.Sequential(*layers)
 
 
 class _Norm(nn.LayerNorm):

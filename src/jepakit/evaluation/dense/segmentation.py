@@ -168,8 +168,8 @@ class PixelHead(nn.Module):
         """The largest logit's class, (B, H, W), a few classes at a time: large images have many pixels."""
         best = torch.full((len(tokens), *size), float("-inf"), device=tokens.device)
         where = torch.zeros_like(best, dtype=torch.int64)
-        for first, part in enumerate(self.logits(tokens).split(at_once, dim=1)):
-            value, index = F.interpolate(part, size, mode="bilinear").max(1)
+        for first, logits in enumerate(self.logits(tokens).split(at_once, dim=1)):
+            value, index = F.interpolate(logits, size, mode="bilinear").max(1)
             where = torch.where(value > best, index + first * at_once, where)
             best = torch.maximum(best, value)
         return where
@@ -207,9 +207,9 @@ def _cached(name: str, function: PatchTokens, labelled: Annotated, shape: tuple[
         batch.append(image)
         labels[i] = F.interpolate(torch.from_numpy(truth)[None, None].float(), labels.shape[1:], mode="nearest-exact")[0, 0].int()
         if len(batch) == _BATCH or i + 1 == n:
-            part = function(stacked(batch))
-            tokens = tokens if i >= _BATCH else torch.empty(_affordable(n, h, w, part.shape[-1]), dtype=torch.float16)
-            tokens[i + 1 - len(batch) : i + 1] = part.cpu()
+            encoded = function(stacked(batch))
+            tokens = tokens if i >= _BATCH else torch.empty(_affordable(n, h, w, encoded.shape[-1]), dtype=torch.float16)
+            tokens[i + 1 - len(batch) : i + 1] = encoded.cpu()
             batch = []
     return _Cache(tokens, labels)
 
@@ -230,14 +230,14 @@ def _trained(
 ) -> tuple[PixelHead, float]:
     """A head on all of the cache, with the lr that has the best mean IoU on a fifth when trained on the others."""
     everything = torch.arange(len(cache.tokens))
-    held = everything % 5 == 4
+    validation = everything % 5 == 4
     scores = []
     for lr in lrs if len(lrs) > 1 else ():
-        head = _fit(cache, everything[~held], classes, lr, epochs, seed, device)
+        head = _fit(cache, everything[~validation], classes, lr, epochs, seed, device)
         with torch.no_grad():
             size = (cache.labels.shape[1], cache.labels.shape[2])
             found = np.zeros((classes, classes), np.int64)
-            for rows in everything[held].split(_BATCH):
+            for rows in everything[validation].split(_BATCH):
                 predicted = head.predict(cache.tokens[rows].to(device), size).cpu().numpy()
                 found += confusion(predicted, cache.labels[rows].numpy(), classes)
         scores.append(miou(found) if found.any() else 0.0)
@@ -288,9 +288,9 @@ def _counts(confusion: Counts) -> Counts:
 
 
 def _iou(counts: NDArray[Any]) -> NDArray[np.float64]:
-    right, truth, predicted = counts
-    union = truth + predicted - right
-    return np.where(union > 0, right / np.maximum(union, 1), np.nan)
+    correct, truth, predicted = counts
+    union = truth + predicted - correct
+    return np.where(union > 0, correct / np.maximum(union, 1), np.nan)
 
 
 def _mean_iou(counts: NDArray[Any]) -> float:
@@ -300,13 +300,13 @@ def _mean_iou(counts: NDArray[Any]) -> float:
 
 def _row(name: str, found: Iterable[Counts], seed: int) -> dict[str, Any]:
     """The scores of the summed confusion matrices of test images."""
-    total, parts = np.zeros((1, 1), np.int64), []
+    total, counts = np.zeros((1, 1), np.int64), []
     for one in found:
         total = total + one
-        parts.append(_counts(one).ravel())
-    drawn = (resamples(len(parts), seed) @ np.stack(parts)).reshape(RESAMPLES, 3, -1)
+        counts.append(_counts(one).ravel())
+    drawn = (resamples(len(counts), seed) @ np.stack(counts)).reshape(RESAMPLES, 3, -1)
     low, high = np.nanquantile([_mean_iou(c) for c in drawn], (0.025, 0.975))
     if low == high:  # a single image, or all alike
-        low, high = exact(miou(total), len(parts))
+        low, high = exact(miou(total), len(counts))
     scores = {"miou": miou(total), "low": float(low), "high": float(high), "pixel_accuracy": pixel_accuracy(total)}
     return {"name": name, **scores, "per_class": [None if np.isnan(v) else float(v) for v in iou(total)]}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from jepakit.core import rng
 from jepakit.core.errors import UserError
-from jepakit.evaluation.probes.logistic import held_fifth
+from jepakit.evaluation.probes.logistic import validation_fifth
 
 _LRS = (1e-3, 3e-3, 1e-2)
 
@@ -50,10 +50,10 @@ class _Task:
     batch: int
     seed: int
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
 
-def scores(tokens: Tensor, probes: Sequence[Probe], heads: int, mean: Tensor, deviation: Tensor) -> Tensor:
+def scores(tokens: Tensor, probes: Sequence[Probe], heads: int, mean: Tensor, std: Tensor) -> Tensor:
     """Class scores (G, B, K) of tokens (B, T, D) by each probe, features standardised by mean and deviation (D,).
 
     With one query q no token need be projected (arXiv 2506.10178, section 3): a head's scores are q·(W_k x) = (W_k'q)·x,
@@ -65,8 +65,8 @@ def scores(tokens: Tensor, probes: Sequence[Probe], heads: int, mean: Tensor, de
     )
     d = tokens.shape[2] // heads
     asked = torch.einsum("ghe,ghed->ghd", query.unflatten(1, (heads, d)), key.unflatten(1, (heads, d))) / d**0.5
-    weights = (tokens @ (asked / deviation).flatten(0, 1).T).transpose(1, 2).softmax(2)  # (B, GH, T)
-    pooled = ((weights @ tokens - mean) / deviation).unflatten(1, (len(probes), heads))
+    weights = (tokens @ (asked / std).flatten(0, 1).T).transpose(1, 2).softmax(2)  # (B, GH, T)
+    pooled = ((weights @ tokens - mean) / std).unflatten(1, (len(probes), heads))
     read = torch.einsum("bghd,ghed->gbhe", pooled, value.unflatten(1, (heads, d))).flatten(2) + value_bias[:, None]
     normed = F.layer_norm(read, read.shape[-1:], eps=1e-6) * scale[:, None] + bias[:, None]
     return normed @ head.transpose(1, 2) + head_bias[:, None]
@@ -98,13 +98,13 @@ def attentive(
         raise UserError(f"attentive probe: {heads} heads do not divide tokens of {width} features")
     moments = (x.to(device or train_tokens.device) for x in _moments(train_tokens, batch))
     task = _Task(classes, heads, epochs, weight_decay, batch, seed, *moments)
-    held = torch.from_numpy(held_fifth(labels.cpu().numpy()))
+    validation = torch.from_numpy(validation_fifth(labels.cpu().numpy()))
     rate, about = lrs[len(lrs) // 2], {}
-    if len(lrs) > 1 and held.any():
-        trials = _fitted(train_tokens, labels, (~held).nonzero()[:, 0], lrs, task)
-        right = (_predicted(train_tokens[held], trials, task) == labels[held].cpu()).double().mean(1).tolist()
-        rate = max(lrs, key=lambda lr: (right[lrs.index(lr)], -lr))
-        about = {"held_accuracy": {f"{lr:g}": share for lr, share in zip(lrs, right, strict=True)}}
+    if len(lrs) > 1 and validation.any():
+        trials = _fitted(train_tokens, labels, (~validation).nonzero()[:, 0], lrs, task)
+        correct = (_predicted(train_tokens[validation], trials, task) == labels[validation].cpu()).double().mean(1).tolist()
+        rate = max(lrs, key=lambda lr: (correct[lrs.index(lr)], -lr))
+        about = {"held_accuracy": {f"{lr:g}": share for lr, share in zip(lrs, correct, strict=True)}}
     probes = _fitted(train_tokens, labels, torch.arange(len(labels)), (rate,), task)
     settings = {"heads": heads, "epochs": epochs, "batch": batch, "weight_decay": weight_decay}
     return _predicted(test_tokens, probes, task)[0], {"lr": rate, **about, **settings}
@@ -115,17 +115,17 @@ def _fitted(tokens: Tensor, labels: Tensor, rows: Tensor, rates: Sequence[float]
     device = task.mean.device
     probes = [Probe(tokens.shape[2], task.classes, rng.torch_seed(task.seed, "attentive")).to(device) for _ in rates]
     adamw = _adamw(probes, rates, task.weight_decay)
-    parts = max(1, round(len(rows) / task.batch))
-    for step in range(task.epochs * parts):
-        epoch, place = divmod(step, parts)
-        order = np.array_split(rng.permutation(task.seed, "attentive", epoch, len(rows)), parts)[place]
-        part = rows[torch.from_numpy(order.copy())]
+    batches = max(1, round(len(rows) / task.batch))
+    for step in range(task.epochs * batches):
+        epoch, place = divmod(step, batches)
+        order = np.array_split(rng.permutation(task.seed, "attentive", epoch, len(rows)), batches)[place]
+        rows_of_batch = rows[torch.from_numpy(order.copy())]
         for group in adamw.param_groups:
-            group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * step / (task.epochs * parts)))
-        found = scores(tokens.index_select(0, part).to(device).float(), probes, task.heads, task.mean, task.deviation)
-        wanted = labels[part].to(device).expand(len(probes), -1)
+            group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * step / (task.epochs * batches)))
+        found = scores(tokens.index_select(0, rows_of_batch).to(device).float(), probes, task.heads, task.mean, task.std)
+        wanted = labels[rows_of_batch].to(device).expand(len(probes), -1)
         # the probes' losses are added, so that each has the gradient that it would have alone
-        loss = F.cross_entropy(found.flatten(0, 1), wanted.flatten(), reduction="sum") / len(part)
+        loss = F.cross_entropy(found.flatten(0, 1), wanted.flatten(), reduction="sum") / len(rows_of_batch)
         adamw.zero_grad()
         loss.backward()
         adamw.step()
@@ -136,8 +136,8 @@ def _fitted(tokens: Tensor, labels: Tensor, rows: Tensor, rates: Sequence[float]
 def _predicted(tokens: Tensor, probes: Sequence[Probe], task: _Task) -> Tensor:
     """Labels (G, m) by each probe."""
     device = task.mean.device
-    parts = (scores(x.to(device).float(), probes, task.heads, task.mean, task.deviation) for x in tokens.split(task.batch))
-    return torch.cat([part.argmax(2).cpu() for part in parts], dim=1)
+    batches = (scores(x.to(device).float(), probes, task.heads, task.mean, task.std) for x in tokens.split(task.batch))
+    return torch.cat([one.argmax(2).cpu() for one in batches], dim=1)
 
 
 def _adamw(probes: Sequence[Probe], rates: Sequence[float], weight_decay: float) -> torch.optim.AdamW:
@@ -158,12 +158,12 @@ def _heads(width: int) -> int:
 def _moments(tokens: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     """Mean and deviation (D,) of each feature over all tokens; 1 for a constant one."""
     total, square = torch.zeros(2, tokens.shape[2], dtype=torch.float64)
-    for part in tokens.split(batch):
-        x = part.double()
+    for chunk in tokens.split(batch):
+        x = chunk.double()
         total += x.sum((0, 1)).cpu()
         square += (x * x).sum((0, 1)).cpu()
     count = tokens.shape[0] * tokens.shape[1]
     mean = total / count
     variance = (square / count - mean.square()).clamp(min=0)
-    deviation = torch.where(variance > 1e-9 * mean.square(), variance.sqrt(), 1)
-    return mean.float(), torch.where(deviation == 0, 1, deviation).float()
+    std = torch.where(variance > 1e-9 * mean.square(), variance.sqrt(), 1)
+    return mean.float(), torch.where(std == 0, 1, std).float()

@@ -65,7 +65,7 @@ class FineTuning(Settings):
     flip: bool = Field(True, description="mirror half of the training images")
 
     @model_validator(mode="after")
-    def _leaves_room(self) -> "FineTuning":
+    def _warms_up_in_time(self) -> "FineTuning":
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs: {self.warmup_epochs:g} of {self.epochs} epochs leave none to learn in")
         return self
@@ -100,11 +100,11 @@ def parameter_groups(model: nn.Module, depth: int, decay: float, weight_decay: f
     scales = layer_scales(depth, decay)
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        parts = name.split(".")
+        words = name.split(".")
         layer = depth + 1
-        if "blocks" in parts:
-            layer = int(parts[parts.index("blocks") + 1]) + 1
-        elif "patch_embed" in parts:
+        if "blocks" in words:
+            layer = int(words[words.index("blocks") + 1]) + 1
+        elif "patch_embed" in words:
             layer = 0
         groups.setdefault((layer, parameter.ndim > 1), []).append(parameter)
     return [
@@ -261,18 +261,18 @@ def _fit(model: Classifier, view: "_View", rows: _Rows, labels: Tensor, settings
     device = model.head.weight.device
     groups = parameter_groups(model, model.depth, settings.layer_decay, settings.weight_decay)
     adamw = torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
-    parts, top = steps_an_epoch(len(rows), settings), peak_rate(len(rows), settings)
-    steps = settings.epochs * parts
+    batches, top = steps_an_epoch(len(rows), settings), peak_rate(len(rows), settings)
+    steps = settings.epochs * batches
 
     def batch(step: int) -> _Rows:
-        order = rng.permutation(seed, "fine-tuning", step // parts, len(rows))
-        return rows[np.array_split(order, parts)[step % parts]]
+        order = rng.permutation(seed, "fine-tuning", step // batches, len(rows))
+        return rows[np.array_split(order, batches)[step % batches]]
 
-    seen = ahead(view.of(batch(step), step // parts) for step in range(steps))
+    seen = ahead(view.of(batch(step), step // batches) for step in range(steps))
     with progress("fine-tuning", steps) as report:
         for step, (ids, images) in enumerate(seen):
             for group in adamw.param_groups:
-                group["lr"] = rate(step / parts, top, settings) * group["scale"]
+                group["lr"] = rate(step / batches, top, settings) * group["scale"]
             targets = smoothed(labels[torch.from_numpy(ids)].to(device), len(model.head.bias), settings.label_smoothing)
             x, targets = mixed(model.encoder.normalise(images.to(device)), targets, settings, seed, step)
             loss = F.cross_entropy(model(x, _chances(model.depth, ids, seed, step).to(device)), targets)
@@ -287,8 +287,8 @@ def _fit(model: Classifier, view: "_View", rows: _Rows, labels: Tensor, settings
 
 @torch.no_grad()
 def _predict(model: Classifier, view: "_View", rows: _Rows) -> Tensor:
-    device, parts = model.head.weight.device, np.array_split(rows, -(-len(rows) // TEST_BATCH))
-    seen = ahead(view.of(part, None) for part in parts)
+    device, batches = model.head.weight.device, np.array_split(rows, -(-len(rows) // TEST_BATCH))
+    seen = ahead(view.of(rows_of_batch, None) for rows_of_batch in batches)
     return torch.cat([model(model.encoder.normalise(images.to(device))).argmax(1).cpu() for _, images in seen])
 
 
@@ -304,7 +304,7 @@ class _View:
 
     source: Source
     images: Images
-    whole: bool
+    whole_image: bool
     settings: FineTuning
     seed: int
     seconds: float = 60.0
@@ -323,8 +323,8 @@ class _View:
         """(C, H, W). Raises BadImageError, and UserError for other bands than the encoder's."""
         pixels = pixels_of(self.source, row, self.images)
         if epoch is None:
-            return seen(pixels, self.images, self.whole)
-        if not self.whole:
+            return seen(pixels, self.images, self.whole_image)
+        if not self.whole_image:
             law = self.images.model_copy(update={"crop_scale": self.settings.crop_scale})
             pixels = Crops.draw(law, np.array([row]), self.seed, epoch).cut(0, pixels)
         image = resize(pixels, *self.images.height_width)

@@ -16,8 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from jepakit.core.settings import Settings
-from jepakit.evaluation.probes.logistic import held_fifth
-from jepakit.evaluation.storage import taken
+from jepakit.evaluation.probes.logistic import validation_fifth
+from jepakit.evaluation.storage import copy_rows
 
 IMAGENET_LINEAR = 1_281_167  # training images; the papers' learning rates are meant for so many steps
 TRUST = 0.001
@@ -78,23 +78,23 @@ def linear_probe(
     train, test: features by layer, (n, D) and (m, D); labels (n,), truth (m,) int64. The papers report the head that is
     best on the test set, which is optimistic by the choice: it stands in the account as `best_on_test`.
     """
-    held = torch.from_numpy(held_fifth(labels.numpy()))
-    learnt = ~held
-    if not held.any():  # of a handful none can be spared: the heads are told apart by what they learnt
-        held = learnt
+    validation = torch.from_numpy(validation_fifth(labels.numpy()))
+    learnt = ~validation
+    if not validation.any():  # of a handful none can be spared: the heads are told apart by what they learnt
+        validation = learnt
     classes = int(torch.cat([labels, truth]).max()) + 1
-    seen = {layers: taken(x, learnt.nonzero().flatten()) for layers, x in train.items()}
+    seen = {layers: copy_rows(x, learnt.nonzero().flatten()) for layers, x in train.items()}
     first = [Bank(seen[layers], kind, layers, settings, classes, seed) for layers, kind in _kinds(train, settings)]
-    asked = {layers: taken(x, held.nonzero().flatten()) for layers, x in train.items()}
+    asked = {layers: copy_rows(x, validation.nonzero().flatten()) for layers, x in train.items()}
     trained = [Bank(train[layers], kind, layers, settings, classes, seed) for layers, kind in _kinds(train, settings)]
-    chosen_by = [bank.fit(labels[learnt]).predict(asked[bank.layers]) == labels[held] for bank in first]
+    correct = [bank.fit(labels[learnt]).predict(asked[bank.layers]) == labels[validation] for bank in first]
     predicted = torch.cat([bank.fit(labels).predict(test[bank.layers]) for bank in trained])
-    on_held = torch.cat(chosen_by).float().mean(1)
+    on_validation = torch.cat(correct).float().mean(1)
     on_test = (predicted == truth).float().mean(1)
     heads = [head for bank in trained for head in bank.grid]
-    for head, h, t in zip(heads, on_held.tolist(), on_test.tolist(), strict=True):
+    for head, h, t in zip(heads, on_validation.tolist(), on_test.tolist(), strict=True):
         head.accuracy.update(held=round(h, 4), test=round(t, 4))
-    best = int(on_held.argmax())
+    best = int(on_validation.argmax())
     about = {"head": vars(heads[best]), "best_on_test": float(on_test.max()), "heads": [vars(head) for head in heads]}
     return predicted[best], about
 
@@ -148,8 +148,8 @@ class Bank:
 
     def predict(self, x: Tensor) -> Tensor:
         """Predicted labels (G, m)."""
-        parts = [self._logits(self._normalised(part, train=False)).argmax(2) for part in x.split(4096)]
-        return torch.cat(parts, 1)
+        predicted = [self._logits(self._normalised(batch, train=False)).argmax(2) for batch in x.split(4096)]
+        return torch.cat(predicted, 1)
 
     def _steps(self) -> Iterator[tuple[float, Tensor]]:
         """The rate's factor and the samples of each step: whole batches of a new order each epoch."""

@@ -19,35 +19,35 @@ STRENGTHS = (0.001, 0.01, 0.1)  # scikit-learn's C: the weight of the summed los
 def logistic(train: Tensor, labels: Tensor, test: Tensor, strength: float | None = None) -> tuple[Tensor, float]:
     """Predicted labels (m,) int64 of test (m, D) from train (n, D) with labels (n,), any integers; and the C that was used.
 
-    Features are standardised by the training samples' mean and deviation. A C that is not given is the best of STRENGTHS
-    on a held fifth of the training samples, the smaller of two that do as well; all of them then train the probe.
+    Features are standardised by the training samples' mean and standard deviation. A C that is not given is the best of STRENGTHS
+    on a validation fifth of the training samples (the smaller of two that do equally well); then all of them train the probe.
     """
-    x, z = (part.numpy() for part in standardised(train, test))
+    x, z = (x.numpy() for x in standardised(train, test))
     y = labels.cpu().numpy()
     c = _chosen(x, y) if strength is None else strength
     return torch.from_numpy(predictions(x, y, z, c)), c
 
 
 def standardised(train: Tensor, *others: Tensor) -> list[Tensor]:
-    """Each matrix (·, D) by the mean and deviation of `train`'s columns, on the CPU; a constant column stays one, of zeros."""
+    """Each matrix (·, D) standardised by the mean and std of `train`'s columns, on the CPU; a constant column becomes zeros."""
     mean = train.double().mean(0)
-    deviation = train.double().var(0, correction=0).sqrt()
-    constant = deviation <= 1e-6 * mean.abs()  # what float32 leaves of a constant is no spread to divide by
-    scale = torch.where(constant | (deviation == 0), 1, deviation)
+    std = train.double().var(0, correction=0).sqrt()
+    constant = std <= 1e-6 * mean.abs()  # what float32 leaves of a constant is no spread to divide by
+    scale = torch.where(constant | (std == 0), 1, std)
     kind = torch.promote_types(train.dtype, torch.float32)  # half precision is for storing
     return [((x.to(kind) - mean.to(kind)) / scale.to(kind)).cpu() for x in (train, *others)]
 
 
-def held_fifth(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which fifth of samples with labels (n,) chooses a setting: (n,) bool, even over the classes, the same each time.
+def validation_fifth(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """The fifth of the training samples, with labels (n,), that chooses a setting: (n,) bool, even over classes, always the same.
 
-    A class keeps its first sample for training; so where all classes have one, nothing is held.
+    The first sample of each class is never in it, so that it is empty where each class has one sample.
     """
     order = np.argsort(labels, kind="stable")
     first = np.append(True, labels[order][1:] != labels[order][:-1]) if len(labels) else np.zeros(0, bool)
-    held = np.zeros(len(labels), bool)
-    held[order] = (np.arange(len(labels)) % 5 == 4) & ~first
-    return held
+    validation = np.zeros(len(labels), bool)
+    validation[order] = (np.arange(len(labels)) % 5 == 4) & ~first
+    return validation
 
 
 def predictions(
@@ -66,8 +66,8 @@ def predictions(
 
 
 def _chosen(x: NDArray[Any], y: NDArray[np.int64]) -> float:
-    held = held_fifth(y)
-    if not held.any():
+    validation = validation_fifth(y)
+    if not validation.any():
         return STRENGTHS[len(STRENGTHS) // 2]
-    right = {c: int((predictions(x[~held], y[~held], x[held], c) == y[held]).sum()) for c in STRENGTHS}
-    return max(STRENGTHS, key=lambda c: (right[c], -c))
+    correct = {c: int((predictions(x[~validation], y[~validation], x[validation], c) == y[validation]).sum()) for c in STRENGTHS}
+    return max(STRENGTHS, key=lambda c: (correct[c], -c))

@@ -71,11 +71,11 @@ def low_shot(
         chosen = [drawn(y, shots=shots, share=share, seed=seed, draw=draw) for draw in range(draws)]
     if not chosen or not len(chosen[0]):
         raise UserError("low-shot probing has no draw or no training image: give at least one of each")
-    right = np.stack([_predicted(train[torch.from_numpy(r)], y[r], test) == truth for r in chosen])
-    accuracies = right.mean(1)
+    correct = np.stack([_predicted(train[torch.from_numpy(r)], y[r], test) == truth for r in chosen])
+    accuracies = correct.mean(1)
     low, high = draws_interval(accuracies)
-    of_each = torch.from_numpy(right.mean(0))
-    return LowShot(float(accuracies.mean()), low, high, tuple(map(float, accuracies)), of_each, len(chosen[0]))
+    share_correct = torch.from_numpy(correct.mean(0))
+    return LowShot(float(accuracies.mean()), low, high, tuple(map(float, accuracies)), share_correct, len(chosen[0]))
 
 
 def drawn(labels: _Rows, *, shots: int | None, share: float | None, seed: int, draw: int) -> _Rows:
@@ -105,8 +105,8 @@ def draws_interval(values: NDArray[np.float64]) -> tuple[float, float] | tuple[N
     """95 % t-interval of the mean of independent values; none of fewer than two."""
     if len(values) < 2:
         return None, None
-    mean, half = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(mean - half), float(mean + half)
+    mean, margin = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return float(mean - margin), float(mean + margin)
 
 
 def names_in(list_file: str | Path, titles: Sequence[str]) -> _Rows:
@@ -119,12 +119,12 @@ def names_in(list_file: str | Path, titles: Sequence[str]) -> _Rows:
         lines = local(list_file).read_text(errors="surrogateescape").splitlines()
     except OSError as error:
         raise UserError(f"cannot read the list {list_file}: {error.strerror}; give a text file of image names") from None
-    whole: dict[str, set[int]] = defaultdict(set)
-    last: dict[str, set[int]] = defaultdict(set)
+    by_title: dict[str, set[int]] = defaultdict(set)
+    by_file_name: dict[str, set[int]] = defaultdict(set)
     for row, title in enumerate(titles):
-        whole[title].add(row)
-        last[PurePosixPath(title).name].add(row)
-    rows_of = {**last, **whole}
+        by_title[title].add(row)
+        by_file_name[PurePosixPath(title).name].add(row)
+    rows_of = {**by_file_name, **by_title}
     names = [line.strip() for line in lines if line.strip()]
     found = [rows_of[name] for name in names if name in rows_of]
     if not found:

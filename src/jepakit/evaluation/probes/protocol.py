@@ -75,37 +75,38 @@ class Protocol(Settings):
 
 @dataclass(frozen=True)
 class Problem:
-    """Labels of the two halves, (n,) and (m,) int64 below `classes`; titles (n,) of training images; whole: see `Labels`."""
+    """Labels of training (n,) and test samples (m,), int64 below `classes`; titles: gives the names of the n training images;
+    whole_image: whether a label speaks of all of an image, so that a crop may have another."""
 
     train: Tensor
     test: Tensor
     classes: int
     titles: Callable[[], list[str]]
-    whole: bool
+    whole_image: bool
 
 
-Right = NDArray[np.float64]  # (m,): was each test sample right, or in what share of draws
-Outcome = tuple[Right, dict[str, Any]]
+Correct = NDArray[np.float64]  # (m,): whether each test sample was named rightly (0 or 1), or in what share of draws
+Outcome = tuple[Correct, dict[str, Any]]
 
 
 def _knn(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
-    return _right(knn(train.last, y.train, test.last, k=p.knn.k, temperature=p.knn.temperature), y), {}
+    return _correct(knn(train.last, y.train, test.last, k=p.knn.k, temperature=p.knn.temperature), y), {}
 
 
 def _linear(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
     predicted, about = linear_probe(train.layers, y.train, test.layers, y.test, p.linear, p.seed)
-    return _right(predicted, y), about
+    return _correct(predicted, y), about
 
 
 def _transfer(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
-    settings = p.transfer.over(TRANSFER_CLEVR if y.whole else TRANSFER)
+    settings = p.transfer.over(TRANSFER_CLEVR if y.whole_image else TRANSFER)
     predicted, about = linear_probe(train.layers, y.train, test.layers, y.test, settings, p.seed)
-    return _right(predicted, y), {**about, "settings": settings.model_dump(mode="json")}
+    return _correct(predicted, y), {**about, "settings": settings.model_dump(mode="json")}
 
 
 def _logistic(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
     predicted, c = logistic(train.last, y.train, test.last)
-    return _right(predicted, y), {"C": c}
+    return _correct(predicted, y), {"C": c}
 
 
 def _low_shot(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
@@ -120,10 +121,10 @@ def _low_shot(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
 def _attentive(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
     assert train.tokens is not None and test.tokens is not None  # asked for by TOKENS
     predicted, about = attentive(train.tokens, y.train, test.tokens, y.classes, seed=p.seed, **dict(p.attentive))
-    return _right(predicted, y), about
+    return _correct(predicted, y), about
 
 
-def _right(predicted: Tensor, y: Problem) -> Right:
+def _correct(predicted: Tensor, y: Problem) -> Correct:
     return (predicted.cpu() == y.test).double().numpy()
 
 

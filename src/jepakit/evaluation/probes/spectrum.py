@@ -96,8 +96,8 @@ def lidar_rows(
                 for name, encoder in encoders.items():
                     e = encoder.embed(x) if settings.by == "crops" else _windows(encoder, x, masks)
                     views[name].append(e.float().cpu())
-            for name, of_each in views.items():
-                scatter[name].add(torch.stack(of_each, 1))
+            for name, own in views.items():
+                scatter[name].add(torch.stack(own, 1))
             used += len(who)
             report(used)
     if used < 2:
@@ -111,8 +111,10 @@ def _lidar_row(name: str, scatter: Discriminant, encoder: Encoder, settings: LiD
     except ValueError as error:
         raise UserError(f"{name}: {error}; set lidar.delta=1e-4") from None
     about = {"n": n, "q": settings.views, "by": settings.by, "delta": settings.delta, "eps": settings.eps}
-    told = "none" if encoder.training_conditioning is None else "inference" if settings.by == "crops" else "each view's own"
-    return {"name": name, "lidar": value, **about, "conditioning": told, **_bounded(n, encoder.width)}
+    conditioning = (
+        "none" if encoder.training_conditioning is None else "inference" if settings.by == "crops" else "each view's own"
+    )
+    return {"name": name, "lidar": value, **about, "conditioning": conditioning, **_bounded(n, encoder.width)}
 
 
 def _groups(
@@ -126,19 +128,19 @@ def _groups(
     good: list[tuple[int, Pixels]] = []
     for start in range(0, len(ids), GROUP):
         source.prefetch(ids[start : start + PREFETCH_SAMPLES])
-        part = ids[start : start + GROUP]
-        good += readable(source, part, read_each(source, part, read, seconds=seconds))
+        batch = ids[start : start + GROUP]
+        good += readable(source, batch, read_each(source, batch, read, seconds=seconds))
         while len(good) >= GROUP or (good and start + GROUP >= len(ids)):
             some, good = good[:GROUP], good[GROUP:]
             yield np.array([index for index, _ in some]), [pixels for _, pixels in some]
 
 
-def _view(whole: list[Pixels], images: Images, by: str, draws: NDArray[np.int64], seed: int) -> Tensor:
+def _view(originals: list[Pixels], images: Images, by: str, draws: NDArray[np.int64], seed: int) -> Tensor:
     """One view of each image: (B, C, H, W); draws (B,) is what its crop depends on."""
     if by == "masks":
-        return stacked([centre_crop(pixels, *images.height_width) for pixels in whole])
-    boxes = crop_boxes(images, np.array([pixels.shape[:2] for pixels in whole]), draws, seed, 0).tolist()
-    cut = [pixels[t : t + h, l : l + w] for pixels, (t, l, h, w) in zip(whole, boxes, strict=True)]
+        return stacked([centre_crop(pixels, *images.height_width) for pixels in originals])
+    boxes = crop_boxes(images, np.array([pixels.shape[:2] for pixels in originals]), draws, seed, 0).tolist()
+    cut = [pixels[t : t + h, l : l + w] for pixels, (t, l, h, w) in zip(originals, boxes, strict=True)]
     return stacked([resize(pixels, *images.height_width) for pixels in cut])
 
 
