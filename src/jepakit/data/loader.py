@@ -108,49 +108,16 @@ class Loader:
         epoch, place = divmod(step, self.steps_per_epoch)
         parts, own = np.split(self.ids(step), self.micro_batches), self._own(self.batch_size // self.micro_batches)
         ids = np.concatenate([part[own] for part in parts])
-        seconds = self.read_timeout_seconds
         self.source.prefetch(self._next(epoch, place * self.batch_size))
-        crops = [Crops.draw(self.images, ids, self.seed, epoch, view) for view in range(self.images.views)]
-        buffers = [self._buffer(len(ids)) for _ in crops]
-        deep: list[dict[int, Tensor]] = [{} for _ in crops]
-        places = ids.copy()  # what each row reads at the moment: another sample where the first is bad
-
-        def views(row: int) -> list[Tensor]:
-            pixels = self._readable(row, places)
-            return [resize(channels_of(crop.cut(row, pixels), self.images), *self.images.height_width) for crop in crops]
-
-        def put(row: int, images: list[Tensor]) -> None:
-            for image, buffer, others in zip(images, buffers, deep, strict=True):
-                if image.dtype == torch.uint8:
-                    buffer[row] = image
-                else:
-                    others[row] = image
-
-        def late(row: int) -> None:
-            index = int(places[row])
-            self._late.add(index)
-            self._note(index, f"no answer within {seconds:g} s")
-
-        def fill(rows: list[int]) -> None:
-            self.source.wait_for(ids[rows], seconds)
-            each(
-                len(rows),
-                lambda i: views(rows[i]),
-                lambda i, images: put(rows[i], images),
-                threads=self.threads,
-                seconds=seconds,
-                late=lambda i: late(rows[i]),
-                stop=stop,
-            )
-
+        made = _BatchViews(self, ids, epoch)
         for rows in groups_at_hand(self.source, ids):
-            fill(rows)
+            made.fill(rows, stop)
         masks = tuple(
             self.masking.sample(self.grid, part, seed=self.seed, epoch=epoch, step=step * self.micro_batches + i).of_images(own)
             for i, part in enumerate(parts)
         )
-        images = tuple(_joined(buffer, others) for buffer, others in zip(buffers, deep, strict=True))
-        return Batch(step, epoch, images, tuple(self._turned(ids, epoch, view) for view in range(self.images.views)), masks)
+        mirrored = tuple(self._turned(ids, epoch, view) for view in range(self.images.views))
+        return Batch(step, epoch, made.images(), mirrored, masks)
 
     def __call__(self, first: int, steps: int) -> Iterator[Batch]:
         """Batches from step `first` up to `steps`, made ahead of need."""
@@ -235,6 +202,11 @@ class Loader:
                 self._note(index, str(error))
         raise UserError(f"no readable image in {self.source.name}")
 
+    def _give_up(self, index: int) -> None:
+        """Note a sample whose read did not return in time; it is not tried again."""
+        self._late.add(index)
+        self._note(index, f"no answer within {self.read_timeout_seconds:g} s")
+
     def _note(self, index: int, reason: str) -> None:
         with self._lock:
             if index in self.bad:
@@ -254,6 +226,46 @@ class Loader:
                 f"{len(self.bad)} of {len(self.source)} images cannot be read, more than images.max_bad={self.images.max_bad:g}; "
                 f"run.log names them: mend them, or set images.max_bad higher, and --resume"
             )
+
+
+class _BatchViews:
+    """The views of one batch, for samples ids (B,), while threads fill in their rows."""
+
+    def __init__(self, loader: Loader, ids: NDArray[np.int64], epoch: int) -> None:
+        self.loader, self.ids, settings = loader, ids, loader.images
+        self.reading = ids.copy()  # the sample that each row reads at the moment: another one where the first is bad
+        self.crops = [Crops.draw(settings, ids, loader.seed, epoch, view) for view in range(settings.views)]
+        self.buffers = [loader._buffer(len(ids)) for _ in self.crops]
+        self.deep: list[dict[int, Tensor]] = [{} for _ in self.crops]  # rows that are not uint8
+
+    def fill(self, rows: list[int], stop: Event | None) -> None:
+        """Read, crop and store these rows, by threads. Raises what `each` and the loader do."""
+        seconds = self.loader.read_timeout_seconds
+        self.loader.source.wait_for(self.ids[rows], seconds)
+        each(
+            len(rows),
+            lambda i: self._views(rows[i]),
+            lambda i, images: self._put(rows[i], images),
+            threads=self.loader.threads,
+            seconds=seconds,
+            late=lambda i: self.loader._give_up(int(self.reading[rows[i]])),
+            stop=stop,
+        )
+
+    def images(self) -> tuple[Tensor, ...]:
+        """Each view (B, C, H, W)."""
+        return tuple(_joined(buffer, others) for buffer, others in zip(self.buffers, self.deep, strict=True))
+
+    def _views(self, row: int) -> list[Tensor]:
+        settings, pixels = self.loader.images, self.loader._readable(row, self.reading)
+        return [resize(channels_of(crop.cut(row, pixels), settings), *settings.height_width) for crop in self.crops]
+
+    def _put(self, row: int, images: list[Tensor]) -> None:
+        for image, buffer, others in zip(images, self.buffers, self.deep, strict=True):
+            if image.dtype == torch.uint8:
+                buffer[row] = image
+            else:
+                others[row] = image
 
 
 def _joined(buffer: Tensor, deep: dict[int, Tensor]) -> Tensor:

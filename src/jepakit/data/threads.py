@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from jepakit.core.errors import UserError
 from jepakit.data.decoding.pixels import BadImageError
@@ -27,9 +27,96 @@ class StoppedError(Exception):
 
 @dataclass(eq=False)
 class _Worker:
+    """What one thread does. since: when it began its item, inf between items; left: it has ended or was given up."""
+
     item: int = -1
     since: float = math.inf
-    left: bool = False  # alone with its item: another one goes on in its place
+    left: bool = False
+
+
+class _Workers(Generic[T]):
+    """The threads of one call of `each`, whose arguments these are."""
+
+    def __init__(
+        self,
+        count: int,
+        work: Callable[[int], T],
+        put: Callable[[int, T], None],
+        seconds: float,
+        late: Callable[[int], None],
+    ) -> None:
+        self.work, self.put, self.seconds, self.late = work, put, seconds, late
+        self.todo, self.lock = deque(range(count)), Lock()
+        self.ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        self.threads: dict[_Worker, Thread] = {}
+
+    def start(self) -> None:
+        """Start another thread."""
+        worker = _Worker()
+        self.threads[worker] = Thread(target=self._run, args=(worker,), name="jepakit-image", daemon=True)
+        self.threads[worker].start()
+
+    def first_error(self, stop: Event | None) -> BaseException | None:
+        """Waits until all threads have ended, and replaces those that hang. Raises StuckError and StoppedError."""
+        first, done, woke = None, 0, time.monotonic()
+        while done < len(self.threads):
+            if stop is not None and stop.is_set():
+                raise StoppedError
+            asleep, woke = time.monotonic() - woke > self.seconds, time.monotonic()
+            for worker in self.threads:
+                if asleep and worker.since < math.inf:  # the whole process was stopped for a while: nobody was slow
+                    worker.since = woke
+            try:
+                error = self.ended.get(timeout=min(1.0, self.seconds / 4))
+                first, done = first or error, done + 1
+            except Empty:
+                self._give_up()
+        return first
+
+    def _run(self, worker: _Worker) -> None:
+        error: BaseException | None = None
+        try:
+            self._work_off(worker)
+        except BaseException as raised:
+            error = raised
+        with self.lock:
+            if worker.left:  # the error of one that was given up is nobody's
+                return
+            worker.since, worker.left = math.inf, True
+            if error is not None:
+                self.todo.clear()
+        self.ended.put(error)
+
+    def _work_off(self, worker: _Worker) -> None:
+        """One item after the other, until there are none or this thread is given up."""
+        while self.todo:
+            try:
+                worker.item = self.todo.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            worker.since = time.monotonic()
+            found = self.work(worker.item)
+            with self.lock:
+                if worker.left:
+                    return
+                worker.since = math.inf
+            self.put(worker.item, found)
+
+    def _give_up(self) -> None:
+        """Leave those threads behind that take too long, and start others in their place."""
+        for worker in list(self.threads):
+            with self.lock:
+                if worker.left or time.monotonic() - worker.since < self.seconds:
+                    continue
+                worker.left = True
+            _hung.difference_update([thread for thread in _hung if not thread.is_alive()])
+            _hung.add(self.threads.pop(worker))
+            if len(_hung) >= MOST_STUCK:
+                silent = f"have not returned for {self.seconds:g} s or more"
+                raise StuckError(f"{len(_hung)} reads {silent}: the storage does not answer")
+            self.late(worker.item)
+            self.todo.append(worker.item)
+            self.start()
 
 
 def each(
@@ -44,85 +131,25 @@ def each(
 ) -> None:
     """put(i, work(i)) for i in range(count), in any order, on daemon threads; the first error is raised here.
 
-    An item that takes more than `seconds` is given up: `late(i)` is called, what its thread may still bring is not put, and
+    An item that takes more than `seconds` is given up: `late(i)` is called, what its thread may still return is dropped, and
     work(i) is tried again by another thread. Raises StuckError when MOST_STUCK threads hang, StoppedError when `stop` is set.
     """
-    todo, lock = deque(range(count)), Lock()
-    ended: SimpleQueue[BaseException | None] = SimpleQueue()
-    workers: dict[_Worker, Thread] = {}
-
-    def run(me: _Worker) -> None:
-        error: BaseException | None = None
-        try:
-            while todo:
-                try:
-                    me.item = todo.popleft()
-                except IndexError:  # another thread was quicker
-                    break
-                me.since = time.monotonic()
-                found = work(me.item)
-                with lock:
-                    if me.left:
-                        return
-                    me.since = math.inf
-                put(me.item, found)
-        except BaseException as raised:
-            error = raised
-        with lock:
-            if me.left:  # the error of one that was given up is nobody's
-                return
-            me.since, me.left = math.inf, True
-            if error is not None:
-                todo.clear()
-        ended.put(error)
-
-    def start() -> None:
-        me = _Worker()
-        workers[me] = Thread(target=run, args=(me,), name="jepakit-image", daemon=True)
-        workers[me].start()
-
-    def give_up() -> None:
-        """Leave those behind that take too long, and put others in their place."""
-        for worker in list(workers):
-            with lock:
-                if worker.left or time.monotonic() - worker.since < seconds:
-                    continue
-                worker.left = True
-            _hung.difference_update([thread for thread in _hung if not thread.is_alive()])
-            _hung.add(workers.pop(worker))
-            if len(_hung) >= MOST_STUCK:
-                raise StuckError(f"{len(_hung)} reads have not returned for {seconds:g} s or more: the storage does not answer")
-            late(worker.item)
-            todo.append(worker.item)
-            start()
-
+    workers = _Workers(count, work, put, seconds, late)
     for _ in range(min(threads, count)):
-        start()
-    first, done, woke = None, 0, time.monotonic()
+        workers.start()
     try:
-        while done < len(workers):
-            if stop is not None and stop.is_set():
-                raise StoppedError
-            asleep, woke = time.monotonic() - woke > seconds, time.monotonic()
-            for worker in workers:
-                if asleep and worker.since < math.inf:  # the whole process was stopped for a while: nobody was slow
-                    worker.since = woke
-            try:
-                error = ended.get(timeout=min(1.0, seconds / 4))
-                first, done = first or error, done + 1
-            except Empty:
-                give_up()
+        first = workers.first_error(stop)
     except BaseException:
-        todo.clear()
+        workers.todo.clear()
         raise
-    for thread in workers.values():  # Python must not end while torch frees something in a thread
+    for thread in workers.threads.values():  # Python must not end while torch frees something in a thread
         thread.join()
     if first is not None:
         raise first
 
 
 def time_limited(seconds: float, work: Callable[[], T]) -> T:
-    """work(), on a thread that is left behind where it takes longer. Raises BadImageError then, and what work raises."""
+    """work(), on a thread of its own. Raises BadImageError if it takes longer than `seconds`, and whatever work raises."""
     results: list[T] = []
 
     def late(_: int) -> None:

@@ -1,4 +1,4 @@
-"""`jepakit data pack`: any source to a folder of raw images that training crops without decoding (layout: packfiles.py).
+"""`jepakit data pack`: any source to a folder of raw images that training crops without decoding (layout: pack_layout.py).
 
 Files are written in order, so that the same source gives the same bytes for any number of threads and of kills.
 """
@@ -6,6 +6,8 @@ Files are written in order, so that the same source gives the same bytes for any
 import logging
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 
@@ -27,11 +29,10 @@ from jepakit.data.formats.pack_layout import (
     Writer,
     manifest_of,
     part_path,
-    require_length,
     store,
 )
 from jepakit.data.formats.pack_shrink import LATE, Packed, each_shrunk, notes_of, threads_of
-from jepakit.data.formats.pack_source import PackedSource, packed, records
+from jepakit.data.formats.pack_source import PackedSource, packed, records, require_length
 from jepakit.data.formats.remote import shown
 from jepakit.data.opening import absolute, named, open_source
 from jepakit.data.sources import Source, spread_places
@@ -74,7 +75,7 @@ def pack(
     asked = {"max_bad": None if max_bad == MAX_BAD else max_bad, "threads": threads}
     plan = Manifest.of(source, shown(absolute(named(data))), size, max_pixels).model_copy(update=asked)
     again = f"{plan.command} --out {quote(str(root))}"
-    try:
+    with _telling_how_to_go_on(root, again):
         plan = plan.model_copy(update={"notes": notes_of(source, max_pixels, many)})
         for note in plan.notes:
             log.warning("%s", note)
@@ -86,13 +87,20 @@ def pack(
                 (root / UNFINISHED).unlink(missing_ok=True)
             else:
                 _go_on(root, begun, source, many, max_bad)
+    return root
+
+
+@contextmanager
+def _telling_how_to_go_on(root: Path, again: str) -> Iterator[None]:
+    """Names the command `again` when packing is interrupted. Raises UserError with it for a full disk or stuck storage."""
+    try:
+        yield
     except KeyboardInterrupt:
         log.warning("stopped; go on with: %s", again)
         raise
     except (OSError, StuckError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{root}: packing stopped ({why}); put that right, and go on with: {again}") from None
-    return root
 
 
 def amount(count: float) -> str:

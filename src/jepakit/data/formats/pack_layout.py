@@ -221,39 +221,10 @@ def manifest_of(path: Path) -> Manifest:
         ) from None
 
 
-def content_of(path: Path, file: File) -> bytes:
-    """The verified bytes of a file. Raises UserError."""
-    require_length(path, file)
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise broken(path, "has changed since it was written (sha256)")
-    return content
-
-
-def require_length(path: Path, file: File) -> None:
-    """Raises UserError where a file is missing, or is longer or shorter than it was written."""
-    have = path.stat().st_size if path.is_file() else None
-    if have != file.bytes:
-        raise broken(path, "is missing" if have is None else f"has {have:,} bytes, not {file.bytes:,}")
-
-
-def broken(path: Path, what: str) -> UserError:
-    """What to raise where a file of a pack is not what it was."""
-    return UserError(f"{path} {what}: copy the pack again, or pack the images again with --overwrite")
-
-
 def _columns(labels: Labels) -> list[NDArray[Any]]:
     """Value, test and cluster of each sample, as LABELS has them."""
     clusters = np.zeros(len(labels.values), "<i8") if labels.clusters is None else labels.clusters.astype("<i8")
     return [labels.values.astype("<i8"), labels.test.astype("u1"), clusters]
-
-
-def item_bytes(rows: NDArray[Any]) -> NDArray[np.int64]:
-    """Bytes of a value by the depth of each INDEX record; 0 for a depth that there is not."""
-    table = np.zeros(256, np.int64)
-    table[: len(DEPTHS)] = [depth.itemsize for depth in DEPTHS]
-    sizes: NDArray[np.int64] = table[rows["depth"]]
-    return sizes
 
 
 class Writer:

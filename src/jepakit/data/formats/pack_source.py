@@ -1,4 +1,4 @@
-"""The packed cache: images decoded and shrunk once, cropped from a memory map without decoding (layout: packfiles.py)."""
+"""The packed cache: images decoded and shrunk once, cropped from a memory map without decoding (layout: pack_layout.py)."""
 
 import hashlib
 import re
@@ -30,12 +30,8 @@ from jepakit.data.formats.pack_layout import (
     Manifest,
     Part,
     Texts,
-    broken,
-    content_of,
-    item_bytes,
     manifest_of,
     part_path,
-    require_length,
 )
 from jepakit.data.sources import Labels, Source, pick
 
@@ -136,6 +132,35 @@ def records(root: Path, number: int, part: Part) -> NDArray[Any]:
     if not aligned or not inside.all():
         raise broken(path, "has records of no image in its file")
     return rows
+
+
+def content_of(path: Path, file: File) -> bytes:
+    """The verified bytes of a file. Raises UserError."""
+    require_length(path, file)
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise broken(path, "has changed since it was written (sha256)")
+    return content
+
+
+def require_length(path: Path, file: File) -> None:
+    """Raises UserError where a file is missing, or is longer or shorter than it was written."""
+    have = path.stat().st_size if path.is_file() else None
+    if have != file.bytes:
+        raise broken(path, "is missing" if have is None else f"has {have:,} bytes, not {file.bytes:,}")
+
+
+def broken(path: Path, what: str) -> UserError:
+    """What to raise where a file of a pack is not what it was."""
+    return UserError(f"{path} {what}: copy the pack again, or pack the images again with --overwrite")
+
+
+def item_bytes(rows: NDArray[Any]) -> NDArray[np.int64]:
+    """Bytes of a value by the depth of each INDEX record; 0 for a depth that there is not."""
+    table = np.zeros(256, np.int64)
+    table[: len(DEPTHS)] = [depth.itemsize for depth in DEPTHS]
+    sizes: NDArray[np.int64] = table[rows["depth"]]
+    return sizes
 
 
 def _held_out(manifest: Manifest) -> NDArray[np.bool_] | None:

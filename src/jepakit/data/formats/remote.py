@@ -168,6 +168,17 @@ def above(paths: Iterable[str]) -> str:
     return os.path.commonpath([os.path.dirname(path) for path in paths])
 
 
+def titles_below(paths: tuple[str, ...]) -> list[str]:
+    """What to call each file wherever the set lies: its path below the folder that holds them all."""
+    parts = [shown(path).split("/") for path in paths]
+    shared = 0
+    for level in zip(*(part[:-1] for part in parts), strict=False):
+        if len(set(level)) > 1:
+            break
+        shared += 1
+    return ["/".join(part[shared:]) for part in parts]
+
+
 def _remote(fs: AbstractFileSystem, paths: list[str], data: str) -> list[str]:
     web = data.rpartition("::")[2].startswith("http")
     magic = re.compile(r"[*\[]" if web else r"[*?\[]")  # a ? in a web address begins its query

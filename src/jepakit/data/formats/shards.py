@@ -21,7 +21,7 @@ from jepakit.core.progress import progress
 from jepakit.data.decoding.decode import MOST_FILE_BYTES, SUFFIXES
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.prefetch import Fetched, OpenFile
-from jepakit.data.formats.remote import Places, is_permanent, natural, shown, with_retries
+from jepakit.data.formats.remote import Places, is_permanent, natural, shown, titles_below, with_retries
 from jepakit.data.formats.tars import TarIndex, cached_index, new_index
 from jepakit.data.labels import split_words as splits
 from jepakit.data.labels.classes import folder_classes
@@ -147,7 +147,7 @@ def shards_of(places: Places, name: str, labels: str | None) -> ShardSource:
     if not used:
         said = "".join(f"; {plain(note)}" for note in missing)
         raise UserError(f"no images in {name} (looked for {', '.join(sorted(SUFFIXES))}){said}")
-    found, titles = [indexes[i] for i in used], _titles(places.paths)
+    found, titles = [indexes[i] for i in used], titles_below(places.paths)
     starts = np.cumsum([0, *(len(index.sizes) for index in found)]).astype(np.int64)
     lengths = np.cumsum([0, *(len(index.names) for index in found)])
     source = ShardSource(
@@ -250,17 +250,6 @@ def _missing(places: Places, indexes: list[TarIndex]) -> tuple[str, ...]:
     if links:
         notes.append(f"left out are {links:,} links to images: pack the images themselves")
     return (*notes, *LeftOut.merged(index.left for index in indexes).notes(sum(len(index.sizes) for index in indexes)))
-
-
-def _titles(paths: tuple[str, ...]) -> list[str]:
-    """What to call each shard wherever it lies: its path below the folder that all lie in."""
-    parts = [shown(path).split("/") for path in paths]
-    shared = 0
-    for level in zip(*(part[:-1] for part in parts), strict=False):
-        if len(set(level)) > 1:
-            break
-        shared += 1
-    return ["/".join(part[shared:]) for part in parts]
 
 
 def _take_labels(source: ShardSource, indexes: list[TarIndex], labels: str | None) -> None:
