@@ -28,14 +28,14 @@ from jepakit.data.sets.emoji import EmojiSource
 from jepakit.data.sources import ArraySource, Source
 from jepakit.data.training_part import with_split
 from jepakit.model.jepa import JEPA
-from jepakit.model.masks import Masks
+from jepakit.model.packed_masks import Masks
 from jepakit.training.collapse import COSINE_GAP, FULL, POSITION, RANK, Doctor, position_counts_from
 from jepakit.training.logs import step_row
 from jepakit.training.online import Online
-from jepakit.training.train import Training
+from jepakit.training.step import Training
 
 DOCS = Path(__file__).parents[1] / "docs"
-NO_EMA = "optim.momentum=0 optim.final_momentum=0"
+NO_EMA = "optim.ema_momentum=0 optim.final_ema_momentum=0"
 VICREG = "regularizer.weight=0.04"  # as the demo's was when the thresholds were found; its depth was 6
 CASES = {  # name: method, settings beside the demo's
     "C-JEPA": ("c_jepa", VICREG),

@@ -47,8 +47,9 @@ from jepakit.model import attention, layout, linear
 from jepakit.model.images import IMAGENET, Images, normalise
 from jepakit.model.jepa import JEPA
 from jepakit.model.layout import Layout, take
-from jepakit.model.masks import Masks, MultiBlock
+from jepakit.model.masks import MultiBlock
 from jepakit.model.method import METHODS, Method
+from jepakit.model.packed_masks import Masks
 from jepakit.model.vit import Block
 
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence" / "step.json"

@@ -29,7 +29,7 @@ from jepakit.model.vit import patchify
 from jepakit.training.train import pretrain
 
 SHAPE = "encoder.width=16 encoder.depth=2 encoder.heads=2 encoder.patch_size=4 predictor.width=8 predictor.depth=1"
-REST = "masking.min_keep=2 optim.batch_size=8 optim.steps=4 optim.lr=1e-2 optim.momentum=0.5 run.threads=1 run.precision=fp32"
+REST = "masking.min_keep=2 optim.batch_size=8 optim.steps=4 optim.lr=1e-2 optim.ema_momentum=0.5 run.threads=1 run.precision=fp32"
 RUNS = {
     "ijepa": ["images.size=16"],
     "ec_ijepa": ["images.size=16"],

@@ -38,7 +38,7 @@ GUESSES = {
     "pretrain --num-workers 4": "write run.loader_threads=4",
     "pretrain --workers 4": "write run.loader_threads=4",
     "pretrain --steps 4": "write optim.steps=4",
-    "pretrain --momentum .9": "write optim.momentum=.9",
+    "pretrain --momentum .9": "write optim.ema_momentum=.9",
     "pretrain --warmup 5": "write optim.warmup_epochs=5",
     "pretrain --mask-ratio 0.75": "write masking.kind=random masking.target_ratio=0.75",
     "pretrain --arch vit_small": "write encoder.size=small",

@@ -38,7 +38,8 @@ from jepakit.model.images import Images
 from jepakit.model.masks import MultiBlock
 from jepakit.planning.check import check
 from jepakit.planning.check_results import check_table
-from jepakit.training.train import Training, pretrain
+from jepakit.training.step import Training
+from jepakit.training.train import pretrain
 from test_data import folder
 
 TINY = [

@@ -44,7 +44,7 @@ TINY = [
     *("encoder.width=16", "encoder.depth=1", "encoder.heads=2", "encoder.patch_size=4", "predictor.width=8", "predictor.depth=1"),
     *("images.size=16", "images.max_bad=0.2", "masking.min_keep=2", "optim.batch_size=8", "run.threads=1", "run.precision=fp32"),
 ]
-MOVING = ["optim.lr=0.03", "optim.warmup_epochs=0", "optim.momentum=0.5"]  # so that few steps change much
+MOVING = ["optim.lr=0.03", "optim.warmup_epochs=0", "optim.ema_momentum=0.5"]  # so that few steps change much
 QUICK = ["linear.epochs=2", "transfer.epochs=2", "lidar.views=3", "attentive.epochs=1"]
 ENCODERS = {"target encoder", "encoder", "untrained encoder"}
 PAPERS = ("rankme", "lidar", "knn", "linear", "transfer", "low_shot", "attentive")

@@ -29,7 +29,7 @@ from jepakit.training.train import pretrain
 TINY = [
     *("encoder.width=16", "encoder.depth=1", "encoder.heads=2", "encoder.patch_size=4", "predictor.width=8", "predictor.depth=1"),
     *("images.size=16", "masking.min_keep=2", "optim.batch_size=8", "run.threads=1", "run.precision=fp32", "optim.steps=4"),
-    *("optim.lr=0.03", "optim.warmup_epochs=0", "optim.momentum=0.9", "run.probe_images=30"),  # the two encoders differ
+    *("optim.lr=0.03", "optim.warmup_epochs=0", "optim.ema_momentum=0.9", "run.probe_images=30"),  # the two encoders differ
 ]
 FINETUNE = ["finetune.epochs=1", "finetune.warmup_epochs=0", "finetune.batch_size=16"]
 WHICH = {"ijepa": "target_encoder", "ec_c_jepa": "target_encoder", "mae_pixels": "encoder"}

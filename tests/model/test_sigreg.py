@@ -17,14 +17,15 @@ from jepakit.config.recipes import settings
 from jepakit.core.errors import UserError
 from jepakit.data.sources import ArraySource
 from jepakit.model.images import mirrored, normalise
-from jepakit.model.masks import Masks
 from jepakit.model.method import Method, method_name
+from jepakit.model.packed_masks import Masks
 from jepakit.model.regularizers import sigreg
 from jepakit.model.regularizers.sigreg import SIGReg, directions, epps_pulley
 from jepakit.model.regularizers.vicreg import VICReg
 from jepakit.planning import flops
 from jepakit.planning.memory import peak_memory
-from jepakit.training.train import Training, pretrain
+from jepakit.training.step import Training
+from jepakit.training.train import pretrain
 from test_plan import CPU, LAW, SHAPES, counted
 from test_regularizers import MASKS, SAMPLES, pooled, random, tensors
 from test_resume import copy, same_bits

@@ -28,8 +28,8 @@ from jepakit.data.sources import ArraySource, Source
 from jepakit.model import attention, layout, linear
 from jepakit.model.images import mirrored, normalise
 from jepakit.model.jepa import JEPA
-from jepakit.model.masks import Masks
 from jepakit.model.method import Method
+from jepakit.model.packed_masks import Masks
 from jepakit.planning import flops
 from jepakit.planning.flops import Flops
 from jepakit.planning.memory import Place, _flash_attention, _without_cpu_rows, peak_memory, plan_memory, step_memory
@@ -174,7 +174,7 @@ from jepakit.data.loader import Batch
 from jepakit.data.sources import ArraySource
 from jepakit.planning.memory import Place, step_memory
 from jepakit.config.recipes import settings
-from jepakit.training.train import Training
+from jepakit.training.step import Training
 
 def steps(count, *words):
     given = overrides([f"optim.batch_size={count}", "optim.steps=1", "optim.warmup_steps=0", "run.precision=fp32", *words])

@@ -177,7 +177,7 @@ def test_every_paper_value_that_the_levers_are_about_is_tried() -> None:
     cells = {cell.lever: [] for cell in grid(DEMO, levers(DEMO), 1)}
     for cell in grid(DEMO, levers(DEMO), 1):
         cells[cell.lever].append(dict(cell.change))
-    assert {"optim.momentum": 0.996, "optim.final_momentum": 1.0} in cells["ema"]
+    assert {"optim.ema_momentum": 0.996, "optim.final_ema_momentum": 1.0} in cells["ema"]
     assert {"regularizer.weight": 0.001} in cells["vicreg-weight"]  # C-JEPA, equation 21
     assert {change.get("regularizer.tensor") for change in cells["vicreg-tensor"]} >= {"pred_blocks", "pred_pairs"}
     assert all(c["regularizer.sim"] == 25 for c in cells["vicreg-tensor"] if c["regularizer.tensor"] == "pred_pairs")

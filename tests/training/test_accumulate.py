@@ -11,9 +11,10 @@ from jepakit.config.config import method_layer, overrides, resolve
 from jepakit.core.errors import UserError
 from jepakit.data.sources import ArraySource
 from jepakit.model.jepa import JEPA, Output
-from jepakit.model.masks import Masks, MultiBlock
+from jepakit.model.masks import MultiBlock
+from jepakit.model.packed_masks import Masks
 from jepakit.training.logs import step_row
-from jepakit.training.train import Training
+from jepakit.training.step import Training
 
 TINY = (
     "encoder.width=16 encoder.depth=1 encoder.heads=2 encoder.patch_size=4 predictor.width=8 predictor.depth=1 images.size=24 "

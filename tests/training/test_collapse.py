@@ -12,18 +12,18 @@ from torch import Tensor
 from jepakit.config.config import method_layer, overrides, resolve
 from jepakit.data.sources import ArraySource
 from jepakit.model.jepa import JEPA
-from jepakit.model.masks import Masks
+from jepakit.model.packed_masks import Masks
 from jepakit.training.collapse import COSINE_GAP, FULL, MEDIAN_ROWS, POSITION, RANK, Doctor, diagnose
 from jepakit.training.logs import step_row
-from jepakit.training.train import Training
+from jepakit.training.step import Training
 
 TINY = (
     "encoder.width=32 encoder.depth=2 encoder.heads=2 encoder.patch_size=4 predictor.width=32 predictor.depth=1 images.size=24 "
-    "masking.min_keep=4 optim.batch_size=32 optim.lr=2e-3 optim.start_lr=1e-3 optim.momentum=.97 optim.final_momentum=.99 "
-    "optim.warmup_steps=10 run.threads=1 run.precision=fp32 data=made"
+    "masking.min_keep=4 optim.batch_size=32 optim.lr=2e-3 optim.start_lr=1e-3 optim.ema_momentum=.97 "
+    "optim.final_ema_momentum=.99 optim.warmup_steps=10 run.threads=1 run.precision=fp32 data=made"
 )
 VICREG = "regularizer.weight=.04 regularizer.tensor=context_pooled regularizer.sim=0 regularizer.projector=[]"
-NO_AVERAGE = "optim.momentum=0 optim.final_momentum=0"
+NO_AVERAGE = "optim.ema_momentum=0 optim.final_ema_momentum=0"
 TINY_CONTEXTS = "masking.min_keep=1 masking.target_scale=[.4,.6] masking.context_scale=[.02,.05]"
 SETTLED = 60
 

@@ -17,7 +17,7 @@ from jepakit.config.recipes import settings
 from jepakit.data.sets.emoji import EmojiSource
 from jepakit.model.images import mirrored, normalise
 from jepakit.model.masks import MultiBlock
-from jepakit.training.train import Training
+from jepakit.training.step import Training
 from oracle import ARRAYS, CASE, DRAWS, ORACLE
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))

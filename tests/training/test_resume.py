@@ -38,7 +38,8 @@ from jepakit.core.signals import signals
 from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
 from jepakit.data.threads import StuckError
-from jepakit.training.train import Training, pretrain
+from jepakit.training.step import Training
+from jepakit.training.train import pretrain
 
 STEPS = 60
 TINY = (
@@ -335,7 +336,7 @@ def test_tensorboard_is_told_from_which_step_on_rows_come_again(
         def close(self) -> None: ...
 
     monkeypatch.setattr("jepakit.training.logs.summary_writer", lambda: Board)
-    monkeypatch.setattr("jepakit.training.train.summary_writer", lambda: Board)
+    monkeypatch.setattr("jepakit.training.step.summary_writer", lambda: Board)
     run = copy(straight, tmp_path / "run")
     shutil.rmtree(run.checkpoints / checkpoint.step_name(STEPS))
     pretrain(resume=run.path, set=["run.tensorboard=true"])

@@ -1,6 +1,6 @@
 """Checkpoints: a folder of safetensors and JSON with a sha256 of every file, renamed into place.
 
-A folder named step-… is whole or is not there; a byte that changed since is noticed; nothing in it can run.
+A folder named step-… is complete or absent; a byte that changed since is noticed; nothing in it can run code.
 """
 
 import errno
@@ -67,9 +67,9 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> bool:
 
 
 def load_checkpoint(path: Path, only: Collection[str] = ()) -> Checkpoint:
-    """Read and verify one checkpoint folder, or the one that a `latest` names; of its groups of tensors `only` some.
+    """Read and verify one checkpoint folder, or the one that a `latest` names.
 
-    A group that is not asked for is not looked at. Raises UserError naming the file that is missing or changed.
+    only: groups of tensors to read; others are not verified. Raises UserError naming the file that is missing or changed.
     """
     path = pointed(path)
     try:
@@ -92,7 +92,10 @@ def load_checkpoint(path: Path, only: Collection[str] = ()) -> Checkpoint:
 
 
 def load_newest(folder: Path, only: Collection[str] = (), *, finite: bool = False) -> Checkpoint:
-    """The newest checkpoint that is whole, and where asked for `finite`; each other one is named. Raises UserError if none is."""
+    """The newest checkpoint that is intact and, with finite=True, holds finite numbers. The log names those that are skipped.
+
+    Raises UserError if there is none.
+    """
     found = steps(folder)
     for step in found:
         try:
@@ -199,7 +202,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Some file systems have no such call for a folder: its files are synced all the same."""
+    """Sync a folder; where its file system cannot, pass: the files are synced all the same."""
     try:
         _sync(path)
     except OSError as error:

@@ -170,7 +170,7 @@ def load_hf(folder: Path, which: Which | None) -> Encoder:
 
 
 def _vit(config: dict[str, Any], own: dict[str, Any], folder: Path) -> tuple[ViT, Images]:
-    """The model with its weights, and what it was shown. Raises UserError, and whatever a malformed folder provokes."""
+    """The model with its weights, and its image settings. Raises UserError, and whatever a malformed folder provokes."""
     shape, size = _shape(config)
     state = {name.removeprefix("ijepa."): value for name, value in _state(folder).items()}
     ours, positions = from_hf(state), state.get("embeddings.position_embeddings")

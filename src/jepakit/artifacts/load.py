@@ -48,7 +48,7 @@ def jepa_from_checkpoint(path: str | os.PathLike[str], heads: int | None = None)
 
 
 def _place(path: str | os.PathLike[str]) -> Path:
-    """Where the weights are to be. Raises UserError for what is no path."""
+    """The path of the weights. Raises UserError for what is no path."""
     place = local(path, "the encoder")
     if not os.fspath(path):
         raise UserError("the encoder: the path is empty: give a run, a checkpoint folder or a released .pth.tar")

@@ -36,7 +36,7 @@ CONTENTS = (
 
 @dataclass(frozen=True, init=False)
 class Run:
-    """A run's folder and what it says."""
+    """The folder of a run, and what can be read from it."""
 
     path: Path
 
@@ -44,7 +44,7 @@ class Run:
         object.__setattr__(self, "path", local(path, "the run"))
 
     def __fspath__(self) -> str:
-        """A run is given wherever its folder is."""
+        """So that a run can be given wherever a path can."""
         return str(self.path)
 
     @classmethod
@@ -57,7 +57,7 @@ class Run:
 
     @classmethod
     def new(cls, path: str | os.PathLike[str], *, overwrite: bool) -> "Run":
-        """A run that can be made. Raises UserError where `path` holds one (unless `overwrite`), or anything else."""
+        """A run to be made. Raises UserError where `path` holds one (unless `overwrite`), or anything else."""
         run = cls(local(path, "out"))
         if run.path.exists() and not run.path.is_dir():
             raise UserError(f"--out {run.path} is a file; give a new folder")
@@ -106,7 +106,7 @@ class Run:
         return resolve(read_yaml(path), where=str(path))
 
     def rewrite(self, config: Config) -> None:
-        """Other settings in the place of the run's. Raises UserError where they cannot be written."""
+        """Replace the run's settings. Raises UserError where they cannot be written."""
         try:
             with atomic_write(self.path / "config.yaml") as draft:
                 draft.write_text(to_yaml(config))

@@ -20,10 +20,10 @@ def check(
     settings: SettingWords = None,
 ) -> None:
     """Read every image: what is there, what is broken or double, and whether a recipe fits. Exit code 1 where it does not."""
-    from jepakit.planning.check import check as look
+    from jepakit.planning.check import check as check_data
     from jepakit.planning.check_results import check_table
 
-    checked = look(data, recipe, labels=labels, json=json, threads=threads, set=settings)
+    checked = check_data(data, recipe, labels=labels, json=json, threads=threads, set=settings)
     print(check_table(checked))
     if checked.stops:
         sys.exit(1)

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from jepakit.config.config import Config, RunSettings, merge, nested, validation_sentence
 from jepakit.config.optim import Optim
 from jepakit.config.recipes import settings
+from jepakit.config.renamed import current_layer
 from jepakit.core.device import cores, device_of
 from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings
@@ -70,11 +71,11 @@ class Choice:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """For what was chosen, what and why, and the warning; nothing where nothing was chosen."""
+        """What the settings were chosen for, each choice with its reason, and the warning; none where nothing was chosen."""
         return (self.about, *self.reasons, *([self.warning] if self.warning else [])) if self.reasons else ()
 
     def say(self, log: logging.Logger) -> None:
-        """A line for what was found, and one for each choice; nothing where nothing was chosen."""
+        """Log the images that settings were chosen for, and a line for each choice; nothing where nothing was chosen."""
         if self.reasons:
             log.info("chosen for %s (your own settings win; --recipe NAME chooses nothing):", self.about)
         for reason in self.reasons:
@@ -140,7 +141,7 @@ def resolve_with_data(
 def _user_settings(layers: tuple[dict[str, Any], ...]) -> UserSettings:
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged = merge(merged, layer)
+        merged = merge(merged, current_layer(layer))
     try:
         return UserSettings.model_validate(merged)
     except ValidationError as error:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from jepakit.config.optim import Optim
+from jepakit.config.renamed import RENAMED, current_key, current_layer
 from jepakit.core.errors import UserError, nearest
 from jepakit.core.guesses import suggestion
 from jepakit.core.settings import Settings
@@ -90,9 +91,12 @@ class Config(Method):
 
 
 def resolve(*layers: Mapping[str, Any], where: str = "settings") -> Config:
-    """Settings from layers, later over earlier. Raises UserError naming the key, and the nearest one if unknown."""
+    """Settings from layers, later over earlier; old names of settings are read as the present ones.
+
+    Raises UserError naming the key, and the nearest one if it is unknown.
+    """
     merged: dict[str, Any] = {"masking": {"kind": "multi_block"}, "target": {"kind": "features"}}
-    for layer in layers:
+    for layer in (current_layer(given, where) for given in layers):
         if isinstance(merged.get("encoder"), dict) and isinstance(layer.get("encoder"), Mapping) and layer["encoder"].get("size"):
             merged["encoder"] = {key: value for key, value in merged["encoder"].items() if key not in SHAPE}  # a size is whole
         if isinstance(layer.get("images"), Mapping) and "channels" in layer["images"]:  # of other channels nothing is known
@@ -152,12 +156,18 @@ def overrides(pairs: Sequence[str] | str | None, model: type[BaseModel] = Config
             value = yaml.safe_load(text)
         except NO_YAML:
             raise UserError(f"'{pair}': the value is not valid YAML; quote it") from None
+        key = current_key(key) if RENAMED.get(key) in known else key
         if key not in known:
             raise UserError(f"'{pair}': {key}: unknown key{suggestion(key, known)}")
         value = text if key in ("recipe", "method") else value
         value = None if is_none(text) else value
         layer = merge(layer, nested(key, value))
     return layer
+
+
+def given_layer(words: Sequence[str] | str | None, groups: Mapping[str, Any]) -> dict[str, Any]:
+    """The layer of what a caller gave: 'group.key=value' words, and over them keywords. Raises UserError."""
+    return merge(overrides(words), current_layer(grouped(groups, "settings"), tell=True))
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ class Optim(Settings):
     steps: int | None = Field(None, ge=1, description="updates; takes the place of epochs")
     batch_size: int = Field(64, ge=2, description="images an update (global)")
     accumulate: int = Field(
-        1, ge=1, description="parts in which a batch is passed one after the other; the loss is the mean of theirs"
+        1, ge=1, description="micro-batches per update, passed one after the other; the loss is the mean of theirs"
     )
     lr: float = Field(1e-3, gt=0, description="learning rate after warm-up")
     start_lr: float = Field(2e-4, ge=0, description="learning rate at the first step")
@@ -29,8 +29,8 @@ class Optim(Settings):
     weight_decay: float = Field(0.04, ge=0, description="weight decay at the first step")
     final_weight_decay: float = Field(0.4, ge=0, description="weight decay at the last step")
     weight_decay_schedule: Literal["cosine", "linear"] = Field("cosine", description="released code: cosine; paper: linear")
-    momentum: float = Field(0.996, ge=0, le=1, description="of the target encoder's average at the first step")
-    final_momentum: float = Field(1.0, ge=0, le=1, description="the same at the last step")
+    ema_momentum: float = Field(0.996, ge=0, le=1, description="of the target encoder's average at the first step")
+    final_ema_momentum: float = Field(1.0, ge=0, le=1, description="the same at the last step")
     schedule_scale: float = Field(1.0, ge=1, description="schedules stretched beyond the run by this factor (ipe_scale)")
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient; none: no clipping")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first decay")
@@ -83,7 +83,7 @@ class Schedule:
             lr = max(o.final_lr, o.final_lr + (o.lr - o.final_lr) * _cosine((s - warmup) / max(1, total - warmup)))
         share = 1 - _cosine(s / total) if o.weight_decay_schedule == "cosine" else s / total
         weight_decay = o.weight_decay + (o.final_weight_decay - o.weight_decay) * share
-        return Now(lr, weight_decay, o.momentum + step / stretched * (o.final_momentum - o.momentum))
+        return Now(lr, weight_decay, o.ema_momentum + step / stretched * (o.final_ema_momentum - o.ema_momentum))
 
 
 def _cosine(progress: float) -> float:

@@ -49,8 +49,8 @@ _PAPERS: _Values = {
     "optim.weight_decay": (0.04, PAPER),
     "optim.final_weight_decay": (0.4, PAPER),
     "optim.weight_decay_schedule": ("cosine", "I-JEPA released code (the paper says linear)"),
-    "optim.momentum": (0.996, PAPER),
-    "optim.final_momentum": (1.0, PAPER),
+    "optim.ema_momentum": (0.996, PAPER),
+    "optim.final_ema_momentum": (1.0, PAPER),
     "run.precision": ("bf16", CONFIG),
 }
 
@@ -84,8 +84,8 @@ _SMALL_DATA: _Values = {
     "regularizer.std": (25.0, "C-JEPA paper, equation 22"),
     "regularizer.cov": (1.0, "C-JEPA paper, equation 22"),
     "regularizer.projector": ((), "trial on the emoji: statistics on the features themselves"),
-    "optim.momentum": (0.99, "trial on the emoji: in some hundred steps an average from .996 lags behind"),
-    "optim.final_momentum": (0.999, "the same"),
+    "optim.ema_momentum": (0.99, "trial on the emoji: in some hundred steps an average from .996 lags behind"),
+    "optim.final_ema_momentum": (0.999, "the same"),
     "optim.weight_decay": (0.04, PAPER),
     "optim.final_weight_decay": (0.04, "trial on the emoji: constant"),
     "optim.batch_size": (64, "trial on the emoji"),

@@ -1,4 +1,4 @@
-"""EC-IJEPA's conditioning of the encoders (arXiv 2410.10773, section 3): each is told the positions of the other window.
+"""EC-IJEPA's conditioning of the encoders (arXiv 2410.10773, section 3): each gets the positions of the other window.
 
 The positions are appended to the sequence as tokens, pooled so that they cost little: windows of positions in raster
 order are averaged in runs of m//2 (m the patches of a target block) in training, in 4x4 squares at inference. The tokens
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jepakit.core.settings import Settings
 from jepakit.model.layout import Indices, ranges, starts
-from jepakit.model.masks import Masks
+from jepakit.model.packed_masks import Masks
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _chunks(index: Indices, lengths: Indices, kernel: Indices, *, partial: bool)
 
 
 def _means(positions: Tensor, chunks: Indices) -> Tensor:
-    """Mean position of each row of patch indices; -1 stands for none: (E, k) -> (E, D)."""
+    """Mean of the positions at each row of patch indices, -1 being padding: (E, k) -> (E, D)."""
     index = torch.from_numpy(chunks + 1).to(positions.device, non_blocking=True)
     padded = torch.cat([positions.new_zeros(1, positions.shape[1]), positions])
     return padded[index].sum(1) / (index > 0).sum(1, keepdim=True)

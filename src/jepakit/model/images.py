@@ -16,7 +16,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation 
 
 
 def _usual(which: int) -> Any:
-    """Until they are measured: ImageNet's statistics for three channels, else .5 and .25 each."""
+    """Mean and std until the data's own are measured: ImageNet's for three channels, else .5 and .25 each."""
 
     def values(given: dict[str, Any]) -> tuple[float, ...]:
         channels = given.get("channels", 3)
@@ -26,7 +26,7 @@ def _usual(which: int) -> Any:
 
 
 class Images(Settings):
-    """What the encoder is shown."""
+    """Settings of what the encoder is shown: size, channels, crops, and statistics to normalise by."""
 
     size: int | tuple[int, int] = Field(224, description="pixels: a side, or (height, width)")
     channels: int = Field(3, ge=1, le=1024, description="channels, or bands; gray and colour are turned into each other")
@@ -60,7 +60,7 @@ class Images(Settings):
     @model_validator(mode="before")
     @classmethod
     def _auto(cls, data: Any) -> Any:
-        """'auto' is as if it were not given."""
+        """Drop what is 'auto', so that it counts as not given."""
         if not isinstance(data, dict):
             return data
         return {key: value for key, value in data.items() if key not in ("mean", "std") or value != "auto"}

@@ -63,7 +63,7 @@ def require_shape(images: Tensor, channels: int, patch: int = 1) -> None:
 
 
 def in_white_units(images: Tensor, settings: Images) -> Tensor:
-    """Images (B, C, H, W) of any real type, to `crops.normalise`: uint8, or floats in units of white. Raises ImagesError.
+    """Images (B, C, H, W) of any real type -> uint8, or floats in units of white, for `images.normalise`. Raises ImagesError.
 
     Integers are divided as the same image in a file would be: 8 bits by 255, others by images.white (65535); integers wider
     than both by what the encoder's own images were. Floats must be in units of white already; an encoder of floats takes no
@@ -145,7 +145,7 @@ def _integers(images: Tensor, settings: Images) -> Tensor:
 
 
 def _far(normalised: Tensor, settings: Images, deviations: float, whites: float) -> bool:
-    """Whether half of a batch's values are further from the mean than so many deviations, and than black and so many whites.
+    """Whether half of a batch's values lie more deviations from the mean than allowed, and further off than black or white.
 
     Floats have a black and a white where the mean of all channels lies between 0 and 1.
     """

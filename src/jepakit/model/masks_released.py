@@ -21,7 +21,7 @@ _MAX_TRIES = 20_000  # the released code has no bound, and hangs
 
 
 class Law(Protocol):
-    """What the released law is told: `masks.MultiBlock` with compat=released."""
+    """The settings that the released law needs: those of `masks.MultiBlock` with compat=released."""
 
     @property
     def target_scale(self) -> tuple[float, float]: ...

@@ -30,7 +30,7 @@ class Method(Settings):
     @property
     def which(self) -> Which:
         """Which of the two encoders is the run's: judged, loaded and exported. The average where it gives the targets; with
-        pixels as targets nothing looks at it, so the encoder."""
+        pixels as targets the average is not used, so the encoder."""
         return "encoder" if self.target.kind == "pixels" else "target_encoder"
 
     @model_validator(mode="after")

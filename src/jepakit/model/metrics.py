@@ -17,7 +17,7 @@ class Gram:
         self.n, self.matrix = 0, torch.zeros(())
 
     def add(self, features: Tensor) -> "Gram":
-        """Count in features (n, D); returns itself."""
+        """Add features (n, D); returns self."""
         for part in features.detach().split(4096):
             x = part.double().cpu()
             self.matrix = self.matrix + x.T @ x
@@ -47,7 +47,7 @@ class Discriminant:
         self.within_class, self.q = torch.zeros(()), 0
 
     def add(self, views: Tensor) -> "Discriminant":
-        """Count in views (n, q, D) of n more images; returns itself. Raises ValueError for another q than before."""
+        """Add views (n, q, D) of n more images; returns self. Raises ValueError for another q than before."""
         e = views.detach().double().cpu()
         if self.q not in (0, e.shape[1]):
             raise ValueError(f"{e.shape[1]} views of an image after {self.q} of others")

@@ -23,7 +23,7 @@ class Features(Settings):
     @field_validator("norm", mode="before")
     @classmethod
     def _named(cls, value: object) -> object:
-        """On the command line and in YAML the bare word is no value at all."""
+        """On the command line and in YAML, none is read as no value: take it for the word."""
         return "none" if value is None else value
 
     def width(self, encoder_width: int, patch_pixels: int) -> int:

@@ -1,6 +1,6 @@
 """`jepakit data check`: reads every sample of a source and says what is in it, and whether a recipe fits.
 
-What is known of a sample is a record of an array, so that a million take tens of megabytes.
+Each sample is one record of a structured array, so that a million samples take tens of megabytes.
 """
 
 import hashlib
@@ -105,7 +105,7 @@ class _Survey:
         self._source, self._most, self._lock = source, most_pixels, Lock()
 
     def at(self, ids: NDArray[np.int64], threads: int, seconds: float) -> None:
-        """Look at some samples."""
+        """Read the samples of these ids, and record what is found."""
         given_up = set[int]()
 
         def work(row: int) -> tuple[Any, ...] | str:

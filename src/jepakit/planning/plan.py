@@ -1,4 +1,4 @@
-"""What a run will take, before anything of it is spent: parameters, FLOPs, memory, time. Nothing is trained, nothing kept."""
+"""What a run will take: parameters, FLOPs, memory, time. Nothing is trained, nothing is written but what --json asks for."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 
 from jepakit.artifacts.load import build_jepa
 from jepakit.config.choice import Choice, resolve_with_data
-from jepakit.config.config import Config, grouped, merge, overrides
+from jepakit.config.config import Config, given_layer
 from jepakit.config.optim import Schedule
 from jepakit.config.recipes import settings
 from jepakit.core.device import device_of, precision_of
@@ -83,23 +83,30 @@ def plan(
     json = None if json is None else local(json, "--json")
     if json is not None and not json.parent.is_dir():
         raise UserError(f"--json {json}: there is no such folder")
-    given = merge(overrides(set), grouped(groups, "settings"))
-    given = given if data is None else given | {"data": named(data)}
+    given = given_layer(set, groups) | ({} if data is None else {"data": named(data)})
     asked_recipe, asked_method = given.pop("recipe", None), given.pop("method", None)
     elsewhere = None if device == "here" else _known(device)
     config, source, choice = _with_images(recipe or asked_recipe, method or asked_method, given, elsewhere)
     config.masking.check(config.grid)
-    place, share = find_place(elsewhere, devices, config), _share(config, devices)
-    seen, at_a_time = _images_seen(config, source, devices), share // config.optim.accumulate
+    found = _plan(config, source, choice, find_place(elsewhere, devices, config), seconds)
+    if json is not None:
+        save_json(json, asdict(found))
+    return found
+
+
+def _plan(config: Config, source: Source | None, choice: Choice, place: Place, seconds: float) -> Plan:
+    """What a run with these settings will take at a place; here, real steps are timed for some `seconds`."""
+    share = _share(config, place.devices)
+    seen, at_a_time = _images_seen(config, source, place.devices), share // config.optim.accumulate
     parameters, (tokens, each) = _parameters(config), _work(config)
     memory = plan_memory(config, place, at_a_time)
     again = each.encoder_forward + each.predictor_forward if config.run.recompute else 0
     speed = _speed(config, place, each.total + again, memory, at_a_time, seen, seconds)
-    found = Plan(
+    return Plan(
         recipe=config.recipe,
         method=config.method,
         device=place.name,
-        devices=devices,
+        devices=place.devices,
         precision="bf16" if place.dtype == torch.bfloat16 else "fp32",
         batch=config.optim.batch_size,
         accumulate=config.optim.accumulate,
@@ -112,9 +119,6 @@ def plan(
         verdict=_verdict(config, share, memory),
         choice=choice.lines,
     )
-    if json is not None:
-        save_json(json, asdict(found))
-    return found
 
 
 def _known(name: str) -> Device:
@@ -157,20 +161,20 @@ def find_place(elsewhere: Device | None, devices: int, config: Config) -> Place:
 
 def _host_memory() -> int:
     """Bytes that this process may use at most: the machine's, or its container's."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):
-        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return whole
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
 
 
 def _share(config: Config, devices: int) -> int:
-    """Images of a batch that each device has. Raises UserError where they are not as many for each."""
+    """Images of a batch that each device has. Raises UserError where devices cannot have equally many."""
     o = config.optim
     share, left = divmod(o.batch_size, devices) if devices > 0 else (0, 1)
     if left or share % o.accumulate:
-        parts = f" in {o.accumulate} parts each" if o.accumulate > 1 else ""
+        split = f" in {o.accumulate} parts each" if o.accumulate > 1 else ""
         raise UserError(
-            f"optim.batch_size={o.batch_size} cannot be shared evenly by {devices} devices{parts}: give --devices a number that "
+            f"optim.batch_size={o.batch_size} cannot be shared evenly by {devices} devices{split}: give --devices a number that "
             f"divides it"
         )
     if config.regularizer and share // o.accumulate < 2:
@@ -199,8 +203,8 @@ def _images_seen(config: Config, source: Source | None, devices: int) -> int | N
 def _parameters(config: Config) -> Parameters:
     with torch.device("meta"):
         jepa = build_jepa(config)
-    parts = jepa.encoder, jepa.target_encoder, jepa.predictor, jepa.projector
-    return Parameters(*(sum(p.numel() for p in part.parameters()) for part in parts))
+    modules = jepa.encoder, jepa.target_encoder, jepa.predictor, jepa.projector
+    return Parameters(*(sum(p.numel() for p in module.parameters()) for module in modules))
 
 
 def _work(config: Config) -> tuple[TokenCounts, Flops]:
@@ -236,7 +240,7 @@ def _speed(
 
 def _measured(config: Config, device: torch.device, most: int, seconds: float) -> tuple[float, str]:
     """Images a second of real steps on random images, of as many as a sixteenth of the time allows, and words on them."""
-    from jepakit.training.train import Training
+    from jepakit.training.step import Training
 
     optim = config.optim.model_copy(update={"batch_size": 2, "accumulate": 1, "steps": 1, "warmup_steps": 0})
     run = config.run.model_copy(update={"compile": False, "fixed_rows": False, "tensorboard": False})
@@ -267,17 +271,17 @@ def _measured(config: Config, device: torch.device, most: int, seconds: float) -
 
 def _verdict(config: Config, share: int, memory: Memory) -> str:
     """Whether a step fits, and if not what to set."""
-    parts, most = config.optim.accumulate, memory.largest
-    at_a_time, may = share // parts, f"{memory.usable / 1e9:.1f} GB that may be used"
+    micro_batches, most = config.optim.accumulate, memory.largest
+    at_a_time, may = share // micro_batches, f"{memory.usable / 1e9:.1f} GB that may be used"
     if memory.fits:
         more = "or more " if most == MOST_IMAGES else ""
         return f"fits: {memory.total / 1e9:.1f} of the {may}; at most {most:,} {more}images at a time do"
     too_much = f"does not fit: {at_a_time:,} images at a time take {memory.total / 1e9:.1f} GB of the {may}"
-    # A part finds the gradients of those before it, and the images of all.
+    # A micro-batch finds the gradients of those before it, and the images of all.
     extra = memory.moments // 2 + memory.images + (0 if memory.on_host else memory.loader)
-    least, room = 2 if config.regularizer else 1, memory.usable - memory.fixed
-    most = int(most * (room - extra) / room) if room > 0 else 0
-    fitting = [n for n in range(parts + 1, share // least + 1) if share % n == 0 and share // n <= most]
+    least, free = 2 if config.regularizer else 1, memory.usable - memory.fixed
+    most = int(most * (free - extra) / free) if free > 0 else 0
+    fitting = [n for n in range(micro_batches + 1, share // least + 1) if share % n == 0 and share // n <= most]
     if fitting:
         return f"{too_much}; set optim.accumulate={fitting[0]} for {share // fitting[0]:,} at a time"
     return f"{too_much}, and fewer do not either: take a device with more memory, more --devices or a smaller encoder"

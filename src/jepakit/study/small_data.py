@@ -34,7 +34,7 @@ def _optimisation(base: Config) -> tuple[Lever, ...]:
         Lever(
             "ema",
             "I-JEPA: .996 to 1, an average over hundreds of steps; V-JEPA 2: constant; none as control",
-            _together(("optim.momentum", "optim.final_momentum"), momenta),
+            _together(("optim.ema_momentum", "optim.final_ema_momentum"), momenta),
         ),
         Lever(
             "lr-batch",

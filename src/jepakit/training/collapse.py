@@ -1,4 +1,4 @@
-"""The collapse doctor: does a run still learn, or do its targets say nothing any more? From the logged rows alone.
+"""The collapse doctor: from the logged rows alone, whether a run still learns or its targets have lost their content.
 
 Three ways to lose (docs/collapse.md has the experiments behind the thresholds):
 full: all targets become one vector; dimensional: they differ, along ever fewer directions; positional: they tell where a
@@ -33,7 +33,7 @@ def position_counts_from(steps: int, warmup: int) -> int:
 
 
 def diagnose(rows: Sequence[_Row], from_step: int = 0) -> list[Alarm]:
-    """The collapses that the last of the logged rows show; none while there are fewer than `LOOKS` of them.
+    """The collapses that the last of the logged rows show; none while there are fewer than `MEDIAN_ROWS` of them.
 
     rows: the run's first row, then its latest ones, oldest first, of a method whose targets are features. from_step: that
     from which position is an alarm: an untrained encoder's features are mostly position, and no predictor can tell images
@@ -63,7 +63,7 @@ def diagnose(rows: Sequence[_Row], from_step: int = 0) -> list[Alarm]:
 
 
 class Doctor:
-    """Looks at each logged row of a run and tells each kind of collapse once."""
+    """Examines each logged row of a run and reports each kind of collapse once."""
 
     def __init__(self, target: str, from_step: int, rows: Sequence[_Row]) -> None:
         """target: the kind of the method's targets (pixels cannot collapse); rows: what was logged before a resume."""
@@ -74,7 +74,7 @@ class Doctor:
             self.examine(row)
 
     def examine(self, row: _Row) -> list[Alarm]:
-        """Alarms that were not told before."""
+        """Add a row; returns the alarms that were not reported before."""
         if self.target != "features":
             return []
         self.rows = [*self.rows[:1], *self.rows[1:][1 - MEDIAN_ROWS :], row]
@@ -84,7 +84,7 @@ class Doctor:
 
 
 COLLAPSE_SIGNS = ("target_std", "effective_rank", "position_share", "own_cosine", "other_cosine")
-MEND = "try --method c_jepa (VICReg) or a higher regularizer.weight, a higher optim.momentum, or a lower optim.lr"
+MEND = "try --method c_jepa (VICReg) or a higher regularizer.weight, a higher optim.ema_momentum, or a lower optim.lr"
 MEND_POSITION = (
     "try a higher masking.min_keep or smaller masking.target_scale, a wider images.crop_scale, or --method c_jepa; "
     "look whether the images differ at all"

@@ -1,4 +1,4 @@
-"""What a run says of itself at a logged step, and where it is written."""
+"""The row of metrics of a logged step, and its writers: metrics.jsonl and TensorBoard."""
 
 import logging
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from jepakit.core.errors import UserError
 from jepakit.core.files import append
 from jepakit.data.loader import Batch
 from jepakit.model.jepa import Output
-from jepakit.model.masks import Masks
 from jepakit.model.metrics import content_cosines, position_share, rankme
+from jepakit.model.packed_masks import Masks
 
 log = logging.getLogger("jepakit")
 
 
 def step_row(step: int, batch: Batch, out: Output, norm: Tensor, now: Now) -> dict[str, float]:
-    """What a logged step says of the whole batch. Standard deviations are over its tokens, the mean over features."""
+    """The metrics of a step, of the whole batch. Standard deviations are over its tokens, then averaged over features."""
     masks = Masks.joined(batch.masks)
     image = np.repeat(masks.image_of_draw[masks.draw_of_block], masks.target_lengths)
     own, other = content_cosines(out.predictions, out.targets, masks.targets, image)
@@ -49,7 +49,7 @@ def step_row(step: int, batch: Batch, out: Output, norm: Tensor, now: Now) -> di
 @contextmanager
 def metrics_writer(run: Run, config: Config, step: int) -> Iterator[Any]:
     """A function that appends a row to metrics.jsonl, and to tensorboard/ if asked for; step: that which the run goes on from."""
-    # what was logged after the checkpoint will be logged again: TensorBoard is told to leave it out
+    # what was logged after the checkpoint will be logged again: TensorBoard drops it
     board: Any = summary_writer()(str(run.path / "tensorboard"), purge_step=step + 1) if config.run.tensorboard else None
     full = False
 

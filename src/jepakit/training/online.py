@@ -1,4 +1,4 @@
-"""A look at the encoder while it trains: kNN accuracy where there are labels, RankMe where there are none."""
+"""The online probe of the encoder while it trains: kNN accuracy where there are labels, RankMe where there are none."""
 
 import logging
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from jepakit.core.errors import UserError
 from jepakit.data.crops import stacked
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.samples import read_each
-from jepakit.data.sources import Blocks, Source
+from jepakit.data.sources import Blocks, Labels, Source
 from jepakit.data.statistics import ordered_by
 from jepakit.evaluation.features import BATCH, as_seen
 from jepakit.evaluation.probes.knn import knn
@@ -26,13 +26,13 @@ from jepakit.model.metrics import rankme
 
 log = logging.getLogger("jepakit")
 PROBE_STEP = 2.5  # what a step costs an image, in passes of the target encoder over whole images (low: most steps cost more)
-TEST_SHARE = 0.03  # of the work between looks, the most that one may take
+TEST_SHARE = 0.03  # of the work between two probes, the most that one may take
 BLOCKS = 4  # of which images are drawn at least, where an epoch goes by blocks
 
 
 @dataclass(frozen=True)
 class Online:
-    """The same few images at each look, as evaluation sees them (n, C, H, W); labels and halves where there are any."""
+    """The images (n, C, H, W) of every probe, as evaluation sees them; labels (n,), if any; test (n,): those held out."""
 
     images: Tensor
     labels: Tensor | None
@@ -41,26 +41,18 @@ class Online:
 
     @classmethod
     def prepare(cls, config: Config, source: Source, steps_per_epoch: int, stop: Event | None = None) -> "Online | None":
-        """Images drawn by the seed, a third of them held-out samples where there are labels; None where looks are turned off.
+        """Reads images that the seed draws, a third of them held out where there are labels. None where probes are turned off.
 
-        Where an epoch goes by blocks, they are of few blocks. Raises StuckError where nothing answers, StoppedError once
-        `stop` is set.
+        Raises StuckError where nothing answers, StoppedError once `stop` is set.
         """
-        count = config.run.probe_images
-        if not count:
+        if not config.run.probe_images:
             return None
-        order, blocks = rng.permutation(config.seed, "online", 0, len(source)), ordered_by(config.images, source)
         labels = source.labels if source.labels is not None and (source.labels.values >= 0).any() else None
-        whole = labels is not None and labels.whole_image
-        if labels is not None:
-            order = order[labels.values[order] >= 0]
-            held = labels.test[order]
-            order = np.concatenate([_first(order[~held], count - count // 3, blocks), _first(order[held], count // 3, blocks)])
-        order = _first(order, count, blocks)
+        order, whole_images = _draw(config, source, labels), labels is not None and labels.whole_image
 
         def read(index: int) -> Tensor:
             try:
-                return as_seen(source, index, config.images, whole)
+                return as_seen(source, index, config.images, whole_images)
             except UserError as error:  # the loader will say it
                 raise BadImageError(str(error)) from None
 
@@ -72,19 +64,19 @@ class Online:
             return None
         values = None if labels is None else torch.from_numpy(labels.values[ids])
         test = torch.zeros(len(ids), dtype=torch.bool) if labels is None else torch.from_numpy(labels.test[ids])
-        kept = None if values is None else _asked(values, test)
-        if values is None or kept is None:
+        usable = None if values is None else _usable_by_knn(values, test)
+        if values is None or usable is None:
             values = None
         else:
-            images = [image for image, keep in zip(images, kept.tolist(), strict=True) if keep]
-            values, test = values[kept], test[kept]
+            images = [image for image, use in zip(images, usable.tolist(), strict=True) if use]
+            values, test = values[usable], test[usable]
         least = len(images) / (TEST_SHARE * PROBE_STEP * config.optim.batch_size)
         epochs = config.run.probe_every_epochs or max(1, -(-least // steps_per_epoch))
-        every = config.run.log_every_steps  # looks are told in rows of metrics, so they fall on logged steps
+        every = config.run.log_every_steps  # results go into rows of metrics, so probes fall on logged steps
         return cls(stacked(images), values, test, int(-(-epochs * steps_per_epoch // every) * every))
 
     def due(self, step: int) -> bool:
-        """Whether a look is to be taken after so many steps."""
+        """Whether a probe is to be taken after so many steps."""
         return step % self.every_steps == 0
 
     @torch.no_grad()
@@ -92,18 +84,29 @@ class Online:
         """'probe/knn' (share of test images named rightly) or 'probe/rankme' of the encoder that users will get."""
         encoder = Encoder(jepa.to_use, config.images, config.conditioning)
         with lowered(encoder.device, dtype):
-            parts = [encoder.embed(encoder.normalise(part.to(encoder.device))).float().cpu() for part in self.images.split(BATCH)]
-        x = torch.cat(parts)
+            batches = (x.to(encoder.device) for x in self.images.split(BATCH))
+            x = torch.cat([encoder.embed(encoder.normalise(batch)).float().cpu() for batch in batches])
         if self.labels is None:
             return {"probe/rankme": rankme(x)}
         predicted = knn(x[~self.test], self.labels[~self.test], x[self.test])
         return {"probe/knn": float((predicted == self.labels[self.test]).float().mean())}
 
 
-def _asked(values: Tensor, test: Tensor) -> Tensor | None:
-    """Which of the samples, with labels and `test` (n,), kNN can use: (n,) bool, without those it can only get wrong.
+def _draw(config: Config, source: Source, labels: Labels | None) -> NDArray[np.int64]:
+    """Indices of the images to probe, from as few blocks as hold enough where an epoch goes by blocks."""
+    count, blocks = config.run.probe_images, ordered_by(config.images, source)
+    order = rng.permutation(config.seed, "online", 0, len(source))
+    if labels is not None:
+        order = order[labels.values[order] >= 0]
+        test = labels.test[order]
+        order = np.concatenate([_first(order[~test], count - count // 3, blocks), _first(order[test], count // 3, blocks)])
+    return _first(order, count, blocks)
 
-    None where it can tell nothing. Either is said: this is looked at once a run.
+
+def _usable_by_knn(values: Tensor, test: Tensor) -> Tensor | None:
+    """Which samples kNN can use: labels (n,), held out or not (n,) -> (n,) bool, without those it can only get wrong.
+
+    None where kNN is impossible. The log says either, once a run.
     """
     unknown = test & ~torch.isin(values, values[~test])
     none = {
@@ -128,7 +131,7 @@ def _asked(values: Tensor, test: Tensor) -> Tensor | None:
 
 
 def _first(order: NDArray[np.int64], count: int, blocks: Blocks | None) -> NDArray[np.int64]:
-    """The first so many of an order (n,); with blocks those of as few as hold so many, which are the first that it meets."""
+    """The first `count` of an order (n,); with blocks, the first of those blocks that it meets first and that hold as many."""
     if blocks is None or not len(order):
         return order[:count]
     block = blocks.of(order)

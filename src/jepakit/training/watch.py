@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics, progress, looks at the encoder, and the collapse doctor's alarms."""
+"""What a run reports while it goes: metrics, progress, the online probe, and the collapse doctor's alarms."""
 
 import logging
 import time
@@ -25,7 +25,7 @@ log = logging.getLogger("jepakit")
 
 @dataclass
 class Watch:
-    """One for a stretch of training; `logged` is the last step that has a row, `steps` that of the run's end."""
+    """The reports of a run from start or resume to stop. logged: the last step with a row; steps: those of the run."""
 
     config: Config
     doctor: Doctor
@@ -40,13 +40,13 @@ class Watch:
     at_start: dict[str, float] = field(default_factory=dict)
 
     def start(self, jepa: JEPA, dtype: torch.dtype) -> None:
-        """A look at the untrained encoder, which the first row tells."""
+        """Probe the untrained encoder; the first row holds the result."""
         seen = self.online.probe(jepa, self.config, dtype) if self.online else {}
         self.at_start = {f"{name}_at_start": value for name, value in seen.items()}
         self.last = time.monotonic()
 
     def log(self, step: int, batch: Batch, out: Output, norm: Tensor, now: Now, jepa: JEPA, dtype: torch.dtype) -> None:
-        """A row of metrics, with a look at the encoder if it is time, and the doctor's opinion."""
+        """Write a row of metrics, with the online probe if it is due, and the doctor's alarms."""
         moment = time.monotonic()
         rate = (step - self.logged) * self.config.optim.batch_size / max(1e-9, moment - self.last)
         row: dict[str, Any] = step_row(step, batch, out, norm, now)
@@ -57,8 +57,8 @@ class Watch:
             row["probe/seconds"] = time.monotonic() - moment
         for alarm in alarms:
             log.warning("%s collapse at step %d: %s", alarm.kind, step, alarm.words)
-        told = {"alarms": [f"{alarm.kind} collapse: {alarm.words}" for alarm in alarms]} if alarms else {}
-        self.write(row | told)
+        alarm_lines = {"alarms": [f"{alarm.kind} collapse: {alarm.words}" for alarm in alarms]} if alarms else {}
+        self.write(row | alarm_lines)
         self.report(step, f"loss {row['loss']:.4f}  {rate:.0f} images/s")
         self.last, self.logged, self.at_start = time.monotonic(), step, {}
 

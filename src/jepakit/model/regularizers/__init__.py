@@ -11,7 +11,7 @@ from jepakit.model.regularizers.vicreg import VICReg
 
 
 def _name_kind(value: Any) -> Any:
-    """Without a kind it is VICReg: runs from before there was another one name none."""
+    """Settings without a kind are VICReg's: runs from before there were two kinds name none."""
     return {"kind": "vicreg", **value} if isinstance(value, Mapping) else value
 
 

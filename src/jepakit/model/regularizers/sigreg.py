@@ -4,7 +4,7 @@
     T = N * integral |phi_N(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) dt,   phi_N(t) = mean over n of exp(i t x_n)   (Epps-Pulley)
 
 T is not divided by N, as in LeJEPA's text and code: of normal samples it is about 1 for any N, of equal ones about .4 N or more.
-N are the draws of one part of a batch (`optim.accumulate`) on one process. N samples, K directions, d features.
+N are the draws of one micro-batch (`optim.accumulate`) on one process. N samples, K directions, d features.
 """
 
 from typing import Literal
@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from jepakit.core.settings import Settings
-from jepakit.model.masks import Masks
+from jepakit.model.packed_masks import Masks
 from jepakit.model.regularizers.vicreg import pooled
 
 

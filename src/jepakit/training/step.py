@@ -1,0 +1,176 @@
+"""The training step: the loss of a batch, AdamW, the average of the target encoder; and its state, to save and to restore.
+
+All that varies in time is a function of the step, so a checkpoint is weights, optimiser and step.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jepakit.artifacts import checkpoint
+from jepakit.artifacts.checkpoint import Checkpoint
+from jepakit.artifacts.load import build_jepa
+from jepakit.artifacts.run import Run
+from jepakit.config.config import Config
+from jepakit.config.optim import Now, Schedule, gradient_norm, optimizer, set_now
+from jepakit.core import rng
+from jepakit.core.device import device_of, lowered, precision_of, use_cpu
+from jepakit.core.errors import UserError, plain
+from jepakit.data.identity import Identity, require_same
+from jepakit.data.loader import Batch, Loader
+from jepakit.data.opening import absolute
+from jepakit.data.sources import Source
+from jepakit.data.training_part import training_part
+from jepakit.model.images import mirrored, normalise
+from jepakit.model.jepa import JEPA, Output
+from jepakit.training.logs import summary_writer
+
+log = logging.getLogger("jepakit")
+ROWS_FROM = 64  # batches of masks by which fixed rows are chosen
+LAST_IS_GOOD = (
+    "the last checkpoint is good. Resume with run.precision=fp32, or start a new run with a lower optim.lr, optim.clip_grad=1 "
+    "or more optim.warmup_epochs"
+)
+
+
+@dataclass
+class Training:
+    """A run in memory: model, optimiser, data and schedule, after `step` updates."""
+
+    config: Config
+    device: torch.device
+    dtype: torch.dtype
+    jepa: JEPA
+    adamw: torch.optim.AdamW
+    source: Source  # all of it; the loader's is what is trained on
+    loader: Loader
+    schedule: Schedule
+    identity: Identity
+    step: int = 0
+
+    @classmethod
+    def prepare(cls, config: Config, source: Source) -> "Training":
+        """The start of a run, at step 0. Raises UserError for all that can be wrong, before anything is written."""
+        config.masking.check(config.grid)
+        device = device_of(config.run.device)
+        use_cpu(config.run.threads)
+        o = config.optim
+        part = training_part(source, config.images)
+        loader = Loader(
+            part,
+            config.images,
+            config.masking,
+            config.grid,
+            o.batch_size,
+            config.seed,
+            micro_batches=o.accumulate,
+            threads=config.run.loader_threads,
+            read_timeout_seconds=config.run.read_timeout_seconds,
+            pin=device.type == "cuda",
+        )
+        jepa = build_jepa(config).to(device)
+        if config.run.recompute:
+            jepa.recompute_blocks()
+        if config.run.fixed_rows:
+            at_a_time = np.arange(o.batch_size // o.accumulate)
+            law = partial(config.masking.sample, config.grid, at_a_time, seed=config.seed)
+            jepa.fix_rows([law(epoch=i, step=i) for i in range(ROWS_FROM)])
+        if config.run.compile:
+            jepa.compile_blocks()
+        if config.run.tensorboard:
+            summary_writer()
+        dtype, schedule = precision_of(config.run.precision, device), Schedule(o, loader.steps_per_epoch)
+        if schedule.warmup >= schedule.steps:
+            log.warning("warm-up takes %d of %d steps: the learning rate never reaches optim.lr", schedule.warmup, schedule.steps)
+        return cls(config, device, dtype, jepa, optimizer(jepa, o), source, loader, schedule, Identity.of(part))
+
+    def train_step(self, batch: Batch, now: Now, *, check: bool, rows: bool = True) -> tuple[Output, Tensor]:
+        """One update: theta by AdamW on the loss, then theta_bar <- m theta_bar + (1 - m) theta (I-JEPA, section 3).
+
+        check: raise UserError where the loss or the gradient is not finite; rows: of micro-batches hold the predictions,
+        targets and features too, not the loss and its terms alone. Returns the whole batch's output, and the gradient's norm.
+        """
+        set_now(self.adamw, now)
+        self.adamw.zero_grad(set_to_none=True)
+        if self.config.run.fixed_rows:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs left may be overwritten
+        seed, micro_batches, outputs = (
+            rng.torch_seed(self.config.seed, "directions", batch.step),
+            len(batch.masks),
+            list[Output](),
+        )
+        for masks, images, *target_images in self._micro_batches(batch):
+            with lowered(self.device, self.dtype):
+                out = self.jepa(images, masks, *target_images, seed=seed)
+            (out.loss / micro_batches).backward()
+            outputs.append(out.detached(rows=rows) if micro_batches > 1 else out)
+        out = Output.joined(outputs) if micro_batches > 1 else out
+        norm = gradient_norm(self.jepa, self.config.optim.clip_grad)
+        if check:
+            self.require_finite(out, norm)
+        self.adamw.step()
+        self.jepa.update_target_encoder(now.momentum)
+        return out, norm
+
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Any, ...]]:
+        """Of each micro-batch masks, normalised images (B, C, H, W) on the device, and those of targets if they are others."""
+        views = [mirrored(v.to(self.device, non_blocking=True), m) for v, m in zip(batch.views, batch.mirrored, strict=True)]
+        for masks, *shown in zip(batch.masks, *(view.chunk(len(batch.masks)) for view in views), strict=True):
+            yield masks, *(normalise(view, self.config.images) for view in shown)
+
+    def require_finite(self, out: Output, norm: Tensor) -> None:
+        """Raises UserError, with what to do, unless the loss and the gradient's norm are finite."""
+        loss = float(out.loss.detach())
+        if math.isfinite(loss + float(norm)):
+            return
+        raise UserError(
+            f"at step {self.step} the loss is {loss:g} and the gradient's norm {float(norm):g}; nothing of this step was "
+            f"kept, {LAST_IS_GOOD}"
+        )
+
+    def save(self, run: Run) -> bool:
+        """A checkpoint of this step. False, with a warning, if it cannot be written; UserError where weights are not finite."""
+        names: dict[Tensor, str] = {p: name for name, p in self.jepa.trained_parameters()}
+        moments = {f"{names[p]}.{key}": value for p, state in self.adamw.state.items() for key, value in state.items()}
+        state = {
+            "step": self.step,
+            "finished": self.step == self.schedule.steps,
+            "images": len(self.loader.source),
+            "names": self.identity.names,
+            "content": self.identity.content,
+            "bad": {str(k): v for k, v in self.loader.bad_now().items()},
+            "torch": torch.__version__,
+            "config": self.config.model_dump(mode="json"),
+        }
+        tensors = {"model": self.jepa.state_dict(), **({"optimizer": moments} if moments else {})}
+        if bad := checkpoint.not_finite(tensors):
+            raise UserError(f"at step {self.step} {bad} is not finite: the step is not saved, {LAST_IS_GOOD}")
+        return checkpoint.save(run.checkpoints, self.step, Checkpoint(tensors, state), self.config.run.keep_checkpoints)
+
+    def restore(self, found: Checkpoint) -> None:
+        """Take up a checkpoint. Raises UserError if the data are others."""
+        source = self.loader.source
+        if found.state["images"] != len(source):
+            raise UserError(
+                f"the run saw {found.state['images']} images and in {plain(source.name)} now there are {len(source)}: bring back "
+                f"the same images, say with --data where they are, or start a new run"
+            )
+        own = absolute(found.state["config"].get("data") or "")
+        before, moved_from = Identity.from_state(found.state), None if own == self.config.data else own
+        require_same(before, self.identity, plain(source.name), moved_from)
+        self.jepa.load_state_dict(found.tensors["model"])
+        moments = found.tensors.get("optimizer", {})
+        for name, p in self.jepa.trained_parameters():
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments]
+            if keys:
+                self.adamw.state[p] = {key: moments[f"{name}.{key}"].to(p.device) for key in keys}
+        self.loader.bad = {int(k): v for k, v in found.state["bad"].items()}
+        self.loader.look_again()
+        self.step = int(found.state["step"])
