@@ -20,9 +20,10 @@ from jepakit.core.errors import UserError
 from jepakit.data.crops import to_show
 from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
-from jepakit.evaluation.dense.segmentation import PatchTokens
+from jepakit.evaluation.dense.patch_tokens import PatchTokens
 from jepakit.evaluation.features import as_seen
-from jepakit.evaluation.probes.finetune import FineTuning, _View
+from jepakit.evaluation.probes.finetune import _View
+from jepakit.evaluation.probes.finetune_recipe import FineTuning
 from jepakit.evaluation.probes.spectrum import _groups, _view
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import IMAGENET, Images

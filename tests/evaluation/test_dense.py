@@ -29,17 +29,9 @@ from jepakit.evaluation.dense.davis import (
     score,
 )
 from jepakit.evaluation.dense.detection import Pyramid, mask_rcnn, pyramid_blocks
-from jepakit.evaluation.dense.segmentation import (
-    PatchTokens,
-    PixelHead,
-    _cached,
-    confusion,
-    iou,
-    miou,
-    pixel_accuracy,
-    resamples,
-    segmentation,
-)
+from jepakit.evaluation.dense.iou import confusion, iou, miou, pixel_accuracy, resamples
+from jepakit.evaluation.dense.patch_tokens import PatchTokens
+from jepakit.evaluation.dense.segmentation import PixelHead, _cached, segmentation
 from jepakit.model.conditioning import EncoderPositions
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import Images

@@ -25,7 +25,7 @@ from jepakit.data.formats.folder import FolderSource
 from jepakit.data.sources import ArraySource, Labels, Source, fifths
 from jepakit.evaluation.compare import Difference, corrected, paired
 from jepakit.evaluation.features import pca
-from jepakit.evaluation.probes.finetune import recipe_for
+from jepakit.evaluation.probes.finetune_recipe import recipe_for
 from jepakit.evaluation.probes.knn import knn
 from jepakit.evaluation.probes.linear_probe import TRANSFER
 from jepakit.evaluation.probes.protocol import Protocol

@@ -27,7 +27,8 @@ from jepakit.evaluation import features
 from jepakit.evaluation.dense import segmentation
 from jepakit.evaluation.features import RAW, extract
 from jepakit.evaluation.pictures import save_pictures
-from jepakit.evaluation.probes.finetune import FineTuning, finetune
+from jepakit.evaluation.probes.finetune import finetune
+from jepakit.evaluation.probes.finetune_recipe import FineTuning
 from jepakit.evaluation.probes.spectrum import LiDAR, lidar_rows
 from jepakit.evaluation.tasks import _readable
 from jepakit.model.encoder import Encoder

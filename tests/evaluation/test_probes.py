@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from jepakit.core.errors import UserError
 from jepakit.data.sources import Labels, Source
 from jepakit.evaluation.probes import finetune as ft
+from jepakit.evaluation.probes import finetune_recipe
 from jepakit.evaluation.probes.attentive import Probe, attentive, scores
-from jepakit.evaluation.probes.finetune import MAE, Classifier, FineTuning, finetune, layer_scales, parameter_groups, recipe_for
+from jepakit.evaluation.probes.finetune import Classifier, finetune
+from jepakit.evaluation.probes.finetune_recipe import MAE, FineTuning, layer_scales, parameter_groups, recipe_for
 from jepakit.evaluation.probes.knn import knn
 from jepakit.evaluation.probes.logistic import STRENGTHS, logistic, standardised, validation_fifth
 from jepakit.evaluation.probes.low_shot import drawn, draws_interval, low_shot, names_in
@@ -324,16 +326,16 @@ def test_layers_learn_at_maes_rates() -> None:
 
 def test_the_rate_rises_from_nothing_and_falls_as_a_cosine() -> None:
     s = MAE["base"]
-    values = [ft.rate(e, 2e-3, s) for e in (0, 2.5, 5, 52.5, 100)]
+    values = [finetune_recipe.rate(e, 2e-3, s) for e in (0, 2.5, 5, 52.5, 100)]
     np.testing.assert_allclose(values, [0, 1e-3, 2e-3, (2e-3 + 1e-6) / 2, 1e-6], rtol=1e-9)
 
 
 def test_the_rate_is_that_of_the_images_a_step_truly_has() -> None:
     s = FineTuning(batch_size=1024, base_lr=5e-4)
-    assert ft.peak_rate(1024, s) == ft.peak_rate(4096, s) == pytest.approx(2e-3)
-    assert ft.peak_rate(256, s) == pytest.approx(5e-4)  # one step of 256 images, not of 1024
-    assert ft.peak_rate(1400, s) == pytest.approx(5e-4 * 1400 / 256)  # one step of all
-    assert ft.peak_rate(2500, s) == pytest.approx(5e-4 * 1250 / 256)  # two steps of 1250
+    assert finetune_recipe.peak_rate(1024, s) == finetune_recipe.peak_rate(4096, s) == pytest.approx(2e-3)
+    assert finetune_recipe.peak_rate(256, s) == pytest.approx(5e-4)  # one step of 256 images, not of 1024
+    assert finetune_recipe.peak_rate(1400, s) == pytest.approx(5e-4 * 1400 / 256)  # one step of all
+    assert finetune_recipe.peak_rate(2500, s) == pytest.approx(5e-4 * 1250 / 256)  # two steps of 1250
 
 
 @pytest.mark.parametrize(
@@ -437,10 +439,10 @@ def test_every_step_block_branch_and_image_draws_for_itself() -> None:
 
 
 def test_drop_path_rises_over_depth_to_its_rate() -> None:
-    rates = ft.drop_rates(12, 0.1)
+    rates = finetune_recipe.drop_rates(12, 0.1)
     assert rates[0] == 0 and rates[-1] == pytest.approx(0.1) and np.mean(rates) == pytest.approx(0.05)
     np.testing.assert_allclose(np.diff(rates), 0.1 / 11)
-    assert ft.drop_rates(1, 0.3) == [0.0]
+    assert finetune_recipe.drop_rates(1, 0.3) == [0.0]
 
 
 @pytest.mark.parametrize("conditioning", [None, EncoderPositions(infer_kernel=2, infer_stride=2)])

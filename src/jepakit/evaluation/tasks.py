@@ -28,7 +28,8 @@ from jepakit.evaluation.dense.davis import davis
 from jepakit.evaluation.dense.segmentation import segmentation
 from jepakit.evaluation.features import BATCH, PCA, RAW, Frozen, extract, pca, readable
 from jepakit.evaluation.pictures import save_pictures
-from jepakit.evaluation.probes.finetune import finetune, recipe_for
+from jepakit.evaluation.probes.finetune import finetune
+from jepakit.evaluation.probes.finetune_recipe import recipe_for
 from jepakit.evaluation.probes.protocol import LAST4, PROBES, TOKENS, Correct, Protocol
 from jepakit.evaluation.probes.spectrum import evenly, lidar_rows, rankme_rows
 from jepakit.evaluation.results import ProbeResults, ResultRow, differences, save_rows

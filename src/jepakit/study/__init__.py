@@ -77,13 +77,12 @@ def study(
     of a few steps; set: 'group.key=value' words of the base. Leaves table.json, table.md and curves.png in `out`; returns
     the rows of all cells that are over. A cell that fails is a row. Raises UserError for what can be mended beforehand.
     """
-    if name not in STUDIES:
-        raise UserError(f"unknown study '{name}': choose from {', '.join(STUDIES)}{nearest(name, STUDIES)}")
+    design = _design(name)
     out = Path(out or Path("runs") / name).expanduser()
     words = setting_words(set)
-    base = _base(STUDIES[name].recipe, data, [*(SMOKE if smoke else []), *words])
+    base = _base(design.recipe, data, [*(SMOKE if smoke else []), *words])
     config = configuration(base, {})
-    every = turning(base, STUDIES[name].levers(config))
+    every = turning(base, design.levers(config))
     turned = chosen(every, levers)
     cells = grid(base, turned, seeds)[: 3 if smoke else None] if turned else []
     source = open_source(str(config.data), labels)
@@ -91,19 +90,50 @@ def study(
     evaluation = [*_tasks(source, labels), *EVALUATION, *(SMOKE_EVALUATION if smoke else [])]
     most = processes or (1 if device_of(config.run.device).type == "cuda" else cores())
     runner = Runner(out, _how(config, base.get("run", {}), len(train_images), most), tuple(evaluation))
-    with _claimed(out, {"study": name, "base": base, "evaluation": evaluation}):
-        search = Search.open(runner, base, turned or every, cells, trials) if trials else None
-        save = partial(_save, out, name, base, [BASE, *(lever.name for lever in every)])
+    about, order = {"study": name, "base": base, "evaluation": evaluation}, [BASE, *(lever.name for lever in every)]
+    rows = _run_in_folder(runner, about, cells, turned or every, trials, most, order)
+    if runner.stopping:
+        flags = {"data": data, "labels": labels, "levers": levers, "seeds": seeds, "trials": trials, "processes": processes}
+        log.info("stopped with %d cells over; go on with: %s", len(rows), _command(name, out, flags, smoke, words))
+    return rows
+
+
+def _design(name: str) -> Design:
+    """The study of this name. Raises UserError, with the nearest name."""
+    if name not in STUDIES:
+        raise UserError(f"unknown study '{name}': choose from {', '.join(STUDIES)}{nearest(name, STUDIES)}")
+    return STUDIES[name]
+
+
+def _command(name: str, out: Path, flags: Mapping[str, Any], smoke: bool, words: Sequence[str]) -> str:
+    """The command line that goes on with a study."""
+    levers = flags["levers"]
+    flags = {**flags, "levers": None if levers is None else ",".join(levers) or "none"}
+    given = [f"--{flag}={value}" for flag, value in flags.items() if value] + ["--smoke"] * smoke
+    return join(["jepakit", "study", name, f"--out={out}", *given, *words])
+
+
+def _run_in_folder(
+    runner: Runner,
+    about: dict[str, Any],
+    cells: Sequence[Cell],
+    levers: Sequence[Lever],
+    trials: int,
+    most: int,
+    order: Sequence[str],
+) -> list[CellRow]:
+    """Run the cells, then a search of `trials` over the levers, in a folder that is locked meanwhile; the rows of all cells.
+
+    about: what study.yaml holds; most: cells at a time; order: names of levers, as in the table. Raises UserError.
+    """
+    out = runner.out
+    with _claimed(out, about):
+        search = Search.open(runner, about["base"], levers, cells, trials) if trials else None
+        save = partial(_save, out, about["study"], about["base"], order)
         with signals(runner.stop):
             _go(runner, cells, search, most, save)
         rows = save()
         save_curves(out / "curves.png", rows, [Run(out / "cells" / row["run"]).metrics() for row in rows])
-    if runner.stopping:
-        names = None if levers is None else ",".join(levers) or "none"
-        flags = {"data": data, "labels": labels, "levers": names, "seeds": seeds, "trials": trials, "processes": processes}
-        given = [f"--{flag}={value}" for flag, value in flags.items() if value] + ["--smoke"] * smoke
-        again = join(["jepakit", "study", name, f"--out={out}", *given, *words])
-        log.info("stopped with %d cells over; go on with: %s", len(rows), again)
     return rows
 
 

@@ -117,7 +117,6 @@ def _architecture(base: Config) -> tuple[Lever, ...]:
 
 def _regularisers() -> tuple[Lever, ...]:
     sigreg: Change = {"regularizer.kind": "sigreg", "regularizer.tensor": "context_pooled"}
-    readings = ("regularizer.tensor", "regularizer.sim", "regularizer.projector")
     return (
         Lever(
             "regulariser",
@@ -130,6 +129,13 @@ def _regularisers() -> tuple[Lever, ...]:
                 *({**sigreg, "regularizer.tensor": "pred_blocks", "regularizer.weight": weight} for weight in (0.01, 0.05)),
             ),
         ),
+        *_vicreg(),
+    )
+
+
+def _vicreg() -> tuple[Lever, ...]:
+    readings = ("regularizer.tensor", "regularizer.sim", "regularizer.projector")
+    return (
         Lever(
             "vicreg-tensor",
             "the sources' readings of C-JEPA, with its similarity term and without; a projector, as in a public code",

@@ -25,7 +25,8 @@ from jepakit.core.errors import UserError
 from jepakit.core.progress import progress
 from jepakit.data.crops import resize
 from jepakit.evaluation.compare import accuracy_interval
-from jepakit.evaluation.dense.segmentation import PatchTokens, label_image
+from jepakit.evaluation.dense.annotated import label_image
+from jepakit.evaluation.dense.patch_tokens import PatchTokens
 from jepakit.model.encoder import Encoder
 
 Mask = NDArray[np.bool_]

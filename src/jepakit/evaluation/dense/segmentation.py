@@ -8,7 +8,7 @@ B images, h, w rows and columns of patches, D features, K classes, n images of a
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,48 +20,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jepakit.core import rng
-from jepakit.core.device import lowered
 from jepakit.core.errors import UserError
-from jepakit.data.crops import channels_of, resize, stacked
-from jepakit.data.decoding.decode import read_image
-from jepakit.data.decoding.pixels import BadImageError, Pixels
+from jepakit.data.crops import resize, stacked
 from jepakit.data.opening import SECONDS
-from jepakit.data.threads import time_limited
-from jepakit.evaluation.compare import exact
 from jepakit.evaluation.dense.annotated import IGNORED, Annotated, Pair, counted, open_annotated
-from jepakit.evaluation.dense.annotated import label_image as label_image  # for davis
+from jepakit.evaluation.dense.iou import Counts, confusion, miou, miou_row
+from jepakit.evaluation.dense.patch_tokens import PatchTokens
 from jepakit.model.encoder import Encoder
-from jepakit.model.vit import patchify
 
 FINE = 4  # training labels on a side of a patch: 4 pixels of a patch of 16, the resolution at which UPerNet's logits are made
 _BATCH = 16
 _LRS = (1e-3, 3e-3, 1e-2)
-RESAMPLES = 1000
-Counts = NDArray[np.int64]
-
-
-def confusion(predicted: NDArray[Any], truth: NDArray[Any], classes: int, ignore: int = IGNORED) -> Counts:
-    """Pixels by (truth, prediction): two arrays of one shape, classes 0..K-1 -> (K, K). Truth `ignore` is left out."""
-    known = truth != ignore
-    t, p = truth[known].astype(np.int64), predicted[known].astype(np.int64)
-    if t.size and (min(t.min(), p.min()) < 0 or max(t.max(), p.max()) >= classes):
-        raise ValueError(f"labels must be 0..{classes - 1}, or {ignore} in the truth")
-    return np.bincount(t * classes + p, minlength=classes * classes).reshape(classes, classes)
-
-
-def iou(confusion: Counts) -> NDArray[np.float64]:
-    """Intersection over union of each class (K,); NaN where no pixel has it, in truth or prediction."""
-    return _iou(_counts(confusion))
-
-
-def miou(confusion: Counts) -> float:
-    """Mean IoU over the classes that occur in truth or prediction, as mmsegmentation's; NaN without a pixel."""
-    return _mean_iou(_counts(confusion))
-
-
-def pixel_accuracy(confusion: Counts) -> float:
-    """Share of the pixels that have a label and are predicted right."""
-    return float(np.trace(confusion) / confusion.sum())
 
 
 def segmentation(
@@ -98,49 +67,10 @@ def segmentation(
         head, lr = _trained(cache, labelled.classes, tuple(lrs), epochs, seed, tokens.device)
         del cache
         found = (_one(head, tokens, pair, labelled, shape) for pair in counted(f"{name}: test", labelled.test))
-        rows.append({**_row(name, found, seed), "lr": lr})
+        rows.append({**miou_row(name, found, seed), "lr": lr})
     most = int(labelled.pixels.argmax())
     found = (confusion(np.full_like(t, most), t, labelled.classes) for t in map(labelled.labels, labelled.test))
-    return [*rows, _row("majority class", found, seed)]
-
-
-@dataclass(frozen=True)
-class PatchTokens:
-    """Images to frozen patch tokens: an encoder's, or (raw) each patch's own pixels as that encoder would see them."""
-
-    encoder: Encoder
-    precision: torch.dtype = torch.float32
-    raw: bool = False
-    seconds: float = SECONDS
-
-    @property
-    def patch(self) -> int:
-        return self.encoder.vit.config.patch_size
-
-    @property
-    def device(self) -> torch.device:
-        return self.encoder.device
-
-    def read(self, path: Path) -> Pixels:
-        """(H, W, C) with the encoder's channels. Raises UserError."""
-        try:
-            return channels_of(time_limited(self.seconds, lambda: read_image(path)), self.encoder.images)
-        except BadImageError as error:
-            raise UserError(f"{path} cannot be read: {error}") from None
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images as they come (B, C, H, W), H and W multiples of the patch -> (B, h, w, D), without gradient."""
-        with torch.no_grad(), lowered(self.device, self.precision):
-            pixels = self.encoder.normalise(images.to(self.device))
-            tokens = patchify(pixels, self.patch) if self.raw else self.encoder(pixels)
-        rows, columns = (side // self.patch for side in images.shape[2:])
-        return tokens.reshape(len(images), rows, columns, -1)
-
-
-def resamples(n: int, seed: int) -> NDArray[np.float64]:
-    """How often each of n units is drawn in each bootstrap sample: (RESAMPLES, n)."""
-    generator = np.random.Generator(np.random.Philox(key=int(rng.keys(seed, "bootstrap")[0])))
-    return generator.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(np.float64)
+    return [*rows, miou_row("majority class", found, seed)]
 
 
 class PixelHead(nn.Module):
@@ -266,7 +196,7 @@ def _fit(cache: _Cache, images: Tensor, classes: int, lr: float, epochs: int, se
 
 
 def _statistics(tokens: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (D,) of all tokens of some images."""
+    """Mean and std (D,) of all tokens of the images at places `images`."""
     total = torch.zeros(2, tokens.shape[-1], dtype=torch.float64)
     for rows in images.split(_BATCH):
         x = tokens[rows].flatten(0, 2).double()
@@ -280,33 +210,3 @@ def _one(head: PixelHead, tokens: PatchTokens, pair: Pair, labelled: Annotated, 
     with torch.no_grad():
         predicted = head.predict(tokens(image[None]), (truth.shape[0], truth.shape[1]))[0]
     return confusion(predicted.cpu().numpy(), truth, labelled.classes)
-
-
-def _counts(confusion: Counts) -> Counts:
-    """What IoU needs, (3, K): pixels of each class that are right, that the truth has, that the prediction has."""
-    return np.stack([np.diagonal(confusion), confusion.sum(1), confusion.sum(0)])
-
-
-def _iou(counts: NDArray[Any]) -> NDArray[np.float64]:
-    correct, truth, predicted = counts
-    union = truth + predicted - correct
-    return np.where(union > 0, correct / np.maximum(union, 1), np.nan)
-
-
-def _mean_iou(counts: NDArray[Any]) -> float:
-    values = _iou(counts)
-    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
-
-
-def _row(name: str, found: Iterable[Counts], seed: int) -> dict[str, Any]:
-    """The scores of the summed confusion matrices of test images."""
-    total, counts = np.zeros((1, 1), np.int64), []
-    for one in found:
-        total = total + one
-        counts.append(_counts(one).ravel())
-    drawn = (resamples(len(counts), seed) @ np.stack(counts)).reshape(RESAMPLES, 3, -1)
-    low, high = np.nanquantile([_mean_iou(c) for c in drawn], (0.025, 0.975))
-    if low == high:  # a single image, or all alike
-        low, high = exact(miou(total), len(counts))
-    scores = {"miou": miou(total), "low": float(low), "high": float(high), "pixel_accuracy": pixel_accuracy(total)}
-    return {"name": name, **scores, "per_class": [None if np.isnan(v) else float(v) for v in iou(total)]}

@@ -1,8 +1,8 @@
-"""End-to-end fine-tuning with MAE's recipe (arXiv 2111.06377, table 9): the encoder learns too, slower the deeper it lies.
+"""End-to-end fine-tuning: an encoder and a linear head trained together by the recipe of finetune_recipe.py, then tested.
 
-Random resized crops, flips, mixup, cutmix, label smoothing, drop path, layer decay; mean over patch tokens, layer norm,
-linear head. The recipe's RandAugment and random erasing are left out, as they would take a library of augmentations, so
-published numbers are out of reach by what they bring. Everything random is a function of (seed, step or epoch, sample).
+Images: random resized crops, flips, mixup, cutmix. Model: the encoder's patch tokens, their mean, layer norm, a linear head;
+drop path and label smoothing. MAE's RandAugment and random erasing are left out, since they need a library of augmentations,
+so accuracies lie below the published ones by what these add. Everything random is a function of (seed, step or epoch, sample).
 
 B images of a batch, S packed tokens, D width, L blocks, K classes.
 """
@@ -16,19 +16,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from jepakit.core import rng
 from jepakit.core.device import lowered
 from jepakit.core.errors import UserError, plain
 from jepakit.core.progress import progress
-from jepakit.core.settings import Settings
 from jepakit.data.crops import Crops, flips, resize, stacked
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.samples import ahead, read_each
 from jepakit.data.sources import Source
 from jepakit.evaluation.features import pixels_of, seen
+from jepakit.evaluation.probes.finetune_recipe import FineTuning, drop_rates, parameter_groups, peak_rate, rate, steps_an_epoch
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import Images
 from jepakit.model.layout import Layout
@@ -39,106 +38,8 @@ _Box = tuple[int, int, int, int]  # top, bottom, left, right
 TEST_BATCH = 128
 
 
-class FineTuning(Settings):
-    """The recipe; the defaults are MAE's for ViT-B.
-
-    I-JEPA's on 1 % of ImageNet (arXiv 2301.08243, appendix A.2, ViT-L/16; ViT-H/14 has weight_decay=0.4), without mixup,
-    cutmix and drop path, is typed as: finetune.epochs=50 finetune.batch_size=512 finetune.base_lr=1.5e-5
-    finetune.layer_decay=0.75 finetune.weight_decay=0.05 finetune.drop_path=0 finetune.mixup=0 finetune.cutmix=0 (its rate 3e-5
-    read as that of 512 images; its warm-up is not told, so MAE's stays).
-    """
-
-    epochs: int = Field(100, ge=1, description="passes over the training samples")
-    batch_size: int = Field(1024, ge=1, description="images a step, about; all of them where there are fewer")
-    base_lr: float = Field(5e-4, gt=0, description="learning rate of 256 images: the rate is base_lr * images a step / 256")
-    min_lr: float = Field(1e-6, ge=0, description="learning rate at the end")
-    warmup_epochs: float = Field(5, ge=0, description="passes over which the learning rate rises")
-    layer_decay: float = Field(0.65, gt=0, le=1, description="each block's rate over the next one's")
-    weight_decay: float = Field(0.05, ge=0, description="AdamW's, of matrices")
-    drop_path: float = Field(0.1, ge=0, lt=1, description="chance that the last block's branches are left out")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the label spread over all classes")
-    mixup: float = Field(0.8, ge=0, description="of the Beta law that lambda is drawn from; 0: none")
-    cutmix: float = Field(1.0, ge=0, description="the same")
-    switch: float = Field(0.5, ge=0, le=1, description="how often cutmix where both are on")
-    head_std: float = Field(2e-5, ge=0, description="deviation of the head's first weights: as good as none (MAE's code)")
-    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of a training crop over the image's")
-    flip: bool = Field(True, description="mirror half of the training images")
-
-    @model_validator(mode="after")
-    def _warms_up_in_time(self) -> "FineTuning":
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs: {self.warmup_epochs:g} of {self.epochs} epochs leave none to learn in")
-        return self
-
-
-# MAE's by size of the encoder.
-MAE = {
-    "base": FineTuning(),
-    "large": FineTuning(epochs=50, base_lr=1e-3, layer_decay=0.75, drop_path=0.2),
-    "huge": FineTuning(epochs=50, base_lr=1e-3, layer_decay=0.75, drop_path=0.3),
-}
-
-
-def recipe_for(width: int, depth: int) -> FineTuning:
-    """MAE's recipe for an encoder of a shape: the base's up to ViT-B's width, then the large's, then the huge's.
-
-    By width alone, in which ViT-S, B, L, H and g differ; depth does not tell them apart any better.
-    """
-    return MAE["base" if width <= 768 else "large" if width <= 1024 else "huge"]
-
-
-def layer_scales(depth: int, decay: float) -> list[float]:
-    """Factors of the learning rate, of patch embedding (0), blocks (1 to L) and head (L + 1, factor 1) (BEiT, MAE)."""
-    return [decay ** (depth + 1 - layer) for layer in range(depth + 2)]
-
-
-def parameter_groups(model: nn.Module, depth: int, decay: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for AdamW: "params", "scale" of the rate, "weight_decay". Biases and other vectors do not decay.
-
-    A parameter's layer is told by its name: patch_embed, blocks.i, and all else is the head's.
-    """
-    scales = layer_scales(depth, decay)
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        words = name.split(".")
-        layer = depth + 1
-        if "blocks" in words:
-            layer = int(words[words.index("blocks") + 1]) + 1
-        elif "patch_embed" in words:
-            layer = 0
-        groups.setdefault((layer, parameter.ndim > 1), []).append(parameter)
-    return [
-        {"params": found, "scale": scales[layer], "weight_decay": weight_decay * decays}
-        for (layer, decays), found in sorted(groups.items(), key=lambda item: item[0])
-    ]
-
-
-def steps_an_epoch(n: int, settings: FineTuning) -> int:
-    """Batches of nearly one size that n images make: as many as bring that size nearest to the one that is set."""
-    return max(1, round(n / settings.batch_size))
-
-
-def peak_rate(n: int, settings: FineTuning) -> float:
-    """The highest learning rate on n images: base_lr times images a step over 256 (arXiv 1706.02677), as these truly are."""
-    return settings.base_lr * n / steps_an_epoch(n, settings) / 256
-
-
-def rate(epoch: float, top: float, settings: FineTuning) -> float:
-    """The learning rate at a (broken) number of epochs: linear from 0 to `top`, then half a cosine (MAE)."""
-    s = settings
-    if epoch < s.warmup_epochs:
-        return top * epoch / s.warmup_epochs
-    gone = (epoch - s.warmup_epochs) / (s.epochs - s.warmup_epochs)
-    return s.min_lr + (top - s.min_lr) * 0.5 * (1 + math.cos(math.pi * gone))
-
-
-def drop_rates(depth: int, most: float) -> list[float]:
-    """Drop path's rate of each block, from 0 in the first to `most` in the last (arXiv 1603.09382)."""
-    return [most * i / max(1, depth - 1) for i in range(depth)]
-
-
 def drop_path(branch: Tensor, rate: float, chance: Tensor) -> Tensor:
-    """A residual branch (S, D) without the rows whose `chance` (S,) in [0, 1) is below the rate, the others made up for it."""
+    """A residual branch (S, D) without the rows whose `chance` (S,) in [0, 1) is below the rate, the others scaled up."""
     if rate == 0:
         return branch
     kept = (chance >= rate).to(branch.dtype) / (1 - rate)
@@ -151,7 +52,7 @@ def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
 
 
 def mixup(images: Tensor, targets: Tensor, lam: float) -> tuple[Tensor, Tensor]:
-    """Each image (B, C, H, W) and target (B, K) mixed with that of the reversed batch, lam to 1 - lam (arXiv 1710.09412)."""
+    """Each image (B, C, H, W) and target (B, K) times lam, plus 1 - lam times that of the reversed batch (arXiv 1710.09412)."""
     return lam * images + (1 - lam) * images.flip(0), lam * targets + (1 - lam) * targets.flip(0)
 
 
@@ -166,7 +67,7 @@ def cutmix_box(height: int, width: int, lam: float, centre: tuple[float, float])
 
 
 def cutmix(images: Tensor, targets: Tensor, box: _Box) -> tuple[Tensor, Tensor]:
-    """The box of each image (B, C, H, W) from the reversed batch; targets (B, K) mixed by the areas that came of it."""
+    """Images (B, C, H, W) whose box comes from the reversed batch; targets (B, K) mixed in proportion to the areas."""
     top, bottom, left, right = box
     mixed = images.clone()
     mixed[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
@@ -175,7 +76,7 @@ def cutmix(images: Tensor, targets: Tensor, box: _Box) -> tuple[Tensor, Tensor]:
 
 
 def mixed(images: Tensor, targets: Tensor, settings: FineTuning, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """Mixup or cutmix of a batch, whichever this step draws of those that are on."""
+    """Images (B, C, H, W) and targets (B, K) after mixup or cutmix: of those that are on, the one that this step draws."""
     if not settings.mixup and not settings.cutmix:
         return images, targets
     draw = np.random.Generator(np.random.Philox(key=int(rng.keys(seed, "mixup", step)[0])))
@@ -257,7 +158,7 @@ def finetune(
 
 
 def _fit(model: Classifier, view: "_View", rows: _Rows, labels: Tensor, settings: FineTuning, seed: int) -> float:
-    """Train; the last loss."""
+    """Train the model on the samples `rows` (n,) and return the last loss. Raises UserError where a loss is not finite."""
     device = model.head.weight.device
     groups = parameter_groups(model, model.depth, settings.layer_decay, settings.weight_decay)
     adamw = torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
@@ -293,7 +194,7 @@ def _predict(model: Classifier, view: "_View", rows: _Rows) -> Tensor:
 
 
 def _chances(depth: int, ids: _Rows, seed: int, step: int) -> Tensor:
-    """(L, 2, B) in [0, 1): what each image draws at each branch of each block."""
+    """Drop path's random numbers (L, 2, B) in [0, 1): one for each branch of each block and each image `ids` (B,)."""
     chance = rng.uniform(rng.keys(seed, "drop path", step, ids), 2 * depth)
     return torch.from_numpy(chance).float().T.reshape(depth, 2, len(ids))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from jepakit.core.settings import Settings
 from jepakit.evaluation.features import Frozen
 from jepakit.evaluation.probes.attentive import attentive
-from jepakit.evaluation.probes.finetune import FineTuning
+from jepakit.evaluation.probes.finetune_recipe import FineTuning
 from jepakit.evaluation.probes.knn import knn
 from jepakit.evaluation.probes.linear_probe import TRANSFER, TRANSFER_CLEVR, LinearProbe, linear_probe
 from jepakit.evaluation.probes.logistic import logistic
