@@ -28,7 +28,7 @@ from jepakit.data.sets.emoji import EmojiSource
 from jepakit.data.sources import ArraySource, Source
 from jepakit.data.training_part import with_split
 from jepakit.model.jepa import JEPA
-from jepakit.model.packed_masks import Masks
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.training.collapse import COSINE_GAP, FULL, POSITION, RANK, Doctor, position_counts_from
 from jepakit.training.logs import step_row
 from jepakit.training.online import Online

@@ -41,7 +41,7 @@ from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
 from jepakit.data.sources import Source
 from jepakit.model.images import IMAGENET, Images, mirrored, normalise
-from jepakit.model.masks import MultiBlock
+from jepakit.model.masking.masks import MultiBlock
 
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence" / "data.json"
 WIDTH, HEIGHT, SIDE = 500, 375, 224

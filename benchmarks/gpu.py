@@ -33,7 +33,7 @@ from jepakit.core.files import save_json
 from jepakit.data.loader import Loader
 from jepakit.data.sources import ArraySource
 from jepakit.model.images import IMAGENET, Images, normalise
-from jepakit.model.masks import MultiBlock
+from jepakit.model.masking.masks import MultiBlock
 from jepakit.planning import flops
 
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence" / "gpu.json"

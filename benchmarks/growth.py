@@ -28,7 +28,7 @@ from step import CPU, SCHEDULE, Case, OurStep, cost
 
 from jepakit.core.device import precision_of, use_cpu
 from jepakit.core.files import save_json
-from jepakit.model.masks import MultiBlock
+from jepakit.model.masking.masks import MultiBlock
 from jepakit.planning import flops
 
 DOCS = Path(__file__).parents[1] / "docs"

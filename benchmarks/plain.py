@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepakit.config.optim import Now
-from jepakit.model.masks import MultiBlock
+from jepakit.model.masking.masks import MultiBlock
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
-from jepakit.model.packed_masks import Masks
 
 NORM_EPS = 1e-6
 TRIES_A_REGION = 20

@@ -47,9 +47,9 @@ from jepakit.model import attention, layout, linear
 from jepakit.model.images import IMAGENET, Images, normalise
 from jepakit.model.jepa import JEPA
 from jepakit.model.layout import Layout, take
-from jepakit.model.masks import MultiBlock
+from jepakit.model.masking.masks import MultiBlock
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import METHODS, Method
-from jepakit.model.packed_masks import Masks
 from jepakit.model.vit import Block
 
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence" / "step.json"
@@ -120,7 +120,7 @@ def batch_of(case: Case, step: int, device: torch.device = CPU) -> Batch:
     images = normalise(F.interpolate(pixels, case.pixels, mode="bilinear"), Images(mean=IMAGENET[0], std=IMAGENET[1]))
     law = MultiBlock(compat="released", min_keep=case.min_keep)
     trimmed = law.sample(case.grid, ids, seed=0, step=step)
-    with mock.patch("jepakit.model.masks_released._trim", lambda grids: grids):
+    with mock.patch("jepakit.model.masking.masks_released._trim", lambda grids: grids):
         full = law.sample(case.grid, ids, seed=0, step=step)
     return Batch(images.to(device), trimmed, full, Dense.trimmed(full))
 

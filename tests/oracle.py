@@ -10,8 +10,8 @@ import torch
 from safetensors.numpy import load_file
 
 from jepakit.model.jepa import JEPA
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
-from jepakit.model.packed_masks import Masks
 
 HERE = Path(__file__).parent / "golden"
 ORACLE = json.loads((HERE / "oracle.json").read_text())

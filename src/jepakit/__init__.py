@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from jepakit.evaluation.tasks import evaluate
     from jepakit.model.encoder import Encoder
     from jepakit.model.jepa import JEPA
+    from jepakit.model.masking.packed_masks import Masks
     from jepakit.model.method import Method
-    from jepakit.model.packed_masks import Masks
     from jepakit.planning.check import check
     from jepakit.planning.plan import plan
     from jepakit.reporting import report
@@ -45,7 +45,7 @@ __all__ = [
 _PLACES = {
     "Encoder": "model.encoder",
     "JEPA": "artifacts.load",
-    "Masks": "model.packed_masks",
+    "Masks": "model.masking.packed_masks",
     "Method": "model.method",
     "Run": "artifacts.run",
     "UserError": "core.errors",

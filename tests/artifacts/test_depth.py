@@ -27,7 +27,7 @@ from jepakit.evaluation.probes.finetune_recipe import FineTuning
 from jepakit.evaluation.probes.spectrum import _groups, _view
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import IMAGENET, Images
-from jepakit.model.masks import MultiBlock
+from jepakit.model.masking.masks import MultiBlock
 from jepakit.model.vit import ViT, ViTConfig
 from jepakit.training.online import Online
 from jepakit.training.train import pretrain

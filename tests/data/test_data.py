@@ -29,7 +29,7 @@ from jepakit.data.loader import Batch, Loader
 from jepakit.data.opening import open_source
 from jepakit.data.sets.emoji import EmojiSource
 from jepakit.model.images import Images, normalise
-from jepakit.model.masks import MultiBlock
+from jepakit.model.masking.masks import MultiBlock
 
 ORIENTATION = 0x0112
 SMALL = Images(size=16, max_bad=0.5)

@@ -32,7 +32,7 @@ from jepakit.data.sources import ArraySource, Blocks, Source, groups_at_hand, sp
 from jepakit.data.statistics import channel_statistics, fitted
 from jepakit.data.threads import StuckError, each
 from jepakit.model.images import Images, mirrored, normalise
-from jepakit.model.masks import MultiBlock
+from jepakit.model.masking.masks import MultiBlock
 from test_data import folder, noise, same
 
 LAW = MultiBlock(min_keep=2)

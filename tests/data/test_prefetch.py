@@ -34,7 +34,7 @@ from jepakit.data.loader import Loader, TooManyBadImagesError
 from jepakit.data.sources import Source
 from jepakit.data.threads import StuckError
 from jepakit.model.images import Images
-from jepakit.model.masks import MultiBlock
+from jepakit.model.masking.masks import MultiBlock
 from test_data import noise, same
 
 EACH, SHARDS = 8, 6  # images of a shard or row group, and how many there are

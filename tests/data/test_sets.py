@@ -37,7 +37,7 @@ from jepakit.data.sets.layouts import labelled_set
 from jepakit.data.sets.listed import EUROSAT
 from jepakit.data.sources import Labels, Source, fingerprint
 from jepakit.model.images import Images, normalise
-from jepakit.model.masks import MultiBlock
+from jepakit.model.masking.masks import MultiBlock
 
 LAW = MultiBlock(min_keep=2)
 

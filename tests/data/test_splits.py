@@ -35,7 +35,7 @@ from jepakit.data.training_part import TrainingPart, held_out, training_part, wi
 from jepakit.evaluation.results import results_table
 from jepakit.evaluation.tasks import evaluate
 from jepakit.model.images import Images
-from jepakit.model.masks import MultiBlock
+from jepakit.model.masking.masks import MultiBlock
 from jepakit.planning.check import check
 from jepakit.planning.check_results import check_table
 from jepakit.training.step import Training

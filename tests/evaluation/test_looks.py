@@ -24,7 +24,7 @@ from jepakit.data.samples import ahead, read_each
 from jepakit.data.sources import ArraySource, Labels
 from jepakit.data.threads import StoppedError, StuckError
 from jepakit.evaluation import features
-from jepakit.evaluation.dense import segmentation
+from jepakit.evaluation.dense import patch_tokens
 from jepakit.evaluation.features import RAW, extract
 from jepakit.evaluation.pictures import save_pictures
 from jepakit.evaluation.probes.finetune import finetune
@@ -200,10 +200,10 @@ def test_fine_tuning_names_what_no_longer_comes(hanging: Hanging) -> None:
 
 def test_segmentation_names_a_file_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = threading.Event()
-    monkeypatch.setattr(segmentation, "read_image", lambda path: answer.wait(60))
+    monkeypatch.setattr(patch_tokens, "read_image", lambda path: answer.wait(60))
     try:
         with pytest.raises(UserError, match=r"x\.png cannot be read: no answer within 0\.2 s"):
-            segmentation.PatchTokens(encoder(), seconds=0.2).read(tmp_path / "x.png")
+            patch_tokens.PatchTokens(encoder(), seconds=0.2).read(tmp_path / "x.png")
     finally:
         answer.set()
 

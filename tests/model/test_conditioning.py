@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jepakit.model.conditioning import EncoderPositions
 from jepakit.model.jepa import JEPA, conditioned
-from jepakit.model.masks import MultiBlock
+from jepakit.model.masking.masks import MultiBlock
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
-from jepakit.model.packed_masks import Masks
 from jepakit.model.vit import sincos
 
 PLAIN = EncoderPositions()

@@ -9,8 +9,8 @@ from torch import nn
 from jepakit.core.torch_private import has_onednn_product
 from jepakit.model import linear
 from jepakit.model.jepa import JEPA
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
-from jepakit.model.packed_masks import Masks
 
 SMALL: dict[str, Any] = {
     "encoder": {"width": 24, "depth": 2, "heads": 3, "patch_size": 4},

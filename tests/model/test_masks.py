@@ -11,9 +11,9 @@ from scipy import stats
 
 from jepakit.core import rng
 from jepakit.core.errors import UserError
-from jepakit.model.masks import Masking, MultiBlock, Quadrants, RandomPatches, SingleBlock
-from jepakit.model.masks_released import block_sizes, released_grids
-from jepakit.model.packed_masks import Masks
+from jepakit.model.masking.masks import Masking, MultiBlock, Quadrants, RandomPatches, SingleBlock
+from jepakit.model.masking.masks_released import block_sizes, released_grids
+from jepakit.model.masking.packed_masks import Masks
 from oracle import DRAWS, ORACLE
 
 GRID = (14, 14)

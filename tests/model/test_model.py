@@ -18,8 +18,8 @@ from jepakit.model.attention import _explicit, attention
 from jepakit.model.jepa import JEPA
 from jepakit.model.layout import Layout, joint, scatter_rows, segment_mean, take
 from jepakit.model.losses import LOSSES
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
-from jepakit.model.packed_masks import Masks
 from jepakit.model.predictor import PredictorConfig
 from jepakit.model.targets import Features, PixelTargets
 from jepakit.model.vit import ViT, ViTConfig, patchify

@@ -11,7 +11,7 @@ from scipy.linalg import hadamard
 from torch import Tensor, nn
 
 from jepakit.core.errors import UserError
-from jepakit.model.packed_masks import Masks
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.regularizers import projector
 from jepakit.model.regularizers.vicreg import Reading, VICReg, blocks_per_draw, covariance, invariance, variance
 

@@ -17,8 +17,8 @@ from jepakit.config.recipes import settings
 from jepakit.core.errors import UserError
 from jepakit.data.sources import ArraySource
 from jepakit.model.images import mirrored, normalise
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method, method_name
-from jepakit.model.packed_masks import Masks
 from jepakit.model.regularizers import sigreg
 from jepakit.model.regularizers.sigreg import SIGReg, directions, epps_pulley
 from jepakit.model.regularizers.vicreg import VICReg

@@ -28,8 +28,8 @@ from jepakit.data.sources import ArraySource, Source
 from jepakit.model import attention, layout, linear
 from jepakit.model.images import mirrored, normalise
 from jepakit.model.jepa import JEPA
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
-from jepakit.model.packed_masks import Masks
 from jepakit.planning import flops
 from jepakit.planning.flops import Flops
 from jepakit.planning.memory import Place, _flash_attention, _without_cpu_rows, peak_memory, plan_memory, step_memory

@@ -11,8 +11,8 @@ from jepakit.config.config import method_layer, overrides, resolve
 from jepakit.core.errors import UserError
 from jepakit.data.sources import ArraySource
 from jepakit.model.jepa import JEPA, Output
-from jepakit.model.masks import MultiBlock
-from jepakit.model.packed_masks import Masks
+from jepakit.model.masking.masks import MultiBlock
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.training.logs import step_row
 from jepakit.training.step import Training
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from jepakit.config.config import method_layer, overrides, resolve
 from jepakit.data.sources import ArraySource
 from jepakit.model.jepa import JEPA
-from jepakit.model.packed_masks import Masks
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.training.collapse import COSINE_GAP, FULL, MEDIAN_ROWS, POSITION, RANK, Doctor, diagnose
 from jepakit.training.logs import step_row
 from jepakit.training.step import Training

@@ -16,7 +16,7 @@ from jepakit.config.optim import Optim, Schedule, optimizer
 from jepakit.config.recipes import settings
 from jepakit.data.sets.emoji import EmojiSource
 from jepakit.model.images import mirrored, normalise
-from jepakit.model.masks import MultiBlock
+from jepakit.model.masking.masks import MultiBlock
 from jepakit.training.step import Training
 from oracle import ARRAYS, CASE, DRAWS, ORACLE
 

@@ -24,8 +24,8 @@ from jepakit.data.sources import Source, groups_at_hand
 from jepakit.data.statistics import ordered_by, require_bands, usable
 from jepakit.data.threads import each, time_limited
 from jepakit.model.images import Images
-from jepakit.model.masks import Masking
-from jepakit.model.packed_masks import Masks
+from jepakit.model.masking.masks import Masking
+from jepakit.model.masking.packed_masks import Masks
 
 log = logging.getLogger("jepakit")
 AHEAD = 3

@@ -15,7 +15,7 @@ from jepakit.core.errors import UserError
 from jepakit.core.files import local
 from jepakit.evaluation.seen import Trained
 from jepakit.model.encoder import Encoder
-from jepakit.model.masks import Masking, MultiBlock
+from jepakit.model.masking.masks import Masking, MultiBlock
 from jepakit.model.method import Which, called
 from jepakit.model.vit import ViT
 

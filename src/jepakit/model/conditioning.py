@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jepakit.core.settings import Settings
 from jepakit.model.layout import Indices, ranges, starts
-from jepakit.model.packed_masks import Masks
+from jepakit.model.masking.packed_masks import Masks
 
 
 @dataclass(frozen=True)

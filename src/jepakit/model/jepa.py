@@ -20,8 +20,8 @@ from jepakit.core.torch_private import lerp_
 from jepakit.model.conditioning import EncoderPositions
 from jepakit.model.layout import Indices, Layout, choose_padded_length, joint, segment_mean, take
 from jepakit.model.losses import LOSSES, full_precision
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
-from jepakit.model.packed_masks import Masks
 from jepakit.model.predictor import Predictor
 from jepakit.model.regularizers import projector
 from jepakit.model.vit import ViT, patchify

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from jepakit.core.settings import Settings
 from jepakit.model.conditioning import EncoderPositions
 from jepakit.model.losses import Loss
-from jepakit.model.masks import Masking, MultiBlock
+from jepakit.model.masking.masks import Masking, MultiBlock
 from jepakit.model.predictor import PredictorConfig
 from jepakit.model.regularizers import Regularizer
 from jepakit.model.targets import Features, Target

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from jepakit.core.settings import Settings
 from jepakit.model.layout import Layout, joint
 from jepakit.model.linear import Linear
-from jepakit.model.packed_masks import Masks
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.vit import NORM_EPS, Block, ViTConfig, initialise, sincos
 
 

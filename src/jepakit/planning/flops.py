@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from jepakit.model.layout import Indices, choose_padded_length
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
-from jepakit.model.packed_masks import Masks
 from jepakit.model.regularizers.sigreg import SIGReg
 from jepakit.model.regularizers.vicreg import blocks_per_draw
 

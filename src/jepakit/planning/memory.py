@@ -25,8 +25,8 @@ from jepakit.model import attention, layout, linear
 from jepakit.model.images import mirrored, normalise
 from jepakit.model.jepa import JEPA
 from jepakit.model.layout import Layout
-from jepakit.model.masks import Masking, MultiBlock
-from jepakit.model.packed_masks import Masks
+from jepakit.model.masking.masks import Masking, MultiBlock
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.planning import flops
 from jepakit.planning.table import Memory
 

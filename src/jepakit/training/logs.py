@@ -15,8 +15,8 @@ from jepakit.core.errors import UserError
 from jepakit.core.files import append
 from jepakit.data.loader import Batch
 from jepakit.model.jepa import Output
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.metrics import content_cosines, position_share, rankme
-from jepakit.model.packed_masks import Masks
 
 log = logging.getLogger("jepakit")
 

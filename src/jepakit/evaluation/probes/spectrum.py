@@ -25,9 +25,9 @@ from jepakit.model.encoder import Encoder
 from jepakit.model.images import Images
 from jepakit.model.jepa import encode_windows
 from jepakit.model.layout import segment_mean
-from jepakit.model.masks import Masking
+from jepakit.model.masking.masks import Masking
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.metrics import Discriminant, Gram
-from jepakit.model.packed_masks import Masks
 from jepakit.model.vit import patchify
 
 GROUP = 128  # images of which a view goes through the encoder together

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from jepakit.core.settings import Settings
-from jepakit.model.packed_masks import Masks
+from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.regularizers.vicreg import pooled
 
 

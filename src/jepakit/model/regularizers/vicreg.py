@@ -17,7 +17,7 @@ from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings
 from jepakit.model.layout import segment_mean
 from jepakit.model.losses import full_precision
-from jepakit.model.packed_masks import Masks
+from jepakit.model.masking.packed_masks import Masks
 
 Reading = Literal["pred_blocks", "context_pooled", "pred_pairs"]
 

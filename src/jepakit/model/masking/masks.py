@@ -15,8 +15,8 @@ from pydantic import Field, model_validator
 from jepakit.core import rng
 from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings
-from jepakit.model.masks_released import released_grids, require_released
-from jepakit.model.packed_masks import Masks
+from jepakit.model.masking.masks_released import released_grids, require_released
+from jepakit.model.masking.packed_masks import Masks
 
 _Indices = NDArray[np.int64]
 _Grids = NDArray[np.bool_]
