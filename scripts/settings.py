@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from jepakit.config.config import Config
+from jepakit.config.config import Config, models_in
 from jepakit.evaluation.probes.protocol import Protocol
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
@@ -28,10 +28,6 @@ def parts(annotation: Any) -> list[Any]:
     if get_origin(annotation) in (Union, types.UnionType):
         return [part for each in get_args(annotation) for part in parts(each)]
     return [annotation]
-
-
-def models(annotation: Any) -> list[type[BaseModel]]:
-    return [part for part in parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
 
 
 def kind(annotation: Any) -> str:
@@ -68,7 +64,7 @@ def default(info: FieldInfo) -> str:
 def rows(model: type[BaseModel], prefix: str = "", of: str = "") -> Iterator[tuple[str, ...]]:
     """Of each setting: its dotted name, the kind it belongs to, its type, default and meaning."""
     for name, info in model.model_fields.items():
-        inner = models(info.annotation)
+        inner = models_in(info.annotation)
         for part in inner:
             kinds = part.model_fields["kind"].default if "kind" in part.model_fields and len(inner) > 1 else of
             yield from rows(part, f"{prefix}{name}.", kinds)

@@ -127,6 +127,16 @@ def test_a_processor_that_was_edited_is_not_passed_over(tmp_path: Path) -> None:
 # ---- weights made elsewhere
 
 
+def require_refused(folder: Path, change: dict[str, Any], words: str) -> None:
+    """A folder of transformers' whose config is changed so gives one line that says these words."""
+    theirs_in(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=words) as caught:
+        jepakit.load(folder)
+    assert "\n" not in str(caught.value)
+
+
 def theirs_in(folder: Path, **settings: Any) -> Any:
     """A model of transformers' own, saved; its biases and norms are no longer zeros and ones."""
     from transformers import IJepaConfig, IJepaModel
@@ -230,12 +240,7 @@ def test_shards_are_read_and_a_pickle_is_not(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_the_same_function_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
-    theirs_in(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(UserError, match=words) as caught:
-        jepakit.load(tmp_path)
-    assert "\n" not in str(caught.value)
+    require_refused(tmp_path, change, words)
 
 
 def test_weights_that_have_no_place_are_not_dropped_in_silence(tmp_path: Path) -> None:
@@ -334,12 +339,7 @@ def test_bytes_are_refused_by_a_processor_of_floats_from_0_to_1(tmp_path: Path) 
     ids=str,
 )
 def test_a_config_that_is_malformed_gets_a_sentence(change: dict[str, Any], words: str, tmp_path: Path) -> None:
-    theirs_in(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(UserError, match=words) as caught:
-        jepakit.load(tmp_path)
-    assert "\n" not in str(caught.value)
+    require_refused(tmp_path, change, words)
 
 
 @pytest.mark.parametrize(

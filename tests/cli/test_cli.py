@@ -17,7 +17,7 @@ import jepakit
 from bomb import Bomb
 from jepakit import cli
 from jepakit.artifacts.run import Run
-from jepakit.config.config import Config, _models, fields, known_keys, overrides, read_yaml, resolve
+from jepakit.config.config import Config, fields, known_keys, models_in, overrides, read_yaml, resolve
 from jepakit.config.recipes import RECIPES, settings
 from jepakit.core.errors import UserError
 from jepakit.model.method import METHODS
@@ -324,7 +324,7 @@ def test_no_folder_has_the_name_of_a_public_function() -> None:
 def models(model: type[BaseModel] = Config) -> Iterator[type[BaseModel]]:
     yield model
     for info in model.model_fields.values():
-        for part in _models(info.annotation):
+        for part in models_in(info.annotation):
             yield from models(part)
 
 

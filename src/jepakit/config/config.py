@@ -256,7 +256,7 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[
     """Each setting's dotted name with its description, groups themselves included."""
     for name, info in model.model_fields.items():
         yield prefix + name, info.description or ""
-        for part in _models(info.annotation):
+        for part in models_in(info.annotation):
             yield from fields(part, f"{prefix}{name}.")
 
 
@@ -265,9 +265,10 @@ def known_keys(model: type[BaseModel] = Config) -> list[str]:
     return list(dict.fromkeys(name for name, _ in fields(model)))
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The groups of settings that an annotation allows."""
     if get_origin(annotation) in (Union, types.UnionType, Annotated):
-        return [m for part in get_args(annotation) for m in _models(part)]
+        return [m for part in get_args(annotation) for m in models_in(part)]
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 

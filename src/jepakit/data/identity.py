@@ -4,17 +4,15 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from jepakit.core.errors import UserError
-from jepakit.data.decoding.pixels import BadImageError
+from jepakit.data.decoding.pixels import BadImageError, Pixels
+from jepakit.data.samples import read_each
 from jepakit.data.sources import Source, fingerprint, spread_places
-from jepakit.data.threads import time_limited
 
 log = logging.getLogger("jepakit")
 SOME = 16  # samples whose content is noted
-_SECONDS = 60.0  # in which one must come
 
 Content = tuple[str | None, ...]
 
@@ -71,16 +69,11 @@ def _content_of(source: Source) -> Content | None:
     """Hashes of some samples, as they are stored (decoders differ between machines); None where names tell enough."""
     if not source.by_place:
         return None
-    ids = spread_places(source, SOME)
-    source.wait_for(ids, _SECONDS)
-    return tuple(_hash(source, index) for index in ids.tolist())
+    found = read_each(source, spread_places(source, SOME), lambda index: _hash(source.raw(index)))
+    return tuple(None if isinstance(each, BadImageError) else each for each in found)
 
 
-def _hash(source: Source, index: int) -> str | None:
-    try:
-        raw = time_limited(_SECONDS, partial(source.raw, index))
-    except BadImageError:
-        return None
+def _hash(raw: bytes | Pixels) -> str:
     if isinstance(raw, bytes):
         return hashlib.sha256(raw).hexdigest()[:16]
     shape = f"{raw.dtype.newbyteorder('=')} {raw.shape}".encode()

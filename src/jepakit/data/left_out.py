@@ -75,7 +75,7 @@ class LeftOut:
         self.links, self.labels = Ending(), Ending()
 
     def add(self, path: str, head: Callable[[], bytes]) -> None:
-        """Count a file; head: gives its first HEAD bytes, where they are wanted. Raises what it does."""
+        """Count a file; head: gives its first HEAD_BYTES, where they are wanted. Raises what it does."""
         ending = ending_of(path)
         found = self.of.get(ending) or self.of.setdefault(ending if len(self.of) < 4 * MOST else "", Ending())
         found.add(path)
@@ -160,7 +160,7 @@ def some(names: Sequence[str], count: int | None = None) -> str:
 
 
 def head_of(path: str) -> bytes:
-    """The first HEAD bytes of a file; none where it cannot be read."""
+    """The first HEAD_BYTES of a file; none where it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read(HEAD_BYTES)

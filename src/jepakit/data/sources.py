@@ -132,11 +132,16 @@ def groups_at_hand(source: Source, ids: NDArray[np.int64]) -> list[list[int]]:
     return [np.flatnonzero(np.isin(block, group)).tolist() for group in groups]
 
 
+def evenly(n: int, most: int) -> NDArray[np.int64]:
+    """At most so many of n places, evenly."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
+
+
 def spread_places(source: Source, count: int) -> NDArray[np.int64]:
     """At most `count` indices spread evenly over a source; where blocks are sequential, over four of its blocks."""
     n, blocks = len(source), source.blocks
     if blocks is None or not blocks.sequential:
-        return np.unique(np.linspace(0, n - 1, min(n, count)).astype(np.int64))
+        return evenly(n, count)
     some = np.unique(np.linspace(0, len(blocks.starts) - 2, 4).astype(int))
     ends = zip(blocks.starts[some], blocks.starts[some + 1], strict=True)
     return np.concatenate([np.unique(np.linspace(a, b - 1, min(b - a, count // 4 + 1)).astype(np.int64)) for a, b in ends])[

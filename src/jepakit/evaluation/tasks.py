@@ -21,7 +21,7 @@ from jepakit.core.files import local
 from jepakit.core.progress import progress
 from jepakit.data.opening import named, open_source
 from jepakit.data.samples import read_each
-from jepakit.data.sources import Source
+from jepakit.data.sources import Source, evenly
 from jepakit.data.statistics import usable
 from jepakit.evaluation.compare import Difference
 from jepakit.evaluation.dense.davis import davis
@@ -31,7 +31,7 @@ from jepakit.evaluation.pictures import save_pictures
 from jepakit.evaluation.probes.finetune import finetune
 from jepakit.evaluation.probes.finetune_recipe import recipe_for
 from jepakit.evaluation.probes.protocol import LAST4, PROBES, TOKENS, Correct, Protocol
-from jepakit.evaluation.probes.spectrum import evenly, lidar_rows, rankme_rows
+from jepakit.evaluation.probes.spectrum import lidar_rows, rankme_rows
 from jepakit.evaluation.results import ProbeResults, ResultRow, differences, save_rows
 from jepakit.evaluation.seen import seen_in_training
 from jepakit.evaluation.split import SplitRows, labelled, train_and_test

@@ -19,7 +19,7 @@ from jepakit.config.recipes import settings
 from jepakit.core.device import device_of, precision_of
 from jepakit.core.errors import UserError, checked, nearest
 from jepakit.core.files import local, save_json
-from jepakit.data.loader import Batch, Loader
+from jepakit.data.loader import Batch
 from jepakit.data.opening import named
 from jepakit.data.sources import ArraySource, Source
 from jepakit.data.training_part import training_part
@@ -27,6 +27,7 @@ from jepakit.planning import flops
 from jepakit.planning.flops import Flops
 from jepakit.planning.memory import MOST_IMAGES, RELEASED_IMAGES, RELEASED_STEPS, Place, is_released, plan_memory
 from jepakit.planning.table import Memory, Parameters, Plan, Speed, TokenCounts
+from jepakit.training.step import loader_of
 
 PROBE_SECONDS = 20.0
 _SAMPLED = 512  # images whose masks are averaged
@@ -187,16 +188,7 @@ def _images_seen(config: Config, source: Source | None, devices: int) -> int | N
     o = config.optim
     if source is None:
         return o.steps * o.batch_size if o.steps else None
-    loader = Loader(
-        training_part(source, config.images),
-        config.images,
-        config.masking,
-        config.grid,
-        o.batch_size,
-        config.seed,
-        micro_batches=o.accumulate,
-        processes=devices,
-    )
+    loader = loader_of(config, training_part(source, config.images), processes=devices)
     return Schedule(o, loader.steps_per_epoch).steps * o.batch_size
 
 

@@ -40,6 +40,12 @@ LAST_IS_GOOD = (
 )
 
 
+def loader_of(config: Config, part: Source, **how: Any) -> Loader:
+    """A run's batches of the samples that it is trained on; how: what changes no batch, such as threads and processes."""
+    o = config.optim
+    return Loader(part, config.images, config.masking, config.grid, o.batch_size, config.seed, micro_batches=o.accumulate, **how)
+
+
 @dataclass
 class Training:
     """A run in memory: model, optimiser, data and schedule, after `step` updates."""
@@ -63,14 +69,9 @@ class Training:
         use_cpu(config.run.threads)
         o = config.optim
         part = training_part(source, config.images)
-        loader = Loader(
+        loader = loader_of(
+            config,
             part,
-            config.images,
-            config.masking,
-            config.grid,
-            o.batch_size,
-            config.seed,
-            micro_batches=o.accumulate,
             threads=config.run.loader_threads,
             read_timeout_seconds=config.run.read_timeout_seconds,
             pin=device.type == "cuda",
@@ -101,11 +102,8 @@ class Training:
         self.adamw.zero_grad(set_to_none=True)
         if self.config.run.fixed_rows:
             torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs left may be overwritten
-        seed, micro_batches, outputs = (
-            rng.torch_seed(self.config.seed, "directions", batch.step),
-            len(batch.masks),
-            list[Output](),
-        )
+        seed = rng.torch_seed(self.config.seed, "directions", batch.step)
+        micro_batches, outputs = len(batch.masks), list[Output]()
         for masks, images, *target_images in self._micro_batches(batch):
             with lowered(self.device, self.dtype):
                 out = self.jepa(images, masks, *target_images, seed=seed)

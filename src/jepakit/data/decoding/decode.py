@@ -63,7 +63,7 @@ def file_bytes(path: Path) -> bytes:
 def decode(data: bytes, most_pixels: int = MOST_PIXELS, findings: list[Finding] | None = None) -> Pixels:
     """Bytes of an image file -> pixels (H, W, C), upright, transparency on white, the least value black. Raises BadImageError.
 
-    More pixels than `most_pixels` are taken for a decompression bomb, and refused by the header. told: gets what of the file
+    More pixels than `most_pixels` are taken for a decompression bomb, and refused by the header. findings: gets what of the file
     is not in the pixels, or not as it was: looking for that takes a little longer.
 
     uint8 of three channels for gray and colour of 8 bits; uint16 of one for gray of 16 bits, of three for colour; float32 of

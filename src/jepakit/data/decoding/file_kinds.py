@@ -33,7 +33,7 @@ MAGIC = tuple((kind, re.compile(pattern, re.DOTALL)) for kind, pattern in _MAGIC
 
 
 def kind_of(head: bytes) -> str:
-    """The format of an image file by its first HEAD bytes, '' for what is none that one knows."""
+    """The format of an image file by its first HEAD_BYTES, '' for what is none that one knows."""
     return next((kind for kind, pattern in MAGIC if pattern.match(head)), "")
 
 

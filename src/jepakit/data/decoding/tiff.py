@@ -109,7 +109,7 @@ def bands_of(data: bytes, most_pixels: int) -> NDArray[Any]:
 def as_pixels(bands: NDArray[Any], tags: Tags, findings: list[Finding] | None, *, shown: bool = False) -> Pixels:
     """Bands of a page as all else takes them: pixels without data are given the mean of the others, and the least is black.
 
-    shown: they are what Pillow made of the page: at 8 bits colours, of which it has turned gray. told: gets what is found.
+    shown: they are what Pillow made of the page: at 8 bits colours, of which it has turned gray. findings: gets what is found.
     Raises BadImageError where nothing is left, and where a float is not finite.
     """
     top = (1 << max(tags.get(BITS, (1,)))) - 1

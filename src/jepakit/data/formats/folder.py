@@ -15,7 +15,7 @@ from jepakit.data.labels import split_words as splits
 from jepakit.data.labels.classes import folder_classes
 from jepakit.data.labels.segmentation_masks import MaskFolders, masks_among, note_of
 from jepakit.data.left_out import Ending, LeftOut, head_of, plural, some
-from jepakit.data.sources import Labels, Source
+from jepakit.data.sources import Labels, Source, evenly
 
 
 @dataclass(eq=False)
@@ -35,7 +35,7 @@ class FilesSource(Source):
         outside = next((file for file in self.files if leaves(file)), None)
         if outside is not None:
             raise UserError(f"{self.root}: its lists name '{outside}', which may lie outside of the folder: give paths below it")
-        for index in np.unique(np.linspace(0, len(self) - 1, 64).astype(int)):  # a look at some: lists can name a million
+        for index in evenly(len(self), 64):  # a look at some: lists can name a million
             if not (self.root / self.files[index]).is_file():
                 raise UserError(f"{self.root} lacks {self.files[index]}, which its lists name: unpack all of the set's archives")
 

@@ -20,7 +20,6 @@ COLOUR_COUNTS = (1, 3, 4)  # axes of these lengths are channels
 MOST_NOTES = 3  # arrays that are told of where none is taken
 MOST_LABELS = 1 << 28  # bytes of an array that may be one-hot
 Names = dict[str, str]  # of arrays by their split, '' for none
-_Coded = tuple[list[Any], NDArray[np.int64]]  # values, each once, and the place in them of every row
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def array_labels(
     """Labels, and what to say of arrays that could be, or look like it and are not; of_parts: the split, as it is known."""
     others = {base: keys for base, keys in others.items() if base not in splits.COLUMNS or base == labels}
     rows = {split: arrays[key].shape[0] for split, key in images.items()}
-    fit: dict[str, dict[str, _Coded]] = {}
+    fit: dict[str, dict[str, tables.Coded]] = {}
     plain: list[str] = []
     notes: dict[str, str] = {}
     for base, keys in others.items():
@@ -82,7 +81,7 @@ def array_labels(
         why = [said for base, said in notes.items() if base not in fit]
         return None, (*why[:MOST_NOTES], *_could(can))
     coded = fit.get(chosen) or {s: _encoded(arrays[key].load()) for s, key in others[chosen].items() if s in rows}
-    parts: list[_Coded] = [coded.get(s, ([], np.full(n, -1))) for s, n in rows.items()]
+    parts: list[tables.Coded] = [coded.get(s, ([], np.full(n, -1))) for s, n in rows.items()]
     unique, codes = splits.merged(parts)
     classes, values = splits.class_values(unique, codes, named.get(chosen), f"{name}, array '{chosen}'")
     kinds = [base for base in can if base in (*_LABELS, *named) or base == chosen]
@@ -115,9 +114,9 @@ def _could(plain: list[str]) -> tuple[str, ...]:
     return (f"no labels are taken: {some([*map(repr, few)])} may be such; --labels NAME takes one",) if few else ()
 
 
-def _unusual(keys: Names, arrays: dict[str, Stored], rows: dict[str, int]) -> tuple[dict[str, _Coded], str]:
+def _unusual(keys: Names, arrays: dict[str, Stored], rows: dict[str, int]) -> tuple[dict[str, tables.Coded], str]:
     """Labels by split of arrays that are not whole numbers or words, one a row, but tell such; else none; and what to say."""
-    found: dict[str, _Coded] = {}
+    found: dict[str, tables.Coded] = {}
     for split, key in keys.items():
         array = arrays[key]
         what = f"array '{key}' {array.shape}"
@@ -147,7 +146,7 @@ def _unusual(keys: Names, arrays: dict[str, Stored], rows: dict[str, int]) -> tu
     return found, f"labels are array '{key}' {arrays[key].shape} {arrays[key].dtype}, taken as {how}"
 
 
-def _numbers(array: NDArray[Any]) -> _Coded | None:
+def _numbers(array: NDArray[Any]) -> tables.Coded | None:
     """Classes of floats that are whole numbers (not-a-number: none), or of rows that are one-hot; None for others."""
     if array.ndim == 2 and array.shape[1] > 1:
         one_hot = bool(((array == 0) | (array == 1)).all() and (array.sum(1) == 1).all())

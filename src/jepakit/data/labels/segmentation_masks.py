@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from jepakit.data.decoding.pixels import BadImageError, Pixels
 from jepakit.data.left_out import some
+from jepakit.data.sources import evenly
 from jepakit.data.threads import time_limited
 
 WORD = re.compile(
@@ -66,7 +67,7 @@ def masks_among(
 
 def _by_name(title: Callable[[int], str], n: int) -> dict[str, list[int]]:
     """Images whose names have a word for masks, by the word; none where no name at some places of the set has one."""
-    few = np.unique(np.linspace(0, n - 1, min(n, _SAMPLED)).astype(int))
+    few = evenly(n, _SAMPLED)
     near = np.unique(np.concatenate([few, np.arange(min(n, _SAMPLED)), np.minimum(few + 1, n - 1)]))  # a pair lies side by side
     if not any(_word_of(title(index)) for index in near.tolist()):
         return {}
@@ -85,7 +86,7 @@ def _word_of(title: str) -> str:
 def _look_so(ids: NDArray[np.int64], read: Callable[[int, int], Pixels]) -> bool:
     """Whether most of some images have few values, or are of one value all over."""
     looks = []
-    for index in ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), SEEN)).astype(int))].tolist():
+    for index in ids[evenly(len(ids), SEEN)].tolist():
         try:
             pixels = time_limited(SECONDS, partial(read, index, MOST_PIXELS))
         except BadImageError:

@@ -19,7 +19,7 @@ from jepakit.core.settings import Settings
 from jepakit.data.crops import centre_crop, channels_of, crop_boxes, resize, stacked
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.samples import read_each
-from jepakit.data.sources import Source
+from jepakit.data.sources import Source, evenly
 from jepakit.evaluation.features import PREFETCH_SAMPLES, Frozen, readable
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import Images
@@ -150,11 +150,6 @@ def _windows(encoder: Encoder, pixels: Tensor, masks: Masks) -> Tensor:
     vit = encoder.vit
     features = encode_windows(vit, encoder.training_conditioning, patchify(pixels, vit.config.patch_size), masks, vit.grid)
     return segment_mean(features.float(), masks.context_lengths)[masks.first_draws]
-
-
-def evenly(n: int, most: int) -> NDArray[np.int64]:
-    """At most so many of n places, evenly."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
 
 
 def _bounded(n: int, width: int) -> _Row:

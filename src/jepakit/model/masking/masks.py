@@ -15,11 +15,10 @@ from pydantic import Field, model_validator
 from jepakit.core import rng
 from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings
+from jepakit.model.layout import Indices
 from jepakit.model.masking.masks_released import released_grids, require_released
-from jepakit.model.masking.packed_masks import Masks
+from jepakit.model.masking.packed_masks import Grids, Masks
 
-_Indices = NDArray[np.int64]
-_Grids = NDArray[np.bool_]
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 _MAX_TRIES = 400  # with the least acceptance that `check` lets pass, a failure in 1e18 draws
 
@@ -30,11 +29,11 @@ class _Law(Settings):
 
     makes_room: ClassVar[str] = "a larger grid"
 
-    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[_Grids, _Grids]:
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
         """One try a key: context (R, C, N), C contexts that share targets (R, M, N). A pure function of the key."""
         raise NotImplementedError
 
-    def sample(self, grid: tuple[int, int], ids: _Indices, *, seed: int, epoch: int = 0, step: int = 0) -> Masks:
+    def sample(self, grid: tuple[int, int], ids: Indices, *, seed: int, epoch: int = 0, step: int = 0) -> Masks:
         """Masks for the samples `ids` (B,): a function of (seed, epoch, id), whatever else is in the batch."""
         image_of_draw = np.repeat(np.arange(len(ids)), self.draws)
         key = rng.keys(seed, "masks", epoch, ids[image_of_draw], np.tile(np.arange(self.draws), len(ids)))
@@ -94,7 +93,7 @@ class MultiBlock(_Law):
             raise ValueError("compat=released draws once per image; set draws=1")
         return self
 
-    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[_Grids, _Grids]:
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
         u = rng.uniform(key, 4 + 2 * (self.targets + self.contexts))
         rows, columns = grid
         # One size an image for its targets and one for its contexts, scale and aspect drawn apart; targets in patches,
@@ -107,7 +106,7 @@ class MultiBlock(_Law):
         context = _blocks(grid, context_size, places[:, self.targets :])
         return (context if self.allow_overlap else context & ~targets.any(1, keepdims=True)), targets
 
-    def sample(self, grid: tuple[int, int], ids: _Indices, *, seed: int, epoch: int = 0, step: int = 0) -> Masks:
+    def sample(self, grid: tuple[int, int], ids: Indices, *, seed: int, epoch: int = 0, step: int = 0) -> Masks:
         if self.compat is None:
             return super().sample(grid, ids, seed=seed, epoch=epoch, step=step)
         # The released sizes are a function of the step; its positions come from the process's generator.
@@ -130,7 +129,7 @@ class Quadrants(_Law):
 
     kind: Literal["quadrants"] = "quadrants"
 
-    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[_Grids, _Grids]:
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
         low, left = (np.arange(n) < n // 2 for n in grid)
         quarters = np.stack([np.logical_and.outer(r, c).ravel() for r in (low, ~low) for c in (left, ~left)])
         chosen = (rng.uniform(key, 1)[:, 0] * 4).astype(np.int64)
@@ -150,7 +149,7 @@ class SingleBlock(_Law):
         _require_ranges(self, "target_scale", "target_aspect")
         return self
 
-    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[_Grids, _Grids]:
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
         u = rng.uniform(key, 4)
         targets = _blocks(grid, _target_size(self, grid, u), u[:, None, 2:])
         return ~targets, targets
@@ -163,7 +162,7 @@ class RandomPatches(_Law):
     target_ratio: float = Field(0.6, gt=0, lt=1, description="share of patches that are target")
     makes_room: ClassVar[str] = "a smaller masking.target_ratio"
 
-    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[_Grids, _Grids]:
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
         patches = grid[0] * grid[1]
         rank = rng.uniform(key, patches).argsort(-1).argsort(-1)
         targets = (rank < max(1, round(self.target_ratio * patches)))[:, None]
@@ -183,7 +182,7 @@ def _require_ranges(law: _Law, *names: str) -> None:
             raise ValueError(f"{name}: {high} is more than the whole grid; the largest is 1")
 
 
-def _target_size(law: "MultiBlock | SingleBlock", grid: tuple[int, int], u: NDArray[np.float64]) -> tuple[_Indices, _Indices]:
+def _target_size(law: "MultiBlock | SingleBlock", grid: tuple[int, int], u: NDArray[np.float64]) -> tuple[Indices, Indices]:
     """Rows and columns (R,), (R,) of target blocks, scale and aspect from the first two of u (R, 2 or more)."""
     area = _between(u[:, 0], law.target_scale) * grid[0] * grid[1]
     aspect = _between(u[:, 1], law.target_aspect)
@@ -194,11 +193,11 @@ def _between(u: NDArray[np.float64], span: tuple[float, float]) -> NDArray[np.fl
     return span[0] + u * (span[1] - span[0])
 
 
-def _whole(size: NDArray[np.float64], most: int) -> _Indices:
+def _whole(size: NDArray[np.float64], most: int) -> Indices:
     return np.minimum(np.maximum(np.rint(size), 1), most).astype(np.int64)  # clip takes three times as long on few numbers
 
 
-def _blocks(grid: tuple[int, int], size: tuple[_Indices, _Indices], places: NDArray[np.float64]) -> _Grids:
+def _blocks(grid: tuple[int, int], size: tuple[Indices, Indices], places: NDArray[np.float64]) -> Grids:
     """Rectangles of a size (R,), (R,) at places (R, n, 2) in [0, 1), every position of the grid alike: (R, n, N)."""
     bands = []
     for axis, (length, extent) in enumerate(zip(size, grid, strict=True)):
@@ -209,6 +208,6 @@ def _blocks(grid: tuple[int, int], size: tuple[_Indices, _Indices], places: NDAr
 
 
 @lru_cache(maxsize=8)
-def _below(grid: tuple[int, int], axis: int) -> _Grids:
+def _below(grid: tuple[int, int], axis: int) -> Grids:
     """Row k: the patches whose row (axis 0) or column (axis 1) is below k, for k from 0 to all: (rows + 1, N)."""
     return np.indices(grid)[axis].ravel() < np.arange(grid[axis] + 1)[:, None]  # type: ignore[no-any-return]

@@ -10,11 +10,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from jepakit.core.errors import UserError
+from jepakit.model.masking.packed_masks import Grids
 
-_Grids = NDArray[np.bool_]
 TRIES_A_REGION = 20
 STEPS_CHECKED = 1000  # block sizes are a function of the step
 _MAX_TRIES = 20_000  # the released code has no bound, and hangs
@@ -67,7 +66,7 @@ def require_released(law: Law, grid: tuple[int, int]) -> None:
         )
 
 
-def released_grids(law: Law, grid: tuple[int, int], batch: int, step: int, seed: int | torch.Generator) -> tuple[_Grids, _Grids]:
+def released_grids(law: Law, grid: tuple[int, int], batch: int, step: int, seed: int | torch.Generator) -> tuple[Grids, Grids]:
     """context (B, contexts, N) and targets (B, targets, N), trimmed. `seed` drives the positions.
 
     Raises UserError where the law has no solution on this grid.
@@ -85,7 +84,7 @@ def released_grids(law: Law, grid: tuple[int, int], batch: int, step: int, seed:
     return _trim(context), _trim(targets)
 
 
-def _draw(law: Law, grid: tuple[int, int], size: tuple[int, int], regions: list[_Grids], generator: torch.Generator) -> _Grids:
+def _draw(law: Law, grid: tuple[int, int], size: tuple[int, int], regions: list[Grids], generator: torch.Generator) -> Grids:
     """One block within `regions`; after each 20 failures one region fewer counts, so contexts may come to overlap."""
     for attempt in range(_MAX_TRIES):
         top, left = (int(torch.randint(0, n - s, (1,), generator=generator)) for n, s in zip(grid, size, strict=True))
@@ -102,8 +101,8 @@ def _draw(law: Law, grid: tuple[int, int], size: tuple[int, int], regions: list[
     )
 
 
-def _trim(masks: _Grids) -> _Grids:
+def _trim(masks: Grids) -> Grids:
     """Keep the first n patches of each mask, n the least count in the batch."""
     shortest = masks.sum(-1).min()
-    kept: _Grids = masks & (masks.cumsum(-1) <= shortest)
+    kept: Grids = masks & (masks.cumsum(-1) <= shortest)
     return kept

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.core.errors import UserError
+from jepakit.model.layout import Indices
 
-_Indices = NDArray[np.int64]
-_Grids = NDArray[np.bool_]
+Grids = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Masks:
     draw_of_block (blocks,), image_of_draw (R,); all int64, on the host.
     """
 
-    context: _Indices
-    context_lengths: _Indices
-    targets: _Indices
-    target_lengths: _Indices
-    draw_of_block: _Indices
-    image_of_draw: _Indices
+    context: Indices
+    context_lengths: Indices
+    targets: Indices
+    target_lengths: Indices
+    draw_of_block: Indices
+    image_of_draw: Indices
 
     @classmethod
     def from_indices(cls, context: Sequence[Sequence[int]], targets: Sequence[Sequence[Sequence[int]]]) -> "Masks":
@@ -57,7 +57,7 @@ class Masks:
         return masks
 
     @classmethod
-    def from_grids(cls, context: _Grids, targets: _Grids, image_of_draw: _Indices) -> "Masks":
+    def from_grids(cls, context: Grids, targets: Grids, image_of_draw: Indices) -> "Masks":
         """context (R, N), targets (R, M, N), image_of_draw (R,) -> indices in raster order."""
         blocks = targets.reshape(-1, targets.shape[-1])
         (seen, seen_lengths), (wanted, wanted_lengths) = _packed(context), _packed(blocks)
@@ -74,7 +74,7 @@ class Masks:
     def joined(cls, batches: Sequence["Masks"]) -> "Masks":
         """The masks of several batches as those of one, one batch after the other."""
 
-        def after(own: list[_Indices], counts: list[int]) -> _Indices:
+        def after(own: list[Indices], counts: list[int]) -> Indices:
             return np.concatenate([index + before for index, before in zip(own, np.cumsum([0, *counts[:-1]]), strict=True)])
 
         return cls(
@@ -106,7 +106,7 @@ class Masks:
         return int(self.image_of_draw[-1]) + 1
 
     @property
-    def first_draws(self) -> _Indices:
+    def first_draws(self) -> Indices:
         """The place of each image's first draw: (B,)."""
         return np.unique(self.image_of_draw, return_index=True)[1]
 
@@ -117,7 +117,7 @@ class Masks:
             raise UserError(f"patch index {largest} lies outside the grid of {patches} patches (they count from 0)")
 
 
-def _packed(grids: _Grids) -> tuple[_Indices, _Indices]:
+def _packed(grids: Grids) -> tuple[Indices, Indices]:
     """Where rows (n, N) are true, row after row, and how often each is. (Much faster than nonzero and sum of two axes.)"""
     flat, first = np.flatnonzero(grids), np.arange(len(grids) + 1) * grids.shape[-1]
     lengths = np.diff(np.searchsorted(flat, first))
