@@ -183,7 +183,7 @@ def grouped(path: Path, count: int = 40, each: int = 4, **columns: Any) -> Parqu
     pq.write_table(table(list(range(count)), **columns), path, row_group_size=each)
     source = open_source(str(path))
     assert isinstance(source, ParquetSource)
-    for start in source.starts[:-1].tolist():  # the true sizes are known once a group was read
+    for start in source.blocks.starts[:-1].tolist():  # the true sizes are known once a group was read
         source.read(start)
     return source
 

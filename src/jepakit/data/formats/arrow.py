@@ -6,13 +6,10 @@ Columns are as in Parquet. The stream format is read, and the file format too, w
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jepakit.core.errors import UserError, line_of
 from jepakit.data.decoding.pixels import BadImageError
@@ -20,49 +17,48 @@ from jepakit.data.formats import tables
 from jepakit.data.formats.folder import leaves
 from jepakit.data.labels import split_words as splits
 from jepakit.data.left_out import beside
-from jepakit.data.sources import Blocks, Labels, Source
+from jepakit.data.sources import Blocks, Source
 
 END = struct.pack("<iI", -1, 0)  # of a stream
 NEAR = 128 << 20  # bytes of record batches that an order by blocks goes through at a time
 MOST_JSON = 64 << 20
 
 
-@dataclass(eq=False)
-class ArrowSource(Source):
+class ArrowSource(tables.TableSource):
     """Images of mapped record batches. Reading is safe from several threads, and costs a copy of the image's bytes."""
 
-    name: str
-    paths: list[Path]
-    titles: list[str]
-    chunks: list[Any]  # images of each record batch, as Arrow's arrays
-    labels: Labels | None
-    starts: NDArray[np.int64]  # first sample of each record batch, and the number of samples
-    firsts: NDArray[np.int64]  # the same of each file
-    blocks: Blocks | None = None
-    held_out: NDArray[np.bool_] | None = None
-    notes: tuple[str, ...] = ()
-    by_place = True
-    _sound: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # parts of the batches that were looked at
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
+    def __init__(self, name: str, paths: list[Path], labels: str | None) -> None:
+        self.tables = [_table(path) for path in paths]
+        schemas, rows = [table.schema for table in self.tables], [len(table) for table in self.tables]
+        super().__init__(name, "Arrow", [str(path) for path in paths], schemas, rows)
+        self.chunks = [chunk for table in self.tables for chunk in table.column(self.image).chunks if len(chunk)]
+        self._checked: dict[int, tuple[Any, Any]] = {}  # bytes and paths of the chunks that were validated
+        mean = sum(path.stat().st_size for path in paths) / len(self.chunks)
+        starts = np.cumsum([0, *map(len, self.chunks)], dtype=np.int64)
+        self.blocks: Blocks = Blocks(starts, max(1, int(NEAR / mean)), sequential=False)
+        info = paths[0].parent / "dataset_info.json"
+        names = tables.class_names(self.schema, _content(info).get("features") if info.is_file() else None)
+        self.read_labels(labels, names, sum(map(_nulls, self.chunks)))
 
     def raw(self, index: int) -> bytes:
-        chunk = int(np.searchsorted(self.starts, index, side="right")) - 1
+        chunk = int(self.blocks.of(np.array(index)))
         try:
-            if chunk not in self._sound:  # offsets of a broken file may lead anywhere
+            if chunk not in self._checked:  # offsets of a broken file may lead anywhere
                 self.chunks[chunk].validate(full=True)
-                self._sound[chunk] = tables.parts_of(self.chunks[chunk])
-            return tables.image_bytes(self._sound[chunk], index - int(self.starts[chunk]), self.paths[self._file(index)].parent)
+                self._checked[chunk] = tables.parts_of(self.chunks[chunk])
+            folder = Path(self.paths[self.file_of(index)]).parent
+            return tables.image_bytes(self._checked[chunk], index - int(self.blocks.starts[chunk]), folder)
         except ValueError as error:  # pyarrow's own are such
             raise BadImageError(f"its record batch is broken: {line_of(error)}") from None
 
-    def title(self, index: int) -> str:
-        file = self._file(index)
-        return f"{self.titles[file]}:{index - int(self.firsts[file])}"
-
-    def _file(self, index: int) -> int:
-        return int(np.searchsorted(self.firsts, index, side="right")) - 1
+    def coded(self, column: str) -> tables.Coded:
+        columns = [table.column(column) for table in self.tables]
+        try:
+            for found in columns:
+                found.validate(full=True)
+            return splits.merged(tables.encoded(chunk) for found in columns for chunk in found.chunks)
+        except ValueError as error:
+            raise UserError(f"{self.name}, column '{column}' cannot be read: {line_of(error)}") from None
 
 
 def arrow(root: Path, labels: str | None) -> Source | None:
@@ -70,28 +66,10 @@ def arrow(root: Path, labels: str | None) -> Source | None:
     paths = [root] if root.is_file() and root.suffix == ".arrow" else _saved(root)
     if not paths:
         return None
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        raise UserError(f"{root} needs pyarrow to be read: pip install 'jepakit[parquet]'") from None
-    read = [_table(path) for path in paths]
-    schema = read[0].schema
-    for path, table in zip(paths, read, strict=True):
-        if not table.schema.equals(schema):
-            raise UserError(f"{path} has other columns than {paths[0].name}: give one of them, or a folder for each kind")
-    column, notes = tables.image_column(schema, str(root))
-    chunks = [chunk for table in read for chunk in table.column(column).chunks if len(chunk)]
-    if not chunks:
-        raise UserError(f"{root}: its Arrow files hold no rows")
-    starts = np.cumsum([0, *map(len, chunks)], dtype=np.int64)
-    firsts = np.cumsum([0, *(len(table) for table in read)], dtype=np.int64)
-    mean = sum(path.stat().st_size for path in paths) / len(chunks)
-    blocks = Blocks(starts, max(1, int(NEAR / mean)), sequential=False)
-    titles, named, coded = tables.below([*map(str, paths)]), _class_names(paths[0], schema), partial(_coded, str(root), read)
-    parts, said = tables.rows_parts(titles, [*map(len, read)], schema, coded, named)
-    found, guessed = tables.column_labels(schema, column, named, labels, str(root), coded, parts)
-    notes += said + tables.nulls(sum(map(_nulls, chunks))) + guessed + (beside(paths, int(starts[-1])) if root.is_dir() else ())
-    return ArrowSource(str(root), paths, titles, chunks, found, starts, firsts, blocks, splits.held_out_parts(*parts), notes)
+    tables.require_pyarrow(str(root))
+    source = ArrowSource(str(root), paths, labels)
+    source.notes += beside(paths, len(source)) if root.is_dir() else ()
+    return source
 
 
 def _nulls(chunk: Any) -> int:
@@ -112,8 +90,6 @@ def _saved(root: Path) -> list[Path]:
     if (root / "dataset_dict.json").is_file():
         splits = _named(root / "dataset_dict.json", lambda content: content["splits"])
         return [path for split in splits for path in _listed(root / split)]
-    if not root.is_dir():
-        return []
     if (root / "state.json").is_file() and any(root.glob("*.arrow")):
         return _listed(root)
     found = tables.table_files(root, "arrow")
@@ -194,21 +170,3 @@ def _is_compressed(message: Any) -> bool:
         table += place(table, 1)
         table += number("I", table)
     return message.type in ("record batch", "dictionary") and place(table, 3) > 0
-
-
-def _coded(name: str, read: list[Any], column: str) -> tables.Coded:
-    """Values of a column, each once, and the place in them of every row. Raises UserError."""
-    columns = [table.column(column) for table in read]
-    try:
-        for found in columns:
-            found.validate(full=True)
-        return splits.merged(tables.encoded(chunk) for found in columns for chunk in found.chunks)
-    except ValueError as error:
-        raise UserError(f"{name}, column '{column}' cannot be read: {line_of(error)}") from None
-
-
-def _class_names(path: Path, schema: Any) -> dict[str, list[str]]:
-    """Names of classes by column, of a schema and of the file beside a data file that describes it."""
-    told = path.parent / "dataset_info.json"
-    found = _content(told).get("features") if told.is_file() else None
-    return tables.class_names(tables.features(schema)) | tables.class_names(found)

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 from numpy.typing import NDArray
 
@@ -27,7 +28,7 @@ from jepakit.data.formats.prefetch import PrefetchCache
 from jepakit.data.formats.remote import Places, shown, with_retries
 from jepakit.data.labels import split_words as splits
 from jepakit.data.left_out import beside
-from jepakit.data.sources import Blocks, Labels, Source
+from jepakit.data.sources import Blocks, Source
 
 T = TypeVar("T")
 KEPT = 256 << 20  # bytes of row groups in memory
@@ -38,27 +39,6 @@ OPENED = 16  # files opened at a time
 _BEHIND = 4  # threads that read groups from afar ahead of need; one does for local files
 THREAD = "jepakit-row-group"
 LEAVE = 10.0  # seconds that Python waits for them at its end
-
-
-@dataclass(frozen=True)
-class Files:
-    """Parquet files of one set: fs is None for local ones; footers are pyarrow's FileMetaData, titles their names below."""
-
-    fs: AbstractFileSystem | None
-    paths: list[str]
-    titles: list[str]
-    footers: list[Any]
-
-    @contextmanager
-    def reader(self, file: int, came: Callable[[], None] = lambda: None) -> Iterator[Any]:
-        """A ParquetFile of its own for each reading, as it has one position. Raises whatever a back-end does.
-
-        `came` is called for each part that came from afar.
-        """
-        import pyarrow.parquet
-
-        with _opened(self.fs, self.paths[file], came) as content:
-            yield pyarrow.parquet.ParquetFile(content, metadata=self.footers[file])
 
 
 @dataclass(frozen=True)
@@ -82,6 +62,31 @@ class InParts:
 
 
 @dataclass(frozen=True)
+class GroupedFile:
+    """A Parquet file: fs is None for a local one; footer, schema and heads (of its row groups) are pyarrow's."""
+
+    fs: AbstractFileSystem | None
+    path: str
+    footer: Any
+    schema: Any
+    heads: list[Any]
+
+    def column(
+        self, name: str, rows: int, groups: list[int] | None = None, came: Callable[[], None] = lambda: None
+    ) -> Iterator[Any]:
+        """Arrow arrays of so many rows of a column, of some row groups or all. Raises whatever pyarrow and a back-end do.
+
+        came: called for each part that came from afar.
+        """
+        import pyarrow.parquet
+
+        with _opened(self.fs, self.path, came) as content:  # anew, as a file has one position
+            file = pyarrow.parquet.ParquetFile(content, metadata=self.footer)
+            for batch in file.iter_batches(rows, row_groups=groups, columns=[name], use_threads=False):
+                yield batch.column(name)
+
+
+@dataclass(frozen=True)
 class Group:
     """Images of a row group: bytes, and paths or None, as Arrow's chunked arrays."""
 
@@ -89,78 +94,81 @@ class Group:
     nbytes: int
 
 
-@dataclass(eq=False)
-class ParquetSource(Source):
-    """Images of Parquet files, read by the row group. Reading is safe from several threads, and a group is read by one."""
+class ParquetSource(tables.TableSource):
+    """Images of Parquet files, read by the row group. Reading is safe from several threads, and a group is read by one.
 
-    name: str
-    files: Files
-    column: str
-    labels: Labels | None
-    starts: NDArray[np.int64]  # first sample of each row group, and the number of samples
-    groups: list[tuple[int, int]]  # file and place in it of each row group
-    sizes: NDArray[np.int64]  # bytes of its images: claimed, and true once it was read
-    firsts: list[int]  # first sample of each file
-    blocks: Blocks | None = None
-    held_out: NDArray[np.bool_] | None = None
-    notes: tuple[str, ...] = ()
-    by_place = True
-    _groups: PrefetchCache[Group] = field(init=False)
+    groups: file and place in it of each row group; sizes: bytes of its images, as claimed, and true once it was read.
+    """
 
-    def __post_init__(self) -> None:
-        threads = 1 if self.files.fs is None else _BEHIND
+    def __init__(self, name: str, files: list[GroupedFile], labels: str | None) -> None:
+        rows = [sum(head.num_rows for head in file.heads) for file in files]
+        super().__init__(name, "Parquet", [file.path for file in files], [file.schema for file in files], rows)
+        self.files = files
+        self.groups = [(i, group) for i, file in enumerate(files) for group in range(len(file.heads))]
+        heads = [head for file in files for head in file.heads]
+        self.sizes = np.array([min(max(head.total_byte_size, 0), 1 << 40) for head in heads], np.int64)  # nearly all are images
+        self.blocks: Blocks = Blocks(
+            np.cumsum([0, *(head.num_rows for head in heads)], dtype=np.int64),
+            max(1, int(KEPT / 2 / max(self.sizes.mean(), 1))),
+            sequential=files[0].fs is not None or int(self.sizes.sum()) > KEPT,
+        )
+        threads = 1 if files[0].fs is None else _BEHIND
         self._groups = PrefetchCache(lambda group: self._read(group), lambda group: int(self.sizes[group]), KEPT, threads, THREAD)
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
+        least, most = _nulls(heads, self.image)
+        self.read_labels(labels, tables.class_names(self.schema), most, up_to=least < most)
 
     def raw(self, index: int) -> bytes:
-        group, row = self._place(index)
-        file = self.groups[group][0]
-        folder = Path(self.files.paths[file]).parent if self.files.fs is None else None
+        group, file = int(self.blocks.of(np.array(index))), self.files[self.file_of(index)]
+        folder = Path(file.path).parent if file.fs is None else None
         try:
-            return tables.image_bytes(self._groups.item(group).images, row, folder)
+            return tables.image_bytes(self._groups.item(group).images, index - int(self.blocks.starts[group]), folder)
         except (ValueError, IndexError) as error:  # a name that is no text, fewer rows than the footer claims
             raise BadImageError(line_of(error)) from None
 
-    def title(self, index: int) -> str:
-        file = self.groups[self._place(index)[0]][0]
-        return f"{self.files.titles[file]}:{index - self.firsts[file]}"
-
     def prefetch(self, ids: NDArray[np.int64]) -> None:
         """Begin to read the row groups of these samples, in this order, as many as fit in KEPT."""
-        self._groups.prefetch((np.searchsorted(self.starts, ids, side="right") - 1).tolist())
+        self._groups.prefetch(self.blocks.of(ids).tolist())
 
     def wait_for(self, ids: NDArray[np.int64], seconds: float) -> None:
         """For the row groups of these samples, as many as fit in KEPT, where they are not local."""
-        if self.files.fs is not None:
-            self._groups.wait_for((np.searchsorted(self.starts, ids, side="right") - 1).tolist(), seconds)
+        if self.files[0].fs is not None:
+            self._groups.wait_for(self.blocks.of(ids).tolist(), seconds)
 
-    def _place(self, index: int) -> tuple[int, int]:
-        group = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return group, index - int(self.starts[group])
+    def coded(self, column: str) -> tables.Coded:
+        def read(file: GroupedFile) -> tables.Coded:
+            return _tried(file.fs, lambda: splits.merged(map(tables.encoded, file.column(column, LABELS_AT_ONCE))))
+
+        where = f"{self.name}, column '{column}'"
+        try:
+            with ThreadPoolExecutor(OPENED) as pool:
+                parts = list(pool.map(read, self.files))
+        except Exception as error:  # pyarrow and every back-end raise their own
+            raise UserError(f"{where} cannot be read: {_reason(error)}") from None
+        if [len(codes) for _, codes in parts] != self.rows:
+            raise UserError(f"{where}: it has other numbers of rows than the files claim: they are broken")
+        return splits.merged(parts)
 
     def _read(self, group: int) -> Group:
         import pyarrow as pa
 
-        file, place = self.groups[group]
+        place, number = self.groups[group]
+        file, most = self.files[place], tables.most_memory()
 
         def read() -> Group | None:
             chunks, size = [], 0
-            with self.files.reader(file, self._groups.came) as reader:
-                for batch in reader.iter_batches(AT_ONCE, row_groups=[place], columns=[self.column], use_threads=False):
-                    chunks.append(batch.column(self.column))
-                    size += chunks[-1].nbytes
-                    if size > tables.most_memory():
-                        return None
+            for chunk in file.column(self.image, AT_ONCE, [number], self._groups.came):
+                chunks.append(chunk)
+                size += chunk.nbytes
+                if size > most:
+                    return None
             return Group(tables.parts_of(pa.chunked_array(chunks)), size)
 
         try:
-            found = _result(self.files.fs, read, self._groups.pausing)
+            found = _tried(file.fs, read, self._groups.pausing)
         except Exception as error:  # pyarrow and every back-end raise their own
             raise BadImageError(f"its row group cannot be read: {_reason(error)}") from None
         if found is None:
-            raise BadImageError(f"its row group takes more than {tables.most_memory() >> 20} MiB: taken for a decompression bomb")
+            raise BadImageError(f"its row group takes more than {most >> 20} MiB: taken for a decompression bomb")
         self.sizes[group] = found.nbytes
         return found
 
@@ -170,63 +178,33 @@ def parquet(root: Path, labels: str | None) -> Source | None:
     paths = [root] if root.is_file() and root.suffix == ".parquet" else tables.table_files(root, "parquet")
     if not paths:
         return None
-    source = _source(str(root), None, [str(path) for path in paths], labels)
+    source = parquet_files(Places(LocalFileSystem(), tuple(map(str, paths))), str(root), labels)
     source.notes += beside(paths, len(source)) if root.is_dir() else ()
     return source
 
 
 def parquet_files(places: Places, name: str, labels: str | None) -> Source:
     """The Parquet files at places, in their order; for the rest as `parquet`. Raises UserError."""
-    return _source(name, None if places.local else places.fs, list(places.paths), labels)
-
-
-def _source(name: str, fs: AbstractFileSystem | None, paths: list[str], labels: str | None) -> ParquetSource:
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError:
-        raise UserError(f"{shown(name)} needs pyarrow to be read: pip install 'jepakit[parquet]'") from None
+    tables.require_pyarrow(name)
     with ThreadPoolExecutor(OPENED) as pool:
-        opened = list(pool.map(lambda path: _footer(fs, path), paths))
-    files = Files(fs, paths, tables.below(paths), [footer for footer, _ in opened])
-    schema = opened[0][1]
-    for path, (_, other) in zip(paths, opened, strict=True):
-        if not other.equals(schema):
-            raise UserError(
-                f"{shown(path)} has other columns than {files.titles[0]}: give one of them, or a folder for each kind"
-            )
-    column, notes = tables.image_column(schema, shown(name))
-    places = [(i, g) for i, footer in enumerate(files.footers) for g in range(footer.num_row_groups)]
-    heads = [files.footers[i].row_group(g) for i, g in places]
-    starts = np.cumsum([0, *(head.num_rows for head in heads)], dtype=np.int64)
-    if not starts[-1]:
-        raise UserError(f"{shown(name)}: its Parquet files hold no rows")
-    rows = np.bincount([i for i, _ in places], [head.num_rows for head in heads], len(paths)).astype(int).tolist()
-    sizes = np.array([min(max(head.total_byte_size, 0), 1 << 40) for head in heads], np.int64)  # nearly all are images
-    at_once = max(1, int(KEPT / 2 / max(sizes.mean(), 1)))
-    blocks = Blocks(starts, at_once, sequential=fs is not None or int(sizes.sum()) > KEPT)
-    named, read = tables.class_names(tables.features(schema)), partial(_coded, shown(name), files, rows)
-    parts, said = tables.rows_parts(files.titles, rows, schema, read, named)
-    found, guessed = tables.column_labels(schema, column, named, labels, shown(name), read, parts)
-    notes += tables.nulls(*_nulls(heads, column)) + guessed + said
-    firsts = np.cumsum([0, *rows]).tolist()
-    return ParquetSource(name, files, column, found, starts, places, sizes, firsts, blocks, splits.held_out_parts(*parts), notes)
+        files = list(pool.map(partial(_file, None if places.local else places.fs), places.paths))
+    return ParquetSource(name, files, labels)
 
 
-def _nulls(heads: list[Any], column: str) -> tuple[int, bool]:
-    """Rows of row groups that have no image by their statistics, and whether that many is the most there can be."""
-    total, exact = 0, True
+def _nulls(heads: list[Any], column: str) -> tuple[int, int]:
+    """The least and the most rows of row groups that can have no image, by their statistics; none where there are none."""
+    leaves, least, most = (column, f"{column}.bytes", f"{column}.path"), 0, 0
     for head in heads:
         try:
-            leaves = [head.column(i) for i in range(head.num_columns)]
-            counts = {leaf.path_in_schema: leaf.statistics.null_count for leaf in leaves if leaf.statistics is not None}
-            few = [counts[leaf] for leaf in (column, f"{column}.bytes", f"{column}.path") if counts.get(leaf) is not None]
+            parts = [part for i in range(head.num_columns) if (part := head.column(i)).path_in_schema in leaves]
+            counts = [part.statistics.null_count for part in parts if part.statistics is not None]
+            counts = [min(max(count, 0), head.num_rows) for count in counts if count is not None]
         except Exception:  # whatever a broken footer provokes in pyarrow
             continue
-        few = [min(max(count, 0), head.num_rows) for count in few]
-        if few:
-            least, most = max(0, sum(few) - head.num_rows * (len(few) - 1)), min(few)
-            total, exact = total + most, exact and least == most
-    return total, not exact
+        if counts:
+            least += max(0, sum(counts) - head.num_rows * (len(counts) - 1))
+            most += min(counts)
+    return least, most
 
 
 @contextmanager
@@ -241,8 +219,8 @@ def _opened(fs: AbstractFileSystem | None, path: str, came: Callable[[], None] =
             yield pa.PythonFile(InParts(file, came), mode="r")
 
 
-def _footer(fs: AbstractFileSystem | None, path: str) -> tuple[Any, Any]:
-    """A file's FileMetaData and its schema. Raises UserError."""
+def _file(fs: AbstractFileSystem | None, path: str) -> GroupedFile:
+    """A file whose footer was read. Raises UserError."""
     import pyarrow.parquet
 
     def read() -> tuple[Any, Any, int]:
@@ -251,35 +229,17 @@ def _footer(fs: AbstractFileSystem | None, path: str) -> tuple[Any, Any]:
             return file.metadata, file.schema_arrow, content.size()
 
     try:
-        footer, schema, size = _result(fs, read)
-        rows = [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
+        footer, schema, size = _tried(fs, read)
+        heads = [footer.row_group(g) for g in range(footer.num_row_groups)]
+        rows = [head.num_rows for head in heads]
     except Exception as error:  # pyarrow and every back-end raise their own
         raise UserError(f"{shown(path)} cannot be read as Parquet: {_reason(error)}") from None
     if min(rows, default=0) < 0 or sum(rows) > size:  # each has an image
         raise UserError(f"{shown(path)} claims {sum(rows)} rows in {size} bytes: it is broken")
-    return footer, schema
+    return GroupedFile(fs, path, footer, schema, heads)
 
 
-def _coded(name: str, files: Files, rows: list[int], column: str) -> tables.Coded:
-    """Values of a column, each once, and the place in them of every row. Raises UserError."""
-
-    def of(file: int) -> tables.Coded:
-        with files.reader(file) as reader:
-            batches = reader.iter_batches(LABELS_AT_ONCE, columns=[column], use_threads=False)
-            return splits.merged(tables.encoded(batch.column(column)) for batch in batches)
-
-    where = f"{name}, column '{column}'"
-    try:
-        with ThreadPoolExecutor(OPENED) as pool:
-            parts = list(pool.map(lambda file: _result(files.fs, lambda: of(file)), range(len(rows))))
-    except Exception as error:  # pyarrow and every back-end raise their own
-        raise UserError(f"{where} cannot be read: {_reason(error)}") from None
-    if [len(codes) for _, codes in parts] != rows:
-        raise UserError(f"{where}: it has other numbers of rows than the files claim: they are broken")
-    return splits.merged(parts)
-
-
-def _result(fs: AbstractFileSystem | None, work: Callable[[], T], pausing: Callable[[float], None] = lambda seconds: None) -> T:
+def _tried(fs: AbstractFileSystem | None, work: Callable[[], T], pausing: Callable[[float], None] = lambda seconds: None) -> T:
     """What comes from afar may come at another try."""
     return work() if fs is None else with_retries(work, pausing)
 

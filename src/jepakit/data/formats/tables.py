@@ -1,10 +1,11 @@
-"""What Parquet, Arrow and NumPy files of images share: which files they are, the columns of images and labels."""
+"""What Parquet, Arrow and NumPy files of images share: which files they are, the columns of images, splits and labels."""
 
+import glob
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
-from pathlib import Path, PurePath
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,223 +15,223 @@ from jepakit.core.errors import UserError
 from jepakit.data.decoding.decode import SUFFIXES, file_bytes
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.folder import leaves
+from jepakit.data.formats.remote import shown, titles_below
 from jepakit.data.labels import split_words as splits
 from jepakit.data.labels.split_words import class_values, split_of
 from jepakit.data.left_out import plural, some
-from jepakit.data.sources import Labels, by_default, pick
+from jepakit.data.sources import Labels, Source, by_default, pick
 
 IMAGE_NAMES = ("image", "img")  # looked for first
 LABEL_NAMES = ("label", "fine_label", "labels", "class")
 NO_CLASS = re.compile(r"(?i)(^|_)(id|idx|index|key|path|file|filename|name|url|caption|text|width|height|size|date|time)s?($|_)")
-Coded = tuple[list[Any], NDArray[np.int64]]  # values, each once, and the place in them of every row
+Coded = tuple[list[Any], NDArray[np.int64]]  # values, each once, and the place in them of every row, -1 for null
+Parts = tuple[list[str], NDArray[np.int64]]  # parts of a split, and the place in them of every row
 _NUMBERS = "save a whole number or a word in each row"
+_BYTES = ("binary", "large_binary")  # types, as pyarrow.types.is_... calls them
+_LISTS = ("list", "large_list", "fixed_size_list")
+_CODES = ("integer", "string", "large_string")
+_CLASSES = (*_CODES, "boolean", "floating")
 
 
 def table_files(root: Path, kind: str) -> list[Path]:
     """Files *.`kind` of a folder, or of folders of splits in it, in the order of their names."""
-    here = _ending(root, kind)
-    if here:  # a table may also lie beside plain images, and tell of them
-        named = any(split_of(path.name) for path in here)
-        others = any((entry.is_dir() and not named) or entry.suffix.lower() in SUFFIXES for entry in root.iterdir())
-        return [] if others else here
-    folders = _entries(root, lambda entry: entry.is_dir())
-    return [path for folder in folders for path in _ending(folder, kind) if split_of(path)]
+    here = _matching(root, f"*.{kind}")
+    if not here:
+        return [path for path in _matching(root, f"*/*.{kind}") if split_of(path)]
+    # a table may also lie beside plain images, and tell of them
+    named = any(split_of(path.name) for path in here)
+    others = any((entry.is_dir() and not named) or entry.suffix.lower() in SUFFIXES for entry in root.iterdir())
+    return [] if others else here
 
 
-def _ending(folder: Path, kind: str) -> list[Path]:
-    return _entries(folder, lambda entry: entry.name.endswith(f".{kind}"))
+def _matching(root: Path, pattern: str) -> list[Path]:
+    return sorted(root / name for name in glob.glob(pattern, root_dir=root))
 
 
-def _entries(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[Path]:
-    """Faster than a glob: images may lie here by the million."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and wanted(entry))
-    except OSError:
-        return []
+class TableSource(Source):
+    """Images in a column of several files' rows, in the order of the files. Subclasses implement `raw` and `coded`.
+
+    image: the column; paths, titles: of the files; firsts: the first sample of each, then the number of samples.
+    """
+
+    by_place = True
+
+    def __init__(self, name: str, kind: str, paths: Sequence[str], schemas: list[Any], rows: list[int]) -> None:
+        """Raises UserError where the files' columns differ, there is no row, or no column of images.
+
+        kind: what to call the files; schemas, rows: Arrow's schema and the number of rows of each file.
+        """
+        self.name, self.paths, self.titles, self.rows, self.schema = name, paths, titles_below(tuple(paths)), rows, schemas[0]
+        for path, schema in zip(paths, schemas, strict=True):
+            if not schema.equals(self.schema):
+                other = f"{shown(path)} has other columns than {self.titles[0]}"
+                raise UserError(f"{other}: give one of them, or a folder for each kind")
+        self.image, self.notes = image_column(self.schema, name)
+        self.firsts = np.cumsum([0, *rows], dtype=np.int64)
+        if not len(self):
+            raise UserError(f"{name}: its {kind} files hold no rows")
+
+    def __len__(self) -> int:
+        return int(self.firsts[-1])
+
+    def title(self, index: int) -> str:
+        file = self.file_of(index)
+        return f"{self.titles[file]}:{index - int(self.firsts[file])}"
+
+    def file_of(self, index: int) -> int:
+        """The number of the file that a sample lies in."""
+        return int(np.searchsorted(self.firsts, index, side="right")) - 1
+
+    def coded(self, column: str) -> Coded:
+        """The values of a column. Raises UserError where it cannot be read."""
+        raise NotImplementedError
+
+    def read_labels(self, asked: str | None, names: dict[str, list[str]], nulls: int, up_to: bool = False) -> None:
+        """Sets `labels`, `held_out` and `notes`. Raises UserError where the column that is asked for cannot be labels.
+
+        names: of classes, by column; nulls: rows without an image, or the most there can be.
+        """
+        parts, split_notes = self._parts(names)
+        self.held_out = splits.held_out_parts(*parts)
+        self.labels, label_notes = self._labels(asked, names, parts)
+        if nulls:
+            count = f"{'up to ' if up_to else ''}{plural(nulls, 'row')} {'has' if nulls == 1 else 'have'} no image (null)"
+            self.notes += (f"{count}: they count as images that cannot be read (images.max_bad); leave them out of the file",)
+        self.notes += label_notes + split_notes
+
+    def _parts(self, names: dict[str, list[str]]) -> tuple[Parts, tuple[str, ...]]:
+        """Parts by the names of the files, else by a column that is called as a split; and notes."""
+        by_files = splits.parts(self.titles), np.repeat(np.arange(len(self.rows)), self.rows)
+        column = next((c.name for c in self.schema if c.name.lower() in splits.COLUMNS and _holds(c.type, *_CODES)), "")
+        if not column or splits.held_out_parts(*by_files) is not None:
+            return by_files, splits.unnamed(self.titles, self.rows)
+        values, codes = self.coded(column)
+        if known := names.get(column):
+            values = [known[v] if isinstance(v, int) and 0 <= v < len(known) else v for v in values]
+        by_column, notes = splits.by_values(column, values, codes)
+        return by_column or by_files, notes
+
+    def _labels(self, asked: str | None, names: dict[str, list[str]], parts: Parts) -> tuple[Labels | None, tuple[str, ...]]:
+        """Labels of the column that is asked for, else of the likely one; None where there is none; and notes."""
+        column, notes = label_column(self.schema, self.image, names, asked, self.name)
+        if not column:
+            return None, notes
+        where = f"{self.name}, column '{column}'"
+        values, codes = self.coded(column)
+        if any(isinstance(value, float) for value in values):
+            values = [None if value != value else value for value in values]  # not-a-number
+            if not all(value is None or value.is_integer() for value in values):
+                reason = f"{where} is not taken for labels, as it holds numbers with fractions: {_NUMBERS}"
+                if asked:
+                    raise UserError(reason)
+                return None, (*notes, reason)
+            values = [None if value is None else int(value) for value in values]
+            notes += (f"{where}: labels are floats, taken as the whole numbers they are",)
+        return splits.split_labels(column, *class_values(values, codes, names.get(column), where), *parts), notes
+
+
+def _is(kind: Any, *words: str) -> bool:
+    """Whether a type of Arrow's is one of those that pyarrow.types.is_WORD tells."""
+    import pyarrow.types
+
+    return any(getattr(pyarrow.types, f"is_{word}")(kind) for word in words)
+
+
+def _holds(kind: Any, *words: str) -> bool:
+    """As `_is`, of the values of a dictionary too."""
+    return _is(kind.value_type if _is(kind, "dictionary") else kind, *words)
 
 
 def image_column(schema: Any, name: str) -> tuple[str, tuple[str, ...]]:
     """The column of an Arrow schema that holds images, and notes of others that may. Raises UserError where none does."""
-    import pyarrow as pa
 
-    def is_bytes(kind: Any) -> bool:
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-    def holds(kind: Any) -> bool:
-        return is_bytes(kind) or (
-            pa.types.is_struct(kind) and any(f.name == "bytes" and is_bytes(f.type) for f in _fields(kind).values())
-        )
+    def has_images(kind: Any) -> bool:
+        fields = kind if _is(kind, "struct") else ()
+        return _is(kind, *_BYTES) or any(f.name == "bytes" and _is(f.type, *_BYTES) for f in fields)
 
     try:
-        found = [word for word, column in zip(schema.names, schema, strict=True) if holds(column.type)]
+        found = [column.name for column in schema if has_images(column.type)]
+        names = schema.names
     except UnicodeDecodeError:
         raise UserError(f"{name} has a column whose name is no text: the file is broken") from None
-    if len(set(schema.names)) < len(schema.names):
+    if len(set(names)) < len(names):
         raise UserError(f"{name} has several columns of one name: rename them")
     if not found:
-        among = ", ".join(map(repr, schema.names))
+        among = ", ".join(map(repr, names))
         raise UserError(f"{name} has no column of images (bytes, or a struct of bytes and path) among {among}")
     chosen = next((word for word in IMAGE_NAMES if word in found), found[0])
-    lists = [column.name for column in schema if _is_list(column.type) and holds(column.type.value_type)]
+    lists = [column.name for column in schema if _is(column.type, *_LISTS) and has_images(column.type.value_type)]
     others = [repr(word) for word in [*found, *lists] if word != chosen]
-    said = f"images are column '{chosen}'; {some(others)} may hold images too and {'are' if others[1:] else 'is'} not used"
-    return chosen, ((f"{said}: to use another, call it '{IMAGE_NAMES[0]}', and it alone",) if others else ())
+    if not others:
+        return chosen, ()
+    note = f"images are column '{chosen}'; {some(others)} may hold images too and {'are' if others[1:] else 'is'} not used"
+    return chosen, (f"{note}: to use another, call it '{IMAGE_NAMES[0]}', and it alone",)
 
 
-def _is_list(kind: Any) -> bool:
-    import pyarrow as pa
+def label_column(schema: Any, image: str, named: Iterable[str], asked: str | None, name: str) -> tuple[str, tuple[str, ...]]:
+    """The column to learn: `asked`, else the likely one, '' for none; and notes of what else could be, or is not and why.
 
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def nulls(count: int, up_to: bool = False) -> tuple[str, ...]:
-    """What to say of rows that have no image."""
-    rows = f"{'up to ' if up_to else ''}{plural(count, 'row')} {'has' if count == 1 else 'have'} no image (null)"
-    return (f"{rows}: they count as images that cannot be read (images.max_bad); leave them out of the file",) if count else ()
-
-
-def _fields(kind: Any) -> dict[str, Any]:
-    return {kind.field(i).name: kind.field(i) for i in range(kind.num_fields)}
-
-
-def label_column(schema: Any, image: str, named: Iterable[str], labels: str | None, name: str) -> tuple[str, tuple[str, ...]]:
-    """The column to learn: `labels`, else the likely one, '' for none; and notes of what else could be, or is not and why.
-
-    Raises UserError where `labels` is none that can be.
+    named: columns whose classes have names. Raises UserError where `asked` is none that can be.
     """
-    import pyarrow as pa
+    columns = {c.name: c.type for c in schema if c.name != image and c.name.isprintable()}
+    columns = {column: kind for column, kind in columns.items() if column == asked or column.lower() not in splits.COLUMNS}
+    fit = [column for column, kind in columns.items() if _holds(kind, *_CLASSES)]
+    unfit = {column: kind for column, kind in columns.items() if column not in fit}
 
-    def fit(kind: Any) -> bool:
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        kinds = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean, pa.types.is_floating)
-        return any(is_one(kind) for is_one in kinds)
+    def why_not(column: str) -> str:
+        kind = "a list in each row" if _is(unfit[column], *_LISTS) else f"of type {unfit[column]}"
+        return f"column '{column}' is not taken for labels, being {kind}: {_NUMBERS}"
 
-    columns = [column for column in schema if column.name != image and column.name.isprintable()]
-    columns = [c for c in columns if c.name.lower() not in splits.COLUMNS or c.name == labels]
-    named = [column for column in named if column.lower() not in splits.COLUMNS or column == labels]
-    can = [c.name for c in columns if fit(c.type)]
-    unfit = {c.name: f"column '{c.name}' is not taken for labels, being {_kind(c.type)}: {_NUMBERS}" for c in columns}
-    unfit = {column: said for column, said in unfit.items() if column not in can}
-    if labels in unfit:
-        raise UserError(f"{name}: {unfit[labels]}")
-    chosen = likely(can, LABEL_NAMES, named, labels, name)
-    numbers = [c.name for c in columns if _is_list(c.type) and not NO_CLASS.search(c.name) and fit(c.type.value_type)]
-    why = [said for column, said in unfit.items() if column in LABEL_NAMES or (not chosen and column in numbers)]
-    others = [word for word in can if word not in (*LABEL_NAMES, *named) and not NO_CLASS.search(word)] if not chosen else []
-    could = f"no labels are taken: none of {some([*map(repr, others)])} is called '{LABEL_NAMES[0]}'; --labels NAME takes one"
-    whole = [c.name for c in columns if not pa.types.is_floating(c.type)]  # floats are mostly measured
-    kinds = [word for word in can if word in (*LABEL_NAMES, *named) or (word in whole and not NO_CLASS.search(word))]
-    return chosen, (*by_default(labels, chosen, kinds if chosen else ()), *why, *((could,) if others else ()))
-
-
-def split_column(schema: Any) -> str:
-    """The column that is called as a split, of words or whole numbers; '' if there is none."""
-    import pyarrow as pa
-
-    def fit(kind: Any) -> bool:
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind))
-
-    return next((c.name for c in schema if c.name.lower() in splits.COLUMNS and fit(c.type)), "")
+    if asked and asked in unfit:
+        raise UserError(f"{name}: {why_not(asked)}")
+    chosen = likely(fit, LABEL_NAMES, named, asked, name)
+    classes = [column for column in columns if not NO_CLASS.search(column)]
+    usual = {*LABEL_NAMES, *named}
+    if chosen:  # floats are mostly measured
+        others = [c for c in fit if c in usual or (c in classes and not _is(columns[c], "floating"))]
+        return chosen, (*by_default(asked, chosen, others), *(why_not(c) for c in unfit if c in LABEL_NAMES))
+    lists = [c for c in unfit if c in classes and _is(unfit[c], *_LISTS) and _holds(unfit[c].value_type, *_CLASSES)]
+    notes = [why_not(c) for c in unfit if c in LABEL_NAMES or c in lists]
+    if could := [repr(c) for c in fit if c in classes]:
+        notes.append(f"no labels are taken: none of {some(could)} is called '{LABEL_NAMES[0]}'; --labels NAME takes one")
+    return "", tuple(notes)
 
 
-def rows_parts(
-    titles: list[str], rows: list[int], schema: Any, read: Callable[[str], Coded], named: dict[str, list[str]]
-) -> tuple[tuple[list[str], NDArray[np.int64]], tuple[str, ...]]:
-    """Parts, and the place in them of each row: by the names of files of so many rows, else by a column; and what to say.
-
-    read: values of a column, and codes of its rows.
-    """
-    by_files = splits.parts(titles), np.repeat(np.arange(len(rows)), rows)
-    column = split_column(schema)
-    if not column or splits.held_out_parts(*by_files) is not None:
-        return by_files, splits.unnamed(titles, rows)
-    unique, codes = read(column)
-    if names := named.get(column):
-        unique = [names[v] if isinstance(v, int) and 0 <= v < len(names) else v for v in unique]
-    by_column, said = splits.by_values(column, unique, codes)
-    return by_column or by_files, said
-
-
-def column_labels(
-    schema: Any,
-    image: str,
-    named: dict[str, list[str]],
-    labels: str | None,
-    name: str,
-    read: Callable[[str], Coded],
-    parts: tuple[list[str], NDArray[np.int64]],
-) -> tuple[Labels | None, tuple[str, ...]]:
-    """Labels of a table whose columns are read by `read`, and what to say of them. Raises UserError."""
-    chosen, notes = label_column(schema, image, named, labels, name)
-    if not chosen:
-        return None, notes
-    found, guessed = classes_of(*read(chosen), named.get(chosen), bool(labels), f"{name}, column '{chosen}'")
-    return found and splits.split_labels(chosen, *found, *parts), notes + guessed
-
-
-def _kind(kind: Any) -> str:
-    return "a list in each row" if _is_list(kind) else f"of type {kind}"
-
-
-def classes_of(
-    unique: list[Any], codes: NDArray[np.int64], names: list[str] | None, asked: bool, where: str
-) -> tuple[tuple[tuple[str, ...], NDArray[np.int64]] | None, tuple[str, ...]]:
-    """As `class_values`, of floats as well, if they are whole numbers (not-a-number: none); else None; and a note of either.
-
-    Raises UserError where labels with fractions were asked for.
-    """
-    if not any(isinstance(value, float) for value in unique):
-        return class_values(unique, codes, names, where), ()
-    known = [None if value is None or value != value else value for value in unique]
-    if all(value is None or float(value).is_integer() for value in known):
-        numbers = [None if value is None else int(value) for value in known]
-        return class_values(numbers, codes, names, where), (f"{where}: labels are floats, taken as the whole numbers they are",)
-    said = f"{where} is not taken for labels, as it holds numbers with fractions: {_NUMBERS}"
-    if asked:
-        raise UserError(said)
-    return None, (said,)
-
-
-def likely(fit: list[str], words: Iterable[str], named: Iterable[str], labels: str | None, name: str) -> str:
-    """Of what could be labels: `labels`, else by a usual word, else one whose classes have names, else ''. Raises UserError."""
+def likely(fit: list[str], words: Iterable[str], named: Iterable[str], asked: str | None, name: str) -> str:
+    """Of what could be labels: `asked`, else by a usual word, else one whose classes have names, else ''. Raises UserError."""
     fit = [column for column in fit if column.isprintable()]  # messages name them
     first = list(dict.fromkeys(column for column in (*words, *named) if column in fit))
-    return pick(labels, tuple(dict.fromkeys([*first, *fit])), name) if labels or first else ""
+    return pick(asked, tuple(dict.fromkeys([*first, *fit])), name) if asked or first else ""
 
 
-def encoded(array: Any) -> tuple[list[Any], NDArray[np.int64]]:
-    """Values of an Arrow array, each once, and the place in them of every row (n,); -1 for null."""
+def encoded(array: Any) -> Coded:
+    """The values of an Arrow array (n,)."""
     import pyarrow as pa
 
     coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
     return coded.dictionary.to_pylist(), coded.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
 
 
-def features(schema: Any) -> Any:
-    """What the 'huggingface' metadata of a schema tells of its columns."""
+def class_names(schema: Any, described: Any = None) -> dict[str, list[str]]:
+    """Names of classes by column, as Hugging Face notes them in a schema's metadata, and in `described`, features of a set."""
     try:
-        return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        inside = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError, RecursionError):
-        return {}
-
-
-def class_names(found: Any) -> dict[str, list[str]]:
-    """Names of classes by column, from Hugging Face's features."""
-    if not isinstance(found, dict):
-        return {}
-    named = {str(column): f["names"] for column, f in found.items() if isinstance(f, dict) and isinstance(f.get("names"), list)}
-    return {column: [str(name) for name in names] for column, names in named.items() if names}
+        inside = {}
+    named = {}
+    for features in (inside, described):
+        for column, feature in features.items() if isinstance(features, dict) else ():
+            names = feature.get("names") if isinstance(feature, dict) else None
+            if names and isinstance(names, list):
+                named[str(column)] = [str(name) for name in names]
+    return named
 
 
 def parts_of(images: Any) -> tuple[Any, Any]:
     """The bytes of a column or array of images, and the paths if it has any."""
-    import pyarrow as pa
-
-    if not pa.types.is_struct(images.type):
+    if not _is(images.type, "struct"):
         return images, None
-    parts = dict(zip(_fields(images.type), images.flatten(), strict=True))
+    parts = dict(zip((field.name for field in images.type), images.flatten(), strict=True))
     return parts["bytes"], parts.get("path")
 
 
@@ -249,10 +250,12 @@ def image_bytes(images: tuple[Any, Any], row: int, folder: Path | None) -> bytes
     return file_bytes(folder / path)
 
 
-def below(paths: list[str]) -> list[str]:
-    """Paths as they are below the folder that all lie in: the same in every place that a set lies."""
-    common = os.path.commonpath([PurePath(path).parent for path in paths])
-    return [PurePath(path).relative_to(common).as_posix() for path in paths]
+def require_pyarrow(name: str) -> None:
+    """Raises UserError where pyarrow is not installed, which `name` needs."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise UserError(f"{name} needs pyarrow to be read: pip install 'jepakit[parquet]'") from None
 
 
 def most_memory() -> int:
