@@ -5,7 +5,7 @@ import math
 import pickle
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,15 @@ def cifar10(root: Path, labels: str | None) -> Source | None:
     """CIFAR-10's python version (Krizhevsky 2009): data_batch_1 to 5, then test_batch, which is held out; label 'class'."""
     if not (root / "batches.meta").is_file():
         return None
-    pick(labels, ("class",), str(root))
-    parts = [_batch(root / f"data_batch_{i}", "labels") for i in range(1, 6)] + [_batch(root / "test_batch", "labels")]
-    source = _cifar(root, "class", parts, _names(root / "batches.meta", "label_names"))
-    own = ("batches.meta", *(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
-    source.notes = unused(root, own, len(source))
-    return source
+    batches = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+    return _cifar(root, labels, "batches.meta", batches, {"class": "label"})
 
 
 def cifar100(root: Path, labels: str | None) -> Source | None:
     """CIFAR-100's python version: train, then test, which is held out; label 'fine' (100 classes) or 'coarse' (20)."""
     if not all((root / name).is_file() for name in ("meta", "train", "test")):
         return None
-    kinds = ("fine", "coarse")
-    which = pick(labels, kinds, str(root))
-    parts = [_batch(root / name, f"{which}_labels") for name in ("train", "test")]
-    source = _cifar(root, which, parts, _names(root / "meta", f"{which}_label_names"))
-    source.notes = (*by_default(labels, which, kinds), *unused(root, ("meta", "train", "test"), len(source)))
-    return source
+    return _cifar(root, labels, "meta", ("train", "test"), {"fine": "fine_label", "coarse": "coarse_label"})
 
 
 def mnist(root: Path, labels: str | None) -> Source | None:
@@ -49,41 +40,42 @@ def mnist(root: Path, labels: str | None) -> Source | None:
     if _idx_file(root, "train-images-idx3") is None:
         return None
     pick(labels, ("class",), str(root))
-    images: list[NDArray[np.uint8]] = []
-    values: list[NDArray[np.int64]] = []
-    for part in ("train", "t10k"):
-        x, y = (_idx(root, f"{part}-{kind}") for kind in ("images-idx3", "labels-idx1"))
-        if x.ndim != 3 or y.ndim != 1 or len(x) != len(y) or x.shape[1:] != (images or [x])[0].shape[1:]:
+    stems = {part: (f"{part}-images-idx3", f"{part}-labels-idx1") for part in ("train", "t10k")}
+    arrays = {part: [_idx(root, stem) for stem in both] for part, both in stems.items()}
+    (train, train_labels), (test, test_labels) = arrays.values()
+    for part, (x, y) in arrays.items():
+        if x.ndim != 3 or y.ndim != 1 or len(x) != len(y) or x.shape[1:] != train.shape[1:]:
             raise UserError(f"{root}: the idx files of {part} are no images with a label each: {x.shape} and {y.shape}")
-        images.append(x)
-        values.append(y.astype(np.int64))
-    test = np.repeat([False, True], [len(y) for y in values])
-    value = np.concatenate(values)
-    classes = tuple(str(i) for i in range(int(value.max(initial=-1)) + 1))
-    source = ArraySource(str(root), np.concatenate(images)[..., None], Labels("class", classes, value, test))
-    stems = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    source.notes = unused(root, [name for stem in stems for name in _spelt(stem)], len(source))
+    values = np.concatenate([train_labels, test_labels]).astype(np.int64)
+    classes = tuple(str(i) for i in range(int(values.max(initial=-1)) + 1))
+    found = Labels("class", classes, values, np.arange(len(values)) >= len(train))
+    source = ArraySource(str(root), np.concatenate([train, test])[..., None], found)
+    source.notes = unused(root, [name for both in stems.values() for stem in both for name in _spelt(stem)], len(source))
     return source
 
 
-def _cifar(root: Path, which: str, parts: list[tuple[NDArray[np.uint8], list[int]]], classes: tuple[str, ...]) -> Source:
-    """The last part is held out."""
-    values = np.array([value for _, part in parts for value in part], np.int64)
-    if len(values) and not 0 <= values.min() <= values.max() < len(classes):
-        raise UserError(f"{root}: labels from {values.min()} to {values.max()} for {len(classes)} classes")
-    test = np.arange(len(values)) >= len(values) - len(parts[-1][1])
-    return ArraySource(str(root), np.concatenate([images for images, _ in parts]), Labels(which, classes, values, test))
+def _cifar(root: Path, labels: str | None, meta: str, batches: Sequence[str], keys: dict[str, str]) -> Source:
+    """Images of the files `batches`, the last of which is held out. keys: the key, without its s, of each kind of labels."""
+    kind = pick(labels, tuple(keys), str(root))
+    images, values = zip(*(_batch(root / name, f"{keys[kind]}s") for name in batches), strict=True)
+    value, classes = np.concatenate(values), _names(root / meta, f"{keys[kind]}_names")
+    if len(value) and not 0 <= value.min() <= value.max() < len(classes):
+        raise UserError(f"{root}: labels from {value.min()} to {value.max()} for {len(classes)} classes")
+    test = np.arange(len(value)) >= len(value) - len(values[-1])
+    source = ArraySource(str(root), np.concatenate(images), Labels(kind, classes, value, test))
+    source.notes = (*by_default(labels, kind, [*keys]), *unused(root, (meta, *batches), len(source)))
+    return source
 
 
-def _batch(path: Path, key: str) -> tuple[NDArray[np.uint8], list[int]]:
-    """Images (n, 32, 32, 3) and labels of a batch: rows of 3072 bytes, channel by channel."""
+def _batch(path: Path, key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images (n, 32, 32, 3) and labels (n,) of a batch: rows of 3072 bytes, channel by channel."""
     content = unpickled(path)
     data: Any = content.get("data")
     values: Any = content.get(key)
     rows = isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3 * 32 * 32
     if not rows or not isinstance(values, list) or len(values) != len(data) or not all(type(v) is int for v in values):
         raise UserError(f"{path} is no batch of CIFAR: it needs 'data', rows of 3072 bytes, and '{key}', a number each")
-    return np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), values
+    return np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), np.array(values, np.int64)
 
 
 def _names(path: Path, key: str) -> tuple[str, ...]:

@@ -88,6 +88,13 @@ class ClevrSource(Source):
         return self._files[index]
 
 
+def clevr(root: Path, labels: str | None) -> Source | None:
+    """CLEVR v1.0: images/, and scenes/ with its JSON files; label 'count' or 'distance'."""
+    if (root / "images").is_dir() and any((root / "scenes").glob("CLEVR_*.json")):
+        return ClevrSource(root, labels)
+    return None
+
+
 def _unused(root: Path, used: list[tuple[str, int]]) -> tuple[str, ...]:
     """What to say of images of which no scenes tell."""
     have = dict(used)
@@ -119,13 +126,12 @@ def _samples(root: Path, split: str, label: Callable[[Scene], int]) -> list[tupl
 def _scenes(path: Path, label: Callable[[Scene], int]) -> list[tuple[str, int]]:
     """(image, label) of each scene of a file. Raises UserError."""
 
-    def small(found: dict[str, Any]) -> Any:
+    def name_and_label(found: dict[str, Any]) -> Any:
         # the parser calls this for each {...} as it closes, so that no more than one scene is ever held in full
         return (str(found["image_filename"]), label(found)) if "objects" in found else found
 
     try:
-        whole = json.loads(path.read_bytes(), object_hook=small)
-        scenes: list[tuple[str, int]] = whole["scenes"]
+        scenes: list[tuple[str, int]] = json.loads(path.read_bytes(), object_hook=name_and_label)["scenes"]
         if not all(isinstance(scene, tuple) for scene in scenes):
             raise ValueError("a scene has no objects")
     except OSError as error:

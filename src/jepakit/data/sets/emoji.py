@@ -9,6 +9,7 @@ from importlib import resources
 import numpy as np
 from PIL import Image
 
+from jepakit.core.rng import uniform
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.sources import Labels, Source
 
@@ -52,13 +53,9 @@ def emoji() -> Emoji:
 def held_out_identities(identity: np.ndarray, share: float = 0.2) -> np.ndarray:
     """(n,) bool, True = test, for (n,) identity indices: all images of an identity fall on the same side.
 
-    An identity is held out when the SplitMix64 finaliser of its index, read as a fraction of 2^64, is below share.
+    An identity is held out when the first SplitMix64 number of its index, uniform in [0, 1), is below share.
     """
-    z = identity.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)  # wraps modulo 2^64, as the products below do
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    return (z >> np.uint64(11)) < share * 2.0**53  # the upper 53 bits: exact as a float
+    return uniform(identity.astype(np.uint64), 1)[:, 0] < share
 
 
 class EmojiSource(Source):

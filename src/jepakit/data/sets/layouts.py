@@ -15,22 +15,11 @@ from jepakit.data.formats.pack_source import packed
 from jepakit.data.formats.parquet import parquet
 from jepakit.data.formats.shards import tar_shards
 from jepakit.data.sets.arrays import cifar10, cifar100, mnist
+from jepakit.data.sets.clevr import clevr
 from jepakit.data.sets.listed import eurosat, food101, imagenet, inaturalist, places205, sun397
 from jepakit.data.sources import Source
 
-_Layout = Callable[[Path, str | None], Source | None]
-
-
-def clevr(root: Path, labels: str | None) -> Source | None:
-    """CLEVR v1.0: images/, and scenes/ with its JSON files; label 'count' or 'distance'."""
-    if not ((root / "images").is_dir() and any((root / "scenes").glob("CLEVR_*.json"))):
-        return None
-    from jepakit.data.sets.clevr import ClevrSource
-
-    return ClevrSource(root, labels)
-
-
-LAYOUTS: tuple[_Layout, ...] = (
+LAYOUTS: tuple[Callable[[Path, str | None], Source | None], ...] = (
     packed,
     clevr,
     cifar10,

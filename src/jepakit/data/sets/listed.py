@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from posixpath import join  # an absolute path stays one, to be refused
 from typing import Any
@@ -31,7 +31,7 @@ EUROSAT = (
 EUROSAT_TRAIN, EUROSAT_TEST = 1000, 500
 PLACES_IMAGES = ("data/vision/torralba/deeplearning/images256", "images256")
 DEEP = 4  # folders in folders that a set has at most
-_Row = tuple[str, int, bool]  # path below the root, place in the classes or -1, held out
+_Row = tuple[str, Hashable, bool]  # path below the root, key of its class (None: no part of the split), held out
 
 
 def eurosat(root: Path, labels: str | None) -> Source | None:
@@ -43,11 +43,11 @@ def eurosat(root: Path, labels: str | None) -> Source | None:
     if not all((root / name).is_dir() for name in EUROSAT):
         return None
     rows: list[_Row] = []
-    for label, name in enumerate(EUROSAT):
+    for name in EUROSAT:
         for rank, file in enumerate(_images(root / name)):
             inside = rank < EUROSAT_TRAIN + EUROSAT_TEST
-            rows.append((f"{name}/{file}", label if inside else -1, inside and rank >= EUROSAT_TRAIN))
-    return _source(root, labels, EUROSAT, rows)
+            rows.append((f"{name}/{file}", name if inside else None, inside and rank >= EUROSAT_TRAIN))
+    return _source(root, labels, {name: name for name in EUROSAT}, rows)
 
 
 def food101(root: Path, labels: str | None) -> Source | None:
@@ -55,12 +55,9 @@ def food101(root: Path, labels: str | None) -> Source | None:
     lists = root / "meta" / "train.txt", root / "meta" / "test.txt"
     if not ((root / "images").is_dir() and lists[0].is_file()):
         return None
-    parts = [_lines(path) for path in lists]
-    classes = tuple(sorted({line.partition("/")[0] for part in parts for line in part}))
-    place = {name: i for i, name in enumerate(classes)}
-    lines = [(line, bool(test)) for test, part in enumerate(parts) for line in part]
-    rows = [(join("images", f"{line}.jpg"), place[line.partition("/")[0]], test) for line, test in lines]
-    return _source(root, labels, classes, rows)
+    lines = [(line, line.partition("/")[0], bool(test)) for test, path in enumerate(lists) for line in _lines(path)]
+    rows = [(join("images", f"{line}.jpg"), name, test) for line, name, test in lines]
+    return _source(root, labels, {name: name for name in sorted({name for _, name, _ in lines})}, rows)
 
 
 def sun397(root: Path, labels: str | None) -> Source | None:
@@ -78,17 +75,17 @@ def sun397(root: Path, labels: str | None) -> Source | None:
     for letter in letters:
         for folder, file in _below(root, letter):
             by_class.setdefault(folder, []).append(file)
-    classes, rows = tuple(sorted(by_class)), []
+    rows: list[_Row] = []
     official = _official_sun(root)
-    for label, name in enumerate(classes):
+    for name in sorted(by_class):
         files = sorted(by_class[name])
         order = rng.permutation(0, f"sun397/{name}", 0, len(files)).argsort()  # each file's place in the draw
         train = round(0.7 * len(files))
         unused = train + round(0.1 * len(files))
         for file, place in zip(files, order, strict=True):
             part = official.get(f"{name}/{file}", 0) if official else 1 if place < train else 0 if place < unused else 2
-            rows.append((f"{name}/{file}", label if part else -1, part == 2))
-    return _source(root, labels, tuple(name.partition("/")[2] for name in classes), rows)
+            rows.append((f"{name}/{file}", name if part else None, part == 2))
+    return _source(root, labels, {name: name.partition("/")[2] for name in sorted(by_class)}, rows)
 
 
 def places205(root: Path, labels: str | None) -> Source | None:
@@ -111,7 +108,7 @@ def places205(root: Path, labels: str | None) -> Source | None:
             names.setdefault(int(label), "/".join(name.split("/")[:-1]).removeprefix(f"{name[:1]}/"))
     if sorted(names) != list(range(len(names))):
         raise UserError(f"{folder}: labels are not the numbers from 0 to {len(names) - 1}")
-    return _source(root, labels, tuple(names[i] for i in range(len(names))), rows)
+    return _source(root, labels, dict(sorted(names.items())), rows)
 
 
 def inaturalist(root: Path, labels: str | None) -> Source | None:
@@ -120,25 +117,22 @@ def inaturalist(root: Path, labels: str | None) -> Source | None:
     if not paths[0].is_file():
         return None
     names: dict[int, str] = {}
-    found: list[tuple[str, int, bool]] = []
+    rows: list[_Row] = []
     for test, path in enumerate(paths):
         try:
             content: Any = json.loads(path.read_text(encoding="utf-8"))
             names |= {entry["id"]: str(entry.get("name", entry["id"])) for entry in content["categories"]}
             category = {entry["image_id"]: entry["category_id"] for entry in content["annotations"]}
-            found += [(str(entry["file_name"]), category[entry["id"]], bool(test)) for entry in content["images"]]
+            rows += [(str(entry["file_name"]), category[entry["id"]], bool(test)) for entry in content["images"]]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else line_of(error)
             raise UserError(
                 f"{path} is not readable as iNaturalist's list of images, annotations and categories: {what}"
             ) from None
-    ids = sorted(names)
-    place = {identity: i for i, identity in enumerate(ids)}
-    unknown = next((category for _, category, _ in found if category not in place), None)
-    if unknown is not None:
-        raise UserError(f"{root}: category {unknown} of an image is in no list of categories")
-    rows = [(file, place[identity], test) for file, identity, test in found]
-    return _source(root, labels, tuple(names[i] for i in ids), rows)
+    for _, identity, _ in rows:
+        if identity not in names:
+            raise UserError(f"{root}: category {identity} of an image is in no list of categories")
+    return _source(root, labels, dict(sorted(names.items())), rows)
 
 
 def imagenet(root: Path, labels: str | None) -> Source | None:
@@ -149,40 +143,40 @@ def imagenet(root: Path, labels: str | None) -> Source | None:
     base = next((b for b in (root, root / "ILSVRC/Data/CLS-LOC", root / "Data/CLS-LOC") if (b / "train").is_dir()), None)
     if base is None or not (base / "val").is_dir():
         return None
-    wnids = sorted(name for name in os.listdir(base / "train") if re.fullmatch(r"n\d{8}", name))
-    if not wnids:
+    classes = {name: name for name in sorted(os.listdir(base / "train")) if re.fullmatch(r"n\d{8}", name)}
+    if not classes:
         return None
-    place = {name: i for i, name in enumerate(wnids)}
-    rows = [(f"train/{name}/{file}", place[name], False) for name in wnids for file in _images(base / "train" / name)]
-    folders = sorted(name for name in os.listdir(base / "val") if name in place)
+    rows: list[_Row] = [(f"train/{name}/{file}", name, False) for name in classes for file in _images(base / "train" / name)]
+    folders = sorted(classes.keys() & os.listdir(base / "val"))
     if folders:
-        rows += [(f"val/{name}/{file}", place[name], True) for name in folders for file in _images(base / "val" / name)]
+        rows += [(f"val/{name}/{file}", name, True) for name in folders for file in _images(base / "val" / name)]
     else:
         solution = _val_solution(base)
         for file in _images(base / "val"):
             name = solution.get(Path(file).stem, "")
-            if name not in place:
+            if name not in classes:
                 raise UserError(f"{base / 'val' / file} has no class of train/ in LOC_val_solution.csv")
-            rows.append((f"val/{file}", place[name], True))
+            rows.append((f"val/{file}", name, True))
     test = [f"test/{file}" for file in _images(base / "test")] if (base / "test").is_dir() else []
     notes = (f"{len(test):,} images of test/ left out, as no list tells their classes",) if test else ()
-    return _source(base, labels, tuple(wnids), rows, notes, test)
+    return _source(base, labels, classes, rows, notes, test)
 
 
 def _source(
     root: Path,
     labels: str | None,
-    classes: tuple[str, ...],
+    classes: Mapping[Any, str],
     rows: Sequence[_Row],
     notes: tuple[str, ...] = (),
-    told: Sequence[str] = (),
+    noted: Sequence[str] = (),
 ) -> Source:
-    """told: other files, of which notes tell."""
+    """The set of these rows. classes: names by key, in order; noted: other files, which `notes` speak of."""
     pick(labels, ("class",), str(root))
-    values = np.array([label for _, label, _ in rows], np.int64)
-    found = Labels("class", classes, values, np.array([t for *_, t in rows], bool))
+    place = {key: i for i, key in enumerate(classes)}
+    values = np.array([place.get(key, -1) for _, key, _ in rows], np.int64)
+    found = Labels("class", tuple(classes.values()), values, np.array([held_out for *_, held_out in rows], bool))
     source = FilesSource(root, [file for file, _, _ in rows], found)
-    source.notes = (*notes, *unused(root, [*source.files, *told], len(source)))
+    source.notes = (*notes, *unused(root, [*source.files, *noted], len(source)))
     return source
 
 
