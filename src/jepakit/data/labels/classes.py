@@ -3,12 +3,11 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.data.labels import folder_layout as layout
+from jepakit.data.labels.folder_layout import Folders, read_layout
 from jepakit.data.labels.segmentation_masks import folder_words
 from jepakit.data.left_out import some
 
@@ -20,41 +19,40 @@ _FEW = 4  # folders of one image that are too few to wonder at
 
 def folder_classes(
     folders: Sequence[str], lies: NDArray[np.int64], masks: Collection[int], title: Callable[[int], str]
-) -> layout.Folders:
-    """As `layout.read_layout`, of folders among which '' is none at all, in which images of such titles lie (n,).
+) -> Folders:
+    """Classes and parts of n images, whose titles `title` gives, by the folders that they lie in; '' is no folder at all.
 
-    masks: places of those that hold masks. Images in no folder have no label, if they are the fewer. Folders are no classes
-    where each of many holds one image, one is called 'images' and another has the same names in it, or some are masks of
-    others: then all classes are None.
+    lies (n,): each image's place in `folders`; masks: places of folders that hold masks. Images in no folder have no label,
+    if they are the fewer. Folders are no classes, and every class is None, where most images lie in none of them, where many
+    hold one image each, where one is called 'images' and another has the same names in it, or where some hold masks.
     """
     counts = np.bincount(lies, minlength=len(folders)).tolist()
-    inside = [i for i, folder in enumerate(folders) if folder]
-    told = layout.read_layout([folders[i] for i in inside], [counts[i] for i in inside])
-    classes: list[str | None] = [None] * len(folders)
-    parts = [""] * len(folders) if told.parts else []
-    for place, i in enumerate(inside):
-        classes[i] = told.classes[place]
-        if parts:
-            parts[i] = told.parts[place]
-    notes = list(told.notes)
+    inside = {folder: count for folder, count in zip(folders, counts, strict=True) if folder}
+    layout = read_layout([*inside], [*inside.values()])
+    class_of = dict(zip(inside, layout.classes, strict=True))
+    part_of = dict(zip(inside, layout.parts, strict=False))  # empty where no folder names a part
+    classes = [class_of.get(folder) for folder in folders]
+    parts = [part_of.get(folder, "") for folder in folders] if part_of else []
     sizes: Counter[str] = Counter()
     for name, count in zip(classes, counts, strict=True):
         if name is not None:
             sizes[name] += count
-    why, strays = "", sum(counts) - sum(counts[i] for i in inside)
-    whole = sorted(name for name in sizes if _holds_all(folder_words(name)))[:1] if len(sizes) > 1 else []
-    pair = [*whole, *_with_names_of(whole[0], classes, lies, title)] if whole else []
-    if len(sizes) > 1:
-        why = _why_none(sizes, {name for i in masks if (name := classes[i])}, pair, strays, sum(counts))
-    if why:
-        classes, notes = [None] * len(folders), [f"sub-folders are not taken for classes: {why}"]
-    else:
-        notes += _doubts(sizes, whole, strays)
-    return replace(told, classes=classes, parts=parts, notes=tuple(notes))
+    if len(sizes) < 2:
+        return Folders(classes, parts, layout.notes)
+    strays = len(lies) - sum(inside.values())
+    catch_all = [name for name in sorted(sizes) if _holds_all(folder_words(name))][:1]
+    pair = [*catch_all, *_named_alike(catch_all[0], classes, lies, title)] if catch_all else []
+    if why := _why_none(sizes, {name for i in masks if (name := classes[i])}, pair, strays, len(lies)):
+        return Folders([None] * len(folders), parts, (f"sub-folders are not taken for classes: {why}",))
+    return Folders(classes, parts, (*layout.notes, *_doubts(sizes, catch_all, strays)))
 
 
 def _why_none(sizes: Counter[str], masks: set[str], pair: list[str], strays: int, n: int) -> str:
-    """Why folders of such names and sizes are no classes; '' where they may be."""
+    """Why folders of such sizes, by name, are no classes; '' where they may be.
+
+    masks: names of those with masks; pair: one called as if it held all of the n images, and those with the same names in
+    them; strays: images in no folder.
+    """
     names = sorted(sizes)
     if 2 * strays > n:
         return f"{strays:,} of {n:,} images lie in none of them ({some(names)})"
@@ -68,24 +66,25 @@ def _why_none(sizes: Counter[str], masks: set[str], pair: list[str], strays: int
 
 
 def _holds_all(words: Sequence[str]) -> bool:
+    """Whether a folder called by these words should hold all images, as 'JPEGImages' does."""
     return any(map(ALL.fullmatch, words)) and all(ALL.fullmatch(word) or BESIDE.fullmatch(word) for word in words)
 
 
-def _with_names_of(whole: str, classes: Sequence[str | None], lies: NDArray[np.int64], title: Callable[[int], str]) -> list[str]:
-    """Other classes whose images are called as those of one."""
+def _named_alike(one: str, classes: Sequence[str | None], lies: NDArray[np.int64], title: Callable[[int], str]) -> list[str]:
+    """Other classes, whose images have the same names as those of `one`."""
     names: dict[str, set[str]] = {}
     for index, place in enumerate(lies.tolist()):
         if name := classes[place]:
             names.setdefault(name, set()).add(title(index).rpartition("/")[2].partition(".")[0])
-    ours = names.pop(whole)
+    ours = names.pop(one)
     return sorted(name for name, theirs in names.items() if len(ours & theirs) >= ALIKE * len(ours | theirs))
 
 
-def _doubts(sizes: Counter[str], whole: list[str], strays: int) -> list[str]:
-    """What to say of classes of such names and sizes, beside images in no folder."""
-    notes = [f"{name} is taken for a class, though it is called as if it held all images" for name in whole]
+def _doubts(sizes: Counter[str], catch_all: list[str], strays: int) -> list[str]:
+    """What is doubtful of classes of such sizes, by name; catch_all: the one called 'images'; strays: images in no folder."""
+    notes = [f"{name} is taken for a class, though it is called as if it held all images" for name in catch_all]
     single = sorted(name for name, size in sizes.items() if size == 1)
-    if strays and len(sizes) > 1:
+    if strays:
         lie = "image lies" if strays == 1 else "images lie"
         notes.append(f"{strays:,} {lie} in no class folder, and so without a label: move into one what is of its class")
     if len(single) >= _FEW and 2 * len(single) > len(sizes):

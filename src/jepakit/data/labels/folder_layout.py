@@ -16,7 +16,11 @@ Paths = list[list[str]]
 
 @dataclass(frozen=True)
 class Folders:
-    """What folders say of the images in them: a class and a part each (parts: [] where they name none), and what is guessed."""
+    """What n folders say of the images in them.
+
+    classes (n,): None for no label; parts (n,): 'train', 'test', 'validation' or ''; [] where no folder names one; notes: what
+    to tell the user of guesses.
+    """
 
     classes: list[str | None]
     parts: list[str]
@@ -42,35 +46,42 @@ def read_layout(folders: Sequence[str], counts: Sequence[int] | None = None) -> 
         others = [name for name, part in zip(names, parts, strict=True) if not part]
         if {*parts} & {"test", "validation"} and (("train" in parts and level == 0) or not others):
             rest = [[*path[:level], *path[level + 1 :]] for path in paths]
-            third = (_of_third(others, sum(n for n, part in zip(many, parts, strict=True) if not part)),) if others else ()
             if level:
-                return Folders([path[0] if path else None for path in rest], parts, (*third, *_of_classes(rest)))
-            return _in_parts(names, parts, rest, many, third)
-    return Folders([path[0] if path else None for path in paths], [], _of_tops(paths))
+                return Folders([path[0] if path else None for path in rest], parts, _note_classes(rest))
+            return _read_parts(names, parts, rest, many)
+    return Folders([path[0] if path else None for path in paths], [], _note_tops(paths))
 
 
-def _in_parts(names: Sequence[str], parts: list[str], rest: Paths, many: Sequence[int], notes: tuple[str, ...]) -> Folders:
-    """Of folders that begin with a part: its name, the part, and the path below it."""
+def _read_parts(names: Sequence[str], parts: list[str], rest: Paths, counts: Sequence[int]) -> Folders:
+    """Classes below the folders of a split, which lie at the top.
+
+    Of each folder (n,): the top folder's name, its part ('' for none), the path below it and its number of images.
+    """
+    notes: list[str] = []
+    if third := sorted({name for name, part in zip(names, parts, strict=True) if not part}):
+        count = sum(n for n, part in zip(counts, parts, strict=True) if not part)
+        beside = f"{count:,} images in {', '.join(third[:3])}, beside the folders of a split"
+        notes.append(f"{beside}, have no part in it: trained on, and seen by no probe")
     inner = _without_idle(names, parts, rest)
     classes = [path[0] if path and part else None for path, part in zip(inner, parts, strict=True)]
     known = {name for name, part in zip(classes, parts, strict=True) if part == "train" and name}
     for held in ("test", "validation"):
         here = {name for name, part in zip(classes, parts, strict=True) if part == held and name}
         if len(here) == 1 and len(known) > 1 and not {name.lower() for name in here} & {name.lower() for name in known}:
-            alone = [part == held and name in here for name, part in zip(classes, parts, strict=True)]
-            count = sum(n for n, one in zip(many, alone, strict=True) if one)
-            classes = [None if one else name for name, one in zip(classes, alone, strict=True)]
-            said = f"{count:,} images of the {held} part have no label: all lie in {min(here)}, which is no class of the training"
-            notes = (*notes, said)
+            hidden = [part == held and name in here for name, part in zip(classes, parts, strict=True)]
+            count = sum(n for n, one in zip(counts, hidden, strict=True) if one)
+            classes = [None if one else name for name, one in zip(classes, hidden, strict=True)]
+            why = f"all lie in {min(here)}, which is no class of the training"
+            notes.append(f"{count:,} images of the {held} part have no label: {why}")
     of_parts = [path if part else [] for path, part in zip(inner, parts, strict=True)]
-    return Folders(classes, parts, (*notes, *_of_classes(of_parts)))
+    return Folders(classes, parts, (*notes, *_note_classes(of_parts)))
 
 
 def _without_idle(names: Sequence[str], parts: Sequence[str], rest: Paths) -> Paths:
-    """Paths below parts without folders that tell nothing.
+    """The paths below the parts, without the folders that tell nothing.
 
-    That is one which is the only one in its part and is called like it ('seg_train/seg_train'), and one and the same below
-    every part, if there are folders in it ('train/images/cat', 'test/images/cat').
+    One does not that is alone in its part and called like it ('seg_train/seg_train'), nor one of the same name that is alone
+    in every part and has folders in it ('train/images/cat', 'test/images/cat').
     """
     while True:
         below: dict[str, set[str]] = {}
@@ -78,8 +89,7 @@ def _without_idle(names: Sequence[str], parts: Sequence[str], rest: Paths) -> Pa
             if part and path:
                 below.setdefault(name, set()).add(path[0])
         part_of = dict(zip(names, parts, strict=True))
-        idle = {name for name, inside in below.items() if {_part_of_folder(one) for one in inside} == {part_of[name]}}
-        idle = {name for name in idle if len(below[name]) == 1}
+        idle = {name for name, inside in below.items() if len(inside) == 1 and _part_of_folder(*inside) == part_of[name]}
         every = set().union(*below.values())
         if len(every) == 1 and any(part and len(path) > 1 for part, path in zip(parts, rest, strict=True)):
             idle = {*below}
@@ -89,7 +99,10 @@ def _without_idle(names: Sequence[str], parts: Sequence[str], rest: Paths) -> Pa
 
 
 def _parts_of(names: set[str]) -> dict[str, str]:
-    """The part that each folder of a level is, of those that are one: by its own words, or where they differ in that alone."""
+    """The part that each folder of a level is, of those that are one.
+
+    By the words of its own name; else, where names differ in one such word alone ('brain_train', 'brain_test'), by that word.
+    """
     parts = {name: part for name in names if (part := _part_of_folder(name))}
     if {*parts.values()} & {"test", "validation"}:
         return parts
@@ -111,34 +124,25 @@ def _part_of_folder(name: str) -> str | None:
     return found[0] if len(found) == 1 and plain else None
 
 
-def _of_third(names: list[str], count: int) -> str:
-    few = ", ".join(sorted({*names})[:3])
-    return f"{count:,} images in {few}, beside the folders of a split, have no part in it: trained on, and seen by no probe"
-
-
-def _of_tops(paths: Paths) -> tuple[str, ...]:
-    """What is guessed where the upper folders are taken for the classes, and no folders for the parts of a split."""
+def _note_tops(paths: Paths) -> tuple[str, ...]:
+    """What to say where the upper folders are taken for the classes, and no folders for the parts of a split."""
     tops = sorted({path[0] if path else "" for path in paths})
     if len(tops) < 2:
         return ()
     if any({part_of_word(word) for word in name_words(top)} & {"test", "validation"} for top in tops):
         said = "are taken for the classes, though some are named like a split: call them train and test"
         return (f"the folders {some(tops)} {said}",)
-    lower = sorted({"/".join(path[: i + 1]) for path in paths for i in range(1, len(path)) if _is_held(path[i])})
-    if lower:
+    below = {"/".join(path[: i + 1]): _part_of_folder(path[i]) for path in paths for i in range(1, len(path))}
+    if held := sorted(folder for folder, part in below.items() if part in ("test", "validation")):
         return (
             f"the folders {some(tops)} are taken for the classes, though folders in them are named like a split "
-            f"({some(lower)}): if those are the parts, give --data the folder that holds them",
+            f"({some(held)}): if those are the parts, give --data the folder that holds them",
         )
-    return _of_classes(paths)
+    return _note_classes(paths)
 
 
-def _is_held(name: str) -> bool:
-    return _part_of_folder(name) in ("test", "validation")
-
-
-def _of_classes(paths: Paths) -> tuple[str, ...]:
-    """What is guessed where the first of these folders are the classes."""
+def _note_classes(paths: Paths) -> tuple[str, ...]:
+    """What to say where the first folder of each path is its class."""
     below: dict[str, set[str]] = {}
     for path in paths:
         if path:

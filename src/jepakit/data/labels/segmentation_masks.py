@@ -28,7 +28,11 @@ LEVELS, FLAT = 32, 0.8  # a mask has fewer values, or this share of its pixels i
 
 @dataclass(frozen=True)
 class MaskFolders:
-    """Images that look like masks: their places (n,), what they are called by, and the folders (places in a table) of words."""
+    """Images that look like masks.
+
+    ids (m,): their places in the set; words: what tells them, 'masks/' of a folder and '*_mask' of names; folders: places of
+    the folders that hold them.
+    """
 
     ids: NDArray[np.int64]
     words: tuple[str, ...]
@@ -46,23 +50,20 @@ def folder_words(name: str) -> list[str]:
 def masks_among(
     title: Callable[[int], str], folders: Sequence[str], lies: NDArray[np.int64], read: Callable[[int, int], Pixels]
 ) -> MaskFolders:
-    """The masks among images of such titles that lie (n,) in these folders; read: pixels of one of at most so many pixels.
+    """The masks among n images: a few of each folder or ending that is called by a word for masks are looked at.
 
-    A few of each kind are looked at, where a word tells of masks.
+    title(i): an image's path; lies (n,): its place in `folders`; read(i, most): its pixels, if it has at most so many.
     """
-    kinds: dict[str, list[NDArray[np.int64]]] = {}
     by_folder: dict[str, list[int]] = {}
     for place, folder in enumerate(folders):
         if word := next((part for part in folder.split("/") if any(map(WORD.fullmatch, folder_words(part)))), ""):
             by_folder.setdefault(word, []).append(place)
-    for word, inside in by_folder.items():
-        kinds[f"{word}/"] = [np.flatnonzero(np.isin(lies, inside))]
-    for word, found in _by_name(title, len(lies)).items():
-        kinds[f"*{word}"] = [np.array(found, np.int64)]
-    masks = {word: ids for word, (ids,) in kinds.items() if _look_so(ids, read)}
-    whole = np.unique(np.concatenate([np.zeros(0, np.int64), *masks.values()]))
-    lying = frozenset(i for word in masks for i in by_folder.get(word[:-1], ()))
-    return MaskFolders(whole, tuple(masks), lying if len(whole) < len(lies) else frozenset())  # of all images none is a mask's
+    kinds = {f"{word}/": np.flatnonzero(np.isin(lies, inside)) for word, inside in by_folder.items()}
+    kinds |= {f"*{word}": np.array(ids, np.int64) for word, ids in _by_name(title, len(lies)).items()}
+    masks = {word: ids for word, ids in kinds.items() if _look_so(ids, read)}
+    ids = np.unique(np.concatenate([np.zeros(0, np.int64), *masks.values()]))
+    holding = frozenset(i for word in masks for i in by_folder.get(word[:-1], ()))
+    return MaskFolders(ids, tuple(masks), holding if len(ids) < len(lies) else frozenset())  # of all images none is a mask's
 
 
 def _by_name(title: Callable[[int], str], n: int) -> dict[str, list[int]]:
@@ -79,6 +80,7 @@ def _by_name(title: Callable[[int], str], n: int) -> dict[str, list[int]]:
 
 
 def _word_of(title: str) -> str:
+    """The word for masks in a file's name, as '_mask' of 'a/cat_mask_2.png'; '' where it has none."""
     match = _NAMES.search(title.rpartition("/")[2].rpartition(".")[0].lower())
     return (match[0] if match[1] else re.sub(r"[_\-. (]*\d+\)?$", "", match[0])) if match else ""
 
@@ -96,11 +98,12 @@ def _look_so(ids: NDArray[np.int64], read: Callable[[int, int], Pixels]) -> bool
 
 
 def _is_mask(pixels: Pixels) -> bool:
+    """Whether pixels (h, w, bands) are flat, or of few values."""
     alike = (pixels[:, 1:] == pixels[:, :-1]).all(-1)
     if alike.size and alike.mean() >= FLAT:
         return True
-    some_of_them = pixels.reshape(-1, pixels.shape[-1])[:: max(1, pixels.shape[0] * pixels.shape[1] // 65536)]
-    return len(np.unique(some_of_them, axis=0)) <= LEVELS
+    sampled = pixels.reshape(-1, pixels.shape[-1])[:: max(1, pixels.shape[0] * pixels.shape[1] // 65536)]
+    return len(np.unique(sampled, axis=0)) <= LEVELS
 
 
 def note_of(masks: MaskFolders, n: int, elsewhere: str) -> tuple[str, ...]:
