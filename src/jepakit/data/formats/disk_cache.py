@@ -6,10 +6,11 @@ and whoever has it open reads on when it goes.
 
 import hashlib
 import os
+import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jepakit.core.errors import UserError
@@ -51,21 +52,27 @@ def cached_copy(name: str, size: int, fetch: Callable[[Path], None]) -> Path | N
         if path.stat().st_size == size:
             os.utime(path)  # used last
             return path
-    draft = None
+    folder.mkdir(parents=True, exist_ok=True)
+    if not _has_room(folder, size, most):
+        return None
+    with written_aside(path) as draft:
+        fetch(draft)
+        if (came := draft.stat().st_size) != size:
+            raise OSError(f"{came} of its {size} bytes came")
+    return path
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A new file for this process alone, in the folder of `path`, which is renamed to it; on an error it goes. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    os.close(handle)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not _has_room(folder, size, most):
-            return None
-        handle, draft = tempfile.mkstemp(dir=folder, prefix=".tmp-")
-        os.close(handle)
-        fetch(Path(draft))
-        if os.path.getsize(draft) != size:
-            raise OSError(f"{os.path.getsize(draft)} of its {size} bytes came")
+        yield Path(draft)
         os.replace(draft, path)
-        return path
     finally:
-        if draft is not None:
-            Path(draft).unlink(missing_ok=True)
+        Path(draft).unlink(missing_ok=True)
 
 
 def _has_room(folder: Path, size: int, most: int) -> bool:
@@ -74,16 +81,15 @@ def _has_room(folder: Path, size: int, most: int) -> bool:
     for entry in os.scandir(folder):
         with suppress(OSError):  # another process was quicker
             status = entry.stat()
-            files.append((status.st_mtime_ns, status.st_size, entry.path))
-    total = sum(bytes_ for _, bytes_, _ in files)
-    disk = os.statvfs(folder)
-    free, spare = disk.f_bavail * disk.f_frsize, int(FREE * disk.f_blocks * disk.f_frsize)
-    for used, bytes_, old in sorted(files):
-        if os.path.basename(old).startswith(".tmp-") and time.time() - used / 1e9 < ABANDONED:
-            continue  # somebody fetches it
-        if total + size <= most and free - size >= spare:
+            files.append((status.st_mtime, status.st_size, entry.path))
+    disk = shutil.disk_usage(folder)
+    room = min(most - sum(taken for _, taken, _ in files), disk.free - int(FREE * disk.total))
+    for used, taken, path in sorted(files):
+        if room >= size:
             break
+        if os.path.basename(path).startswith(".tmp-") and time.time() - used < ABANDONED:
+            continue  # somebody fetches it
         with suppress(OSError):
-            os.unlink(old)
-        total, free = total - bytes_, free + bytes_
-    return total + size <= most and free - size >= spare
+            os.unlink(path)
+        room += taken
+    return room >= size

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -160,23 +161,19 @@ class PrefetchCache(Generic[T]):
 
     def _fetch(self, index: int, promise: "Future[T]") -> None:
         try:
-            found = self.fetch(index)
+            promise.set_result(self.fetch(index))
         except BaseException as raised:
-            error = _alike(raised)
-            with self._changed:
-                del self._under_way[index]
-                if isinstance(error, Exception):  # a reader who is interrupted has not failed
-                    self._failed[index] = (time.monotonic(), error)
-                self._changed.notify_all()
-            promise.set_exception(error)
-            return
+            promise.set_exception(_alike(raised))
+        error = promise.exception()
         with self._changed:
             del self._under_way[index]
-            self._failed.pop(index, None)
-            self._copies[index] = found
-            self._drop_beside(index)
+            if error is None:
+                self._failed.pop(index, None)
+                self._copies[index] = promise.result()
+                self._drop_beside(index)
+            elif isinstance(error, Exception):  # a reader who is interrupted has not failed
+                self._failed[index] = (time.monotonic(), error)
             self._changed.notify_all()
-        promise.set_result(found)
 
 
 def _alike(error: BaseException) -> BaseException:
@@ -222,23 +219,24 @@ class Fetched(PrefetchCache[OpenFile]):
         """The bytes of each copy under way."""
         sizes = {}
         for index in self._under_way:
-            with suppress(OSError):  # not begun, or whole already
-                sizes[index] = os.stat(self._drafts.get(index, self._draft(index))).st_size
+            with suppress(KeyError, OSError):  # not begun, or there already
+                sizes[index] = os.stat(self._drafts[index]).st_size
         return sizes
 
-    def _draft(self, index: int) -> Path:
-        return Path(self._folder.name, str(index))
+    def _download(self, index: int, draft: Path) -> None:
+        self._drafts[index] = draft
+        self.places.fs.get_file(self.places.paths[index], str(draft))
 
     def _copy(self, index: int) -> OpenFile:
-        fs, path, draft = self.places.fs, self.places.paths[index], self._draft(index)
+        path, draft = self.places.paths[index], Path(self._folder.name, str(index))
 
         def fetch() -> OpenFile:
-            size = fs.info(path).get("size")
+            size = self.places.fs.info(path).get("size")
             if size and self.stamp and (kept := self._cached(index, size)):
                 return kept
-            self._require_room(size or 0)
-            self._drafts[index] = draft
-            fs.get_file(path, str(draft))
+            if shutil.disk_usage(self._folder.name).free < (size or 0):
+                raise self._disk_full()
+            self._download(index, draft)
             copy = OpenFile(draft)
             if size is not None and copy.size != size:
                 raise OSError(f"{copy.size} of its {size} bytes came")
@@ -250,7 +248,7 @@ class Fetched(PrefetchCache[OpenFile]):
             raise
         except Exception as error:  # each back-end raises its own
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                self._require_room(1 << 62)
+                raise self._disk_full() from None
             reason = "not found" if is_permanent(error) else line_of(error) or type(error).__name__
             raise BadImageError(f"{shown(path)} could not be fetched: {shown(reason)}") from None
         finally:
@@ -259,15 +257,9 @@ class Fetched(PrefetchCache[OpenFile]):
     def _cached(self, index: int, size: int) -> OpenFile | None:
         """The copy in the user's cache folder, fetched if need be; None, with one warning, where it cannot be kept there."""
         assert self.stamp is not None
-        path = self.places.paths[index]
-
-        def fetch(draft: Path) -> None:
-            self._drafts[index] = draft
-            self.places.fs.get_file(path, str(draft))
-
-        name = f"{self.places.fs.unstrip_protocol(path)} {size} {self.stamp(index)}"
+        name = f"{self.places.fs.unstrip_protocol(self.places.paths[index])} {size} {self.stamp(index)}"
         try:
-            kept = cached_copy(name, size, fetch)
+            kept = cached_copy(name, size, partial(self._download, index))
             return OpenFile(kept) if kept else None
         except FileNotFoundError:  # another process made room just now; or it is not there, which is found out next
             return None
@@ -279,7 +271,6 @@ class Fetched(PrefetchCache[OpenFile]):
                 log.warning("copies of remote files are not kept: %s; set XDG_CACHE_HOME to a folder with room", error)
             return None
 
-    def _require_room(self, size: int) -> None:
-        if shutil.disk_usage(self._folder.name).free < size:
-            where = Path(self._folder.name).parent
-            raise UserError(f"no room in {where} for a copy of a remote file; set TMPDIR to a folder on a larger disk")
+    def _disk_full(self) -> UserError:
+        where = Path(self._folder.name).parent
+        return UserError(f"no room in {where} for a copy of a remote file; set TMPDIR to a folder on a larger disk")

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise, takewhile
 from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
@@ -20,19 +20,7 @@ PATTERN_SIGNS = "*?[{"
 MOST_PATHS = 100_000
 PAUSES = (1.0, 4.0, 16.0)  # seconds before another try
 PATIENCE = 60.0  # seconds before a file that could not be fetched is tried again
-PACKAGES = {
-    "hf": "'jepakit[remote]'",
-    "http": "'jepakit[remote]'",
-    "https": "'jepakit[remote]'",
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "ssh": "paramiko",
-    "sftp": "paramiko",
-}
+EXTRA = ("aiohttp", "huggingface_hub")  # packages that the extra 'remote' brings
 
 
 class NothingThereError(UserError):
@@ -80,8 +68,8 @@ def expand(data: str) -> Places:
     except UserError:
         raise
     except ImportError as error:
-        kind = re.split("::|://", data)[0]
-        package = PACKAGES.get(kind) or PACKAGES.get(data.rpartition("::")[2].partition("://")[0])
+        module = error.name or getattr(error.__cause__, "name", None)  # fsspec's own error bears no name
+        package = "'jepakit[remote]'" if module in EXTRA else module
         then = f"pip install {package}" if package else line_of(error)
         raise UserError(f"{shown(data)} needs another package to be reached: {then}") from None
     except Exception as error:  # each back-end raises its own
@@ -99,33 +87,22 @@ def shown(address: str) -> str:
 
 def braces(word: str) -> Iterator[str]:
     """The words that a shell's brace expansion makes of {a,b} and {08..11}; other braces stay as they are."""
-    for start, end, choices in _groups(word):
-        rest = word[end:]
-        for choice in choices:
-            # a choice may have braces of its own
-            yield from (word[:start] + head + tail for head in braces(choice) for tail in braces(rest))
-        return
-    yield word
-
-
-def _groups(word: str) -> Iterator[tuple[int, int, Iterable[str]]]:
-    """The braces of a word that can be expanded: the index of '{', that after '}', and the choices."""
     for start in (i for i, c in enumerate(word) if c == "{"):
-        depth, commas = 0, [start]
-        for i in range(start, len(word)):
-            depth += (word[i] == "{") - (word[i] == "}")
-            if depth == 1 and word[i] == ",":
-                commas.append(i)
+        depth, marks = 0, [start]  # of the opening brace, the commas and the closing brace
+        for end in range(start, len(word)):
+            depth += (word[end] == "{") - (word[end] == "}")
+            if not depth or (depth == 1 and word[end] == ","):
+                marks.append(end)
             if not depth:
                 break
-        else:
-            continue
-        span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", word[start + 1 : i])
-        if span:
-            yield start, i + 1, _range(*span.groups())
-        elif len(commas) > 1:
-            ends = [*commas[1:], i]
-            yield start, i + 1, [word[a + 1 : b] for a, b in zip(commas, ends, strict=True)]
+        span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", word[start + 1 : marks[-1]])
+        if not depth and (span or len(marks) > 2):
+            choices = _range(*span.groups()) if span else (word[a + 1 : b] for a, b in pairwise(marks))
+            rest = word[marks[-1] + 1 :]
+            # a choice may have braces of its own
+            yield from (word[:start] + head + tail for choice in choices for head in braces(choice) for tail in braces(rest))
+            return
+    yield word
 
 
 def _range(first: str, last: str) -> Iterator[str]:
@@ -171,11 +148,8 @@ def above(paths: Iterable[str]) -> str:
 def titles_below(paths: tuple[str, ...]) -> list[str]:
     """What to call each file wherever the set lies: its path below the folder that holds them all."""
     parts = [shown(path).split("/") for path in paths]
-    shared = 0
-    for level in zip(*(part[:-1] for part in parts), strict=False):
-        if len(set(level)) > 1:
-            break
-        shared += 1
+    levels = zip(*(part[:-1] for part in parts), strict=False)
+    shared = len([*takewhile(lambda level: len(set(level)) == 1, levels)])
     return ["/".join(part[shared:]) for part in parts]
 
 

@@ -209,20 +209,18 @@ def _by_threads(places: Places, work: Callable[[int], T], numbers: Sequence[int]
                 raise UserError(f"the shard {path} is not found: check the pattern, and that you may read it") from None
             raise UserError(f"the shard {path} cannot be read: {shown(line_of(error)) or type(error).__name__}") from None
 
-    pool, started = ThreadPoolExecutor(TOGETHER), time.monotonic()
-    try:
+    started, report = time.monotonic(), None
+    with ExitStack() as stack:
+        pool = ThreadPoolExecutor(TOGETHER)
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         results = [pool.submit(tell, i) for i in numbers]
-        with ExitStack() as stack:
-            report = None
-            for done, ready in enumerate(as_completed(results), 1):
-                ready.result()
-                if report is None and time.monotonic() - started > QUIET:
-                    report = stack.enter_context(progress(title, len(results), done))
-                if report is not None:
-                    report(done)
+        for done, ready in enumerate(as_completed(results), 1):
+            ready.result()
+            if report is None and time.monotonic() - started > QUIET:
+                report = stack.enter_context(progress(title, len(results), done))
+            if report is not None:
+                report(done)
         return [ready.result() for ready in results]
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _stamp(places: Places, i: int) -> tuple[str, int | None]:

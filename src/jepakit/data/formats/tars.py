@@ -8,7 +8,6 @@ import json
 import os
 import re
 import tarfile
-import tempfile
 from array import array
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from jepakit.core.errors import UserError
 from jepakit.data.decoding.decode import SUFFIXES
 from jepakit.data.decoding.file_kinds import HEAD_BYTES
-from jepakit.data.formats.disk_cache import cache_folder
+from jepakit.data.formats.disk_cache import cache_folder, written_aside
 from jepakit.data.formats.prefetch import OpenFile
 from jepakit.data.left_out import LeftOut
 
@@ -93,9 +92,9 @@ class _Headers:
 def tar_index(file: OpenFile, name: str) -> TarIndex:
     """The images of an open tar. Raises UserError if it is none; one that breaks off is read up to there."""
     offsets, sizes, ends, names = array("q"), array("q"), array("q"), bytearray()
-    labels, folders, links = _Table(), _Table(), 0
-    told: dict[str, int] = {}  # key -> place of its label
-    left = LeftOut()
+    labels: dict[str, int] = {}  # each label and its place in their table
+    label_of: dict[str, int] = {}  # the place, by key
+    links, left = 0, LeftOut()
     members = _members(file, name)
     while True:
         try:
@@ -114,60 +113,41 @@ def tar_index(file: OpenFile, name: str) -> TarIndex:
             label = _label(file.read(info.size, info.offset_data), ending) if info.size <= MOST_LABEL else ""
             if not label:
                 left.add(title, bytes)
-            elif ending == "cls" or _key(title) not in told:
-                told[_key(title)] = labels.place(label)
+            elif ending == "cls" or _key(title) not in label_of:
+                label_of[_key(title)] = labels.setdefault(label, len(labels))
         elif is_image:
             offsets.append(info.offset_data)
             sizes.append(info.size)
             names += title.encode(errors="surrogateescape")
             ends.append(len(names))
-            folders.append("/".join(parts[:-1]))
         else:
             left.add(title, partial(file.read, min(info.size, HEAD_BYTES), info.offset_data))
     kept, text, last = _one_a_sample(bytes(names), np.array(ends, np.int64))
-    labels.places.extend(told.get(_key(title), -1) for title in split_names(text, last))
-    lie = [np.array(values, np.int64)[kept] for values in (offsets, sizes)]
-    folder = Words(tuple(folders.table), np.array(folders.places, np.int32)[kept])
-    return TarIndex(lie[0], lie[1], text, last, labels.words(), folder, cut, len(ends) - len(kept), links, left.stored)
+    labelled = [label_of.get(_key(title), -1) for title in split_names(text, last)]
+    folders: dict[str, int] = {"": -1}
+    in_folders = [folders.setdefault(title.rpartition("/")[0], len(folders) - 1) for title in split_names(text, last)]
+    words = Words(tuple(labels), np.array(labelled, np.int32)), Words(tuple(folders)[1:], np.array(in_folders, np.int32))
+    lie, more = np.array([offsets, sizes], np.int64)[:, kept], len(ends) - len(last)
+    return TarIndex(lie[0], lie[1], text, last, *words, cut, more, links, left.stored)
 
 
-def _one_a_sample(names: bytes, ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], bytes, NDArray[np.int64]]:
-    """Places of one image of each sample, the first with a plain ending ('jpg', not 'seg.png') or else the first; their names.
+def _one_a_sample(names: bytes, ends: NDArray[np.int64]) -> tuple[NDArray[np.bool_], bytes, NDArray[np.int64]]:
+    """Which images (n,) are kept, one of each sample: the first with a plain ending ('jpg', not 'seg.png') or else the first;
+    the names of these, and where each ends.
 
     Images of a sample have one name up to the first dot that no digit follows: '000.jpg' and '000.seg.png', but not
     'film.0001.png' and 'film.0002.png'.
     """
-    n = len(ends)
-    samples, plain = np.empty(n, np.int64), np.empty(n, np.bool_)
+    samples, more = np.empty(len(ends), np.int64), np.empty(len(ends), np.bool_)
     for i, title in enumerate(split_names(names, ends)):
-        head, slash, base = title.rpartition("/")
-        name, *endings = ENDING.split(base)
-        samples[i], plain[i] = hash(head + slash + name), len(endings) == 1  # 64 bits: no two of a shard's millions agree
-    order = np.lexsort((~plain, samples))  # which is stable
-    first = np.diff(samples[order], prepend=samples[order][:1] - 1) != 0
-    kept = np.sort(order[first])
-    if len(kept) == n:
-        return kept, names, ends
+        folder, _, base = title.rpartition("/")
+        stem, *endings = ENDING.split(base)
+        samples[i], more[i] = hash((folder, stem)), len(endings) > 1  # 64 bits: no two of a shard's millions agree
+    plain_first = np.argsort(more, kind="stable")
+    kept = np.zeros(len(ends), np.bool_)
+    kept[plain_first[np.unique(samples[plain_first], return_index=True)[1]]] = True
     lengths = np.diff(ends, prepend=0)
-    text = b"".join(names[end - length : end] for end, length in zip(ends[kept].tolist(), lengths[kept].tolist(), strict=True))
-    return kept, text, np.cumsum(lengths[kept])
-
-
-class _Table:
-    """Words as they come, each kept once."""
-
-    def __init__(self) -> None:
-        self.table: dict[str, int] = {}
-        self.places = array("i")
-
-    def place(self, word: str) -> int:
-        return self.table.setdefault(word, len(self.table))
-
-    def append(self, word: str) -> None:
-        self.places.append(self.place(word) if word else -1)
-
-    def words(self) -> Words:
-        return Words(tuple(self.table), np.array(self.places, np.int32))
+    return kept, np.frombuffer(names, np.uint8)[np.repeat(kept, lengths)].tobytes(), np.cumsum(lengths[kept])
 
 
 def split_names(names: bytes, ends: NDArray[np.int64]) -> Generator[str, None, None]:
@@ -235,14 +215,33 @@ def _members(file: OpenFile, name: str) -> Generator[tarfile.TarInfo, None, str]
 
 def cached_index(address: str, stamp: str) -> TarIndex | None:
     """The index of the tar at an address from the cache, if it has that of the same stamp."""
-    return _load(_kept_at(address), stamp)
+    try:
+        with np.load(_kept_at(address), allow_pickle=False) as file:
+            meta = json.loads(file["meta"].tobytes())
+            if (meta["version"], meta["stamp"]) != (VERSION, stamp):
+                return None
+            (offsets, sizes, ends), (labels, folders) = file["lies"], file["words"]
+            words = Words(tuple(meta["labels"]), labels), Words(tuple(meta["folders"]), folders)
+            return TarIndex(offsets, sizes, file["names"].tobytes(), ends, *words, meta["cut"], *meta["left"])
+    except Exception:  # whatever a broken file provokes: it is made again
+        return None
 
 
 def new_index(address: str, stamp: str, file: OpenFile, name: str) -> tuple[TarIndex, str]:
     """The index of an open tar, from now on in the cache; and why it cannot be kept there, '' if it is. Raises UserError."""
     index = tar_index(file, name)
+    left = [index.others, index.links, index.left]
+    tables = {"labels": index.labels.table, "folders": index.folders.table}
+    meta = json.dumps({"version": VERSION, "stamp": stamp, "cut": index.cut, "left": left, **tables}).encode()
     try:
-        _save(_kept_at(address), stamp, index)
+        with written_aside(_kept_at(address)) as draft, draft.open("wb") as out:
+            np.savez(
+                out,
+                meta=np.frombuffer(meta, np.uint8),
+                lies=np.stack([index.offsets, index.sizes, index.ends]),
+                words=np.stack([index.labels.places, index.folders.places]),
+                names=np.frombuffer(index.names, np.uint8),
+            )
     except OSError as error:
         return index, str(error)
     return index, ""
@@ -250,39 +249,3 @@ def new_index(address: str, stamp: str, file: OpenFile, name: str) -> tuple[TarI
 
 def _kept_at(address: str) -> Path:
     return cache_folder("shards") / f"{hashlib.sha256(address.encode(errors='surrogateescape')).hexdigest()[:40]}.npz"
-
-
-def _save(path: Path, stamp: str, index: TarIndex) -> None:
-    tables = {"labels": index.labels.table, "folders": index.folders.table}
-    meta = json.dumps(
-        {"version": VERSION, "stamp": stamp, "cut": index.cut, "left": [index.others, index.links, index.left], **tables}
-    ).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")  # of this process only: several may index one set
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(
-                file,
-                meta=np.frombuffer(meta, np.uint8),
-                lies=np.stack([index.offsets, index.sizes, index.ends]),
-                words=np.stack([index.labels.places, index.folders.places]),
-                names=np.frombuffer(index.names, np.uint8),
-            )
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise
-
-
-def _load(path: Path, stamp: str) -> TarIndex | None:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            meta = json.loads(file["meta"].tobytes())
-            if (meta["version"], meta["stamp"]) != (VERSION, stamp):
-                return None
-            (offsets, sizes, ends), (labels, folders) = file["lies"], file["words"]
-            tables = [tuple(meta[key]) for key in ("labels", "folders")]
-            words = Words(tables[0], labels), Words(tables[1], folders)
-            return TarIndex(offsets, sizes, file["names"].tobytes(), ends, *words, meta["cut"], *meta["left"])
-    except Exception:  # whatever a broken file provokes: it is made again
-        return None
