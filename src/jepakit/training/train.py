@@ -16,6 +16,7 @@ from jepakit.artifacts.load import build_jepa
 from jepakit.artifacts.run import Run
 from jepakit.config.choice import Choice, resolve_with_data
 from jepakit.config.config import Config, given_layer, layer_from, method_layer, read_yaml, resolve
+from jepakit.config.released_yaml import ReleasedYaml, is_released, released_yaml
 from jepakit.config.renamed import current_layer
 from jepakit.core.errors import UserError, checked, plain
 from jepakit.core.files import local
@@ -66,7 +67,7 @@ def pretrain(
     return _begin(*_chosen(data, recipe, method, config, given), out, overwrite)
 
 
-def _begin(chosen: Config, source: Source, choice: Choice, out: str | Path, overwrite: bool) -> Run:
+def _begin(chosen: Config, source: Source, choice: Choice | ReleasedYaml, out: str | Path, overwrite: bool) -> Run:
     """A new run with these settings: its folder, the first lines of its log, a first checkpoint, and the training."""
     threads, seconds = chosen.run.loader_threads, chosen.run.read_timeout_seconds
     part, given_images, tally = training_part(source, chosen.images), chosen.images, Tally()
@@ -94,16 +95,27 @@ def _chosen(
     method: str | None,
     config: str | Path | Mapping[str, Any] | None,
     given: dict[str, Any],
-) -> tuple[Config, Source, Choice]:
+) -> tuple[Config, Source, Choice | ReleasedYaml]:
     """The settings of a new run: recipe, then method, then the file, then the command line's words; and its images."""
     file = layer_from(config, "config") if isinstance(config, Mapping) else read_yaml(local(config, "config")) if config else {}
+    released = None
+    if is_released(file):
+        where = "config" if isinstance(config, Mapping) else str(config)
+        released = released_yaml(file, where, own_data=data is not None or bool(given.get("data")))
+        file = released.layer
     file = current_layer(file, "config", tell=True)
     asked_recipe, asked_method = given.pop("recipe", None), given.pop("method", None)
     recipe, method = recipe or asked_recipe, method or asked_method
     if recipe and file.get("recipe") not in (None, recipe):
-        raise UserError(f"the config holds recipe {file['recipe']}, not {recipe}: leave out --recipe, or 'recipe' in the file")
+        also = "" if released else ", or 'recipe' in the file"
+        raise UserError(f"the config holds recipe {file['recipe']}, not {recipe}: leave out --recipe{also}")
     layers = [file, method_layer(method) if method else {}, given, {} if data is None else {"data": named(data)}]
-    return resolve_with_data(recipe or file.get("recipe") or ("small" if config else None), file.get("method"), *layers)
+    recipe = recipe or file.get("recipe") or ("small" if config else None)
+    try:
+        found, source, choice = resolve_with_data(recipe, file.get("method"), *layers)
+    except UserError as error:
+        raise UserError(released.in_their_words(str(error), given) if released else str(error)) from None
+    return found, source, released or choice
 
 
 def _resume(run: Run, changes: Mapping[str, Any]) -> Run:
