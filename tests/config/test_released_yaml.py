@@ -12,7 +12,7 @@ from PIL import Image
 from jepakit import cli
 from jepakit.config.config import known_keys
 from jepakit.config.recipes import recipe, settings
-from jepakit.config.released_yaml import OTHERWISE, SAME, UNMAPPED, is_released, released_yaml
+from jepakit.config.released_yaml import OTHERWISE, SAME, UNMAPPED, has_released_groups, released_yaml
 from jepakit.core.errors import UserError
 from jepakit.model.masking.masks import MultiBlock
 from jepakit.training.train import pretrain
@@ -209,9 +209,9 @@ def test_what_the_file_leaves_out_is_the_recipes_and_is_said() -> None:
 
 
 def test_only_such_files_are_taken_for_one() -> None:
-    assert is_released({"meta": {"model_name": "vit_huge"}}) and is_released(vith14())
+    assert has_released_groups({"meta": {"model_name": "vit_huge"}}) and has_released_groups(vith14())
     for ours in ({}, {"optim": {"lr": 1e-3}}, {"data": "x"}, {"optim": {}, "mask": {"min_keep": 3}}, {"mask": 3}):
-        assert not is_released(ours), ours
+        assert not has_released_groups(ours), ours
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from jepakit.config.config import grouped, known_keys, merge, nested
 from jepakit.core.errors import UserError, nearest, plain
 from jepakit.model.vit import VIT_SIZES
 
-GROUPS = ("data", "logging", "mask", "meta", "optimization")
+RELEASED_GROUPS = ("data", "logging", "mask", "meta", "optimization")
 _OWN = ("mask", "meta", "optimization")  # groups of theirs that no settings of ours have
 # Their key: ours, with the same value
 SAME = {
@@ -102,7 +102,7 @@ class ReleasedYaml:
         return sentence
 
 
-def is_released(given: Mapping[str, Any]) -> bool:
+def has_released_groups(given: Mapping[str, Any]) -> bool:
     """Whether a file's groups are the released code's: one that only it has, and none that only our settings have."""
     ours = {key.partition(".")[0] for key in known_keys()} - {"data"}
     return any(isinstance(given.get(group), Mapping) for group in _OWN) and not ours & given.keys()
@@ -142,8 +142,8 @@ def _values(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Values by dotted key. Raises UserError for an unknown group or key."""
     known, result = (*SAME, *OTHERWISE, *UNMAPPED), dict[str, Any]()
     for group, settings in grouped(given, where).items():
-        if group not in GROUPS:
-            raise UserError(f"{where}: {group}: no group of a released I-JEPA configuration{nearest(group, GROUPS)}")
+        if group not in RELEASED_GROUPS:
+            raise UserError(f"{where}: {group}: no group of a released I-JEPA configuration{nearest(group, RELEASED_GROUPS)}")
         if not isinstance(settings, Mapping | None):
             raise UserError(f"{where}: {group}: expected settings, as in '{group}: {{{_first(group)}: ...}}', not {settings!r}")
         result |= {f"{group}.{key}": value for key, value in (settings or {}).items()}

@@ -16,7 +16,7 @@ from jepakit.artifacts.load import build_jepa
 from jepakit.artifacts.run import Run
 from jepakit.config.choice import Choice, resolve_with_data
 from jepakit.config.config import Config, given_layer, layer_from, method_layer, read_yaml, resolve
-from jepakit.config.released_yaml import ReleasedYaml, is_released, released_yaml
+from jepakit.config.released_yaml import ReleasedYaml, has_released_groups, released_yaml
 from jepakit.config.renamed import current_layer
 from jepakit.core.errors import UserError, checked, plain
 from jepakit.core.files import local
@@ -99,7 +99,7 @@ def _chosen(
     """The settings of a new run: recipe, then method, then the file, then the command line's words; and its images."""
     file = layer_from(config, "config") if isinstance(config, Mapping) else read_yaml(local(config, "config")) if config else {}
     released = None
-    if is_released(file):
+    if has_released_groups(file):
         where = "config" if isinstance(config, Mapping) else str(config)
         released = released_yaml(file, where, own_data=data is not None or bool(given.get("data")))
         file = released.layer
