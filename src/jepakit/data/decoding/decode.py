@@ -18,8 +18,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from jepakit.data.decoding import ifd
 from jepakit.data.decoding.file_kinds import HEAD_BYTES, kind_of
-from jepakit.data.decoding.ifd import BITS, LENGTH, PHOTOMETRIC, PICTURES, SAMPLES, TIFF, WIDTH, starting_at, tags_of, turn_of
+from jepakit.data.decoding.ifd import number, starting_at, tags_of, turn_of
 from jepakit.data.decoding.pages import page_behind, pages_of
 from jepakit.data.decoding.pixels import BadImageError, Pixels, native, refuse_bomb
 from jepakit.data.decoding.tiff import as_pixels, bands_of, is_for_pillow, require_depth
@@ -38,6 +39,7 @@ FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow's part; it runs
 # what Pillow unpacks of 16 bits a channel: the upper byte of each, and another word for the lower; of gray with alpha, all four
 HALVES = {"RGB;16B": ("RGB;16B", "RGB;16L"), "RGBA;16B": ("RGBA;16B", "RGBA;16L"), "LA;16B": ("RGBA",)}
 MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # of a JPEG, with a length after it, or its end
+SCAN, EXIF = 0xDA, 0xE1  # the second bytes of two
 # a line for every odd tag; what a reader should know is in BadImageError
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -75,7 +77,7 @@ def decode(data: bytes, most_pixels: int = MOST_PIXELS, findings: list[Finding] 
     try:
         if data[:2] == b"\xff\xd8":
             return _jpeg(data, most_pixels, findings)
-        return _tiff(data, most_pixels, findings) if data[:4] in TIFF else _pillow(data, most_pixels, findings)
+        return _tiff(data, most_pixels, findings) if data[:4] in ifd.TIFF else _pillow(data, most_pixels, findings)
     except BadImageError:
         raise
     except UnidentifiedImageError:
@@ -93,24 +95,23 @@ def decode(data: bytes, most_pixels: int = MOST_PIXELS, findings: list[Finding] 
 
 def _tiff(data: bytes, most_pixels: int, findings: list[Finding] | None) -> Pixels:
     pages = pages_of(data, counted=findings is not None)
-    whole, data = data, starting_at(data, pages.places[0])
-    tags = tags_of(data)
-    many = len(pages.places) + max(0, len(pages.behind) - 1)
+    first, count = starting_at(data, pages.places[0]), len(pages.behind) or len(pages.places)
+    tags = tags_of(first)
     if findings is not None:
-        if pages.number > many:
-            findings.append(Finding("pages", f"{pages.number} pages{f' (axes {pages.axes})' if pages.axes else ''}"))
+        if pages.count > count:
+            findings.append(Finding("pages", f"{pages.count} pages{f' (axes {pages.axes})' if pages.axes else ''}"))
         if pages.masks:
             findings.append(Finding("mask"))
-    if many > 1:
-        weight = many * tags.get(SAMPLES, (1,))[0] * -(-max(tags.get(BITS, (1,))) // 8)
-        refuse_bomb(tags.get(WIDTH, (0,))[0], tags.get(LENGTH, (0,))[0], most_pixels, -(-weight // 4))
+    if count > 1:
+        weight = count * number(tags, ifd.SAMPLES) * -(-max(tags.get(ifd.BITS, (1,))) // 8)
+        refuse_bomb(number(tags, ifd.WIDTH, 0), number(tags, ifd.LENGTH, 0), most_pixels, -(-weight // 4))
     if pages.behind:
-        bands = [page_behind(data, tags, number) for number in pages.behind]
+        bands = [page_behind(first, tags, index) for index in pages.behind]
         require_depth(bands[0].dtype, 0)
         return as_pixels(np.concatenate(bands, 2), tags, findings)
-    first = _page(data, most_pixels, findings, alone=many == 1)
-    others = (_page(starting_at(whole, place), most_pixels, None, alone=False) for place in pages.places[1:])
-    return first if many == 1 else np.concatenate([first, *others], 2)
+    pixels = _page(first, most_pixels, findings, alone=count == 1)
+    others = (_page(starting_at(data, place), most_pixels, None, alone=False) for place in pages.places[1:])
+    return np.concatenate([pixels, *others], 2) if count > 1 else pixels
 
 
 def _page(data: bytes, most_pixels: int, findings: list[Finding] | None, *, alone: bool) -> Pixels:
@@ -119,7 +120,8 @@ def _page(data: bytes, most_pixels: int, findings: list[Finding] | None, *, alon
     if not is_for_pillow(data, tags, most_pixels):
         return as_pixels(bands_of(data, most_pixels), tags, findings)
     pixels = as_pixels(_pillow(data, most_pixels, None), tags, findings, shown=True)
-    return pixels if alone or tags.get(SAMPLES, (1,))[0] > 1 or tags.get(PHOTOMETRIC) == (3,) else pixels[..., :1]
+    colours = number(tags, ifd.SAMPLES) > 1 or number(tags, ifd.PHOTOMETRIC) == 3
+    return pixels if alone or colours else pixels[..., :1]
 
 
 def _jpeg(data: bytes, most_pixels: int, findings: list[Finding] | None) -> Pixels:
@@ -128,24 +130,28 @@ def _jpeg(data: bytes, most_pixels: int, findings: list[Finding] | None) -> Pixe
     if findings is not None and (pictures := _pictures(data)) > 1:
         findings.append(Finding("pages", f"{pictures} pictures"))
     most = max(16, MOST_SCANS // (width * height))
-    if len(data) > 10 * most and data.count(b"\xff\xda") > most and (scans := _scans(data)) > most:
-        raise BadImageError(f"{width}x{height} in {scans} scans: taken for a bomb of time")
+    if len(data) > 10 * most and data.count(b"\xff\xda") > most:
+        scans = sum(marker == SCAN for marker, *_ in _segments(data))
+        if scans > most:
+            raise BadImageError(f"{width}x{height} in {scans} scans: taken for a bomb of time")
+    pixels = simplejpeg.decode_jpeg(data, "CMYK" if space == "CMYK" else "RGB")
     if space == "CMYK":
-        inks = simplejpeg.decode_jpeg(data, "CMYK")  # Adobe's are inverted
-        pixels = _by_parts(
-            width, height, lambda a, b: _pixels(Image.frombytes("CMYK", (width, b - a), inks[a:b].tobytes(), "raw", "CMYK;I"))
-        )
-        return _upright(pixels, jpeg_turn(data))
-    return _upright(simplejpeg.decode_jpeg(data, "RGB"), jpeg_turn(data))
+        pixels = _by_parts(width, height, partial(_inks_to_colours, pixels))
+    return _upright(pixels, jpeg_turn(data))
 
 
-def _scans(data: bytes) -> int:
-    """Scans of a JPEG, marker by marker; what follows its end has none (a film, in a live photo)."""
-    place, scans = 2, 0
+def _inks_to_colours(inks: Pixels, a: int, b: int) -> Pixels:
+    """Rows of a CMYK JPEG, whose inks Adobe inverts."""
+    return _pixels(Image.frombytes("CMYK", (inks.shape[1], b - a), inks[a:b].tobytes(), "raw", "CMYK;I"))
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment of a JPEG; what follows its end has none (a film, in a live photo)."""
+    place = 2
     while (found := MARKER.search(data, place)) and found[0] != b"\xff\xd9":
-        scans += found[0] == b"\xff\xda"
-        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
-    return scans
+        start = found.end()
+        place = start + int.from_bytes(data[start : start + 2])
+        yield found[0][1], start + 2, place
 
 
 def _pictures(data: bytes) -> int:
@@ -153,20 +159,21 @@ def _pictures(data: bytes) -> int:
     start = data.find(b"MPF\0", 0, 1 << 20) + 4
     if start < 4 or b"hdrgm:Version" in data:
         return 1
-    entries: bytes = b""
-    with suppress(BadImageError, struct.error, OverflowError):
-        entries = tags_of(data[start : start + (1 << 16)]).get(PICTURES, (b"",))[0]
-    kinds = struct.unpack(f"{'<' if data[start] == 73 else '>'}{len(entries) // 4}I", entries[: len(entries) // 4 * 4])[::4]
-    return sum(kind & 0xFFFFFF not in (0x010001, 0x010002) for kind in kinds)
+    try:
+        entries: bytes = tags_of(data[start : start + (1 << 16)])[ifd.PICTURES][0]
+    except (BadImageError, KeyError, struct.error, OverflowError):
+        return 0
+    kinds = np.frombuffer(entries, "<u4" if data[start] == ord("I") else ">u4", len(entries) // 4)[::4] & 0xFFFFFF
+    return int((~np.isin(kinds, (0x010001, 0x010002))).sum())
 
 
 def jpeg_turn(data: bytes) -> int:
     """The orientation that a JPEG's EXIF gives, 1 to 8; 0 where there is none."""
-    place = 2
-    while place < 1 << 16 and (found := MARKER.search(data, place)) and found[0] != b"\xff\xda":
-        start, place = found.end() + 2, found.end() + int.from_bytes(data[found.end() : found.end() + 2])
-        if found[0] == b"\xff\xe1" and data[start : start + 6] == b"Exif\0\0":
-            return turn_of(data[start:place])
+    for marker, start, end in _segments(data):
+        if marker == EXIF and data[start : start + 6] == b"Exif\0\0":
+            return turn_of(data[start:end])
+        if marker == SCAN or end >= 1 << 16:
+            break
     return 0
 
 
@@ -193,8 +200,8 @@ def _pillow(data: bytes, most_pixels: int, findings: list[Finding] | None) -> Pi
             return _deep_ppm(data, image)
         image.load()  # which turns a TIFF upright
         width, height = image.size
-        plain = partial(_by_parts, width, height, lambda a, b: _pixels(_rows(image, a, b)))
-        pixels = _deep_png(data, tile[3], image) if deep else plain()
+        part = _deep_png(data, tile[3], image) if deep else lambda a, b: _pixels(_rows(image, a, b))
+        pixels = _by_parts(width, height, part)
         if findings is not None:
             findings.extend(_lost(image, tile))
         return _upright(pixels, 0 if image.format == "TIFF" else pillow_turn(image.info))
@@ -209,9 +216,8 @@ def _lost(image: Image.Image, tile: Any) -> Iterator[Finding]:
         yield Finding("depth", f"colours written as text up to {tile[3][1]}, of which 8 bits are kept")
 
 
-def _deep_png(data: bytes, rawmode: str, image: Image.Image) -> Pixels:
-    """A PNG of 16 bits with several channels, of which Pillow gives the upper or the lower 8 bits: uint16 (H, W, 3 or 1)."""
-    width, height = image.size
+def _deep_png(data: bytes, rawmode: str, image: Image.Image) -> Callable[[int, int], Pixels]:
+    """Reads rows of a PNG of 16 bits a channel, of which Pillow gives 8 at a time: a function to uint16 (rows, W, 3 or 1)."""
     halves = []
     for half in HALVES[rawmode]:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as opened:
@@ -232,7 +238,7 @@ def _deep_png(data: bytes, rawmode: str, image: Image.Image) -> Pixels:
         on_white: Pixels = ((values * alpha + 65535 * (65535 - alpha) + 32767) // 65535).astype(np.uint16)
         return on_white
 
-    return _by_parts(width, height, part)
+    return part
 
 
 def _deep_ppm(data: bytes, image: Any) -> Pixels:
@@ -255,12 +261,11 @@ def _by_parts(width: int, height: int, part: Callable[[int, int], Pixels]) -> Pi
     """Pixels of an image, `part` giving those of some rows: on the way they take many times their memory, so it goes by parts."""
     rows = max(1, _PART // width)
     first = part(0, min(rows, height))
-    whole = np.empty((height, *first.shape[1:]), first.dtype)
-    whole[: len(first)] = first
+    pixels = np.empty((height, *first.shape[1:]), first.dtype)
+    pixels[: len(first)] = first
     for top in range(rows, height, rows):
-        below = min(top + rows, height)
-        whole[top:below] = part(top, below)
-    return whole
+        pixels[top : top + rows] = part(top, min(top + rows, height))
+    return pixels
 
 
 def _pixels(image: Image.Image) -> Pixels:

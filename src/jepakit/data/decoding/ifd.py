@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from jepakit.data.decoding.pixels import BadImageError
 
@@ -22,82 +22,89 @@ MOST_ENTRIES = 1 << 18  # of all directories of a file: some .3 s
 Tags = dict[int, tuple[Any, ...]]  # by tag: numbers, or one text
 
 
-def first_of(data: bytes) -> int:
-    """Where the first directory lies. Raises BadImageError and struct.error."""
+class _Form(NamedTuple):
+    """How a TIFF or a BigTIFF writes its directories, in its order of bytes."""
+
+    order: str
+    head: int  # where the first directory's place stands
+    place: struct.Struct  # of a directory, or of values that do not fit into as many bytes beside their tag
+    entries: struct.Struct  # the number of a directory's entries
+    entry: struct.Struct  # tag, type and number of values
+
+
+def _form(data: bytes) -> _Form:
     if data[:4] not in TIFF:
         raise BadImageError("no TIFF")
-    order, big = _kind(data)
-    (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
-    return int(place)
+    order = "<" if data[:2] == b"II" else ">"
+    head, *words = (8, "Q", "Q", "HHQ") if b"+" in data[:4] else (4, "I", "H", "HHI")
+    return _Form(order, head, *(struct.Struct(f"{order}{word}") for word in words))
+
+
+def first_of(data: bytes) -> int:
+    """Where the first directory lies. Raises BadImageError and struct.error."""
+    form = _form(data)
+    return int(form.place.unpack_from(data, form.head)[0])
 
 
 def starting_at(data: bytes, place: int) -> bytes:
     """The same file with another of its directories as the first."""
     if place == first_of(data):
         return data
-    order, big = _kind(data)
-    head = struct.pack(order + ("Q" if big else "I"), place)
-    return b"".join((data[: 8 if big else 4], head, memoryview(data)[16 if big else 8 :]))
+    form = _form(data)
+    return b"".join((data[: form.head], form.place.pack(place), memoryview(data)[form.head + form.place.size :]))
 
 
-def tags_of(data: bytes) -> Tags:
-    """What we want to know of the first directory of a TIFF. Raises BadImageError, struct.error and OverflowError."""
-    return tags_at(data, first_of(data))
+def tags_of(data: bytes, place: int | None = None) -> Tags:
+    """The tags in WANTED of the directory at `place`, by default the first. Raises BadImageError, struct.error, OverflowError."""
+    return _directory(data, first_of(data) if place is None else place)[0]
 
 
-def tags_at(data: bytes, place: int) -> Tags:
-    """What we want to know of the directory at that place: numbers, or one text, by tag. Raises as `tags_of`."""
-    order, big = _kind(data)
-    count, place, entry = _entries(data, place)
-    room = 8 if big else 4  # for values beside their tag
-    tags: Tags = {}
-    for at in range(place, place + count * (entry.size + room), entry.size + room):
-        tag, kind, n = entry.unpack_from(data, at)
-        if n > MOST_VALUES and kind not in BYTES:
-            raise BadImageError(f"a TIFF with {n} values in tag {tag}")
-        letter = WANTED.get(tag, {}).get(kind)
-        if letter and tag not in tags and 0 < n <= (MOST_VALUES if letter != "s" else n):
-            values, there = f"{order}{n}{letter}", at + entry.size
-            if (n if letter == "s" else struct.calcsize(values)) > room:
-                (there,) = struct.unpack_from(order + ("Q" if big else "I"), data, there)
-            tags[tag] = (data[there : there + min(n, MOST_TEXT)],) if letter == "s" else struct.unpack_from(values, data, there)
-    return tags
+def number(tags: Tags, tag: int, default: Any = 1) -> Any:
+    """A tag's first number, or its text."""
+    return tags.get(tag, (default,))[0]
 
 
 def directories(data: bytes) -> Iterator[tuple[int, Tags]]:
     """Place and tags of the directories from the first one on, as far as they can be read, and are not absurdly many."""
-    order, big = _kind(data)
     seen, entries, place = set[int](), 0, first_of(data)
     while place and place not in seen and entries < MOST_ENTRIES:
         try:
-            count, start, entry = _entries(data, place)
-            tags = tags_at(data, place)
+            tags, count, end = _directory(data, place)
             seen.add(place)
             yield place, tags
             entries += count + 1
-            (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, start + count * (entry.size + (8 if big else 4)))
+            (place,) = _form(data).place.unpack_from(data, end)
         except (BadImageError, struct.error, OverflowError):
             return
 
 
-def _kind(data: bytes) -> tuple[str, bool]:
-    """The order of its bytes, as of struct, and whether it is a BigTIFF."""
-    return "<" if data[:2] == b"II" else ">", b"+" in data[2:4]
-
-
-def _entries(data: bytes, place: int) -> tuple[int, int, struct.Struct]:
-    """Entries of a directory: how many, where they begin, and what stands before the values of each."""
-    order, big = _kind(data)
-    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, place)
+def _directory(data: bytes, place: int) -> tuple[Tags, int, int]:
+    """Tags of a directory, the number of all its entries, and where the place of the next directory stands."""
+    form = _form(data)
+    (count,) = form.entries.unpack_from(data, place)
     if count > MOST_TAGS:
         raise BadImageError(f"a TIFF of {count} tags")
-    return count, place + (8 if big else 2), struct.Struct(order + ("HHQ" if big else "HHI"))
+    start, size = place + form.entries.size, form.entry.size + form.place.size
+    end = start + count * size
+    tags: Tags = {}
+    for at in range(start, end, size):
+        tag, kind, n = form.entry.unpack_from(data, at)
+        if n > MOST_VALUES and kind not in BYTES:
+            raise BadImageError(f"a TIFF with {n} values in tag {tag}")
+        letter = WANTED.get(tag, {}).get(kind)
+        if not letter or tag in tags or not 0 < n <= (MOST_VALUES if letter != "s" else n):
+            continue
+        values, there = f"{form.order}{n}{letter}", at + form.entry.size
+        if (n if letter == "s" else struct.calcsize(values)) > form.place.size:
+            (there,) = form.place.unpack_from(data, there)
+        tags[tag] = (data[there : there + min(n, MOST_TEXT)],) if letter == "s" else struct.unpack_from(values, data, there)
+    return tags, count, end
 
 
 def turn_of(exif: bytes) -> int:
     """EXIF's orientation, 1 to 8; 0 where it is absent or broken."""
     try:
-        turn = int(tags_of(exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")).get(ORIENTATION, (0,))[0])
+        turn = int(number(tags_of(exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")), ORIENTATION, 0))
     except (BadImageError, struct.error, OverflowError):
         return 0
     return turn if turn <= 8 else 0

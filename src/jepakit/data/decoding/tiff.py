@@ -10,27 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.data.decoding.ifd import (
-    BITS,
-    COMPRESSION,
-    DEPTH,
-    EXTRA_SAMPLES,
-    FILL,
-    LEAST,
-    LENGTH,
-    MOST,
-    NO_DATA,
-    PHOTOMETRIC,
-    PLANES,
-    ROWS,
-    SAMPLE_FORMAT,
-    SAMPLES,
-    STRIPS,
-    TILE,
-    TILES,
-    WIDTH,
-    Tags,
-)
+from jepakit.data.decoding import ifd
+from jepakit.data.decoding.ifd import Tags, number
 from jepakit.data.decoding.pixels import BadImageError, Pixels, native, refuse_bomb
 from jepakit.data.findings import Finding
 
@@ -52,37 +33,40 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # a line for ev
 
 
 def is_for_pillow(data: bytes, tags: Tags, most_pixels: int) -> bool:
-    """Whether a TIFF is gray or colour of 8 bits, alpha or not, or gray of 16: all else Pillow would cut, or refuse."""
-    (width, length), (across, along) = ((tags.get(tag, (0,))[0] for tag in side) for side in ((WIDTH, LENGTH), TILE))
+    """Whether Pillow reads the first page of a TIFF, of these tags, rightly and whole.
+
+    It does for gray or colour of 8 bits, with alpha or without, and for gray of 16; all else it would cut, or refuse.
+    Raises BadImageError for more than `most_pixels`, and where strips or tiles are missing.
+    """
+    (width, length), (across, along) = ((number(tags, tag, 0) for tag in sides) for sides in ((ifd.WIDTH, ifd.LENGTH), ifd.TILE))
     refuse_bomb(width, length, most_pixels)
     refuse_bomb(across or 1, along or 1, most_pixels)  # a tile can be larger than its image
     if not _pillow_knows(data, tags):
         return False
-    samples = tags.get(SAMPLES, (1,))[0]
-    strips = -(-width // across) * -(-length // along) if across and along else -(-length // tags.get(ROWS, (length,))[0])
-    strips *= samples if tags.get(PLANES) == (2,) else 1
-    have = len(tags.get(TILES if across else STRIPS, ()))
-    if have < strips and tags.get(COMPRESSION) != (6,):  # Pillow would leave the others black; 6: one JPEG, without strips
-        raise BadImageError(f"broken or cut: {have} of {strips} strips or tiles")
+    tiled = across and along
+    pieces = -(-width // across) * -(-length // along) if tiled else -(-length // number(tags, ifd.ROWS, length))
+    pieces *= number(tags, ifd.SAMPLES) if number(tags, ifd.PLANES) == 2 else 1
+    have = len(tags.get(ifd.TILES if across else ifd.STRIPS, ()))
+    if have < pieces and number(tags, ifd.COMPRESSION) != 6:  # Pillow would leave the others black; 6: one JPEG, without strips
+        raise BadImageError(f"broken or cut: {have} of {pieces} strips or tiles")
     return True
 
 
 def _pillow_knows(data: bytes, tags: Tags) -> bool:
-    """Whether Pillow reads a kind of a TIFF, and reads it rightly."""
-    if tags.get(DEPTH, (1,))[0] > 1 or set(tags.get(SAMPLE_FORMAT, (1,))) != {1}:
+    """Whether Pillow reads this kind of a TIFF, and reads it rightly."""
+    compression, samples = number(tags, ifd.COMPRESSION), number(tags, ifd.SAMPLES)
+    photometric = number(tags, ifd.PHOTOMETRIC, GUESSED.get(compression, -1))
+    bits, extra = {*tags.get(ifd.BITS, (1,))}, tags.get(ifd.EXTRA_SAMPLES, ())
+    if number(tags, ifd.DEPTH) > 1 or {*tags.get(ifd.SAMPLE_FORMAT, (1,))} != {1} or len(bits) > 1:
         return False
-    if data[:4] == b"MM\0+":  # which it takes for another
+    if data[:4] == b"MM\0+" or (samples, extra) not in _KNOWN.get(photometric, ()):  # the first it takes for another
         return False
-    bits, extra, compression = {*tags.get(BITS, (1,))}, tags.get(EXTRA_SAMPLES, ()), tags.get(COMPRESSION, (1,))[0]
-    photometric, samples = tags.get(PHOTOMETRIC, (GUESSED.get(compression, -1),))[0], tags.get(SAMPLES, (1,))[0]
-    if (samples, extra) not in _KNOWN.get(photometric, ()) or len(bits) > 1:
-        return False
-    if tags.get(PLANES) == (2,):  # it knows such colours; of one sample it takes the least for black
+    if number(tags, ifd.PLANES) == 2:  # it knows such colours; of one sample it takes the least for black
         alone = samples == 1 and (compression != 1 or (photometric == 1 and bits <= {1, 8}))
         if not alone and not (photometric in (2, 5, 8) and {*extra} <= {2}):
             return False
     plain = not extra and photometric in (0, 1, 2, 3) and bits <= {1, 2, 4, 8} and (photometric, *bits) != (0, 8)
-    if tags.get(FILL, (1,)) != (1,) and compression == 1 and not plain:  # bits from right to left
+    if number(tags, ifd.FILL) != 1 and compression == 1 and not plain:  # bits from right to left
         return False
     few = samples == 1 and photometric in (0, 1, 3) and bits <= {1, 2, 4}
     deep = samples == 1 and bits == {16} and (photometric == 1 or (photometric == 0 and data[:2] == b"II"))
@@ -107,32 +91,30 @@ def bands_of(data: bytes, most_pixels: int) -> NDArray[Any]:
 
 
 def as_pixels(bands: NDArray[Any], tags: Tags, findings: list[Finding] | None, *, shown: bool = False) -> Pixels:
-    """Bands of a page as all else takes them: pixels without data are given the mean of the others, and the least is black.
+    """Bands (H, W, bands) of a page as pixels: those of no data get the mean of the others, and the least value is black.
 
-    shown: they are what Pillow made of the page: at 8 bits colours, of which it has turned gray. findings: gets what is found.
-    Raises BadImageError where nothing is left, and where a float is not finite.
+    shown: the bands are what Pillow made of the page, which at 8 bits are colours, gray already turned. findings: gets what
+    is found. Raises BadImageError where no pixel has data, and where a float is not finite.
     """
-    top = (1 << max(tags.get(BITS, (1,)))) - 1
-    value, photometric, converted = _no_data(tags), tags.get(PHOTOMETRIC, (1,))[0], shown and bands.dtype == np.uint8
     found = list[Finding]()
-    if value is not None and converted and photometric == 3:
+    colours, photometric = shown and bands.dtype == np.uint8, number(tags, ifd.PHOTOMETRIC)
+    white = (1 << max(tags.get(ifd.BITS, (1,)))) - 1
+    value = _no_data(tags)
+    if value is not None and colours and photometric == 3:
         found.append(Finding("palette"))
     elif value is not None:
-        if converted:
-            value = (top - value if photometric == 0 else value) * 255 // top
-        empty = np.isnan(bands) if math.isnan(value) else bands == (bands.dtype.type(value) if bands.dtype.kind == "f" else value)
-        if converted or photometric == 2:  # of a colour, 0 of red is red's own
-            empty = np.broadcast_to(empty.all(2, keepdims=True), bands.shape)
-        if share := float(empty.mean()):
-            bands = _filled(bands, empty)
-            found.append(Finding("nodata", f"{value:g} fills {share:.1%}", share))
-    if photometric == 0 and not converted:  # min is white
-        colours = bands.shape[2] - len(tags.get(EXTRA_SAMPLES, ()))
-        if bands.dtype.kind == "f" and MOST not in tags:
+        if colours:
+            value = (white - value if photometric == 0 else value) * 255 // white
+        bands, share = _filled(bands, value, together=colours or photometric == 2)
+        found += [Finding("nodata", f"{value:g} fills {share:.1%}", share)] if share else []
+    if photometric == 0 and not colours:  # the least value is white
+        floats = bands.dtype.kind == "f"
+        if floats and ifd.MOST not in tags:
             found.append(Finding("polarity"))
         else:
-            most = tags[MOST][0] + tags.get(LEAST, (0,))[0] if bands.dtype.kind == "f" else top
-            bands = np.concatenate([bands.dtype.type(most) - bands[..., :colours], bands[..., colours:]], 2)
+            most = tags[ifd.MOST][0] + number(tags, ifd.LEAST, 0) if floats else white
+            turned = bands.shape[2] - len(tags.get(ifd.EXTRA_SAMPLES, ()))
+            bands = np.concatenate([bands.dtype.type(most) - bands[..., :turned], bands[..., turned:]], 2)
     if bands.dtype == np.float64:
         found.append(Finding("depth", "floats of 64 bits, of which 32 are kept"))
     if findings is not None:
@@ -143,18 +125,27 @@ def as_pixels(bands: NDArray[Any], tags: Tags, findings: list[Finding] | None, *
 def _no_data(tags: Tags) -> float | None:
     """The value that GDAL's tag names, where it names one."""
     try:
-        return float(tags[NO_DATA][0].split(b"\0")[0])
+        return float(tags[ifd.NO_DATA][0].split(b"\0")[0])
     except (KeyError, ValueError):
         return None
 
 
-def _filled(bands: NDArray[Any], empty: NDArray[np.bool_]) -> NDArray[Any]:
-    """Empty pixels of each band with the mean of its others, or of all others where it has none."""
+def _filled(bands: NDArray[Any], value: float, *, together: bool) -> tuple[NDArray[Any], float]:
+    """Bands with the mean of each band's others where a pixel has no data, or of all bands where it has none; and the share.
+
+    together: a pixel has no data where all of its bands are `value`, as 0 of red is red's own.
+    """
+    floats = bands.dtype.kind == "f"
+    empty = np.isnan(bands) if math.isnan(value) else bands == (bands.dtype.type(value) if floats else value)
+    if together:
+        empty = np.broadcast_to(empty.all(2, keepdims=True), bands.shape)
+    if not empty.any():
+        return bands, 0.0
     counts, sums = (~empty).sum((0, 1)), np.where(empty, 0, bands).sum((0, 1), dtype=np.float64)
     if not counts.any():
         raise BadImageError("all of its pixels are of the value that it names as no data")
     means = np.where(counts > 0, sums / np.maximum(counts, 1), sums.sum() / counts.sum())
-    return np.where(empty, (means if bands.dtype.kind == "f" else means.round()).astype(bands.dtype), bands)
+    return np.where(empty, (means if floats else means.round()).astype(bands.dtype), bands), float(empty.mean())
 
 
 def require_depth(kind: Any, bits: int) -> None:
