@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from jepakit.data.decoding import ifd
 from jepakit.data.decoding.file_kinds import HEAD_BYTES, kind_of
-from jepakit.data.decoding.ifd import number, starting_at, tags_of, turn_of
+from jepakit.data.decoding.ifd import first_value, starting_at, tags_of, turn_of
 from jepakit.data.decoding.pages import page_behind, pages_of
 from jepakit.data.decoding.pixels import BadImageError, Pixels, native, refuse_bomb
 from jepakit.data.decoding.tiff import as_pixels, bands_of, is_for_pillow, require_depth
@@ -103,8 +103,8 @@ def _tiff(data: bytes, most_pixels: int, findings: list[Finding] | None) -> Pixe
         if pages.masks:
             findings.append(Finding("mask"))
     if count > 1:
-        weight = count * number(tags, ifd.SAMPLES) * -(-max(tags.get(ifd.BITS, (1,))) // 8)
-        refuse_bomb(number(tags, ifd.WIDTH, 0), number(tags, ifd.LENGTH, 0), most_pixels, -(-weight // 4))
+        weight = count * first_value(tags, ifd.SAMPLES) * -(-max(tags.get(ifd.BITS, (1,))) // 8)
+        refuse_bomb(first_value(tags, ifd.WIDTH, 0), first_value(tags, ifd.LENGTH, 0), most_pixels, -(-weight // 4))
     if pages.behind:
         bands = [page_behind(first, tags, index) for index in pages.behind]
         require_depth(bands[0].dtype, 0)
@@ -120,7 +120,7 @@ def _page(data: bytes, most_pixels: int, findings: list[Finding] | None, *, alon
     if not is_for_pillow(data, tags, most_pixels):
         return as_pixels(bands_of(data, most_pixels), tags, findings)
     pixels = as_pixels(_pillow(data, most_pixels, None), tags, findings, shown=True)
-    colours = number(tags, ifd.SAMPLES) > 1 or number(tags, ifd.PHOTOMETRIC) == 3
+    colours = first_value(tags, ifd.SAMPLES) > 1 or first_value(tags, ifd.PHOTOMETRIC) == 3
     return pixels if alone or colours else pixels[..., :1]
 
 

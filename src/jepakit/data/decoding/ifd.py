@@ -59,7 +59,7 @@ def tags_of(data: bytes, place: int | None = None) -> Tags:
     return _directory(data, first_of(data) if place is None else place)[0]
 
 
-def number(tags: Tags, tag: int, default: Any = 1) -> Any:
+def first_value(tags: Tags, tag: int, default: Any = 1) -> Any:
     """A tag's first number, or its text."""
     return tags.get(tag, (default,))[0]
 
@@ -104,7 +104,7 @@ def _directory(data: bytes, place: int) -> tuple[Tags, int, int]:
 def turn_of(exif: bytes) -> int:
     """EXIF's orientation, 1 to 8; 0 where it is absent or broken."""
     try:
-        turn = int(number(tags_of(exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")), ORIENTATION, 0))
+        turn = int(first_value(tags_of(exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")), ORIENTATION, 0))
     except (BadImageError, struct.error, OverflowError):
         return 0
     return turn if turn <= 8 else 0

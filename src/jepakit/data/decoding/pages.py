@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jepakit.data.decoding import ifd
-from jepakit.data.decoding.ifd import Tags, number
+from jepakit.data.decoding.ifd import Tags, first_value
 
 IMAGEJ = {b"channels": "C", b"slices": "Z", b"frames": "T"}  # fastest first
 ATTRIBUTE = re.compile(rb"(\w+)\s*=\s*[\"']([^\"']*)")
@@ -48,19 +48,19 @@ def pages_of(data: bytes, *, counted: bool) -> Pages:
     behind = len(pages) == 1 < named and _lie_behind(data, tags, named)
     numbers = _channel_pages(tags, axes)
     apart = len(pages) > max(numbers, default=0) and len(set(numbers)) == channels
-    inside = "YXS" if number(tags, ifd.SAMPLES) > 1 else "YX"
+    inside = "YXS" if first_value(tags, ifd.SAMPLES) > 1 else "YX"
     return Pages(
         places=tuple(pages[i] for i in numbers) if channels > 1 and apart and not behind else (pages[0],),
         behind=tuple(numbers) if channels > 1 and behind else (),
         count=named if behind else len(pages),
         axes="".join(axis for axis, size in reversed(axes.items()) if size > 1) + inside if named > 1 else "",
-        masks=sum(number(others, ifd.KIND, 0) & 5 == 4 for _, others in found),
+        masks=sum(first_value(others, ifd.KIND, 0) & 5 == 4 for _, others in found),
     )
 
 
 def axes_of(tags: Tags) -> Axes:
     """The axes that pages lie along: ImageJ's, the first image's of OME-XML, or of tifffile's JSON; {} if none is named."""
-    text: bytes = number(tags, ifd.DESCRIPTION, b"")
+    text: bytes = first_value(tags, ifd.DESCRIPTION, b"")
     if text.startswith(b"ImageJ="):
         given = dict(re.findall(rb"^(\w+)=(\d{1,9})\s*$", text, re.M))
         axes = {axis: max(1, int(given.get(name, 1))) for name, axis in IMAGEJ.items()}
@@ -69,7 +69,7 @@ def axes_of(tags: Tags) -> Axes:
         given = dict(ATTRIBUTE.findall(pixels[1]))
         order = given.get(b"DimensionOrder", b"XYCZT").decode(errors="replace")[2:]
         axes = {axis: _digits(given.get(b"Size" + axis.encode(), b"1")) for axis in order if axis in "CZT"}
-        return axes | {"C": max(1, axes.get("C", 1) // max(1, number(tags, ifd.SAMPLES)))}  # OME counts samples as channels
+        return axes | {"C": max(1, axes.get("C", 1) // max(1, first_value(tags, ifd.SAMPLES)))}  # OME counts samples as channels
     return _shaped_axes(text, tags) if text.startswith(b"{") else {}
 
 
@@ -80,7 +80,7 @@ def _shaped_axes(text: bytes, tags: Tags) -> Axes:
         shape, names = [int(size) for size in content["shape"]], str(content.get("axes", ""))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return {}
-    values = math.prod(number(tags, tag) for tag in (ifd.WIDTH, ifd.LENGTH, ifd.SAMPLES))
+    values = math.prod(first_value(tags, tag) for tag in (ifd.WIDTH, ifd.LENGTH, ifd.SAMPLES))
     ahead, product = len(shape), 1
     while ahead and product < values:
         ahead -= 1
@@ -97,7 +97,7 @@ def _channel_pages(tags: Tags, axes: Axes) -> list[int]:
     if not 1 < count <= 1024:  # the most of images.channels
         return []
     step = math.prod(axes[name] for name in names[: names.index("C")])
-    text: bytes = number(tags, ifd.DESCRIPTION, b"")
+    text: bytes = first_value(tags, ifd.DESCRIPTION, b"")
     placed = dict[int, int]()
     if (pixels := PIXELS.search(text)) is not None:  # OME says where planes lie; without, they are in order
         end = text.find(b"Pixels>", pixels.end())
@@ -116,12 +116,12 @@ def _digits(text: bytes) -> int:
 
 def _is_aside(tags: Tags) -> bool:
     """Whether a page is a smaller copy of another one, or its mask."""
-    return bool(number(tags, ifd.KIND, 0) & 5) or number(tags, ifd.OLD_KIND, 0) == 2
+    return bool(first_value(tags, ifd.KIND, 0) & 5) or first_value(tags, ifd.OLD_KIND, 0) == 2
 
 
 def _lie_behind(data: bytes, tags: Tags, count: int) -> bool:
     """Whether so many pages lie behind each other where the first has its pixels (ImageJ, tifffile)."""
-    plain = number(tags, ifd.COMPRESSION) == number(tags, ifd.PLANES) == 1 and ifd.TILE[0] not in tags
+    plain = first_value(tags, ifd.COMPRESSION) == first_value(tags, ifd.PLANES) == 1 and ifd.TILE[0] not in tags
     strips = tags.get(ifd.STRIPS, ())
     known = max(tags.get(ifd.BITS, (1,))) in (8, 16, 32, 64)
     return plain and known and len(strips) == 1 and strips[0] + count * _page_bytes(tags) <= len(data)
@@ -129,13 +129,13 @@ def _lie_behind(data: bytes, tags: Tags, count: int) -> bool:
 
 def _page_bytes(tags: Tags) -> int:
     """Bytes of the pixels of a page that is not compressed."""
-    bits = number(tags, ifd.WIDTH, 0) * number(tags, ifd.SAMPLES) * max(tags.get(ifd.BITS, (1,)))
-    return -(-int(bits) // 8) * int(number(tags, ifd.LENGTH, 0))
+    bits = first_value(tags, ifd.WIDTH, 0) * first_value(tags, ifd.SAMPLES) * max(tags.get(ifd.BITS, (1,)))
+    return -(-int(bits) // 8) * int(first_value(tags, ifd.LENGTH, 0))
 
 
 def page_behind(data: bytes, tags: Tags, index: int) -> np.ndarray[Any, Any]:
     """Pixels (H, W, samples) of the page that lies so many behind the first."""
-    kind, size = {1: "u", 2: "i", 3: "f"}[number(tags, ifd.SAMPLE_FORMAT)], max(tags.get(ifd.BITS, (1,))) // 8
-    shape = tags[ifd.LENGTH][0], tags[ifd.WIDTH][0], number(tags, ifd.SAMPLES)
+    kind, size = {1: "u", 2: "i", 3: "f"}[first_value(tags, ifd.SAMPLE_FORMAT)], max(tags.get(ifd.BITS, (1,))) // 8
+    shape = tags[ifd.LENGTH][0], tags[ifd.WIDTH][0], first_value(tags, ifd.SAMPLES)
     dtype = np.dtype(f"{'<' if data[:2] == b'II' else '>'}{kind}{size}")
     return np.frombuffer(data, dtype, math.prod(shape), tags[ifd.STRIPS][0] + index * _page_bytes(tags)).reshape(shape)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.data.decoding import ifd
-from jepakit.data.decoding.ifd import Tags, number
+from jepakit.data.decoding.ifd import Tags, first_value
 from jepakit.data.decoding.pixels import BadImageError, Pixels, native, refuse_bomb
 from jepakit.data.findings import Finding
 
@@ -38,35 +38,37 @@ def is_for_pillow(data: bytes, tags: Tags, most_pixels: int) -> bool:
     It does for gray or colour of 8 bits, with alpha or without, and for gray of 16; all else it would cut, or refuse.
     Raises BadImageError for more than `most_pixels`, and where strips or tiles are missing.
     """
-    (width, length), (across, along) = ((number(tags, tag, 0) for tag in sides) for sides in ((ifd.WIDTH, ifd.LENGTH), ifd.TILE))
+    width, length = (first_value(tags, tag, 0) for tag in (ifd.WIDTH, ifd.LENGTH))
+    across, along = (first_value(tags, tag, 0) for tag in ifd.TILE)
     refuse_bomb(width, length, most_pixels)
     refuse_bomb(across or 1, along or 1, most_pixels)  # a tile can be larger than its image
     if not _pillow_knows(data, tags):
         return False
     tiled = across and along
-    pieces = -(-width // across) * -(-length // along) if tiled else -(-length // number(tags, ifd.ROWS, length))
-    pieces *= number(tags, ifd.SAMPLES) if number(tags, ifd.PLANES) == 2 else 1
+    pieces = -(-width // across) * -(-length // along) if tiled else -(-length // first_value(tags, ifd.ROWS, length))
+    pieces *= first_value(tags, ifd.SAMPLES) if first_value(tags, ifd.PLANES) == 2 else 1
     have = len(tags.get(ifd.TILES if across else ifd.STRIPS, ()))
-    if have < pieces and number(tags, ifd.COMPRESSION) != 6:  # Pillow would leave the others black; 6: one JPEG, without strips
+    without_strips = first_value(tags, ifd.COMPRESSION) == 6  # one old JPEG
+    if have < pieces and not without_strips:  # Pillow would leave the others black
         raise BadImageError(f"broken or cut: {have} of {pieces} strips or tiles")
     return True
 
 
 def _pillow_knows(data: bytes, tags: Tags) -> bool:
     """Whether Pillow reads this kind of a TIFF, and reads it rightly."""
-    compression, samples = number(tags, ifd.COMPRESSION), number(tags, ifd.SAMPLES)
-    photometric = number(tags, ifd.PHOTOMETRIC, GUESSED.get(compression, -1))
+    compression, samples = first_value(tags, ifd.COMPRESSION), first_value(tags, ifd.SAMPLES)
+    photometric = first_value(tags, ifd.PHOTOMETRIC, GUESSED.get(compression, -1))
     bits, extra = {*tags.get(ifd.BITS, (1,))}, tags.get(ifd.EXTRA_SAMPLES, ())
-    if number(tags, ifd.DEPTH) > 1 or {*tags.get(ifd.SAMPLE_FORMAT, (1,))} != {1} or len(bits) > 1:
+    if first_value(tags, ifd.DEPTH) > 1 or {*tags.get(ifd.SAMPLE_FORMAT, (1,))} != {1} or len(bits) > 1:
         return False
     if data[:4] == b"MM\0+" or (samples, extra) not in _KNOWN.get(photometric, ()):  # the first it takes for another
         return False
-    if number(tags, ifd.PLANES) == 2:  # it knows such colours; of one sample it takes the least for black
+    if first_value(tags, ifd.PLANES) == 2:  # it knows such colours; of one sample it takes the least for black
         alone = samples == 1 and (compression != 1 or (photometric == 1 and bits <= {1, 8}))
         if not alone and not (photometric in (2, 5, 8) and {*extra} <= {2}):
             return False
     plain = not extra and photometric in (0, 1, 2, 3) and bits <= {1, 2, 4, 8} and (photometric, *bits) != (0, 8)
-    if number(tags, ifd.FILL) != 1 and compression == 1 and not plain:  # bits from right to left
+    if first_value(tags, ifd.FILL) != 1 and compression == 1 and not plain:  # bits from right to left
         return False
     few = samples == 1 and photometric in (0, 1, 3) and bits <= {1, 2, 4}
     deep = samples == 1 and bits == {16} and (photometric == 1 or (photometric == 0 and data[:2] == b"II"))
@@ -97,7 +99,7 @@ def as_pixels(bands: NDArray[Any], tags: Tags, findings: list[Finding] | None, *
     is found. Raises BadImageError where no pixel has data, and where a float is not finite.
     """
     found = list[Finding]()
-    colours, photometric = shown and bands.dtype == np.uint8, number(tags, ifd.PHOTOMETRIC)
+    colours, photometric = shown and bands.dtype == np.uint8, first_value(tags, ifd.PHOTOMETRIC)
     white = (1 << max(tags.get(ifd.BITS, (1,)))) - 1
     value = _no_data(tags)
     if value is not None and colours and photometric == 3:
@@ -112,7 +114,7 @@ def as_pixels(bands: NDArray[Any], tags: Tags, findings: list[Finding] | None, *
         if floats and ifd.MOST not in tags:
             found.append(Finding("polarity"))
         else:
-            most = tags[ifd.MOST][0] + number(tags, ifd.LEAST, 0) if floats else white
+            most = tags[ifd.MOST][0] + first_value(tags, ifd.LEAST, 0) if floats else white
             turned = bands.shape[2] - len(tags.get(ifd.EXTRA_SAMPLES, ()))
             bands = np.concatenate([bands.dtype.type(most) - bands[..., :turned], bands[..., turned:]], 2)
     if bands.dtype == np.float64:
