@@ -335,8 +335,7 @@ def test_tensorboard_is_told_from_which_step_on_rows_come_again(
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr("jepakit.training.logs.summary_writer", lambda: Board)
-    monkeypatch.setattr("jepakit.training.step.summary_writer", lambda: Board)
+    monkeypatch.setattr("jepakit.training.trackers.summary_writer", lambda: Board)
     run = copy(straight, tmp_path / "run")
     shutil.rmtree(run.checkpoints / checkpoint.step_name(STEPS))
     pretrain(resume=run.path, set=["run.tensorboard=true"])

@@ -26,6 +26,7 @@ CONTENTS = (
     "metrics.jsonl",
     "run.log",
     "tensorboard",
+    "wandb",
     "checkpoints",
     "model",
     "evaluation",

@@ -41,6 +41,7 @@ class RunSettings(Settings):
     probe_images: int = Field(512, ge=0, description="images of the look at the encoder during the run: kNN or RankMe; 0: none")
     probe_every_epochs: int | None = Field(None, ge=1, description="passes between looks; none: under 3 % of the run's work")
     tensorboard: bool = Field(False, description="write tensorboard/ too (extra 'tensorboard')")
+    wandb: bool = Field(False, description="send metrics to Weights & Biases too, offline without its key (extra 'wandb')")
 
     @model_validator(mode="after")
     def _compiled(self) -> "RunSettings":

@@ -235,7 +235,7 @@ def _measured(config: Config, device: torch.device, most: int, seconds: float) -
     from jepakit.training.step import Training
 
     optim = config.optim.model_copy(update={"batch_size": 2, "accumulate": 1, "steps": 1, "warmup_steps": 0})
-    run = config.run.model_copy(update={"compile": False, "fixed_rows": False, "tensorboard": False})
+    run = config.run.model_copy(update={"compile": False, "fixed_rows": False, "tensorboard": False, "wandb": False})
     (height, width), channels = config.images.height_width, config.images.channels
     source = ArraySource("random images", np.zeros((2, height, width, channels), np.uint8), None)
     training = Training.prepare(config.model_copy(update={"optim": optim, "run": run}), source)

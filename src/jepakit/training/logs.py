@@ -1,8 +1,8 @@
-"""The row of metrics of a logged step, and its writers: metrics.jsonl and TensorBoard."""
+"""The row of metrics of a logged step, and its writer."""
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,12 @@ from torch import Tensor
 from jepakit.artifacts.run import Run, json_line
 from jepakit.config.config import Config
 from jepakit.config.optim import Now
-from jepakit.core.errors import UserError
 from jepakit.core.files import append
 from jepakit.data.loader import Batch
 from jepakit.model.jepa import Output
 from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.metrics import content_cosines, position_share, rankme
+from jepakit.training.trackers import WriteRow, tracker_writers
 
 log = logging.getLogger("jepakit")
 
@@ -47,20 +47,16 @@ def step_row(step: int, batch: Batch, out: Output, norm: Tensor, now: Now) -> di
 
 
 @contextmanager
-def metrics_writer(run: Run, config: Config, step: int) -> Iterator[Any]:
-    """A function that appends a row to metrics.jsonl, and to tensorboard/ if asked for; step: that which the run goes on from."""
-    # what was logged after the checkpoint will be logged again: TensorBoard drops it
-    board: Any = summary_writer()(str(run.path / "tensorboard"), purge_step=step + 1) if config.run.tensorboard else None
+def metrics_writer(run: Run, config: Config, step: int) -> Iterator[WriteRow]:
+    """A function that appends a row to metrics.jsonl, and gives it to trackers; step: that which the run goes on from."""
     full = False
 
     def write(row: dict[str, Any]) -> None:
         nonlocal full
         try:
             append(run.path / "metrics.jsonl", json_line(row))
-            if board:
-                for name, value in row.items():
-                    if isinstance(value, int | float):
-                        board.add_scalar(name, value, int(row["step"]))
+            for tracker in trackers:
+                tracker(row)
             if full:
                 log.warning("metrics are written again, from step %d on", row["step"])
             full = False
@@ -69,15 +65,5 @@ def metrics_writer(run: Run, config: Config, step: int) -> Iterator[Any]:
                 log.warning("metrics NOT written from step %d on: %s", row["step"], error)
             full = True
 
-    yield write
-    if board:
-        with suppress(OSError):
-            board.close()
-
-
-def summary_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("run.tensorboard needs an extra: pip install 'jepakit[tensorboard]'") from None
-    return SummaryWriter
+    with tracker_writers(run, config, step) as trackers:
+        yield write

@@ -30,7 +30,7 @@ from jepakit.data.sources import Source
 from jepakit.data.training_part import training_part
 from jepakit.model.images import mirrored, normalise
 from jepakit.model.jepa import JEPA, Output
-from jepakit.training.logs import summary_writer
+from jepakit.training.trackers import require_trackers
 
 log = logging.getLogger("jepakit")
 ROWS_FROM = 64  # batches of masks by which fixed rows are chosen
@@ -85,8 +85,7 @@ class Training:
             jepa.fix_rows([law(epoch=i, step=i) for i in range(ROWS_FROM)])
         if config.run.compile:
             jepa.compile_blocks()
-        if config.run.tensorboard:
-            summary_writer()
+        require_trackers(config.run)
         dtype, schedule = precision_of(config.run.precision, device), Schedule(o, loader.steps_per_epoch)
         if schedule.warmup >= schedule.steps:
             log.warning("warm-up takes %d of %d steps: the learning rate never reaches optim.lr", schedule.warmup, schedule.steps)
