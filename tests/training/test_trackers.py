@@ -57,8 +57,8 @@ class Server:
             self.in_use.discard(how["id"])
             self.ended.append(exit_code)
 
-        url = None if how.get("mode") == "offline" else f"https://wandb/{how['id']}"
-        return SimpleNamespace(log=log, finish=finish, url=url)
+        offline = how.get("mode") == "offline"
+        return SimpleNamespace(log=log, finish=finish, offline=offline, url=f"https://wandb/{how['id']}")
 
     def teardown(self) -> None:
         self.in_use.clear()

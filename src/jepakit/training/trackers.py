@@ -90,7 +90,7 @@ def _wandb_writer(run: Run, config: Config) -> Iterator[WriteRow]:
     identity, sent = _stored(place, run.path.resolve().name)
     wandb = wandb_module()
     tracked = _opened(wandb, run, identity, config)
-    if tracked is not None and tracked.url:  # offline there is none
+    if tracked is not None and not tracked.offline:
         log.info("W&B shows the run at %s", tracked.url)
 
     def write(row: dict[str, Any]) -> None:
