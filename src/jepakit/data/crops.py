@@ -54,8 +54,8 @@ class Crops:
                 top = min(math.floor(down * (height - h + 1)), height - h)
                 return top, min(math.floor(across * (width - w + 1)), width - w), h, w
         narrowest, widest = self.law.crop_aspect
-        h = max(1, min(height, round(width / narrowest) if width / height < narrowest else height))
-        w = max(1, min(width, round(height * widest) if width / height > widest else width))
+        h = max(1, min(height, round(width / narrowest)))
+        w = max(1, min(width, round(height * widest)))
         return (height - h + 1) // 2, (width - w + 1) // 2, h, w
 
     def cut(self, row: int, pixels: Pixels) -> Pixels:
@@ -123,9 +123,8 @@ def resize(pixels: Pixels, height: int, width: int) -> Tensor:
 
 def centre_crop(pixels: Pixels, height: int, width: int) -> Tensor:
     """The largest centre crop of the wanted aspect, resized: what evaluation sees. (C, height, width) uint8 or float32."""
-    have = pixels.shape[0] / pixels.shape[1]
-    want = height / width
-    h = pixels.shape[0] if have <= want else max(1, round(pixels.shape[1] * want))
-    w = pixels.shape[1] if have >= want else max(1, round(pixels.shape[0] / want))
-    top, left = (pixels.shape[0] - h) // 2, (pixels.shape[1] - w) // 2
+    rows, columns = pixels.shape[:2]
+    h = min(rows, max(1, round(columns * (height / width))))
+    w = min(columns, max(1, round(rows / (height / width))))
+    top, left = (rows - h) // 2, (columns - w) // 2
     return resize(pixels[top : top + h, left : left + w], height, width)

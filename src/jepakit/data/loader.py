@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jepakit.core.errors import UserError, plain
-from jepakit.data.crops import Crops, channels_of, flips, resize
+from jepakit.data.crops import Crops, channels_of, flips, resize, stacked
 from jepakit.data.decoding.pixels import BadImageError, Pixels, too_many
 from jepakit.data.order import order
 from jepakit.data.sources import Source, groups_at_hand
@@ -41,7 +41,7 @@ class Batch:
     """What one process works on in a step.
 
     views: of each view (B, C, H, W): uint8, or float32 in units of white where one is deeper; mirrored: which of them the
-    device shall turn, (B,) bool each; masks of each part of the batch (one unless gradients are accumulated).
+    device shall turn, (B,) bool each; masks of each micro-batch (one unless gradients are accumulated).
     """
 
     step: int
@@ -60,7 +60,7 @@ class Batch:
 class Loader:
     """Batches of a source; whole batches only, each sample at most once an epoch.
 
-    batch_size is that of all processes together: process p of n has the p-th n-th of every part of it.
+    batch_size is that of all processes together: process p of n has the p-th n-th of every micro-batch.
     pin: buffers that CUDA copies from while it computes.
     """
 
@@ -91,7 +91,7 @@ class Loader:
         if self.batch_size % (self.micro_batches * self.processes):
             raise UserError(
                 f"optim.batch_size={self.batch_size} cannot be shared evenly by {self.processes} processes of "
-                f"{self.micro_batches} parts"
+                f"{self.micro_batches} micro-batches"
             )
         require_bands(self.source, self.images, self.read_timeout_seconds)
 
@@ -107,17 +107,20 @@ class Loader:
     def batch(self, step: int, stop: Event | None = None) -> Batch:
         """This process's batch at a step. Raises UserError when too many images are bad, StoppedError once `stop` is set."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        parts, own = np.split(self.ids(step), self.micro_batches), self._own(self.batch_size // self.micro_batches)
-        ids = np.concatenate([part[own] for part in parts])
+        micro_batches = np.split(self.ids(step), self.micro_batches)
+        share = self.batch_size // self.micro_batches // self.processes
+        own = slice(self.process * share, (self.process + 1) * share)  # this process's rows of each micro-batch
+        ids = np.concatenate([micro_batch[own] for micro_batch in micro_batches])
         self.source.prefetch(self._next(epoch, place * self.batch_size))
         made = _BatchViews(self, ids, epoch)
         for rows in groups_at_hand(self.source, ids):
             made.fill(rows, stop)
         masks = tuple(
-            self.masking.sample(self.grid, part, seed=self.seed, epoch=epoch, step=step * self.micro_batches + i).of_images(own)
-            for i, part in enumerate(parts)
+            self.masking.sample(self.grid, some, seed=self.seed, epoch=epoch, step=step * self.micro_batches + i).of_images(own)
+            for i, some in enumerate(micro_batches)
         )
-        mirrored = tuple(self._turned(ids, epoch, view) for view in range(self.images.views))
+        turned = (torch.from_numpy(flips(self.seed, epoch, ids, view)) for view in range(self.images.views))
+        mirrored = tuple(turned) if self.images.flip else (None,) * self.images.views
         return Batch(step, epoch, made.images(), mirrored, masks)
 
     def __call__(self, first: int, steps: int) -> Iterator[Batch]:
@@ -128,14 +131,14 @@ class Loader:
         def make() -> None:
             for step in range(first, steps):
                 try:
-                    made_now: Batch | BaseException = self.batch(step, stop)
+                    batch: Batch | BaseException = self.batch(step, stop)
                 except BaseException as error:
-                    made_now = error
+                    batch = error
                 while not stop.is_set():
                     with suppress(Full):
-                        made.put(made_now, timeout=0.5)
+                        made.put(batch, timeout=0.5)
                         break
-                if stop.is_set() or isinstance(made_now, BaseException):
+                if stop.is_set() or isinstance(batch, BaseException):
                     return
 
         maker = Thread(target=make, name="jepakit-batch", daemon=True)
@@ -167,11 +170,6 @@ class Loader:
             log.info("%d images that could not be read before can be now", len(known) - len(self.bad))
         self._require_few()
 
-    def _own(self, rows: int) -> slice:
-        """Which rows of a part of the batch are this process's."""
-        share = rows // self.processes
-        return slice(self.process * share, (self.process + 1) * share)
-
     def _order(self, epoch: int) -> NDArray[np.int64]:
         return order(self.seed, epoch, len(self.source), ordered_by(self.images, self.source))
 
@@ -179,13 +177,6 @@ class Loader:
         """The samples from a place of an epoch on, into the next one where it ends."""
         ids = self._order(epoch)[place : place + PREFETCHED]
         return ids if len(ids) == PREFETCHED else np.concatenate([ids, self._order(epoch + 1)[: PREFETCHED - len(ids)]])
-
-    def _buffer(self, rows: int) -> Tensor:
-        height, width = self.images.height_width  # channels last, as images are resized
-        return torch.empty(rows, height, width, self.images.channels, dtype=torch.uint8, pin_memory=self.pin).permute(0, 3, 1, 2)
-
-    def _turned(self, ids: NDArray[np.int64], epoch: int, view: int) -> Tensor | None:
-        return torch.from_numpy(flips(self.seed, epoch, ids, view)) if self.images.flip else None
 
     def _readable(self, row: int, places: NDArray[np.int64]) -> Pixels:
         """The image of a row, or for a bad one the next that can be read: the same replacement in every run."""
@@ -213,12 +204,8 @@ class Loader:
             if index in self.bad:
                 return
             self.bad[index] = reason
-        log.warning(
-            "bad image %d: %s: %s (skipped, the next one takes its place)",
-            len(self.bad),
-            plain(self.source.title(index)),
-            plain(reason),
-        )
+        said = "bad image %d: %s: %s (skipped, the next one takes its place)"
+        log.warning(said, len(self.bad), plain(self.source.title(index)), plain(reason))
         self._require_few()
 
     def _require_few(self) -> None:
@@ -236,44 +223,37 @@ class _BatchViews:
         self.loader, self.ids, settings = loader, ids, loader.images
         self.reading = ids.copy()  # the sample that each row reads at the moment: another one where the first is bad
         self.crops = [Crops.draw(settings, ids, loader.seed, epoch, view) for view in range(settings.views)]
-        self.buffers = [loader._buffer(len(ids)) for _ in self.crops]
+        shape = len(ids), *settings.height_width, settings.channels  # channels last, as images are resized
+        empty = (torch.empty(shape, dtype=torch.uint8, pin_memory=loader.pin) for _ in self.crops)
+        self.buffers = [buffer.permute(0, 3, 1, 2) for buffer in empty]
         self.deep: list[dict[int, Tensor]] = [{} for _ in self.crops]  # rows that are not uint8
 
     def fill(self, rows: list[int], stop: Event | None) -> None:
         """Read, crop and store these rows, by threads. Raises what `each` and the loader do."""
-        seconds = self.loader.read_timeout_seconds
-        self.loader.source.wait_for(self.ids[rows], seconds)
-        each(
-            len(rows),
-            lambda i: self._views(rows[i]),
-            lambda i, images: self._put(rows[i], images),
-            threads=self.loader.threads,
-            seconds=seconds,
-            late=lambda i: self.loader._give_up(int(self.reading[rows[i]])),
-            stop=stop,
-        )
+        loader, settings = self.loader, self.loader.images
+
+        def views(i: int) -> list[Tensor]:
+            pixels = loader._readable(rows[i], self.reading)
+            crops = (channels_of(crop.cut(rows[i], pixels), settings) for crop in self.crops)
+            return [resize(crop, *settings.height_width) for crop in crops]
+
+        def late(i: int) -> None:
+            loader._give_up(int(self.reading[rows[i]]))
+
+        def put(i: int, images: list[Tensor]) -> None:
+            for image, buffer, others in zip(images, self.buffers, self.deep, strict=True):
+                if image.dtype == torch.uint8:
+                    buffer[rows[i]] = image
+                else:
+                    others[rows[i]] = image
+
+        seconds = loader.read_timeout_seconds
+        loader.source.wait_for(self.ids[rows], seconds)
+        each(len(rows), views, put, threads=loader.threads, seconds=seconds, late=late, stop=stop)
 
     def images(self) -> tuple[Tensor, ...]:
-        """Each view (B, C, H, W)."""
-        return tuple(_joined(buffer, others) for buffer, others in zip(self.buffers, self.deep, strict=True))
-
-    def _views(self, row: int) -> list[Tensor]:
-        settings, pixels = self.loader.images, self.loader._readable(row, self.reading)
-        return [resize(channels_of(crop.cut(row, pixels), settings), *settings.height_width) for crop in self.crops]
-
-    def _put(self, row: int, images: list[Tensor]) -> None:
-        for image, buffer, others in zip(images, self.buffers, self.deep, strict=True):
-            if image.dtype == torch.uint8:
-                buffer[row] = image
-            else:
-                others[row] = image
-
-
-def _joined(buffer: Tensor, deep: dict[int, Tensor]) -> Tensor:
-    """uint8 (B, C, H, W) as it is, or floats in units of white where some are."""
-    if not deep:
-        return buffer
-    images = buffer.float() / 255
-    for row, image in deep.items():
-        images[row] = image
-    return images
+        """Each view (B, C, H, W): uint8, or floats in units of white where some are."""
+        return tuple(
+            stacked([others.get(row, image) for row, image in enumerate(buffer)]) if others else buffer
+            for buffer, others in zip(self.buffers, self.deep, strict=True)
+        )

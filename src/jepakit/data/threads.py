@@ -3,8 +3,9 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Generic, TypeVar
@@ -34,21 +35,18 @@ class _Worker:
     left: bool = False
 
 
+@dataclass(eq=False)
 class _Workers(Generic[T]):
-    """The threads of one call of `each`, whose arguments these are."""
+    """The threads of one call of `each`, with its arguments; todo: items that no thread has begun."""
 
-    def __init__(
-        self,
-        count: int,
-        work: Callable[[int], T],
-        put: Callable[[int, T], None],
-        seconds: float,
-        late: Callable[[int], None],
-    ) -> None:
-        self.work, self.put, self.seconds, self.late = work, put, seconds, late
-        self.todo, self.lock = deque(range(count)), Lock()
-        self.ended: SimpleQueue[BaseException | None] = SimpleQueue()
-        self.threads: dict[_Worker, Thread] = {}
+    todo: deque[int]
+    work: Callable[[int], T]
+    put: Callable[[int, T], None]
+    seconds: float
+    late: Callable[[int], None]
+    lock: Lock = field(default_factory=Lock)
+    ended: "SimpleQueue[BaseException | None]" = field(default_factory=SimpleQueue)
+    threads: dict[_Worker, Thread] = field(default_factory=dict)
 
     def start(self) -> None:
         """Start another thread."""
@@ -74,9 +72,17 @@ class _Workers(Generic[T]):
         return first
 
     def _run(self, worker: _Worker) -> None:
+        """One item after the other, until there are none or this thread is given up."""
         error: BaseException | None = None
         try:
-            self._work_off(worker)
+            for worker.item in self._items():
+                worker.since = time.monotonic()
+                found = self.work(worker.item)
+                with self.lock:
+                    if worker.left:
+                        return
+                    worker.since = math.inf
+                self.put(worker.item, found)
         except BaseException as raised:
             error = raised
         with self.lock:
@@ -87,20 +93,10 @@ class _Workers(Generic[T]):
                 self.todo.clear()
         self.ended.put(error)
 
-    def _work_off(self, worker: _Worker) -> None:
-        """One item after the other, until there are none or this thread is given up."""
-        while self.todo:
-            try:
-                worker.item = self.todo.popleft()
-            except IndexError:  # another thread was quicker
-                return
-            worker.since = time.monotonic()
-            found = self.work(worker.item)
-            with self.lock:
-                if worker.left:
-                    return
-                worker.since = math.inf
-            self.put(worker.item, found)
+    def _items(self) -> Iterator[int]:
+        with suppress(IndexError):  # none is left
+            while True:
+                yield self.todo.popleft()
 
     def _give_up(self) -> None:
         """Leave those threads behind that take too long, and start others in their place."""
@@ -134,7 +130,7 @@ def each(
     An item that takes more than `seconds` is given up: `late(i)` is called, what its thread may still return is dropped, and
     work(i) is tried again by another thread. Raises StuckError when MOST_STUCK threads hang, StoppedError when `stop` is set.
     """
-    workers = _Workers(count, work, put, seconds, late)
+    workers = _Workers(deque(range(count)), work, put, seconds, late)
     for _ in range(min(threads, count)):
         workers.start()
     try:

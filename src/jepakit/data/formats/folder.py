@@ -83,11 +83,11 @@ class FolderSource(FilesSource):
         folders = (file.rpartition("/")[0] for file in self.files)
         places = np.fromiter((place.setdefault(folder, len(place)) for folder in folders), np.int64, len(self))
         masks = masks_among(self.title, [*place], places, self.read)
-        told = folder_classes([*place], places, masks.folders, self.title)
-        classes, values = splits.class_values(told.classes, places, None, "")
-        parts = told.parts or ["train"] * len(place)
+        layout = folder_classes([*place], places, masks.folders, self.title)
+        classes, values = splits.class_values(layout.classes, places, None, "")
+        parts = layout.parts or ["train"] * len(place)
         labels = splits.split_labels("folder", classes, values, parts, places) if len(classes) > 1 else None
-        return labels, splits.held_out_parts(parts, places), (*note_of(masks, len(self), self._others(masks)), *told.notes)
+        return labels, splits.held_out_parts(parts, places), (*note_of(masks, len(self), self._others(masks)), *layout.notes)
 
     def _others(self, masks: MaskFolders) -> str:
         """The folder in which all images lie that are no masks, and no mask does; '' if there is none."""
@@ -116,8 +116,7 @@ def unused(root: Path, own: Iterable[str], images: int) -> tuple[str, ...]:
 def _images(root: str, own: Set[tuple[str, str]] = frozenset()) -> tuple[list[str], LeftOut, list[tuple[str, str]]]:
     """Images below a folder, as paths from there, sorted by their parts; other files; folders that cannot be read, and why.
 
-    own: folders and names of other files that are known.
-
+    own: other files that are known, as pairs of the real path of their folder and their name.
     Followed folders are remembered by their real path, so that a link to a parent ends.
     """
     found: list[str] = []
@@ -132,36 +131,36 @@ def _images(root: str, own: Set[tuple[str, str]] = frozenset()) -> tuple[list[st
         elif real not in seen:
             seen.add(real)
             try:
-                ahead += reversed(_entries(os.path.join(root, path), path, real, left, own))
+                ahead += reversed(_entries(root, path, real, left, own))
             except OSError as error:
                 unread.append((path, error.strerror or type(error).__name__))
     return found, left, unread
 
 
-def _entries(folder: str, path: str, real: str, left: LeftOut, own: Set[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Images and folders of a folder, by name, each as its path from the root and, of a folder, its real one."""
+def _entries(root: str, folder: str, real: str, left: LeftOut, own: Set[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Images and folders of a folder, by name, each as its path from the root and, of a folder, its real one; '' of an image."""
     here, others = [], []
-    with os.scandir(folder) as entries:
+    with os.scandir(os.path.join(root, folder)) as entries:
         for entry in entries:
-            name = entry.name
+            name, path = entry.name, f"{folder}/{entry.name}" if folder else entry.name
             if name.startswith("."):
                 continue
             by_name = os.path.splitext(name)[1].lower() in SUFFIXES
             try:
                 is_folder, is_file = entry.is_dir(), entry.is_file()
-            except PermissionError:  # where a link leads: told when it is to be read
+            except PermissionError:  # where a link leads: said when it is to be read
                 is_folder = True
             except OSError:  # a link to itself
                 is_folder = is_file = False
             if is_folder:
                 at = os.path.join(real, name)
-                here.append((name, os.path.realpath(at) if entry.is_symlink() else at))
+                here.append((path, os.path.realpath(at) if entry.is_symlink() else at))
             elif is_file and by_name:
-                here.append((name, ""))
+                here.append((path, ""))
             elif is_file and (real, name) not in own:
-                others.append(name)
+                others.append(path)
             elif by_name and entry.is_symlink():
-                left.links.add(f"{path}/{name}" if path else name)
-    for name in sorted(others):
-        left.add(f"{path}/{name}" if path else name, partial(head_of, os.path.join(folder, name)))
-    return [(f"{path}/{name}" if path else name, real) for name, real in sorted(here)]
+                left.links.add(path)
+    for path in sorted(others):
+        left.add(path, partial(head_of, os.path.join(root, path)))
+    return sorted(here)

@@ -104,16 +104,12 @@ def tar_shards(path: Path, labels: str | None) -> Source | None:
 
     Labels: 'label' by .cls or .json files of the same key, or 'folder'. Raises UserError.
     """
-    if not path.is_file():
-        found = _tars(path) if path.is_dir() else []
-    elif path.name.lower().endswith(COMPRESSED):
+    if path.is_file() and path.name.lower().endswith(COMPRESSED):
         raise UserError(f"{path} is compressed, so that no image can be read by itself: unpack it")
-    else:
-        found = [path] if path.suffix.lower() == ".tar" else []
-    places = Places(LocalFileSystem(), natural(os.path.abspath(path) for path in found))
+    found = _tars(path) if path.is_dir() else [path] if path.is_file() and path.suffix.lower() == ".tar" else []
     if not found:
         return None
-    source = shards_of(places, str(path), labels)
+    source = shards_of(Places(LocalFileSystem(), natural(map(os.path.abspath, found))), str(path), labels)
     source.notes += beside(found, len(source)) if path.is_dir() else ()
     return source
 
@@ -148,18 +144,16 @@ def shards_of(places: Places, name: str, labels: str | None) -> ShardSource:
         said = "".join(f"; {plain(note)}" for note in missing)
         raise UserError(f"no images in {name} (looked for {', '.join(sorted(SUFFIXES))}){said}")
     found, titles = [indexes[i] for i in used], titles_below(places.paths)
-    starts = np.cumsum([0, *(len(index.sizes) for index in found)]).astype(np.int64)
-    lengths = np.cumsum([0, *(len(index.names) for index in found)])
     source = ShardSource(
         name=name,
         shards=tuple(titles[i] for i in used),
         file=file,
         files=np.array(used, np.int64),
-        starts=starts,
+        starts=np.cumsum([0, *(len(index.sizes) for index in found)], dtype=np.int64),
         offsets=np.concatenate([index.offsets for index in found]),
         sizes=np.concatenate([index.sizes for index in found]),
         text=b"".join(index.names for index in found),
-        ends=np.concatenate([index.ends + before for index, before in zip(found, lengths, strict=False)]),
+        ends=np.cumsum(np.concatenate([np.diff(index.ends, prepend=0) for index in found])),
         labels=None,
         fetched=fetched,
         notes=missing,
@@ -224,7 +218,7 @@ def _by_threads(places: Places, work: Callable[[int], T], numbers: Sequence[int]
 
 
 def _stamp(places: Places, i: int) -> tuple[str, int | None]:
-    """What changes when a file does: its size, and its time or the server's mark for what it holds; and its size if told."""
+    """Text that changes when a file does: its size, and its time or the server's mark; and the size, None where it is unknown."""
     path = places.paths[i]
     if places.local:
         status = os.stat(path)
@@ -252,12 +246,12 @@ def _missing(places: Places, indexes: list[TarIndex]) -> tuple[str, ...]:
 
 def _take_labels(source: ShardSource, indexes: list[TarIndex], labels: str | None) -> None:
     """Give a source its labels, what its split keeps from training, and notes of what of them is guessed. Raises UserError."""
-    told, codes = splits.merged((index.labels.table, index.labels.places) for index in indexes)
+    words, codes = splits.merged((index.labels.table, index.labels.places) for index in indexes)
     folders, lies = splits.merged((index.folders.table, index.folders.places) for index in indexes)
     lies, folders = np.where(lies < 0, len(folders), lies), [*folders, ""]  # the last: in no folder
     masks = NO_MASKS if source.fetched else masks_among(source.title, folders, lies, source.read)
     of = folder_classes(folders, lies, masks.folders, source.title)
-    choices = (*(("label",) if told else ()), *(("folder",) if len({*of.classes} - {None}) > 1 else ()))
+    choices = (*(("label",) if words else ()), *(("folder",) if len({*of.classes} - {None}) > 1 else ()))
     chosen = pick(labels, choices, source.name)
     parts, places = of.parts, lies
     if not parts:
@@ -268,22 +262,22 @@ def _take_labels(source: ShardSource, indexes: list[TarIndex], labels: str | Non
     source.notes += (*note_of(masks, len(source), ""), *by_default(labels, chosen, choices))
     if chosen != "label":
         source.notes += of.notes
-    source.notes += _untold(indexes, chosen == "label")
+    source.notes += _no_labels(indexes, chosen == "label")
     if not chosen:
         return
-    unique, codes = (_numbers(told), codes) if chosen == "label" else (of.classes, lies)
+    unique, codes = (_numbers(words), codes) if chosen == "label" else (of.classes, lies)
     classes, values = splits.class_values(unique, codes, None, source.name)
     source.labels = splits.split_labels(chosen, classes, values, parts, places)
 
 
-def _untold(indexes: list[TarIndex], labelled: bool) -> tuple[str, ...]:
-    """Of files beside images that tell no labels; where others do, those that can be no more than captions apart."""
+def _no_labels(indexes: list[TarIndex], labelled: bool) -> tuple[str, ...]:
+    """Of files beside images that give no labels; where others do, those that can be no more than captions apart."""
     left = LeftOut.merged(index.left for index in indexes)
     endings = sorted(ending for ending in left.of if TELLING.fullmatch(ending) and not (labelled and ending in CAPTIONS))
     counts = ", ".join(f"{ending} {left.count(ending):,}" for ending in endings)
+    files = "further files" if labelled else "files"
     how = "a label is what a .cls file holds, or a .json under 'label', 'class' or 'cls'"
-    said = "no labels are found in further files" if labelled else "no labels are found in files"
-    return (f"{said} beside images ({counts}): {how}",) if endings else ()
+    return (f"no labels are found in {files} beside images ({counts}): {how}",) if endings else ()
 
 
 def _numbers(words: list[str]) -> list[int] | list[str]:

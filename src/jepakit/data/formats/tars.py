@@ -27,10 +27,10 @@ from jepakit.data.left_out import LeftOut
 
 VERSION = 5  # of what is cached
 MOST_HEADER = 1 << 17  # bytes of headers that one member may have
-MOST_LABEL = 1 << 16  # bytes of a .cls or .json file that may tell a label
+MOST_LABEL = 1 << 16  # bytes of a .cls or .json file that may hold a label
 LONGEST = 256  # characters of a label
 ENDING = re.compile(r"\.(?![0-9])")  # between the parts of a name that tell what a file is
-_WHOLE = re.compile(r"^([+-]?[0-9]{1,18})\.0*$")  # a whole number that is written as a float
+_WHOLE_FLOAT = re.compile(r"^([+-]?[0-9]{1,18})\.0*$")  # a whole number that is written as a float
 DIGITS = re.compile(rb"[0-9]{257}")  # in a header these would take tarfile's patterns quadratic time
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 
@@ -165,7 +165,7 @@ def _key(title: str) -> str:
 
 
 def _label(data: bytes, ending: str) -> str:
-    """The label that a .cls or .json file tells, '' if none."""
+    """The label that a .cls or .json file holds, '' if none."""
     try:
         value: Any = data.decode().strip()
         if ending == "json":
@@ -177,7 +177,7 @@ def _label(data: bytes, ending: str) -> str:
         return ""
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else ""
-    return _WHOLE.sub(r"\1", value) if isinstance(value, str) else str(value)
+    return _WHOLE_FLOAT.sub(r"\1", value) if isinstance(value, str) else str(value)
 
 
 def _members(file: OpenFile, name: str) -> Generator[tarfile.TarInfo, None, str]:
