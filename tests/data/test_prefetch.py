@@ -382,7 +382,7 @@ def test_things_are_right_within_their_room_and_there_when_they_were_waited_for(
                     kept.item(index)
             else:
                 assert kept.item(index) == -index
-        here = [sizes[-index] for index in kept.values()]
+        here = [sizes[-index] for index in kept._copies.values()]
         assert len(here) == 1 or sum(here) <= room
     assert not over
     assert fetched.PATIENCE > 30  # or what fails would have been tried again

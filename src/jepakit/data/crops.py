@@ -13,7 +13,6 @@ from jepakit.core import rng
 from jepakit.data.decoding.pixels import BadImageError, Pixels
 from jepakit.model.images import Images
 
-_Box = tuple[int, int, int, int]  # top, left, height, width
 _TRIES = 10  # torchvision's bound before it falls back to a centre crop
 LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in units of 2^-16, as Pillow rounds it
 
@@ -41,8 +40,8 @@ class Crops:
         aspects = np.exp(low + u[:, _TRIES : 2 * _TRIES] * (high - low))
         return cls(law, areas.tolist(), aspects.tolist(), u[:, 2 * _TRIES :].tolist())
 
-    def box(self, row: int, height: int, width: int) -> _Box:
-        """The crop of an image of that size: torchvision's law.
+    def box(self, row: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """The crop (top, left, height, width) of an image of that size: torchvision's law.
 
         Area uniform, aspect log-uniform, the first of ten tries that fits, else the largest centre crop of a legal aspect.
         """

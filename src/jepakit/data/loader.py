@@ -194,11 +194,6 @@ class Loader:
                 self._note(index, str(error))
         raise UserError(f"no readable image in {self.source.name}")
 
-    def _give_up(self, index: int) -> None:
-        """Note a sample whose read did not return in time; it is not tried again."""
-        self._late.add(index)
-        self._note(index, f"no answer within {self.read_timeout_seconds:g} s")
-
     def _note(self, index: int, reason: str) -> None:
         with self._lock:
             if index in self.bad:
@@ -230,7 +225,7 @@ class _BatchViews:
 
     def fill(self, rows: list[int], stop: Event | None) -> None:
         """Read, crop and store these rows, by threads. Raises what `each` and the loader do."""
-        loader, settings = self.loader, self.loader.images
+        loader, settings, seconds = self.loader, self.loader.images, self.loader.read_timeout_seconds
 
         def views(i: int) -> list[Tensor]:
             pixels = loader._readable(rows[i], self.reading)
@@ -238,7 +233,9 @@ class _BatchViews:
             return [resize(crop, *settings.height_width) for crop in crops]
 
         def late(i: int) -> None:
-            loader._give_up(int(self.reading[rows[i]]))
+            index = int(self.reading[rows[i]])
+            loader._late.add(index)
+            loader._note(index, f"no answer within {seconds:g} s")
 
         def put(i: int, images: list[Tensor]) -> None:
             for image, buffer, others in zip(images, self.buffers, self.deep, strict=True):
@@ -247,7 +244,6 @@ class _BatchViews:
                 else:
                     others[rows[i]] = image
 
-        seconds = loader.read_timeout_seconds
         loader.source.wait_for(self.ids[rows], seconds)
         each(len(rows), views, put, threads=loader.threads, seconds=seconds, late=late, stop=stop)
 

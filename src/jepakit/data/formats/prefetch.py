@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -45,7 +46,7 @@ class PrefetchCache(Generic[T]):
         self._failed: dict[int, tuple[float, BaseException]] = {}
         self._wanted: tuple[int, ...] = ()  # announced by `prefetch`
         self._behind = 0  # threads that fetch those ahead
-        self._parts = 0  # parts of items that have arrived: a sign of life
+        self._parts = 0  # of items, that have arrived
         self._again_at = 0.0  # when the next try after a failure begins
 
     def item(self, index: int) -> T:
@@ -64,11 +65,6 @@ class PrefetchCache(Generic[T]):
         if error := promise.exception():
             raise _alike(error)
         return promise.result()
-
-    def values(self) -> list[T]:
-        """The items that are here now."""
-        with self._changed:
-            return list(self._copies.values())
 
     def prefetch(self, indices: Iterable[int]) -> None:
         """Begin to fetch these items in the background, in their order, as many as `capacity` allows. Returns at once."""
@@ -97,7 +93,7 @@ class PrefetchCache(Generic[T]):
                 self._changed.wait(min(1.0, seconds / 4))
 
     def came(self) -> None:
-        """Called by `fetch` when a part of an item has arrived."""
+        """Called by `fetch` when a part of an item has arrived, as a sign of life for `wait_for`."""
         self._parts += 1  # whether all are counted is of no matter
 
     def pausing(self, pause: float) -> None:
@@ -142,9 +138,8 @@ class PrefetchCache(Generic[T]):
 
     def _drop_beside(self, index: int) -> None:
         """Drop the least recently used items until the rest fits beside item `index`."""
-        while self._total([*self._copies, *self._under_way]) > self.capacity:
-            other = next((other for other in self._copies if other != index), None)
-            if other is None:
+        for other in [other for other in self._copies if other != index]:
+            if self._total([*self._copies, *self._under_way]) <= self.capacity:
                 return
             del self._copies[other]
 
@@ -184,15 +179,10 @@ def _alike(error: BaseException) -> BaseException:
 class OpenFile:
     """A file open for reading, from any thread; closed when the last one lets go of it."""
 
-    fd = -1
-
     def __init__(self, path: str | Path) -> None:
         self.fd = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.fd).atexit = False  # threads may read up to the end
         self.size = os.fstat(self.fd).st_size
-
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
 
     def read(self, size: int, offset: int) -> bytes:
         """At most so many bytes from there. Raises OSError."""

@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,7 +34,7 @@ log = logging.getLogger("jepakit")
 TOGETHER = 4  # shards that are read at a time; as many again are fetched meanwhile
 OPEN = 64  # local shards open at a time
 QUIET = 3.0  # seconds of indexing before its progress is shown
-COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")  # refused when they are read
 TELLING = re.compile(r"\.(cls\d*|json|txt|labels?|class(es)?|targets?|categor(y|ies))")  # endings of files that may tell labels
 CAPTIONS = (".json", ".txt")
 # what tells one content from another, as the back-ends call it
@@ -104,9 +104,8 @@ def tar_shards(path: Path, labels: str | None) -> Source | None:
 
     Labels: 'label' by .cls or .json files of the same key, or 'folder'. Raises UserError.
     """
-    if path.is_file() and path.name.lower().endswith(COMPRESSED):
-        raise UserError(f"{path} is compressed, so that no image can be read by itself: unpack it")
-    found = _tars(path) if path.is_dir() else [path] if path.is_file() and path.suffix.lower() == ".tar" else []
+    is_tar = path.is_file() and path.name.lower().endswith((".tar", *COMPRESSED))
+    found = [path] if is_tar else _tars(path) if path.is_dir() else []
     if not found:
         return None
     source = shards_of(Places(LocalFileSystem(), natural(map(os.path.abspath, found))), str(path), labels)
@@ -188,9 +187,9 @@ def _indexes(places: Places, file: Callable[[int], OpenFile], name: str) -> list
 
 
 def _by_threads(places: Places, work: Callable[[int], T], numbers: Sequence[int], title: str) -> list[T]:
-    """What `work` gives for each of these shards; how far it is, is shown where it takes long. Raises UserError."""
+    """What `work` gives for each of these shards, in their order; progress is shown where it takes long. Raises UserError."""
 
-    def tell(i: int) -> T:
+    def worked(i: int) -> T:
         path = shown(places.paths[i])
         try:
             return work(i)
@@ -204,17 +203,17 @@ def _by_threads(places: Places, work: Callable[[int], T], numbers: Sequence[int]
             raise UserError(f"the shard {path} cannot be read: {shown(line_of(error)) or type(error).__name__}") from None
 
     started, report = time.monotonic(), None
+    results = []
     with ExitStack() as stack:
         pool = ThreadPoolExecutor(TOGETHER)
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        results = [pool.submit(tell, i) for i in numbers]
-        for done, ready in enumerate(as_completed(results), 1):
-            ready.result()
+        for result in pool.map(worked, numbers):
+            results.append(result)
             if report is None and time.monotonic() - started > QUIET:
-                report = stack.enter_context(progress(title, len(results), done))
+                report = stack.enter_context(progress(title, len(numbers), len(results)))
             if report is not None:
-                report(done)
-        return [ready.result() for ready in results]
+                report(len(results))
+    return results
 
 
 def _stamp(places: Places, i: int) -> tuple[str, int | None]:
@@ -229,7 +228,7 @@ def _stamp(places: Places, i: int) -> tuple[str, int | None]:
 
 
 def _missing(places: Places, indexes: list[TarIndex]) -> tuple[str, ...]:
-    """What of shards is not used."""
+    """Notes for the user on what these shards hold that is not used."""
     cut = [(path, index.cut) for path, index in zip(places.paths, indexes, strict=True) if index.cut]
     notes = [
         f"{len(cut)} of {len(indexes)} shards break off: {shown(path)} is {why}; images before that are used, fetch the shard "
@@ -245,7 +244,7 @@ def _missing(places: Places, indexes: list[TarIndex]) -> tuple[str, ...]:
 
 
 def _take_labels(source: ShardSource, indexes: list[TarIndex], labels: str | None) -> None:
-    """Give a source its labels, what its split keeps from training, and notes of what of them is guessed. Raises UserError."""
+    """Set a source's labels and held-out samples, and add notes on what of them is a guess. Raises UserError."""
     words, codes = splits.merged((index.labels.table, index.labels.places) for index in indexes)
     folders, lies = splits.merged((index.folders.table, index.folders.places) for index in indexes)
     lies, folders = np.where(lies < 0, len(folders), lies), [*folders, ""]  # the last: in no folder
@@ -271,7 +270,7 @@ def _take_labels(source: ShardSource, indexes: list[TarIndex], labels: str | Non
 
 
 def _no_labels(indexes: list[TarIndex], labelled: bool) -> tuple[str, ...]:
-    """Of files beside images that give no labels; where others do, those that can be no more than captions apart."""
+    """A note on files whose endings promise labels but that give none; labelled: others do, and captions are not spoken of."""
     left = LeftOut.merged(index.left for index in indexes)
     endings = sorted(ending for ending in left.of if TELLING.fullmatch(ending) and not (labelled and ending in CAPTIONS))
     counts = ", ".join(f"{ending} {left.count(ending):,}" for ending in endings)
