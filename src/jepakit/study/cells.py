@@ -17,15 +17,14 @@ BASE = "base"  # the lever of a cell in which none is turned; a lever's value th
 
 @dataclass(frozen=True)
 class Lever:
-    """One thing to turn: its values, and why these. part: the regulariser that they belong to, put in where there is another."""
+    """One thing to turn, and its values; regulariser: that which they are settings of, put in where the base has another."""
 
     name: str
-    why: str
     values: tuple[Change, ...]
     regulariser: Change = field(default_factory=dict)
 
     def belongs(self, config: Config) -> bool:
-        """Whether these settings have the part that the values belong to."""
+        """Whether these settings have the regulariser that the values are settings of."""
         return not self.regulariser or getattr(config.regularizer, "kind", None) == self.regulariser["regularizer.kind"]
 
 
