@@ -150,8 +150,8 @@ def beside(files: Iterable[Path], images: int) -> tuple[str, ...]:
     return left.notes(images)
 
 
-def plural(count: int, one: str) -> str:
-    return f"{count:,} {one}{'s' * (count != 1)}"
+def plural(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def some(names: Sequence[str], count: int | None = None) -> str:

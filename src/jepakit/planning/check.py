@@ -5,6 +5,7 @@ Each sample is one record of a structured array, so that a million samples take 
 
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -166,8 +167,8 @@ def _sum(raw: bytes | Pixels) -> NDArray[np.uint64]:
 def _altered(source: PackedSource) -> tuple[str, ...]:
     """Files of images that are not what was written."""
     parts = range(len(source.manifest.parts))
+    found: list[str] = []
     with progress("verifying files", len(parts)) as report:
-        found = []
         for part in parts:
             if not source.unchanged(part):
                 found.append(part_path(source.root, "images", part).name)
@@ -188,7 +189,7 @@ def _checked(data: str, source: Source, survey: _Survey, altered: tuple[str, ...
     return Checked(
         data=data,
         samples=len(source),
-        formats=_formats(read, survey.kinds),
+        formats=_counts([format for format, _ in survey.kinds], np.bincount(read["kind"], minlength=len(survey.kinds))),
         modes=_modes(read, survey.kinds),
         sizes={name: (int(width[by_area[i]]), int(height[by_area[i]])) for name, i in places.items()},
         short_sides={f"{share}%": int(side) for share, side in zip(QUANTILES, short, strict=False)},
@@ -207,15 +208,11 @@ def _checked(data: str, source: Source, survey: _Survey, altered: tuple[str, ...
 
 
 def _counts(names: list[str], counts: NDArray[np.int64]) -> dict[str, int]:
-    """The most frequent first, names without any left out."""
-    total: dict[str, int] = {}
+    """How often each name occurs, in all its places; the most frequent first, without those that do not."""
+    total = Counter[str]()
     for name, count in zip(names, counts.tolist(), strict=True):
-        total[name] = total.get(name, 0) + count
-    return {name: count for name, count in sorted(total.items(), key=lambda item: (-item[1], item[0])) if count}
-
-
-def _formats(read: NDArray[Any], kinds: list[tuple[str, str]]) -> dict[str, int]:
-    return _counts([format for format, _ in kinds], np.bincount(read["kind"], minlength=len(kinds)))
+        total[name] += count
+    return dict(sorted((+total).items(), key=lambda item: (-item[1], item[0])))
 
 
 def _modes(read: NDArray[Any], kinds: list[tuple[str, str]]) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """What a look at every sample of a source found, and how it is said."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from jepakit.core.errors import plain
 from jepakit.data.decoding.pixels import too_many
+from jepakit.data.left_out import plural
 
 LONG = 3  # times as long as wide: of such an image a crop shows little
 Size = tuple[int, int]  # width, height
@@ -119,77 +121,63 @@ WIDE, SHORT, FIRST = 100, 60, 20  # columns; letters of a title; broken images t
 
 
 def check_table(checked: Checked) -> str:
-    """What was found, as aligned text of at most 100 columns."""
-    sizes = ", ".join(f"{name} {width}x{height}" for name, (width, height) in checked.sizes.items())
-    rows = [
-        ("samples", f"{checked.samples:,} in {_title(checked.data)}"),
-        ("formats", _counts(checked.formats)),
-        ("modes", _counts(checked.modes)),
-        ("width x height", sizes),
-        ("shorter side", ", ".join(f"{share} {side}" for share, side in checked.short_sides.items())),
-        ("turned", f"{_number(checked.turned, 'image')} by EXIF; training sees them upright"),
-        *_duplicate_rows(checked.duplicates),
-        ("labels", _label_words(checked.labels)),
-        ("broken", f"{_number(len(checked.bad), 'sample')} ({len(checked.bad) / checked.samples:.2%})"),
-        *(("", f"{_title(title)}: {plain(reason)}") for title, reason in checked.bad[:FIRST]),
-        *([("", f"and {len(checked.bad) - FIRST:,} more: --json FILE names all")] if len(checked.bad) > FIRST else []),
-        *(("altered", f"{name}: not as it was packed") for name in checked.altered),
-        *((("split", "")[i > 0], line) for i, line in enumerate(checked.split)),
-        *((("notes", "")[i > 0], plain(note)) for i, note in enumerate(checked.notes)),
-        *_choice_rows(checked.choice),
-        *_fit_rows(checked.fit),
-        ("verdict", checked.verdict),
+    """What was found, as aligned text of at most 100 columns: a name, and beside it its lines."""
+    found, choice, more = checked.duplicates, checked.choice, len(checked.bad) - FIRST
+    broken = f"{plural(len(checked.bad), 'sample')} ({len(checked.bad) / checked.samples:.2%})"
+    rows: list[tuple[str, Sequence[str]]] = [
+        ("samples", [f"{checked.samples:,} in {_title(checked.data)}"]),
+        ("formats", [_counts(checked.formats)]),
+        ("modes", [_counts(checked.modes)]),
+        ("width x height", [", ".join(f"{name} {width}x{height}" for name, (width, height) in checked.sizes.items())]),
+        ("shorter side", [", ".join(f"{share} {side}" for share, side in checked.short_sides.items())]),
+        ("turned", [f"{plural(checked.turned, 'image')} by EXIF; training sees them upright"]),
+        ("duplicates", _duplicate_lines(found) if found.groups else ["none of the same bytes"]),
+        (
+            "leak",
+            [f"{plural(found.leaked, 'test image')} in training, too: scores on this split say too much"] if found.leaked else [],
+        ),
+        ("labels", [_label_words(checked.labels) if checked.labels else "none"]),
+        ("broken", [broken, *(f"{_title(title)}: {plain(reason)}" for title, reason in checked.bad[:FIRST])]),
+        ("", [f"and {more:,} more: --json FILE names all"] if more > 0 else []),
+        *(("altered", [f"{name}: not as it was packed"]) for name in checked.altered),
+        ("split", checked.split),
+        ("notes", [plain(note) for note in checked.notes]),
+        ("pretrain chooses", [f"for {choice[0]}:", *choice[1:]] if choice else []),
+        *((name, [text]) for name, text in _fit_rows(checked.fit).items()),
+        ("verdict", [checked.verdict]),
     ]
-    return "\n".join(line for name, text in rows for line in _row(name, text))
+    texts = [f"{name if i == 0 else '':18}{line}" for name, lines in rows for i, line in enumerate(lines)]
+    return "\n".join(line for text in texts for line in wrap(text, WIDE, subsequent_indent=" " * 18, break_on_hyphens=False))
 
 
-def _row(name: str, text: str) -> list[str]:
-    return wrap(f"{name:18}{text}", WIDE, subsequent_indent=" " * 18, drop_whitespace=True, break_on_hyphens=False)
-
-
-def _duplicate_rows(found: Duplicates) -> list[tuple[str, str]]:
-    if not found.groups:
-        return [("duplicates", "none of the same bytes")]
-    rows = [("duplicates", f"{_number(found.copies, 'copy', 'copies')} in {_number(found.groups, 'group')} of the same bytes")]
+def _duplicate_lines(found: Duplicates) -> list[str]:
+    lines = [f"{plural(found.copies, 'copy', 'copies')} in {plural(found.groups, 'group')} of the same bytes"]
     for count, titles in found.largest:
-        rows.append(("", f"{count} x {', '.join(_title(title) for title in titles)}{', ...' if count > len(titles) else ''}"))
-    if found.leaked:
-        rows.append(("leak", f"{_number(found.leaked, 'test image')} in training, too: scores on this split say too much"))
-    return rows
+        lines.append(f"{count} x {', '.join(map(_title, titles))}{', ...' if count > len(titles) else ''}")
+    return lines
 
 
-def _label_words(labels: LabelsSeen | None) -> str:
-    if labels is None:
-        return "none"
+def _label_words(labels: LabelsSeen) -> str:
     (small, few), (large, many) = labels.smallest, labels.largest
-    classes = f"'{_title(labels.name)}', {_number(labels.classes, 'class', 'classes')}"
+    classes = f"'{_title(labels.name)}', {plural(labels.classes, 'class', 'classes')}"
     ends = f"smallest {_title(small)} {few:,}, largest {_title(large)} {many:,}"
     return f"{classes}: {ends}; {labels.unlabelled:,} without; {labels.test:,} for testing"
 
 
-def _choice_rows(choice: tuple[str, ...]) -> list[tuple[str, str]]:
-    """What pretrain itself would choose."""
-    return [("pretrain chooses", f"for {choice[0]}:"), *(("", line) for line in choice[1:])] if choice else []
-
-
-def _fit_rows(fit: Fit) -> list[tuple[str, str]]:
-    """What the settings make of the images."""
-    (width, height), bands = fit.size, ", ".join(f"{_number(n, 'image')} of {name}" for name, n in fit.other_bands.items())
-    return [
-        ("recipe", f"{fit.recipe}"),
-        ("images.size", f"{width}x{height}: {_number(fit.smaller, 'image')} smaller in a side, which a crop would enlarge"),
-        ("images.channels", f"{fit.channels}: {'the others are ' + bands if bands else 'all fit'}"),
-        ("optim.batch_size", f"{fit.batch_size:,}: {fit.steps:,} steps an epoch, {fit.left_over:,} images left over"),
-        ("elongated", f"{_number(fit.elongated, 'image')} more than {LONG} times as long as wide; at most {fit.longest:.1f}"),
-    ]
+def _fit_rows(fit: Fit) -> dict[str, str]:
+    """What the settings make of the images, by setting."""
+    (width, height), bands = fit.size, ", ".join(f"{plural(n, 'image')} of {name}" for name, n in fit.other_bands.items())
+    return {
+        "recipe": fit.recipe,
+        "images.size": f"{width}x{height}: {plural(fit.smaller, 'image')} smaller in a side, which a crop would enlarge",
+        "images.channels": f"{fit.channels}: {'the others are ' + bands if bands else 'all fit'}",
+        "optim.batch_size": f"{fit.batch_size:,}: {fit.steps:,} steps an epoch, {fit.left_over:,} images left over",
+        "elongated": f"{plural(fit.elongated, 'image')} more than {LONG} times as long as wide; at most {fit.longest:.1f}",
+    }
 
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name}: {count:,}" for name, count in counts.items()) or "none"
-
-
-def _number(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def _title(text: str) -> str:

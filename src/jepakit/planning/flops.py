@@ -39,20 +39,13 @@ def linear_flops(tokens: int, inputs: int, outputs: int) -> int:
     return 2 * tokens * inputs * outputs
 
 
-def attention_flops(pairs: int, width: int) -> int:
-    """Queries with keys, and weights with values: `pairs` of tokens that meet."""
-    return 2 * linear_flops(pairs, width, 1)
+def block_flops(tokens: int, rows: int, pairs: int, width: int, hidden: int) -> int:
+    """A block of a transformer: keys and values of all tokens; queries, projection and MLP of the rows that are asked for.
 
-
-def block(tokens: int, pairs: int, width: int, hidden: int) -> int:
-    """A block of a transformer: queries, keys and values, their attention, its projection, the MLP."""
-    return block_of_rows(tokens, tokens, pairs, width, hidden)
-
-
-def block_of_rows(tokens: int, rows: int, pairs: int, width: int, hidden: int) -> int:
-    """A block of which only some rows are asked for: keys and values of all tokens, everything else of these rows."""
-    keys = linear_flops(tokens, width, 2 * width)
-    return keys + linear_flops(rows, width, 2 * width + 2 * hidden) + attention_flops(pairs, width)
+    pairs: of a query and a key that meet, in the products of queries with keys and of weights with values.
+    """
+    keys_values = linear_flops(tokens, width, 2 * width)
+    return keys_values + linear_flops(rows, width, 2 * width + 2 * hidden) + 2 * linear_flops(pairs, width, 1)
 
 
 def step(method: Method, grid: tuple[int, int], channels: int, masks: Masks, *, padded: bool = False) -> Flops:
@@ -95,7 +88,7 @@ def _encoder(method: Method, lengths: Indices, padded: bool, *, may_pad: bool) -
     """All blocks of an encoder on sequences of these lengths, which a CPU may pad (`may_pad`) to one length."""
     e, rows = method.encoder, choose_padded_length(lengths, torch.device("cpu")) if padded and may_pad else None
     tokens = len(lengths) * rows if rows else int(lengths.sum())
-    return e.depth * block(tokens, _pairs(lengths, lengths, padded), e.width, round(e.width * e.mlp_ratio))
+    return e.depth * block_flops(tokens, tokens, _pairs(lengths, lengths, padded), e.width, round(e.width * e.mlp_ratio))
 
 
 def _predictor(method: Method, pixels: int, masks: Masks, padded: bool) -> int:
@@ -105,8 +98,8 @@ def _predictor(method: Method, pixels: int, masks: Masks, padded: bool) -> int:
     tokens = int(lengths.sum())
     return (
         linear_flops(len(masks.context), e.width, p.width)
-        + (p.depth - 1) * block(tokens, _pairs(lengths, lengths, padded), p.width, hidden)
-        + block_of_rows(tokens, targets, _pairs(masks.target_lengths, lengths, padded), p.width, hidden)
+        + (p.depth - 1) * block_flops(tokens, tokens, _pairs(lengths, lengths, padded), p.width, hidden)
+        + block_flops(tokens, targets, _pairs(masks.target_lengths, lengths, padded), p.width, hidden)
         + linear_flops(targets, p.width, method.target.width(e.width, pixels))
     )
 
