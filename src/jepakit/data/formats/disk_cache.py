@@ -1,4 +1,4 @@
-"""Copies of remote files, kept between epochs and runs: a folder with a limit, from which what was used longest ago goes.
+"""Copies of remote files, kept between epochs and runs in a folder of limited size: what was used longest ago goes first.
 
 fsspec's caching file systems know no limit of size. A file is here whole or not at all, may be shared by several processes,
 and whoever has it open reads on when it goes.
@@ -28,7 +28,7 @@ def cache_folder(kind: str) -> Path:
 
 
 def cache_limit() -> int:
-    """The limit; 0 keeps nothing. Raises UserError for a number that is none."""
+    """How many bytes the copies may take together; 0: none. Raises UserError where that is no number from 0 to 1e9 GiB."""
     said = os.environ.get(LIMIT, "")
     try:
         gib = float(said) if said else USUAL
@@ -40,9 +40,10 @@ def cache_limit() -> int:
 
 
 def cached_copy(name: str, size: int, fetch: Callable[[Path], None]) -> Path | None:
-    """The path of a file of so many bytes, from the cache or, by `fetch` into a path, new; None where it cannot be kept.
+    """The path of the cached file of this name, which has `size` bytes; `fetch(path)` makes it if need be. None without room.
 
-    name: what tells this content from all others. Raises what `fetch` does, but for a full disk.
+    name: differs for any two contents. Raises what `fetch` does, and OSError where the folder cannot be written to or the file
+    that was fetched has another size.
     """
     most, folder = cache_limit(), cache_folder("files")
     if size > most:
@@ -76,7 +77,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def _has_room(folder: Path, size: int, most: int) -> bool:
-    """Whether there is room for so many bytes, where need be after those went that were used longest ago."""
+    """Whether `size` more bytes fit into `most` and on the disk, once the files that were used longest ago are removed."""
     files = []
     for entry in os.scandir(folder):
         with suppress(OSError):  # another process was quicker

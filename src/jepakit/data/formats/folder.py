@@ -90,7 +90,7 @@ class FolderSource(FilesSource):
         return labels, splits.held_out_parts(parts, places), (*note_of(masks, len(self), self._others(masks)), *layout.notes)
 
     def _others(self, masks: MaskFolders) -> str:
-        """The folder in which all images lie that are no masks, and no mask does; '' if there is none."""
+        """The path of the folder that holds all other images and no mask; '' if there is none."""
         if not len(masks.ids):
             return ""
         are = set(masks.ids.tolist())

@@ -25,7 +25,7 @@ from jepakit.core.errors import UserError, line_of
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats import tables
 from jepakit.data.formats.prefetch import PrefetchCache
-from jepakit.data.formats.remote import Places, shown, with_retries
+from jepakit.data.formats.remote import Places, reason_of, shown, with_retries
 from jepakit.data.labels import split_words as splits
 from jepakit.data.left_out import beside
 from jepakit.data.sources import Blocks, Source
@@ -143,7 +143,7 @@ class ParquetSource(tables.TableSource):
             with ThreadPoolExecutor(OPENED) as pool:
                 parts = list(pool.map(read, self.files))
         except Exception as error:  # pyarrow and every back-end raise their own
-            raise UserError(f"{where} cannot be read: {_reason(error)}") from None
+            raise UserError(f"{where} cannot be read: {reason_of(error)}") from None
         if [len(codes) for _, codes in parts] != self.rows:
             raise UserError(f"{where}: it has other numbers of rows than the files claim: they are broken")
         return splits.merged(parts)
@@ -166,7 +166,7 @@ class ParquetSource(tables.TableSource):
         try:
             found = _tried(file.fs, read, self._groups.pausing)
         except Exception as error:  # pyarrow and every back-end raise their own
-            raise BadImageError(f"its row group cannot be read: {_reason(error)}") from None
+            raise BadImageError(f"its row group cannot be read: {reason_of(error)}") from None
         if found is None:
             raise BadImageError(f"its row group takes more than {most >> 20} MiB: taken for a decompression bomb")
         self.sizes[group] = found.nbytes
@@ -233,7 +233,7 @@ def _file(fs: AbstractFileSystem | None, path: str) -> GroupedFile:
         heads = [footer.row_group(g) for g in range(footer.num_row_groups)]
         rows = [head.num_rows for head in heads]
     except Exception as error:  # pyarrow and every back-end raise their own
-        raise UserError(f"{shown(path)} cannot be read as Parquet: {_reason(error)}") from None
+        raise UserError(f"{shown(path)} cannot be read as Parquet: {reason_of(error)}") from None
     if min(rows, default=0) < 0 or sum(rows) > size:  # each has an image
         raise UserError(f"{shown(path)} claims {sum(rows)} rows in {size} bytes: it is broken")
     return GroupedFile(fs, path, footer, schema, heads)
@@ -242,10 +242,6 @@ def _file(fs: AbstractFileSystem | None, path: str) -> GroupedFile:
 def _tried(fs: AbstractFileSystem | None, work: Callable[[], T], pausing: Callable[[float], None] = lambda seconds: None) -> T:
     """What comes from afar may come at another try."""
     return work() if fs is None else with_retries(work, pausing)
-
-
-def _reason(error: Exception) -> str:
-    return shown(line_of(error)) or type(error).__name__
 
 
 @atexit.register

@@ -20,10 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from jepakit.core.errors import UserError, line_of
+from jepakit.core.errors import UserError
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.disk_cache import cached_copy
-from jepakit.data.formats.remote import PATIENCE, Places, is_permanent, shown, with_retries
+from jepakit.data.formats.remote import PATIENCE, Places, is_permanent, reason_of, shown, with_retries
 
 T = TypeVar("T")
 log = logging.getLogger("jepakit")
@@ -31,11 +31,11 @@ _BEHIND = 2  # threads that fetch whole files that will be wanted
 
 
 class PrefetchCache(Generic[T]):
-    """A cache of numbered items (row groups, files), least recently used out first, that fetches announced ones ahead of need.
+    """A cache of numbered items (row groups, files): the least recently used goes first, and announced ones are fetched ahead.
 
-    Each item is fetched once even when several threads ask for it. fetch: gives the item of a number, and raises
-    BadImageError or UserError; size: of an item, in the units of `capacity`. Items here and being fetched together take at
-    most `capacity`, except that one item is always allowed. threads: how many fetch ahead. Safe from several threads.
+    Each item is fetched once even when several threads ask for it. fetch(index): gives an item, or raises BadImageError or
+    UserError; size(index): in the units of `capacity`, which items here and under way never exceed together, except that one
+    item is always allowed. threads: how many fetch ahead. Safe from several threads.
     """
 
     def __init__(self, fetch: Callable[[int], T], size: Callable[[int], int], capacity: int, threads: int, name: str) -> None:
@@ -239,8 +239,8 @@ class Fetched(PrefetchCache[OpenFile]):
         except Exception as error:  # each back-end raises its own
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                 raise self._disk_full() from None
-            reason = "not found" if is_permanent(error) else line_of(error) or type(error).__name__
-            raise BadImageError(f"{shown(path)} could not be fetched: {shown(reason)}") from None
+            reason = "not found" if is_permanent(error) else reason_of(error)
+            raise BadImageError(f"{shown(path)} could not be fetched: {reason}") from None
         finally:
             draft.unlink(missing_ok=True)
 

@@ -75,8 +75,7 @@ def expand(data: str) -> Places:
     except Exception as error:  # each back-end raises its own
         if is_permanent(error):
             raise UserError(f"nothing is found at {shown(data)}: check the address, and that you may read it") from None
-        reason = line_of(error) or type(error).__name__
-        raise UserError(f"{shown(data)} cannot be reached: {shown(reason)}") from None
+        raise UserError(f"{shown(data)} cannot be reached: {reason_of(error)}") from None
 
 
 def shown(address: str) -> str:
@@ -146,7 +145,7 @@ def above(paths: Iterable[str]) -> str:
 
 
 def titles_below(paths: tuple[str, ...]) -> list[str]:
-    """What to call each file wherever the set lies: its path below the folder that holds them all."""
+    """A title for each file, the same wherever the set lies: its path below the folder that holds all of them."""
     parts = [shown(path).split("/") for path in paths]
     levels = zip(*(part[:-1] for part in parts), strict=False)
     shared = len([*takewhile(lambda level: len(set(level)) == 1, levels)])
@@ -194,6 +193,11 @@ def with_retries(work: Callable[[], T], pausing: Callable[[float], None] = lambd
             pausing(pause)
             time.sleep(pause)
     return work()
+
+
+def reason_of(error: Exception) -> str:
+    """What any back-end's error says, in one line that a message may show."""
+    return shown(line_of(error)) or type(error).__name__
 
 
 def is_permanent(error: Exception) -> bool:

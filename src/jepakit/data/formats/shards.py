@@ -16,12 +16,12 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
-from jepakit.core.errors import UserError, line_of, plain
+from jepakit.core.errors import UserError, plain
 from jepakit.core.progress import progress
 from jepakit.data.decoding.decode import MOST_FILE_BYTES, SUFFIXES
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.prefetch import Fetched, OpenFile
-from jepakit.data.formats.remote import Places, is_permanent, natural, shown, titles_below, with_retries
+from jepakit.data.formats.remote import Places, is_permanent, natural, reason_of, shown, titles_below, with_retries
 from jepakit.data.formats.tars import TarIndex, cached_index, new_index
 from jepakit.data.labels import split_words as splits
 from jepakit.data.labels.classes import folder_classes
@@ -200,7 +200,7 @@ def _by_threads(places: Places, work: Callable[[int], T], numbers: Sequence[int]
         except Exception as error:  # each back-end raises its own
             if is_permanent(error):
                 raise UserError(f"the shard {path} is not found: check the pattern, and that you may read it") from None
-            raise UserError(f"the shard {path} cannot be read: {shown(line_of(error)) or type(error).__name__}") from None
+            raise UserError(f"the shard {path} cannot be read: {reason_of(error)}") from None
 
     started, report = time.monotonic(), None
     results = []

@@ -37,7 +37,7 @@ _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2
 
 @dataclass(frozen=True, eq=False)
 class Words:
-    """A word for each image: its place (n,) int32 in a table, -1 for none."""
+    """A word of each of n images, or none: `places` (n,) int32 are indices into `table`, or -1."""
 
     table: tuple[str, ...]
     places: NDArray[np.int32]
@@ -47,10 +47,10 @@ class Words:
 class TarIndex:
     """The n images of a tar, in its order: their bytes begin at offsets (n,) and are sizes (n,) long, both int64.
 
-    names: all names after each other, in UTF-8; ends (n,) int64: where each ends. labels: what its .cls or .json says.
-    folders: those that it lies in, as in 'train/cat'. cut: what is wrong after the last image, '' if nothing is.
-    others, links: how many images are left out, as their sample has another, or as they have no bytes of their own.
-    left: what else is left out, as `LeftOut` stores it.
+    names: all names after each other, in UTF-8; ends (n,) int64: where each ends. labels: of the .cls or .json file beside
+    each image. folders: the path of the folder of each, as in 'train/cat'. cut: why reading ended early, '' if it did not.
+    others: how many images are left out because their sample has another; links: how many because they are links.
+    left: other files that are left out, as `LeftOut` stores it.
     """
 
     offsets: NDArray[np.int64]
@@ -132,9 +132,9 @@ def tar_index(file: OpenFile, name: str) -> TarIndex:
 
 
 def _one_a_sample(names: bytes, ends: NDArray[np.int64]) -> tuple[NDArray[np.bool_], bytes, NDArray[np.int64]]:
-    """Which images (n,) are kept, one of each sample: the first with a plain ending ('jpg', not 'seg.png') or else the first;
-    the names of these, and where each ends.
+    """Keeps one image of each sample: the first with a plain ending ('jpg', not 'seg.png'), or else the first.
 
+    Returns which are kept (n,), and names and ends of these, as of TarIndex.
     Images of a sample have one name up to the first dot that no digit follows: '000.jpg' and '000.seg.png', but not
     'film.0001.png' and 'film.0002.png'.
     """
@@ -151,7 +151,7 @@ def _one_a_sample(names: bytes, ends: NDArray[np.int64]) -> tuple[NDArray[np.boo
 
 
 def split_names(names: bytes, ends: NDArray[np.int64]) -> Generator[str, None, None]:
-    """The names that lie in one text."""
+    """The names, one by one, of a text of all and the place where each ends."""
     start = 0
     for end in ends.tolist():
         yield names[start:end].decode(errors="surrogateescape")
@@ -181,7 +181,7 @@ def _label(data: bytes, ending: str) -> str:
 
 
 def _members(file: OpenFile, name: str) -> Generator[tarfile.TarInfo, None, str]:
-    """The members that lie whole in a tar; and what is wrong with the rest, '' if nothing is. Raises UserError."""
+    """Yields the members that are complete, returns why it ended early, '' if it did not. Raises UserError if it is no tar."""
     headers = _Headers(file)
     try:
         stream: Any = headers
