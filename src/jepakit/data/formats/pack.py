@@ -43,7 +43,7 @@ log = logging.getLogger("jepakit")
 _PART = 256 << 20  # bytes of images at which a file ends
 COMPARED = 400  # images of a pack that are compared with the source's, and at least one of each part
 MAX_BAD = 0.01
-SURE = 0.9  # of an estimated size: what is refused for want of room would hardly fit
+SURE = 0.9  # of an estimated size: what is refused for want of space would hardly fit
 OURS = re.compile(rf"{re.escape(MANIFEST)}|{re.escape(UNFINISHED)}|{re.escape(CLASSES)}|({'|'.join(PART_KINDS)})-\d{{5,}}\.bin")
 
 
@@ -108,54 +108,61 @@ def amount(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
+def _names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.name != ".lock")
+
+
+def _manifest_path(root: Path) -> Path | None:
+    """The manifest of a finished pack, else that of one that was stopped."""
+    return next((root / name for name in (MANIFEST, UNFINISHED) if (root / name).exists()), None)
+
+
 def _require_ours(root: Path) -> None:
     """Raises UserError where anything but a pack, or what a kill may leave of it, lies at the folder's place."""
-    if root.exists() and not root.is_dir():
+    if not root.exists():
+        return
+    if not root.is_dir():
         raise UserError(f"--out {root} is a file; give a new folder")
-    names = sorted(path.name for path in root.iterdir() if path.name != ".lock") if root.exists() else []
-    begun = next((name for name in (MANIFEST, UNFINISHED) if name in names), None)
-    if begun is not None:
-        manifest_of(root / begun)
-    for name in names:
+    if begun := _manifest_path(root):
+        manifest_of(begun)
+    for name in _names(root):
         if not OURS.fullmatch(name.removeprefix(".tmp-")) or not (begun or name.startswith(".tmp-")):
             raise UserError(f"{root} holds other files ({plain(name)}); give a folder of its own")
 
 
 def _begun(root: Path, plan: Manifest, source: Source, threads: int, overwrite: bool) -> Manifest:
     """What an earlier life left of this plan, or the plan itself in an empty folder. Raises UserError for another pack."""
-    there = sorted(path.name for path in root.iterdir() if path.name != ".lock")
-    found = next((root / name for name in (MANIFEST, UNFINISHED) if name in there), None)
-    drafts = [name for name in there if name.startswith(".tmp-")]
-    begun = plan
-    if found is not None and not overwrite:
-        before = manifest_of(found)
-        now = {
-            "source": plan.source,
-            "held_out": plan.held_out,
-            "notes": plan.notes,
-            "max_bad": plan.max_bad,
-            "threads": plan.threads,
-        }
-        begun = before.model_copy(update=now)
-        if begun.model_copy(update={"parts": (), "bad": ()}) != plan:
-            raise UserError(
-                f"{root} holds another pack (of {before.samples} images of {before.source}, --size {before.size}), or the images "
-                f"or labels have changed since: give another --out, or replace it with --overwrite"
-            )
-        compared = _compared(root, begun, source, threads)
-        if found.name == MANIFEST:
-            packed(root, None)
-            size = amount(begun.image_bytes)
-            log.info("%s is packed already (%d images compared): %d images, %s", root, compared, begun.count, size)
-            return begun
-        if begun.parts:
-            log.info("going on: %d images are packed (%d compared)", begun.count, compared)
-    old = drafts if begun is not plan else sorted(there, key=lambda name: name in (MANIFEST, UNFINISHED))  # which mark the folder
-    _require_room(root, begun, source, threads, sum((root / name).stat().st_size for name in old))
+    found = _manifest_path(root)
+    begun = plan if found is None or overwrite else _resumed(root, found, plan, source, threads)
+    if begun is not plan and found == root / MANIFEST:
+        return begun
+    old = [name for name in _names(root) if begun is plan or name.startswith(".tmp-")]
+    old.sort(key=lambda name: name in (MANIFEST, UNFINISHED))  # which mark the folder as ours: last
+    _require_space(root, begun, source, threads, sum((root / name).stat().st_size for name in old))
     for name in old:
         (root / name).unlink()
     if begun is plan:
         store(root / UNFINISHED, plan.stored)
+    return begun
+
+
+def _resumed(root: Path, found: Path, plan: Manifest, source: Source, threads: int) -> Manifest:
+    """The manifest in `found`, with what is asked now. Raises UserError where it is of another plan, or of other images."""
+    before = manifest_of(found)
+    now = {name: getattr(plan, name) for name in ("source", "held_out", "notes", "max_bad", "threads")}
+    begun = before.model_copy(update=now)
+    if begun.model_copy(update={"parts": (), "bad": ()}) != plan:
+        raise UserError(
+            f"{root} holds another pack (of {before.samples} images of {before.source}, --size {before.size}), or the images "
+            f"or labels have changed since: give another --out, or replace it with --overwrite"
+        )
+    compared = _compared(root, begun, source, threads)
+    if found.name == MANIFEST:
+        packed(root, None)
+        size = amount(begun.image_bytes)
+        log.info("%s is packed already (%d images compared): %d images, %s", root, compared, begun.count, size)
+    elif begun.parts:
+        log.info("going on: %d images are packed (%d compared)", begun.count, compared)
     return begun
 
 
@@ -201,25 +208,16 @@ def _sums(root: Path, begun: Manifest, few: set[int] | None) -> dict[int, int]:
     return sums
 
 
-def _require_few(bad: list[Bad], source: Source, max_bad: float) -> None:
-    """Raises UserError for more bad images than the share allows; one is never too many."""
-    if too_many(len(bad), len(source), max_bad):
-        raise UserError(
-            f"{len(bad)} of {len(source)} images cannot be read, more than --max-bad {max_bad:g}: mend them (jepakit data check "
-            f"names all), or give a higher --max-bad"
-        )
-
-
-def _require_room(root: Path, begun: Manifest, source: Source, threads: int, freed: int) -> None:
-    """Says how much a pack will take. Raises UserError where that is clearly more than the disk has, and what is freed on it."""
+def _require_space(root: Path, begun: Manifest, source: Source, threads: int, freed: int) -> None:
+    """Logs how much a pack will take. Raises UserError where that is clearly more than the disk has with `freed` bytes more."""
     sizes: list[int] = []
 
     def take(_: int, found: Packed | str) -> None:
         sizes.extend([] if isinstance(found, str) else [found.pixels.nbytes])
 
     each_shrunk(source, spread_places(source, 32), begun, take, threads)
-    all_of_it = np.mean(sizes, dtype=float) * len(source) if sizes else 0.0
-    need, free = max(0.0, all_of_it - begun.image_bytes), shutil.disk_usage(root).free + freed
+    total = np.mean(sizes, dtype=float) * len(source) if sizes else 0.0
+    need, free = max(0.0, total - begun.image_bytes), shutil.disk_usage(root).free + freed
     if SURE * need > free:
         raise UserError(
             f"{root} needs about {amount(need)}, and its disk has {amount(free)} free: make room, or give a smaller --size"
@@ -234,7 +232,7 @@ def _go_on(root: Path, begun: Manifest, source: Source, threads: int, max_bad: f
         with progress("packing", len(source), first) as report:
             done = _write(root, begun, source, threads, max_bad, report)
     except OSError:
-        for draft in root.glob(".tmp-*"):  # its room may be what is missing
+        for draft in root.glob(".tmp-*"):  # its space may be what is missing
             draft.unlink(missing_ok=True)
         raise
     log.info("packed %d images in %s (%s); %d bad ones left out", done.count, root, amount(done.image_bytes), len(done.bad))
@@ -249,7 +247,11 @@ def _write(root: Path, begun: Manifest, source: Source, threads: int, max_bad: f
         if isinstance(found, str):
             log.warning("bad image: %s: %s (left out)", plain(title), found)
             bad.append(Bad(index=index, title=plain(title), reason=found))
-            _require_few(bad, source, max_bad)
+            if too_many(len(bad), len(source), max_bad):
+                raise UserError(
+                    f"{len(bad)} of {len(source)} images cannot be read, more than --max-bad {max_bad:g}: mend them (jepakit "
+                    f"data check names all), or give a higher --max-bad"
+                )
             return
         writer = writer or Writer(root, len(parts))
         writer.add(index, title, *found)
@@ -259,14 +261,12 @@ def _write(root: Path, begun: Manifest, source: Source, threads: int, max_bad: f
             store(root / UNFINISHED, begun.model_copy(update={"parts": tuple(parts), "bad": tuple(bad)}).stored)
         report(index + 1)
 
-    ids = np.arange(parts[-1].end if parts else 0, len(source))
-    each_shrunk(source, ids, begun, take, threads)
+    each_shrunk(source, np.arange(parts[-1].end if parts else 0, len(source)), begun, take, threads)
     if writer is not None:
         parts.append(writer.close(source.labels))
     if source.labels is not None:
         store(root / CLASSES, Texts.of(source.labels.classes).stored)
-    last = {"parts": tuple(parts), "bad": tuple(bad), "max_bad": None, "threads": None}
-    done = begun.model_copy(update=last)
+    done = begun.model_copy(update={"parts": tuple(parts), "bad": tuple(bad), "max_bad": None, "threads": None})
     store(root / MANIFEST, done.stored)
     (root / UNFINISHED).unlink(missing_ok=True)
     return done

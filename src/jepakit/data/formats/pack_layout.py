@@ -4,7 +4,7 @@
     images-00000.bin  rows (H, W, C) of one image after the other, each image from a multiple of ALIGNED bytes
     index-00000.bin   an INDEX record for each image of it
     titles-00000.bin  their titles: n + 1 offsets (u8, from the first title's byte), then the titles in UTF-8
-    labels-00000.bin  a LABELS record for each image, where the source has labels
+    labels-00000.bin  a LABELS_FILE record for each image, where the source has labels
     classes.bin       the names of their classes, in the form of titles
 
 All numbers are little-endian.
@@ -58,7 +58,7 @@ class Part(_Stored):
     images: File
     index: File
     titles: File
-    labels: File | None
+    labels: File | None = None
 
 
 class Bad(_Stored):
@@ -80,13 +80,27 @@ class Labelled(_Stored):
     names: File
     apart: int = Field(0, ge=0)
 
+    @classmethod
+    def of(cls, labels: Labels) -> "Labelled":
+        names, rows = Texts.of(labels.classes).stored, label_records(labels)
+        digest = hashlib.sha256(b"".join([names, *(rows[column].tobytes() for column in LABELS_FILE.names or ())])).hexdigest()
+        return cls(
+            name=labels.name,
+            whole=labels.whole_image,
+            clusters=labels.clusters is not None,
+            digest=digest,
+            classes=len(labels.classes),
+            names=_file(names),
+            apart=labels.apart,
+        )
+
 
 class Manifest(_Stored):
-    """What was packed: a source of so many samples and such titles, with its labels, at a size; and what came of it.
+    """What was packed, at which size, and what came of it; all of it decides whether a pack that was stopped can go on.
 
-    notes: what the source said of what it does not use, or guesses.
-    held_out: samples that the source's own split keeps from training, from and up to; none: not told, in packs of old.
-    max_bad, threads: what was asked of the command, where that is not its default; a finished pack says nothing of them.
+    fingerprint: of the titles of all `samples` of the source. held_out: the samples that the source's own split keeps from
+    training, as ranges (from, up to); None in packs of old, which did not say. notes: the source's, on data that it does not
+    use, or guesses at. max_bad, threads: what was asked of the command where that is not its default, None once it is done.
     """
 
     format: Literal[1] = 1
@@ -117,33 +131,18 @@ class Manifest(_Stored):
 
     @classmethod
     def of(cls, source: Source, data: str, size: int, max_pixels: int) -> "Manifest":
-        """Of a source of which nothing is packed yet; data: what the user calls it."""
-        said, about = source.labels, None
-        if said is not None:
-            names = Texts.of(said.classes).stored
-            digest = hashlib.sha256(b"".join([names, *(column.tobytes() for column in _columns(said))])).hexdigest()
-            clusters, classes = said.clusters is not None, len(said.classes)
-            about = Labelled(
-                name=said.name,
-                whole=said.whole_image,
-                clusters=clusters,
-                digest=digest,
-                classes=classes,
-                names=_file(names),
-                apart=said.apart,
-            )
-        name, names_of_all, samples = plain(data), fingerprint(source), len(source)
-        mask = held_out(source)
-        edges = np.flatnonzero(np.diff(np.zeros(samples, np.int8) if mask is None else mask, prepend=0, append=0)).tolist()
-        held = tuple(zip(edges[::2], edges[1::2], strict=True))
+        """For a source of which nothing is packed yet; data: what the user calls it."""
+        labels = source.labels
+        mask = np.zeros(len(source), np.bool_) if (held := held_out(source)) is None else held
+        edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0)).tolist()
         return cls(
-            source=name,
-            fingerprint=names_of_all,
-            samples=samples,
+            source=plain(data),
+            fingerprint=fingerprint(source),
+            samples=len(source),
             size=size,
             max_pixels=max_pixels,
-            labels=about,
-            held_out=held,
+            labels=None if labels is None else Labelled.of(labels),
+            held_out=tuple(zip(edges[::2], edges[1::2], strict=True)),
             notes=tuple(map(plain, source.notes)),
         )
 
@@ -204,7 +203,7 @@ class Texts:
 
 
 def part_path(root: Path, kind: str, number: int) -> Path:
-    """A file of a part; kind: one of KINDS."""
+    """A file of a part; kind: one of PART_KINDS."""
     return root / f"{kind}-{number:05}.bin"
 
 
@@ -221,10 +220,13 @@ def manifest_of(path: Path) -> Manifest:
         ) from None
 
 
-def _columns(labels: Labels) -> list[NDArray[Any]]:
-    """Value, test and cluster of each sample, as LABELS has them."""
-    clusters = np.zeros(len(labels.values), "<i8") if labels.clusters is None else labels.clusters.astype("<i8")
-    return [labels.values.astype("<i8"), labels.test.astype("u1"), clusters]
+def label_records(labels: Labels) -> NDArray[Any]:
+    """A LABELS_FILE record for each sample (n,)."""
+    rows = np.zeros(len(labels.values), LABELS_FILE)
+    rows["value"], rows["test"] = labels.values, labels.test
+    if labels.clusters is not None:
+        rows["cluster"] = labels.clusters
+    return rows
 
 
 class Writer:
@@ -252,23 +254,20 @@ class Writer:
         self.bytes += gap + pixels.nbytes
 
     def close(self, labels: Labels | None) -> Part:
-        """Put the files in their places."""
+        """Put the files of the part in their places; labels: of all samples of the source."""
         with self._file:
             _sync(self._file)
         self._draft.replace(self._path)
         contents = {"index": np.array(self._rows, INDEX).tobytes(), "titles": Texts.of(self._titles).stored}
         if labels is not None:
-            rows = np.empty(len(self._ids), LABELS_FILE)
-            for name, column in zip(LABELS_FILE.names or (), _columns(labels), strict=True):
-                rows[name] = column[self._ids]
-            contents["labels"] = rows.tobytes()
+            contents["labels"] = label_records(labels)[self._ids].tobytes()
         stored = {kind: store(part_path(self._root, kind, self._number), content) for kind, content in contents.items()}
         images = File(bytes=self.bytes, sha256=self._sum.hexdigest())
-        return Part(end=self._ids[-1] + 1, count=len(self._ids), images=images, **({"labels": None} | stored))
+        return Part(end=self._ids[-1] + 1, count=len(self._ids), images=images, **stored)
 
 
 def store(path: Path, content: bytes) -> File:
-    """Write a file whole, and on the disk."""
+    """Write a file, all of it or none, and wait until it is on the disk."""
     with atomic_write(path) as draft, draft.open("wb") as file:
         file.write(content)
         _sync(file)

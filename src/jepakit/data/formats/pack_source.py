@@ -58,26 +58,29 @@ class PackedSource(Source):
             some = ", ".join(entry.title for entry in bad[:3]) + ", ..." * (len(bad) > 3)
             self.notes += (f"{len(bad):,} of {self.manifest.samples:,} images could not be read and were not packed: {some}",)
         self.by_place = re.fullmatch(r"(.*:)?\d+", self.titles[0][0]) is not None  # packed from arrays or tables
-        ends = np.cumsum([part.count for part in self.manifest.parts]).tolist()
-        self._firsts, self._count = [0, *ends[:-1]], ends[-1]
+        *self._firsts, self._count = np.cumsum([0, *(part.count for part in self.manifest.parts)]).tolist()
 
     def __len__(self) -> int:
         return int(self._count)
 
     def raw(self, index: int) -> Pixels:
-        part = bisect_right(self._firsts, index) - 1
-        offset, height, width, channels, depth, _ = self.index[part].item(index - self._firsts[part])
+        part, row = self._place(index)
+        offset, height, width, channels, depth, _ = self.index[part].item(row)
         return np.ndarray((height, width, channels), DEPTHS[depth], self.maps[part], offset)  # type: ignore[arg-type]
 
     def title(self, index: int) -> str:
-        part = bisect_right(self._firsts, index) - 1
-        return self.titles[part][index - self._firsts[part]]
+        part, row = self._place(index)
+        return self.titles[part][row]
 
     def intact(self, index: int) -> bool:
         """Whether an image's bytes are those that were packed (crc32)."""
+        part, row = self._place(index)
+        return zlib.crc32(self.raw(index).data) == int(self.index[part]["crc32"][row])
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The part that holds a sample, and the sample's row in it."""
         part = bisect_right(self._firsts, index) - 1
-        same: bool = zlib.crc32(self.raw(index).data) == self.index[part].item(index - self._firsts[part])[-1]
-        return same
+        return part, index - self._firsts[part]
 
     def unchanged(self, part: int) -> bool:
         """Whether a file of images is what was written (sha256); index, titles and labels were checked at the opening."""
@@ -86,7 +89,10 @@ class PackedSource(Source):
 
 
 def packed(root: Path, labels: str | None) -> Source | None:
-    """A folder that `jepakit data pack` wrote. Raises UserError where it is not whole, or has other labels."""
+    """The source of a folder that `jepakit data pack` wrote; None for other folders.
+
+    Raises UserError where it is packed in part, where a file is not what was written, and for labels that it does not have.
+    """
     if (root / UNFINISHED).is_file() and not (root / MANIFEST).is_file():
         try:
             half = manifest_of(root / UNFINISHED)
@@ -119,27 +125,31 @@ def _mapped(root: Path, number: int, part: Part) -> NDArray[np.uint8]:
 
 
 def records(root: Path, number: int, part: Part) -> NDArray[Any]:
-    """Verified INDEX records of a part, each of which lies in its file of images: (count,). Raises UserError."""
+    """Verified INDEX records (count,) of a part, each of which lies in its file of images. Raises UserError."""
     path = part_path(root, "index", number)
-    content = content_of(path, part.index)
-    if len(content) != part.count * INDEX.itemsize:
-        raise broken(path, f"holds no {part.count} records")
-    rows = np.frombuffer(content, INDEX)
-    shapes = [rows[name].astype(np.float64) for name in ("height", "width", "channels")]  # their product can be above 2^64
-    sizes = np.prod(shapes, 0) * item_bytes(rows)
-    aligned = (rows["offset"] % ALIGNED == 0).all()
+    rows = _rows(path, part.index, part.count, INDEX)
+    sides = [rows[name].astype(np.float64) for name in ("height", "width", "channels")]  # their product can be above 2^64
+    sizes = np.prod(sides, 0) * np.take([depth.itemsize for depth in DEPTHS], rows["depth"], mode="clip")
     inside = (rows["offset"] <= part.images.bytes) & (sizes > 0) & (sizes <= part.images.bytes - rows["offset"].astype(float))
-    if not aligned or not inside.all():
-        raise broken(path, "has records of no image in its file")
+    if not (inside & (rows["offset"] % ALIGNED == 0) & (rows["depth"] < len(DEPTHS))).all():
+        raise _broken(path, "has records of no image in its file")
     return rows
 
 
-def content_of(path: Path, file: File) -> bytes:
+def _rows(path: Path, file: File, count: int, kind: np.dtype[Any]) -> NDArray[Any]:
+    """The verified records (count,) of a file. Raises UserError."""
+    content = _content(path, file)
+    if len(content) != count * kind.itemsize:
+        raise _broken(path, f"holds no {count} records")
+    return np.frombuffer(content, kind)
+
+
+def _content(path: Path, file: File) -> bytes:
     """The verified bytes of a file. Raises UserError."""
     require_length(path, file)
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise broken(path, "has changed since it was written (sha256)")
+        raise _broken(path, "has changed since it was written (sha256)")
     return content
 
 
@@ -147,20 +157,11 @@ def require_length(path: Path, file: File) -> None:
     """Raises UserError where a file is missing, or is longer or shorter than it was written."""
     have = path.stat().st_size if path.is_file() else None
     if have != file.bytes:
-        raise broken(path, "is missing" if have is None else f"has {have:,} bytes, not {file.bytes:,}")
+        raise _broken(path, "is missing" if have is None else f"has {have:,} bytes, not {file.bytes:,}")
 
 
-def broken(path: Path, what: str) -> UserError:
-    """What to raise where a file of a pack is not what it was."""
+def _broken(path: Path, what: str) -> UserError:
     return UserError(f"{path} {what}: copy the pack again, or pack the images again with --overwrite")
-
-
-def item_bytes(rows: NDArray[Any]) -> NDArray[np.int64]:
-    """Bytes of a value by the depth of each INDEX record; 0 for a depth that there is not."""
-    table = np.zeros(256, np.int64)
-    table[: len(DEPTHS)] = [depth.itemsize for depth in DEPTHS]
-    sizes: NDArray[np.int64] = table[rows["depth"]]
-    return sizes
 
 
 def _held_out(manifest: Manifest) -> NDArray[np.bool_] | None:
@@ -172,27 +173,25 @@ def _held_out(manifest: Manifest) -> NDArray[np.bool_] | None:
 
 
 def _texts(path: Path, file: File, count: int) -> Texts:
-    found = Texts.parsed(content_of(path, file), count)
+    found = Texts.parsed(_content(path, file), count)
     if found is None:
-        raise broken(path, f"holds no {count} texts")
+        raise _broken(path, f"holds no {count} texts")
     return found
+
+
+def _part_labels(path: Path, part: Part) -> NDArray[Any]:
+    if part.labels is None:
+        raise _broken(path, f"holds no {part.count} records")
+    return _rows(path, part.labels, part.count, LABELS_FILE)
 
 
 def _labels(root: Path, manifest: Manifest, said: Labelled) -> Labels:
     classes = _texts(root / CLASSES, said.names, said.classes)
-    found = []
-    for number, part in enumerate(manifest.parts):
-        path = part_path(root, "labels", number)
-        content = content_of(path, part.labels) if part.labels else b""
-        if len(content) != part.count * LABELS_FILE.itemsize:
-            raise broken(path, f"holds no {part.count} records")
-        found.append(np.frombuffer(content, LABELS_FILE))
-    rows = np.concatenate(found)
+    parts = enumerate(manifest.parts)
+    rows = np.concatenate([_part_labels(part_path(root, "labels", number), part) for number, part in parts])
     if rows["value"].min() < -1 or rows["value"].max() >= len(classes):
-        raise broken(root / CLASSES, "lacks classes that labels name")
+        raise _broken(root / CLASSES, "lacks classes that labels name")
     clusters = rows["cluster"].astype(np.int64) if said.clusters else None
-    names = tuple(classes[i] for i in range(len(classes)))
+    names, values = tuple(classes[i] for i in range(len(classes))), rows["value"].astype(np.int64)
     own = manifest.held_out is None  # an old pack may have come from a set with a split; others tell it apart from labels
-    return Labels(
-        said.name, names, rows["value"].astype(np.int64), rows["test"].astype(bool), clusters, said.whole, own, said.apart
-    )
+    return Labels(said.name, names, values, rows["test"].astype(bool), clusters, said.whole, own, said.apart)
