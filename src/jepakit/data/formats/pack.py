@@ -6,8 +6,6 @@ Files are written in order, so that the same source gives the same bytes for any
 import logging
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 
@@ -15,7 +13,7 @@ import numpy as np
 
 from jepakit.core.errors import UserError, checked, plain
 from jepakit.core.files import local, locked
-from jepakit.core.progress import Report, progress
+from jepakit.core.progress import progress
 from jepakit.data.decoding.pixels import too_many
 from jepakit.data.formats.pack_layout import (
     CLASSES,
@@ -75,7 +73,7 @@ def pack(
     asked = {"max_bad": None if max_bad == MAX_BAD else max_bad, "threads": threads}
     plan = Manifest.of(source, shown(absolute(named(data))), size, max_pixels).model_copy(update=asked)
     again = f"{plan.command} --out {quote(str(root))}"
-    with _telling_how_to_go_on(root, again):
+    try:
         plan = plan.model_copy(update={"notes": notes_of(source, max_pixels, many)})
         for note in plan.notes:
             log.warning("%s", note)
@@ -87,20 +85,13 @@ def pack(
                 (root / UNFINISHED).unlink(missing_ok=True)
             else:
                 _go_on(root, begun, source, many, max_bad)
-    return root
-
-
-@contextmanager
-def _telling_how_to_go_on(root: Path, again: str) -> Iterator[None]:
-    """Names the command `again` when packing is interrupted. Raises UserError with it for a full disk or stuck storage."""
-    try:
-        yield
     except KeyboardInterrupt:
         log.warning("stopped; go on with: %s", again)
         raise
     except (OSError, StuckError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{root}: packing stopped ({why}); put that right, and go on with: {again}") from None
+    return root
 
 
 def amount(count: float) -> str:
@@ -208,6 +199,15 @@ def _sums(root: Path, begun: Manifest, few: set[int] | None) -> dict[int, int]:
     return sums
 
 
+def _require_few(bad: list[Bad], source: Source, max_bad: float) -> None:
+    """Raises UserError for more bad images than the share allows; one is never too many."""
+    if too_many(len(bad), len(source), max_bad):
+        raise UserError(
+            f"{len(bad)} of {len(source)} images cannot be read, more than --max-bad {max_bad:g}: mend them (jepakit data check "
+            f"names all), or give a higher --max-bad"
+        )
+
+
 def _require_space(root: Path, begun: Manifest, source: Source, threads: int, freed: int) -> None:
     """Logs how much a pack will take. Raises UserError where that is clearly more than the disk has with `freed` bytes more."""
     sizes: list[int] = []
@@ -227,19 +227,8 @@ def _require_space(root: Path, begun: Manifest, source: Source, threads: int, fr
 
 def _go_on(root: Path, begun: Manifest, source: Source, threads: int, max_bad: float) -> None:
     """Pack what is left. What is written stays when this is stopped."""
-    first = begun.parts[-1].end if begun.parts else 0
-    try:
-        with progress("packing", len(source), first) as report:
-            done = _write(root, begun, source, threads, max_bad, report)
-    except OSError:
-        for draft in root.glob(".tmp-*"):  # its space may be what is missing
-            draft.unlink(missing_ok=True)
-        raise
-    log.info("packed %d images in %s (%s); %d bad ones left out", done.count, root, amount(done.image_bytes), len(done.bad))
-
-
-def _write(root: Path, begun: Manifest, source: Source, threads: int, max_bad: float, report: Report) -> Manifest:
     parts, bad, writer = list(begun.parts), list(begun.bad), None
+    first = parts[-1].end if parts else 0
 
     def take(index: int, found: Packed | str) -> None:
         nonlocal writer
@@ -247,11 +236,7 @@ def _write(root: Path, begun: Manifest, source: Source, threads: int, max_bad: f
         if isinstance(found, str):
             log.warning("bad image: %s: %s (left out)", plain(title), found)
             bad.append(Bad(index=index, title=plain(title), reason=found))
-            if too_many(len(bad), len(source), max_bad):
-                raise UserError(
-                    f"{len(bad)} of {len(source)} images cannot be read, more than --max-bad {max_bad:g}: mend them (jepakit "
-                    f"data check names all), or give a higher --max-bad"
-                )
+            _require_few(bad, source, max_bad)
             return
         writer = writer or Writer(root, len(parts))
         writer.add(index, title, *found)
@@ -261,12 +246,18 @@ def _write(root: Path, begun: Manifest, source: Source, threads: int, max_bad: f
             store(root / UNFINISHED, begun.model_copy(update={"parts": tuple(parts), "bad": tuple(bad)}).stored)
         report(index + 1)
 
-    each_shrunk(source, np.arange(parts[-1].end if parts else 0, len(source)), begun, take, threads)
-    if writer is not None:
-        parts.append(writer.close(source.labels))
-    if source.labels is not None:
-        store(root / CLASSES, Texts.of(source.labels.classes).stored)
-    done = begun.model_copy(update={"parts": tuple(parts), "bad": tuple(bad), "max_bad": None, "threads": None})
-    store(root / MANIFEST, done.stored)
-    (root / UNFINISHED).unlink(missing_ok=True)
-    return done
+    try:
+        with progress("packing", len(source), first) as report:
+            each_shrunk(source, np.arange(first, len(source)), begun, take, threads)
+        if writer is not None:
+            parts.append(writer.close(source.labels))
+        if source.labels is not None:
+            store(root / CLASSES, Texts.of(source.labels.classes).stored)
+        done = begun.model_copy(update={"parts": tuple(parts), "bad": tuple(bad), "max_bad": None, "threads": None})
+        store(root / MANIFEST, done.stored)
+        (root / UNFINISHED).unlink(missing_ok=True)
+    except OSError:
+        for draft in root.glob(".tmp-*"):  # its space may be what is missing
+            draft.unlink(missing_ok=True)
+        raise
+    log.info("packed %d images in %s (%s); %d bad ones left out", done.count, root, amount(done.image_bytes), len(done.bad))
