@@ -6,6 +6,7 @@ Arrays are told apart by their names and shapes: 'images' and 'labels', Keras' x
 import math
 import os
 import re
+import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from jepakit.core.errors import UserError, line_of
 from jepakit.data.decoding.decode import SUFFIXES
-from jepakit.data.decoding.pixels import BadImageError, Pixels
+from jepakit.data.decoding.pixels import BadImageError, Pixels, native
 from jepakit.data.findings import Finding
 from jepakit.data.formats import tables
 from jepakit.data.formats.npz_labels import COLOUR_COUNTS, Names, Stored, array_labels, split_array
@@ -53,12 +54,7 @@ class NumpySource(Source):
             pixels = pixels[..., None]
         elif channels_first(self.arrays[part].shape):
             pixels = pixels.transpose(1, 2, 0)
-        with np.errstate(over="ignore"):  # said below
-            kind = np.dtype(np.float32) if pixels.dtype.kind == "f" else pixels.dtype.newbyteorder("=")
-            pixels = np.array(pixels, kind, order="C")
-        if kind.kind == "f" and not np.isfinite(pixels).all():
-            raise BadImageError("holds values that are not finite")
-        return pixels
+        return native(np.array(pixels, order="C"))  # a copy, as the file may be mapped
 
     def read(self, index: int, most_pixels: int = MOST_PIXELS, *, findings: list[Finding] | None = None) -> Pixels:
         shape = self.arrays[self._place(index)[0]].shape
@@ -90,26 +86,26 @@ def npz(root: Path, labels: str | None) -> Source | None:
     arrays: dict[str, Stored] = {}
     for path in files:
         apart = f"{splits.split_of(path.name)}_" if len(files) > 1 and path.suffix == ".npz" else ""
-        found = _members(path) if path.suffix == ".npz" else {path.stem: _array(path)}
-        arrays |= {apart + key: array for key, array in found.items()}
+        arrays |= {apart + key: array for key, array in _arrays(path).items()}
     images, others = _images(root, arrays)
     size = sum(arrays[key].nbytes for key in images.values() if not arrays[key].mapped)
     if size > tables.most_memory():
         raise UserError(f"{root}: its images take {size >> 20} MiB, too much for memory: save them by np.savez, or as .npy")
     rows = [arrays[key].shape[0] for key in images.values()]
     parts = [split or "train" for split in images], np.repeat(np.arange(len(rows)), rows)
-    own = splits.held_out_parts(*parts) is not None
-    by_array, said = (None, ()) if own else split_array(others, arrays, len(parts[1]))
+    named_apart = splits.held_out_parts(*parts) is not None
+    by_array, split_notes = (None, ()) if named_apart else split_array(others, arrays, len(parts[1]))
     parts = by_array or parts
-    found_labels, guessed = array_labels(str(root), images, others, arrays, labels, parts)
+    found_labels, label_notes = array_labels(str(root), images, others, arrays, labels, parts)
     starts = np.cumsum([0, *rows], dtype=np.int64)
     held_out = splits.held_out_parts(*parts)
     loaded = [arrays[key].load() for key in images.values()]
-    notes = _unused(images, arrays) + said + guessed + (beside(files, sum(rows)) if root.is_dir() else ())
+    notes = _unused(images, arrays) + split_notes + label_notes + (beside(files, sum(rows)) if root.is_dir() else ())
     return NumpySource(str(root), loaded, [*images.values()], starts, found_labels, held_out, notes)
 
 
 def _files(root: Path) -> list[Path]:
+    """The .npz and .npy files of a set that lies at `root`; [] where there is more than they, or more than one set."""
     if root.is_file():
         return [root] if root.suffix in (".npz", ".npy") else []
     found = []
@@ -118,7 +114,7 @@ def _files(root: Path) -> list[Path]:
             path = Path(entry.path)
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir() or path.suffix.lower() in SUFFIXES:
+            if entry.is_dir() or path.suffix.lower() in SUFFIXES:  # at the first of many images
                 return []
             if path.suffix in (".npz", ".npy"):
                 found.append(path)
@@ -129,20 +125,11 @@ def _files(root: Path) -> list[Path]:
     return sorted(found) if one_set and len(found) <= MOST_FILES else []
 
 
-def _array(path: Path) -> Stored:
-    """The array of an .npy file, mapped. Raises UserError."""
+def _arrays(path: Path) -> dict[str, Stored]:
+    """The arrays of an .npy or .npz file by name: mapped, or where they are compressed read by `load`. Raises UserError."""
     try:
-        with path.open("rb") as file:
-            shape, order, dtype = _header(file)
-            offset, size = file.tell(), path.stat().st_size
-        return _mapped(path, offset, size - offset, shape, order, dtype)
-    except Exception as error:  # whatever bytes a file holds, and whatever they provoke in NumPy
-        raise UserError(f"{path} cannot be read as NumPy's: {line_of(error)}") from None
-
-
-def _members(path: Path) -> dict[str, Stored]:
-    """The arrays of an .npz file by name: mapped where they are stored as they are. Raises UserError."""
-    try:
+        if path.suffix == ".npy":
+            return {path.stem: _mapped(path, 0)}
         with zipfile.ZipFile(path) as archive:
             inside = [info for info in archive.infolist() if info.filename.endswith(".npy")]
             return {info.filename[:-4]: _member(path, archive, info) for info in inside}
@@ -151,17 +138,17 @@ def _members(path: Path) -> dict[str, Stored]:
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Stored:
+    """An array of an .npz file. Raises whatever zipfile and NumPy do."""
     with archive.open(info) as file:
-        shape, order, dtype = _header(file)
-        head = file.tell()
-    if head + math.prod(shape) * dtype.itemsize != info.file_size and not dtype.hasobject:
+        shape, _, dtype = _header(file)
+        size = file.tell() + math.prod(shape) * dtype.itemsize
+    if size != info.file_size and not dtype.hasobject:
         raise ValueError(f"{info.filename!r} claims {shape} {dtype} in {info.file_size} bytes")
     if info.compress_type == zipfile.ZIP_STORED:
-        with path.open("rb") as whole:
-            whole.seek(info.header_offset + 26)  # a zip's local header: 30 bytes, of which the last 4 are lengths of what follows
-            name, extra = (int.from_bytes(whole.read(2), "little") for _ in range(2))
-            offset = info.header_offset + 30 + name + extra + head
-        return _mapped(path, offset, path.stat().st_size - offset, shape, order, dtype)
+        with path.open("rb") as raw:
+            raw.seek(info.header_offset + 26)  # of a zip's local header of 30 bytes, which ends with the lengths of what follows
+            name, extra = struct.unpack("<HH", raw.read(4))
+        return _mapped(path, info.header_offset + 30 + name + extra)
     if info.compress_type != zipfile.ZIP_DEFLATED:
         raise ValueError(f"{info.filename!r} is compressed in a way that NumPy does not know")
 
@@ -177,6 +164,22 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Stor
     return Stored(shape, dtype, False, load)
 
 
+def _mapped(path: Path, start: int) -> Stored:
+    """The array whose header stands at that byte of a file. Raises whatever NumPy does, and ValueError where it is cut."""
+    with path.open("rb") as file:
+        file.seek(start)
+        shape, order, dtype = _header(file)
+        offset = file.tell()
+        left = os.fstat(file.fileno()).st_size - offset
+    if math.prod(shape) * dtype.itemsize > left and not dtype.hasobject:
+        raise ValueError(f"it is cut, or claims too much: {shape} {dtype} in {left} bytes")
+
+    def load() -> NDArray[Any]:
+        return np.memmap(path, dtype, "r", offset, shape, order) if math.prod(shape) else np.empty(shape, dtype)
+
+    return Stored(shape, dtype, True, load)
+
+
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], Any, Any]:
     """Shape, order ('C' or 'F') and dtype of what follows. Raises whatever NumPy does."""
     version = np.lib.format.read_magic(file)
@@ -187,16 +190,6 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], Any, Any]:
     if min(shape, default=0) < 0:
         raise ValueError(f"it claims the shape {shape}")
     return shape, "F" if fortran else "C", dtype
-
-
-def _mapped(path: Path, offset: int, room: int, shape: tuple[int, ...], order: Any, dtype: Any) -> Stored:
-    if math.prod(shape) * dtype.itemsize > room and not dtype.hasobject:
-        raise ValueError(f"it is cut, or claims too much: {shape} {dtype} in {room} bytes")
-
-    def load() -> NDArray[Any]:
-        return np.memmap(path, dtype, "r", offset, shape, order) if math.prod(shape) else np.empty(shape, dtype)
-
-    return Stored(shape, dtype, True, load)
 
 
 def _images(root: Path, arrays: dict[str, Stored]) -> tuple[Names, dict[str, Names]]:
@@ -216,10 +209,6 @@ def _images(root: Path, arrays: dict[str, Stored]) -> tuple[Names, dict[str, Nam
     raise UserError(f"{root} has {several if fit else nothing}")
 
 
-def _kind(array: Stored) -> str:
-    return "of objects, which are not read as they may run code" if array.dtype.hasobject else str(array.dtype)
-
-
 def _base(key: str) -> tuple[str, str]:
     """An array's name without its word for the split, and the split."""
     words = re.split(r"[-_.\s]+", key.lower())
@@ -234,6 +223,6 @@ def _unused(images: Names, arrays: dict[str, Stored]) -> tuple[str, ...]:
         for key, array in arrays.items()
         if key not in images.values() and (array.is_images or (array.dtype.hasobject and _base(key)[0] in IMAGES))
     ]
-    some_of_them = some([*map(repr, images.values())])
-    said = f"images are {some_of_them}; {some(others)} may hold images too and {'are' if others[1:] else 'is'} not used"
-    return (f"{said}: save what is to be used as 'images', in a file of its own",) if others else ()
+    said = f"images are {some([*map(repr, images.values())])}; {some(others)} may hold images too"
+    verb = "are" if others[1:] else "is"
+    return (f"{said} and {verb} not used: save what is to be used as 'images', in a file of its own",) if others else ()

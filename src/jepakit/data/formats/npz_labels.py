@@ -17,7 +17,7 @@ from jepakit.data.sources import Labels, by_default
 
 _LABELS = ("labels", "label", "y", "targets", "target", "classes", "class")  # names without their word for the split
 COLOUR_COUNTS = (1, 3, 4)  # axes of these lengths are channels
-MOST_NOTES = 3  # arrays that are told of where none is taken
+MOST_NOTES = 3  # arrays that are named where none is taken
 MOST_LABELS = 1 << 28  # bytes of an array that may be one-hot
 Names = dict[str, str]  # of arrays by their split, '' for none
 
@@ -43,6 +43,11 @@ class Stored:
         return self.dtype.kind in "iubUS" and self.shape in ((rows,), (rows, 1))
 
     @property
+    def columns(self) -> int:
+        """Numbers in each row of (n,) or (n, columns)."""
+        return self.shape[1] if len(self.shape) == 2 else 1
+
+    @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * int(self.dtype.itemsize)
 
@@ -59,7 +64,12 @@ def array_labels(
     labels: str | None,
     of_parts: tuple[list[str], NDArray[np.int64]],
 ) -> tuple[Labels | None, tuple[str, ...]]:
-    """Labels, and what to say of arrays that could be, or look like it and are not; of_parts: the split, as it is known."""
+    """Labels, and notes of other arrays that could be, or that look like labels and are not.
+
+    images: the arrays that hold them; others: those that do not, by their names without the word for the split. labels: the
+    name that was asked for. of_parts: the parts, and the place in them of each image (n,). Raises UserError where what was
+    asked for is no array of labels, and for a number that has no name.
+    """
     others = {base: keys for base, keys in others.items() if base not in splits.COLUMNS or base == labels}
     rows = {split: arrays[key].shape[0] for split, key in images.items()}
     fit: dict[str, dict[str, tables.Coded]] = {}
@@ -69,7 +79,7 @@ def array_labels(
         shared = {split: arrays[key] for split, key in keys.items() if split in rows}
         if shared and all(array.is_labels(rows[split]) for split, array in shared.items()):
             plain.append(base)
-        elif base in (*_LABELS, labels) or (not tables.NO_CLASS.search(base) and _looks_so(shared, rows)):
+        elif base in (*_LABELS, labels) or (not tables.NO_CLASS.search(base) and _look_like_labels(shared, rows)):
             found, notes[base] = _unusual(keys, arrays, rows)
             fit |= {base: found} if found else {}
     can = [base for base in others if base in fit or base in plain]
@@ -78,8 +88,9 @@ def array_labels(
     named = {base: names for base in can if (names := _class_names(base, others[base], others, arrays))}
     chosen = tables.likely(can, _LABELS, named, labels, name)
     if not chosen:
-        why = [said for base, said in notes.items() if base not in fit]
-        return None, (*why[:MOST_NOTES], *_could(can))
+        why = [said for base, said in notes.items() if base not in fit][:MOST_NOTES]
+        could = some([repr(base) for base in can if not tables.NO_CLASS.search(base)])
+        return None, (*why, *([f"no labels are taken: {could} may be such; --labels NAME takes one"] if could else []))
     coded = fit.get(chosen) or {s: _encoded(arrays[key].load()) for s, key in others[chosen].items() if s in rows}
     parts: list[tables.Coded] = [coded.get(s, ([], np.full(n, -1))) for s, n in rows.items()]
     unique, codes = splits.merged(parts)
@@ -98,8 +109,8 @@ def split_array(
     return splits.by_values(key, *_encoded(arrays[key].load())) if key else (None, ())
 
 
-def _looks_so(shared: dict[str, Stored], rows: dict[str, int]) -> bool:
-    """Whether arrays under no usual name may be labels: numbers or words in about as many rows as there are images."""
+def _look_like_labels(shared: dict[str, Stored], rows: dict[str, int]) -> bool:
+    """Whether arrays of any name may be labels: numbers or words in about as many rows as there are images."""
 
     def near(array: Stored, n: int) -> bool:
         few = len(array.shape) in (1, 2) and array.dtype.kind in "iubfUS"
@@ -108,14 +119,11 @@ def _looks_so(shared: dict[str, Stored], rows: dict[str, int]) -> bool:
     return bool(shared) and all(near(array, rows[split]) for split, array in shared.items())
 
 
-def _could(plain: list[str]) -> tuple[str, ...]:
-    """What to say where no array of a number or word for each image has a usual name."""
-    few = [base for base in plain if not tables.NO_CLASS.search(base)]
-    return (f"no labels are taken: {some([*map(repr, few)])} may be such; --labels NAME takes one",) if few else ()
-
-
 def _unusual(keys: Names, arrays: dict[str, Stored], rows: dict[str, int]) -> tuple[dict[str, tables.Coded], str]:
-    """Labels by split of arrays that are not whole numbers or words, one a row, but tell such; else none; and what to say."""
+    """Labels by split, of arrays that hold whole numbers as floats or rows that are one-hot, and how they are taken.
+
+    Else {}, and why they are not.
+    """
     found: dict[str, tables.Coded] = {}
     for split, key in keys.items():
         array = arrays[key]
@@ -130,19 +138,11 @@ def _unusual(keys: Names, arrays: dict[str, Stored], rows: dict[str, int]) -> tu
             return {}, f"{what} {array.dtype} is not taken for labels: save a whole number or a word for each image"
         coded = _numbers(array.load())
         if coded is None:
-            why = (
-                "holds numbers with fractions"
-                if len(array.shape) == 1 or array.shape[1] == 1
-                else "has several numbers for each image"
-            )
+            why = "holds numbers with fractions" if array.columns == 1 else "has several numbers for each image"
             return {}, f"{what} is not taken for labels, as it {why}: save a whole number or a word for each image"
         found[split] = coded
     key = next(iter(keys.values()))
-    how = (
-        "the place of the one in each row"
-        if len(arrays[key].shape) == 2 and arrays[key].shape[1] > 1
-        else "the whole numbers they are"
-    )
+    how = "the place of the one in each row" if arrays[key].columns > 1 else "the whole numbers they are"
     return found, f"labels are array '{key}' {arrays[key].shape} {arrays[key].dtype}, taken as {how}"
 
 
@@ -156,9 +156,9 @@ def _numbers(array: NDArray[Any]) -> tables.Coded | None:
     if not np.isfinite(flat[known]).all() or (flat[known] % 1 != 0).any():
         return None
     unique, codes = np.unique(flat[known], return_inverse=True)
-    whole = np.full(len(flat), -1, np.int64)
-    whole[known] = codes
-    return [int(value) for value in unique], whole
+    places = np.full(len(flat), -1, np.int64)
+    places[known] = codes
+    return [int(value) for value in unique], places
 
 
 def _class_names(base: str, keys: Names, others: dict[str, Names], arrays: dict[str, Stored]) -> list[str]:
@@ -174,7 +174,7 @@ def _class_names(base: str, keys: Names, others: dict[str, Names], arrays: dict[
     return []
 
 
-def _encoded(array: NDArray[Any]) -> tuple[list[Any], NDArray[np.int64]]:
+def _encoded(array: NDArray[Any]) -> tables.Coded:
     unique, codes = np.unique(_text(array.reshape(-1)), return_inverse=True)
     return unique.tolist(), codes.astype(np.int64)
 
