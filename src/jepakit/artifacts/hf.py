@@ -1,6 +1,7 @@
-"""The layout of transformers' I-JEPA models on disk, written and read without transformers."""
+"""The layout of transformers' I-JEPA models on disk, written and read without transformers; and that of its ViTModel, read."""
 
 import json
+import logging
 import math
 from functools import partial
 from pathlib import Path
@@ -21,9 +22,11 @@ from jepakit.model.encoder import Encoder
 from jepakit.model.images import Images
 from jepakit.model.jepa import JEPA
 from jepakit.model.method import Which
-from jepakit.model.vit import NORM_EPS, Activation, ViT, ViTConfig, require_positions
+from jepakit.model.vit import NORM_EPS, Activation, ViT, ViTConfig, is_sincos
 
 _State = dict[str, Tensor]
+log = logging.getLogger("jepakit")
+WITH_CLASS_TOKEN = ("vit", "vit_mae")
 _IGNORED = ("pooler.", "classifier.", "embeddings.mask_token")  # of a whole model: no part of its patch tokens
 
 # transformers' names on disk (model_type "ijepa"), ours first
@@ -74,6 +77,8 @@ def to_hf(vit: ViT) -> _State:
     for name, value in vit.state_dict().items():
         if name.startswith("patch_embed.proj."):
             state[f"embeddings.patch_embeddings.projection.{name.rpartition('.')[2]}"] = value
+        elif name == "positions":
+            continue
         elif name.startswith("norm."):
             state[f"layernorm.{name.rpartition('.')[2]}"] = value
         else:
@@ -147,13 +152,23 @@ def save_model(jepa: JEPA, images: Images, folder: Path, which: Which | None = N
 
 
 def load_hf(folder: Path, which: Which | None) -> Encoder:
-    """An encoder from a folder in transformers' I-JEPA layout: ours, or the hub's. Raises UserError if it holds the other one,
-    or a model of another kind."""
+    """An encoder from a folder in transformers' layout: see `read_hf`, whose notes are logged."""
+    encoder, notes = read_hf(folder, which)
+    for note in notes:
+        log.warning("%s: %s", folder, note)
+    return encoder
+
+
+def read_hf(folder: Path, which: Which | None) -> tuple[Encoder, list[str]]:
+    """An encoder from a folder in transformers' layout: ours, I-JEPA's or plain ViTs' of the hub; and what was left out of it.
+
+    Raises UserError if it holds the other encoder, or a model of another kind.
+    """
     try:
         config = json.loads((folder / "config.json").read_text())
         own = config.get("jepakit", {})
         if not own:
-            _require_ijepa(config, folder)
+            _require_vit(config, folder)
         config = {**DEFAULTS, **config}
         conditioning, held = own.get("conditioning"), own.get("which", which)
         if held not in (None, *get_args(Which)):
@@ -161,19 +176,25 @@ def load_hf(folder: Path, which: Which | None) -> Encoder:
         if which and held != which:
             raise UserError(f"{folder} holds the {held}, not the {which}: load the run itself")
         conditioning_settings = EncoderPositions.model_validate(conditioning) if conditioning else None
-        vit, images = _vit(config, own, folder)
+        vit, images, notes = _vit(config, own, folder)
     except (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, StopIteration) as error:
         raise UserError(f"{folder} holds no encoder in transformers' I-JEPA layout: {line_of(error)}") from None
     except (RuntimeError, MemoryError, SafetensorError) as error:
         raise UserError(f"{folder} holds no encoder in transformers' I-JEPA layout: {line_of(error)}") from None
-    return Encoder(vit, images, conditioning_settings, held or "target_encoder").requires_grad_(False).eval()
+    encoder = Encoder(vit, images, conditioning_settings, held or "target_encoder").requires_grad_(False).eval()
+    return encoder, notes
 
 
-def _vit(config: dict[str, Any], own: dict[str, Any], folder: Path) -> tuple[ViT, Images]:
-    """The model with its weights, and its image settings. Raises UserError, and whatever a malformed folder provokes."""
+def _vit(config: dict[str, Any], own: dict[str, Any], folder: Path) -> tuple[ViT, Images, list[str]]:
+    """The model with its weights, its image settings and what was left out. Raises UserError, and whatever a malformed folder
+    provokes."""
     shape, size = _shape(config)
-    state = {name.removeprefix("ijepa."): value for name, value in _state(folder).items()}
-    ours, positions = from_hf(state), state.get("embeddings.position_embeddings")
+    state = {name.removeprefix("ijepa.").removeprefix("vit."): value for name, value in _state(folder).items()}
+    positions, notes = state.get("embeddings.position_embeddings"), []
+    if not own and config.get("model_type") in WITH_CLASS_TOKEN:
+        notes = [_without_class_token(state)]
+        positions = positions if positions is None else positions[:, 1:]
+    ours = from_hf(state)
     if not config["qkv_bias"]:
         ours |= {f"blocks.{layer}.attn.qkv.bias": torch.zeros(3 * shape.width) for layer in range(count_blocks(ours, "blocks"))}
     images = read_image_settings(folder, size, config["num_channels"], own)
@@ -184,10 +205,21 @@ def _vit(config: dict[str, Any], own: dict[str, Any], folder: Path) -> tuple[ViT
     eps = float(config["layer_norm_eps"])
     if not 0 <= eps < math.inf:
         raise ValueError(f"layer_norm_eps must be a number from 0 on, got {config['layer_norm_eps']!r}")
+    if positions is not None and not is_sincos(positions.reshape(-1, shape.width), grid):
+        shape = shape.model_copy(update={"learned_positions": True})
+        ours["positions"] = positions.reshape(-1, shape.width)
+        notes.append("its positions are learnt ones")
     vit = ViT(shape, grid, images.channels, eps, _activation(config["hidden_act"], folder))
-    require_positions(vit.positions, positions, str(folder))
     load_state(vit, ours, str(folder))
-    return vit, images
+    return vit, images, notes if not own else []
+
+
+def _without_class_token(state: _State) -> str:
+    """Take class token, decoder and mask token out of a ViT's weights; says so. Raises KeyError where there is no class token."""
+    del state["embeddings.cls_token"]
+    for name in [name for name in state if name.startswith("decoder.")]:
+        del state[name]
+    return "without its class token: our encoder has patch tokens alone, so its features are others"
 
 
 def _shape(config: dict[str, Any]) -> tuple[ViTConfig, tuple[int, int]]:
@@ -225,11 +257,12 @@ def _require_shapes(ours: _State, shape: ViTConfig, channels: int, folder: Path)
             raise UserError(f"{folder}: weights do not fit: {name} is {tuple(ours[name].shape)}, by config.json {size}")
 
 
-def _require_ijepa(config: dict[str, Any], folder: Path) -> None:
-    """Raises UserError for a model that is not I-JEPA's encoder."""
+def _require_vit(config: dict[str, Any], folder: Path) -> None:
+    """Raises UserError for a model that is neither I-JEPA's encoder nor a plain ViT."""
     kind = config.get("model_type")
-    if kind != "ijepa":
-        raise UserError(f"{folder} holds a model of type {kind!r}, not 'ijepa': only I-JEPA encoders are read")
+    if kind not in ("ijepa", *WITH_CLASS_TOKEN):
+        kinds = ", ".join(("ijepa", *WITH_CLASS_TOKEN))
+        raise UserError(f"{folder} holds a model of type {kind!r}: only I-JEPA's encoders and plain ViTs are read ({kinds})")
 
 
 def _activation(name: Any, folder: Path) -> Activation:

@@ -1,7 +1,11 @@
-"""Weights in: a run, a checkpoint, the released format or a transformers folder, to a model or to an encoder to use."""
+"""Weights in: a run or its step, a checkpoint, released, timm's or transformers' formats, to a model or an encoder to use."""
 
+import json
+import logging
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -9,17 +13,42 @@ import torch
 
 from jepakit.artifacts import checkpoint
 from jepakit.artifacts.checkpoint import load_state
-from jepakit.artifacts.hf import load_hf
-from jepakit.artifacts.released import jepa_from_released
+from jepakit.artifacts.hf import read_hf
+from jepakit.artifacts.released import is_released, jepa_from_released, jepa_of_released
+from jepakit.artifacts.timm_weights import vit_of
+from jepakit.artifacts.weight_files import State, encoders_in, images_of, read_weights_file
 from jepakit.config.config import Config, resolve
 from jepakit.core.errors import UserError, nearest
 from jepakit.core.files import local
+from jepakit.model.conditioning import EncoderPositions
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import Images
 from jepakit.model.jepa import JEPA
-from jepakit.model.method import Which
+from jepakit.model.method import Method, Which, called
+from jepakit.model.predictor import Predictor
+from jepakit.model.vit import ViT
 
+log = logging.getLogger("jepakit")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
+GIVE = "give a run, RUN@step, a checkpoint folder, a released .pth.tar, a ViT's .pth or .safetensors, or a transformers folder"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a path holds: encoders (`which` is the one to use), the predictor and method trained with them, and the images.
+
+    notes: what reading changed or left out, in sentences; left_out: names of tensors that were not taken.
+    """
+
+    where: str
+    encoders: Mapping[Which, ViT]
+    which: Which
+    images: Images
+    conditioning: EncoderPositions | None = None
+    predictor: Predictor | None = None
+    method: Method | None = None
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def build_jepa(config: Config) -> JEPA:
@@ -48,15 +77,29 @@ def jepa_from_checkpoint(path: str | os.PathLike[str], heads: int | None = None)
 
 
 def _place(path: str | os.PathLike[str]) -> Path:
-    """The path of the weights. Raises UserError for what is no path."""
+    """The path of the weights; of RUN@step, that checkpoint's. Raises UserError for what is no path, or an unknown step."""
     place = local(path, "the encoder")
     if not os.fspath(path):
         raise UserError("the encoder: the path is empty: give a run, a checkpoint folder or a released .pth.tar")
-    return place
+    run, step = run_and_step(place)
+    return place if step is None else run / "checkpoints" / checkpoint.step_name(step)
+
+
+def run_and_step(path: Path) -> tuple[Path, int | None]:
+    """RUN@step apart; any other path with None. Raises UserError, with the steps that are there, for another step of a run."""
+    name, at, step = path.name.rpartition("@")
+    run = path.with_name(name) if name else path
+    if not at or path.exists() or not (run / "config.yaml").is_file():
+        return path, None
+    there = checkpoint.steps(run / "checkpoints")
+    if not step.isdecimal() or int(step) not in there:
+        some = ", ".join(map(str, reversed(there))) or "none"
+        raise UserError(f"{run} has no checkpoint of step {step!r}: there are {some} (run.keep_checkpoints are kept)")
+    return run, int(step)
 
 
 def _from_checkpoint(cls: type[JEPA], path: str | os.PathLike[str], heads: int | None = None) -> JEPA:
-    """Encoder, target encoder and predictor of a run, a checkpoint folder, or a released `.pth.tar` (I-JEPA's format).
+    """Encoder, target encoder and predictor of a run, RUN@step, a checkpoint folder, or a released `.pth.tar` (I-JEPA's format).
 
     Shapes are read off the weights. `heads` is known for the standard widths, else it must be given.
     Raises UserError where the path holds no such checkpoint, or one that would run code when read.
@@ -68,31 +111,88 @@ JEPA.from_checkpoint = classmethod(_from_checkpoint)  # type: ignore[assignment]
 
 
 def load(path: str | os.PathLike[str], which: Which | None = None, heads: int | None = None) -> Encoder:
-    """An encoder to use, in eval mode, from a run, a checkpoint, a transformers folder, a released .pth.tar or a hub id.
+    """An encoder to use, in eval mode, of whatever holds one: a run or RUN@step, a checkpoint, a transformers folder or hub id,
+    a released .pth.tar, or a ViT's state dict in timm's names (.pth, .pt, .safetensors).
 
-    `which` is by default the target encoder (with pixels as targets the encoder), or what the transformers folder holds.
+    `which` is by default the target encoder (with pixels as targets the encoder), or what the transformers folder holds. What
+    a foreign file holds that our encoder does not have, such as a class token, is left out, and the log says so.
     Raises UserError where there is none to be found, or what is there is not to be trusted.
+    """
+    found = read_weights(path, which, heads)
+    for note in found.notes:
+        log.warning("%s: %s", found.where, note)
+    return Encoder(found.encoders[found.which], found.images, found.conditioning, found.which).requires_grad_(False).eval()
+
+
+def read_weights(
+    path: str | os.PathLike[str], which: Which | None = None, heads: int | None = None, give_heads: str = "give heads="
+) -> Weights:
+    """All that `load` takes, with the predictor where there is one. give_heads: what to do where heads are not known.
+
+    Raises UserError as `load` does.
     """
     if which not in (None, *get_args(Which)):
         raise UserError(f"which={which!r}: choose target_encoder (the moving average, 'teacher') or encoder (trained, 'student')")
-    place = _place(path)
-    if place.is_dir() and (place / "config.json").is_file():
-        return load_hf(place, which)
+    place = checkpoint.pointed(_place(path))
     if not place.exists():
         if not isinstance(path, str) or not HUB_ID.fullmatch(path) or place.parent.is_dir():
             near = nearest(place.name, os.listdir(place.parent)) if place.parent.is_dir() else ""
             raise UserError(f"no such path: {place}{near}")
-        return load_hf(_from_hub(path), which)
-    jepa = jepa_from_checkpoint(place, heads)
-    config = jepa.method
-    patch = config.encoder.patch_size
-    images = (
-        config.images
-        if isinstance(config, Config)
-        else Images(size=(jepa.grid[0] * patch, jepa.grid[1] * patch), channels=jepa.encoder.channels, depth="uint8")
-    )
-    which = which or config.which
-    return Encoder(getattr(jepa, which), images, config.conditioning, which).requires_grad_(False).eval()
+        place = _from_hub(path)
+    if place.is_dir() and (place / "config.json").is_file():
+        if not _is_timms(place):
+            encoder, notes = read_hf(place, which)
+            of = encoder.training_conditioning
+            return Weights(str(path), {encoder.which: encoder.vit}, encoder.which, encoder.images, of, notes=tuple(notes))
+        place = place / "model.safetensors"
+    if place.is_file():
+        data = read_weights_file(place)
+        if is_released(data):
+            return _of_jepa(jepa_of_released(data, place, heads), place, which)
+        return _foreign(encoders_in(data, place), place, which, heads, give_heads)
+    return _of_jepa(jepa_from_checkpoint(place, heads), place, which)
+
+
+def _of_jepa(jepa: JEPA, place: Path, which: Which | None) -> Weights:
+    """A whole model of ours, or of the released code."""
+    method, patch = jepa.method, jepa.method.encoder.patch_size
+    size = (jepa.grid[0] * patch, jepa.grid[1] * patch)
+    images = method.images if isinstance(method, Config) else Images(size=size, channels=jepa.encoder.channels, depth="uint8")
+    both: dict[Which, ViT] = {"encoder": jepa.encoder, "target_encoder": jepa.target_encoder}
+    return Weights(str(place), both, which or method.which, images, method.conditioning, jepa.predictor, method)
+
+
+def _foreign(
+    given: tuple[dict[Which, State], list[str]], place: Path, which: Which | None, heads: int | None, give_heads: str
+) -> Weights:
+    """The encoder, or both, of a file in timm's names; given: their states, and names of other tensors."""
+    if heads is not None and (type(heads) is not int or heads < 1):
+        raise UserError(f"heads={heads!r}: give the number of attention heads, a positive whole number, or leave it out")
+    states, others = given
+    if which and which not in states and len(states) == 1:
+        states = {which: next(iter(states.values()))}  # a file with one encoder does not say which it was
+    found = {name: vit_of(state, heads, str(place), give_heads) for name, state in states.items()}
+    used: Which = which or ("target_encoder" if "target_encoder" in found else "encoder")
+    vit = found[used].vit
+    side = vit.grid[0] * vit.config.patch_size
+    images, warning = images_of(place, (side, side), vit.channels)
+    notes = [*found[used].notes, *([warning] if warning else [])]
+    left_out = tuple(dict.fromkeys([*found[used].left_out, *others]))
+    if left_out:
+        more = ", ..." if len(left_out) > 5 else ""
+        notes.append(f"left out are {len(left_out)} tensors that are no part of our encoder: {', '.join(left_out[:5])}{more}")
+    if len(found) == 2:
+        notes.append(f"it holds two encoders, and the {called(used)} is taken where one is asked for")
+    return Weights(str(place), {n: f.vit for n, f in found.items()}, used, images, notes=tuple(notes), left_out=left_out)
+
+
+def _is_timms(folder: Path) -> bool:
+    """Whether a folder's config.json is timm's, beside weights in its names."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False  # whoever reads it says what is wrong
+    return isinstance(config, dict) and "architecture" in config and "model_type" not in config
 
 
 def _from_hub(name: str) -> Path:

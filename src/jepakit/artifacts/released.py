@@ -1,20 +1,23 @@
 """The released I-JEPA checkpoint format: a torch file of state dicts. Our names are its names, but for a prefix."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from jepakit.artifacts.checkpoint import count_blocks, load_state
+from jepakit.artifacts.timm_weights import HEADS
+from jepakit.artifacts.weight_files import read_weights_file
 from jepakit.core.errors import UserError, line_of
 from jepakit.core.files import atomic_write
 from jepakit.model.jepa import JEPA
 from jepakit.model.method import Method
-from jepakit.model.vit import VIT_SIZES, require_positions
+from jepakit.model.vit import is_sincos, require_positions
 
 _State = dict[str, Tensor]
-HEADS = {width: heads for width, _, heads, _ in VIT_SIZES.values()}
 _PARTS = ("encoder", "target_encoder", "predictor")
 # the tensors that shapes are read off
 NEEDED = (
@@ -30,9 +33,14 @@ def jepa_from_released(path: Path, heads: int | None = None) -> JEPA:
 
     Raises UserError for whatever else a file holds.
     """
+    return jepa_of_released(read_weights_file(path), path, heads)
+
+
+def jepa_of_released(data: Mapping[str, Any], path: Path, heads: int | None) -> JEPA:
+    """`jepa_from_released` of what a file was found to hold."""
     if heads is not None and (type(heads) is not int or heads < 1):
         raise UserError(f"heads={heads!r}: give the number of attention heads, a positive whole number, or leave it out")
-    parts = _read_torch(path)
+    parts = _parts(data, path)
     try:
         return _assemble(parts, path, heads)
     except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
@@ -52,19 +60,22 @@ def _assemble(parts: dict[str, _State], path: Path, heads: int | None) -> JEPA:
     if side**2 != patches:
         raise UserError(f"{path}: {patches} positions are no square grid; the released format holds square ones only")
     try:
-        method = _method(encoder, predictor, patch, width, heads or HEADS[width])
+        method = _method(encoder, predictor, patch, width, heads or HEADS[width], side)
     except ValueError as error:  # pydantic's too
         raise UserError(f"{path}: {line_of(error)}") from None
     jepa = JEPA(method, (side, side), channels)
     for part in _PARTS:
         module, own = getattr(jepa, part), {n: v for n, v in parts[part].items() if not n.endswith("pos_embed")}
         stored = parts[part].get("predictor_pos_embed" if part == "predictor" else "pos_embed")
-        require_positions(module.positions, stored, f"{path}: {part}")
+        if part != "predictor" and method.encoder.learned_positions and stored is not None:
+            own["positions"] = stored.reshape(module.positions.shape)
+        else:
+            require_positions(module.positions, stored, jepa.grid, f"{path}: {part}")
         load_state(module, own, f"{path}: {part}")
     return jepa
 
 
-def _method(encoder: _State, predictor: _State, patch: int, width: int, heads: int) -> Method:
+def _method(encoder: _State, predictor: _State, patch: int, width: int, heads: int, side: int) -> Method:
     """A method whose shapes are those of the weights."""
     return Method.model_validate(
         {
@@ -75,6 +86,7 @@ def _method(encoder: _State, predictor: _State, patch: int, width: int, heads: i
                 "depth": count_blocks(encoder, "blocks"),
                 "heads": heads,
                 "mlp_ratio": encoder["blocks.0.mlp.fc1.weight"].shape[0] / width,
+                "learned_positions": not is_sincos(encoder["pos_embed"].reshape(-1, width), (side, side)),
             },
             "predictor": {
                 "depth": count_blocks(predictor, "predictor_blocks"),
@@ -92,18 +104,20 @@ def save_released(jepa: JEPA, path: Path) -> None:
     for part in _PARTS:
         module = getattr(jepa, part)
         position = "predictor_pos_embed" if part == "predictor" else "pos_embed"
-        state = {position: module.positions[None], **module.state_dict()}
+        state = {position: module.positions[None], **{n: v for n, v in module.state_dict().items() if n != "positions"}}
         parts[part] = {f"module.{name}": value.detach().cpu().clone() for name, value in state.items()}
     with atomic_write(path) as draft:
         torch.save(parts, draft)
 
 
-def _read_torch(path: Path) -> dict[str, _State]:
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # whatever bytes a file holds, and whatever they provoke in the reader
-        raise UserError(f"{path} is refused: it is no torch file of weights alone (code in a file is never run)") from None
-    if not isinstance(data, dict) or not all(isinstance(data.get(part), dict) for part in _PARTS):
+def is_released(data: Mapping[str, Any]) -> bool:
+    """Whether a file's content is encoder, target encoder and predictor, as the released code saves them."""
+    return all(isinstance(data.get(part), dict) for part in _PARTS)
+
+
+def _parts(data: Mapping[str, Any], path: Path) -> dict[str, _State]:
+    """The three parts without prefixes. Raises UserError where one is missing, or what shapes are read off."""
+    if not is_released(data):
         raise UserError(f"{path} is not a released I-JEPA checkpoint: it has no {', '.join(_PARTS)}")
     parts = {part: {str(n).removeprefix("module."): v for n, v in data[part].items()} for part in _PARTS}
     for part, name in NEEDED:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("jepakit")
 CONTENTS = (
     "config.yaml",
+    "init.json",
     "metrics.jsonl",
     "run.log",
     "tensorboard",

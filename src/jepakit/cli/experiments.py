@@ -43,13 +43,17 @@ def pretrain(
     method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in YAML.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on exactly where this run stopped.")] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(help="Begin from these weights: a run, RUN@step, an export, released, timm's or transformers'; a hub id."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a run that is there.")] = False,
     settings: SettingWords = None,
 ) -> None:
     """Pretrain an encoder on images without labels."""
     from jepakit.training.train import pretrain as train
 
-    run = train(data, out, recipe, method, config=config, resume=resume, overwrite=overwrite, set=settings)
+    run = train(data, out, recipe, method, config=config, resume=resume, init_from=init_from, overwrite=overwrite, set=settings)
     if run.finished:
         print(f"encoder: {run.path / 'model'}\nnext: jepakit evaluate {run.path} --data SRC; jepakit report {run.path}")
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from jepakit.config.init import Init
 from jepakit.config.optim import Optim
 from jepakit.config.renamed import RENAMED, current_key, current_layer
 from jepakit.core.errors import UserError, nearest
@@ -59,6 +60,7 @@ class Config(Method):
         None,
         description="where the images are: a folder, a pack, tar or Parquet files, npz, emoji",
     )
+    init: Init = Field(default_factory=Init)
     images: Images = Field(default_factory=Images)
     optim: Optim = Field(default_factory=Optim)
     seed: int = Field(0, ge=0, le=2**63 - 1, description="order, crops, masks and first weights are functions of it")

@@ -92,10 +92,14 @@ def _cosine(progress: float) -> float:
 
 
 def optimizer(model: JEPA, optim: Optim) -> torch.optim.AdamW:
-    """AdamW in two groups: matrices and the mask token decay, biases and other vectors do not (released code)."""
+    """AdamW in two groups: matrices and the mask token decay, biases and other vectors do not (released code).
+
+    Nor do learnt positions, which are vectors of places (timm, DINO).
+    """
     trained = dict(model.trained_parameters())
-    decayed = [p for p in trained.values() if p.ndim > 1]
-    others = [p for p in trained.values() if p.ndim <= 1]
+    decays = {name: p.ndim > 1 and not name.endswith("positions") for name, p in trained.items()}
+    decayed = [p for name, p in trained.items() if decays[name]]
+    others = [p for name, p in trained.items() if not decays[name]]
     groups = [{"params": decayed, "decays": True}, {"params": others, "decays": False}]
     return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
 

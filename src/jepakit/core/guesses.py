@@ -44,6 +44,7 @@ OPTIONS = {
     **dict.fromkeys(("train_data", "train_dir", "input", "input_dir", "images", "image_dir", "img_dir", "folder"), "--data"),
     **dict.fromkeys(("path", "dir", "src", "source"), "--data"),
     **dict.fromkeys(("checkpoint", "ckpt", "resume_from", "resume_from_checkpoint", "from_checkpoint", "continue"), "--resume"),
+    **dict.fromkeys(("pretrained", "pretrained_weights", "weights", "init", "load_from", "finetune_from"), "--init-from"),
     **dict.fromkeys(("c", "cfg", "yaml", "config_file", "config_path"), "--config"),
     **dict.fromkeys(("f", "force", "replace", "exist_ok"), "--overwrite"),
     **dict.fromkeys(("t", "task", "probe", "probes"), "--tasks"),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from jepakit.artifacts.checkpoint import pointed
-from jepakit.artifacts.load import build_jepa, jepa_from_checkpoint, load
+from jepakit.artifacts.checkpoint import pointed, step_name
+from jepakit.artifacts.load import build_jepa, jepa_from_checkpoint, load, run_and_step
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config, RunSettings
 from jepakit.core.device import device_of, precision_of, use_cpu
@@ -50,8 +50,14 @@ class Subject:
 
 
 def subject(path: Run | str | Path, out: str | Path | None = None) -> Subject:
-    """The encoders at `path`. Raises UserError for a run without a checkpoint, or an encoder of no run without `out`."""
+    """The encoders at `path`, a run, RUN@step (results in RUN/evaluation/step-…), or all that `load` takes.
+
+    Raises UserError for a run without a checkpoint, or an encoder of no run without `out`.
+    """
     given, path = path, local(path, "the run")
+    run, step = run_and_step(path)
+    if step is not None:
+        return _run_subject(Run.open(run), local(out, "out") if out else run / "evaluation" / step_name(step), step)
     if (path / "config.yaml").is_file():
         return _run_subject(Run.open(path), local(out, "out") if out else path / "evaluation")
     if path.is_dir() and not any((path / name).exists() for name in ("config.json", "state.json")):
@@ -69,14 +75,15 @@ def subject(path: Run | str | Path, out: str | Path | None = None) -> Subject:
     return _subject(encoders, local(out, "out"), MultiBlock(min_keep=1), RunSettings(), None, None, _trained(path))
 
 
-def _run_subject(run: Run, folder: Path) -> Subject:
-    jepa = jepa_from_checkpoint(run.path)
+def _run_subject(run: Run, folder: Path, step: int | None = None) -> Subject:
+    path = run.path if step is None else run.checkpoints / step_name(step)
+    jepa = jepa_from_checkpoint(path)
     config = jepa.method
     assert isinstance(config, Config)  # that of a run always is
     both: dict[Which, ViT] = {config.which: jepa.to_use, "target_encoder": jepa.target_encoder, "encoder": jepa.encoder}
     vits = {**{called(which): vit for which, vit in both.items()}, UNTRAINED_NAME: build_jepa(config).encoder}
     encoders = {name: Encoder(vit, config.images, config.conditioning) for name, vit in vits.items()}
-    return _subject(encoders, folder, config.masking, config.run, config.data, config, _trained(run.path))
+    return _subject(encoders, folder, config.masking, config.run, config.data, config, _trained(path))
 
 
 def _trained(path: Path) -> Trained | None:

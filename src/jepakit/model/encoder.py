@@ -12,7 +12,7 @@ from jepakit.model.images import Images, normalise
 from jepakit.model.inputs import Given, as_tensor, in_white_units, require_like, require_normalised, require_shape
 from jepakit.model.layout import Layout, joint, take
 from jepakit.model.method import Which
-from jepakit.model.vit import ViT, patchify, sincos
+from jepakit.model.vit import ViT, patchify, resample_positions, sincos
 
 
 class Encoder(nn.Module):
@@ -86,4 +86,6 @@ class Encoder(nn.Module):
         if grid == self.vit.grid:
             return self.vit.positions
         known = self.vit.positions
+        if self.vit.config.learned_positions:
+            return resample_positions(known, self.vit.grid, grid)
         return torch.from_numpy(sincos(self.width, grid, self.vit.grid)).to(known.device, known.dtype)

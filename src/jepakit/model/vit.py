@@ -1,4 +1,4 @@
-"""The vision transformer on packed tokens: pre-norm blocks, fixed 2-D sin-cos positions, no class token.
+"""The vision transformer on packed tokens: pre-norm blocks, positions (fixed 2-D sin-cos, or learnt), no class token.
 
 Parameter names and shapes are those of the released I-JEPA code and of timm. S packed tokens, N patches, D width.
 """
@@ -47,6 +47,9 @@ class ViTConfig(Settings):
     heads: int = Field(3, ge=1, description="attention heads")
     mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over width")
     depth_rescale: bool = Field(False, description="divide attn.proj and mlp.fc2 by sqrt(2 * layer) at the start")
+    learned_positions: bool = Field(
+        False, description="positions are weights, which begin as the sin-cos ones (or as those of init.path); else fixed"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -76,14 +79,27 @@ def sincos(width: int, grid: tuple[int, int], extent: tuple[int, int] | None = N
     return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
 
 
-def require_positions(ours: Tensor, theirs: Tensor | None, where: str) -> None:
-    """Positions are fixed, so stored ones are only compared. Raises UserError if they are others, as learnt ones would be."""
-    if theirs is None:
-        return
-    near = max(1e-3, torch.finfo(theirs.dtype).eps) if theirs.is_floating_point() else 0.0  # they may be stored in half precision
-    fits = theirs.numel() == ours.numel() and not theirs.is_complex()
-    if not fits or not (theirs.float().reshape(ours.shape) - ours).abs().max() <= near:  # of a NaN neither > nor <= holds
+def is_sincos(positions: Tensor, grid: tuple[int, int]) -> bool:
+    """Whether stored positions (N, D), in whatever precision, are the fixed ones of a grid of N patches."""
+    if positions.is_complex() or len(positions) != grid[0] * grid[1]:
+        return False
+    near = max(1e-3, torch.finfo(positions.dtype).eps) if positions.is_floating_point() else 0.0
+    fixed = torch.from_numpy(sincos(positions.shape[1], grid)).float()
+    return bool((positions.float() - fixed).abs().max() <= near)  # false for a NaN
+
+
+def require_positions(ours: Tensor, theirs: Tensor | None, grid: tuple[int, int], where: str) -> None:
+    """Fixed positions that are stored are only compared. Raises UserError if they are others, as learnt ones would be."""
+    if theirs is not None and not (theirs.numel() == ours.numel() and is_sincos(theirs.reshape(ours.shape), grid)):
         raise UserError(f"{where}: its positions are not the fixed sin-cos ones of I-JEPA")
+
+
+def resample_positions(positions: Tensor, grid: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Learnt positions (N, D) of a grid, laid over another by bicubic interpolation, as DINO and transformers do: (N', D)."""
+    if grid == new:
+        return positions
+    field = positions.T.unflatten(1, grid)[None]
+    return F.interpolate(field, new, mode="bicubic", align_corners=False)[0].flatten(1).T
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -173,12 +189,17 @@ class ViT(nn.Module):
         shape = config.width, config.heads, config.mlp_ratio, eps, activation
         self.blocks = nn.ModuleList(Block(*shape) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=eps)
-        self.register_buffer("positions", torch.from_numpy(sincos(config.width, grid)).float(), persistent=False)
+        positions = torch.from_numpy(sincos(config.width, grid)).float()
+        if config.learned_positions:
+            self.positions = nn.Parameter(positions)
+        else:
+            self.register_buffer("positions", positions, persistent=False)
         initialise(self, self.blocks, config.depth_rescale)
 
     def embed(self, patches: Tensor, index: Tensor) -> Tensor:
         """Tokens of patches (S, C * p^2) that stand at `index` (S,) of the grid: (S, D)."""
-        return self.patch_embed(patches) + self.positions.index_select(0, index)  # type: ignore[no-any-return]
+        # an embedding, whose gradient is summed in one order on CUDA too, where index_select's is not
+        return self.patch_embed(patches) + F.embedding(index, self.positions)  # type: ignore[no-any-return]
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
         """(S, D) -> (S, D), attention within each sequence of `layout`."""

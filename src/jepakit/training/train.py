@@ -1,6 +1,7 @@
 """Pretraining: a new run or one that goes on, and the loop of its steps."""
 
 import logging
+import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -12,10 +13,11 @@ from safetensors import SafetensorError
 
 from jepakit.artifacts import checkpoint
 from jepakit.artifacts.hf import save_model
+from jepakit.artifacts.init import Start, put_in, read_start
 from jepakit.artifacts.load import build_jepa
 from jepakit.artifacts.run import Run
 from jepakit.config.choice import Choice, resolve_with_data
-from jepakit.config.config import Config, given_layer, layer_from, method_layer, read_yaml, resolve
+from jepakit.config.config import Config, given_layer, layer_from, merge, method_layer, read_yaml, resolve
 from jepakit.config.released_yaml import ReleasedYaml, has_released_groups, released_yaml
 from jepakit.config.renamed import current_layer
 from jepakit.core.errors import UserError, checked, plain
@@ -44,6 +46,7 @@ def pretrain(
     *,
     config: str | Path | Mapping[str, Any] | None = None,
     resume: Run | str | Path | None = None,
+    init_from: Run | str | Path | None = None,
     overwrite: bool = False,
     set: Sequence[str] | str | None = None,
     **groups: Any,
@@ -52,31 +55,40 @@ def pretrain(
 
     data: a folder of images, or 'emoji'; out: the run's folder; recipe, method: names; config: a YAML file, or its content;
     with neither recipe nor config, settings that suit the images are chosen; resume: a run to go on with instead (then only
-    `run` settings may differ, and data, where the same images lie elsewhere now); set: 'group.key=value' words; groups:
-    settings as keywords, such as optim={"lr": 1e-3}, seed=1.
+    `run` settings may differ, and data, where the same images lie elsewhere now); init_from: weights to begin from, all that
+    `jepakit.load` takes (`init.parts` says which parts); set: 'group.key=value' words; groups: settings as keywords, such as
+    optim={"lr": 1e-3}, seed=1.
     Raises UserError for anything the user can mend. Returns the run, finished or, after SIGINT or SIGTERM, saved.
     """
     given = given_layer(set, groups)
     if resume is not None:
-        if any((out, recipe, method, config)):
-            raise UserError("--resume goes on with the run's own settings: leave out out, recipe, method and config")
+        if any((out, recipe, method, config, init_from)):
+            raise UserError("--resume goes on with the run's own settings: leave out out, recipe, method, config and init-from")
         return _resume(Run.open(resume), given if data is None else {**given, "data": named(data)})
+    if init_from is not None:
+        given = merge(given, {"init": {"path": os.fspath(init_from)}})
     if out is None:
         raise UserError("where shall the run go? give --out RUN (a new folder), or --resume RUN")
     Run.new(out, overwrite=overwrite)  # says what is wrong with the place before any work is done
     return _begin(*_chosen(data, recipe, method, config, given), out, overwrite)
 
 
-def _begin(chosen: Config, source: Source, choice: Choice | ReleasedYaml, out: str | Path, overwrite: bool) -> Run:
+def _begin(
+    chosen: Config, source: Source, choice: Choice | ReleasedYaml, start: Start | None, out: str | Path, overwrite: bool
+) -> Run:
     """A new run with these settings: its folder, the first lines of its log, a first checkpoint, and the training."""
     threads, seconds = chosen.run.loader_threads, chosen.run.read_timeout_seconds
     part, given_images, tally = training_part(source, chosen.images), chosen.images, Tally()
     images = fitted(given_images, part, threads=threads, seconds=seconds, tally=tally)
     chosen = chosen.model_copy(update={"images": images})
     training = Training.prepare(chosen, source)
+    taken = put_in(training.jepa, start, chosen.init.parts) if start else None
     run = Run.create(out, chosen, overwrite=overwrite)
     with run.lock(), run.logged():
         choice.say(log)
+        if taken:
+            taken.say(log)
+            taken.save(run.path)
         steps, name = training.schedule.steps, chosen.method or "a method of your own"
         log.info("%s on %s: %d images, %d steps of %d", name, plain(source.name), len(part), steps, chosen.optim.batch_size)
         split, *warnings = split_sentences(source, chosen.images)
@@ -95,8 +107,11 @@ def _chosen(
     method: str | None,
     config: str | Path | Mapping[str, Any] | None,
     given: dict[str, Any],
-) -> tuple[Config, Source, Choice | ReleasedYaml]:
-    """The settings of a new run: recipe, then method, then the file, then the command line's words; and its images."""
+) -> tuple[Config, Source, Choice | ReleasedYaml, Start | None]:
+    """The settings of a new run: recipe, method, the file, the command line's words; its images; the weights it begins from.
+
+    Those weights' shape lies under all that the user says, and over the recipe.
+    """
     file = layer_from(config, "config") if isinstance(config, Mapping) else read_yaml(local(config, "config")) if config else {}
     released = None
     if has_released_groups(file):
@@ -109,13 +124,16 @@ def _chosen(
     if recipe and file.get("recipe") not in (None, recipe):
         also = "" if released else ", or 'recipe' in the file"
         raise UserError(f"the config holds recipe {file['recipe']}, not {recipe}: leave out --recipe{also}")
-    layers = [file, method_layer(method) if method else {}, given, {} if data is None else {"data": named(data)}]
     recipe = recipe or file.get("recipe") or ("small" if config else None)
+    layers = [file, method_layer(method) if method else {}, given, {} if data is None else {"data": named(data)}]
     try:
+        start = read_start(layers, sizes_are_chosen=not recipe)
+        if start:
+            layers = [start.settings, *layers, {"init": {"path": start.path}}]
         found, source, choice = resolve_with_data(recipe, file.get("method"), *layers)
     except UserError as error:
         raise UserError(released.in_their_words(str(error), given) if released else str(error)) from None
-    return found, source, released or choice
+    return found, source, released or choice, start
 
 
 def _resume(run: Run, changes: Mapping[str, Any]) -> Run:
@@ -173,7 +191,7 @@ def _train(training: Training, run: Run) -> Run:
         log.warning("%s: saving after this step", by)
 
     with signals(ask_to_stop), _watched(training, run, stop) as watching, closing(_batches(training, run)) as batches:
-        if watching.fresh and not stop.is_set():
+        if watching.fresh and not stop.is_set() and not (training.step and config.init.path):  # those weights are not read again
             watching.start(training.jepa if not training.step else build_jepa(config).to(training.device), training.dtype)
         for batch in () if stop.is_set() else batches:
             done = training.step + 1

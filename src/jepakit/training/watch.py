@@ -40,7 +40,7 @@ class Watch:
     at_start: dict[str, float] = field(default_factory=dict)
 
     def start(self, jepa: JEPA, dtype: torch.dtype) -> None:
-        """Probe the untrained encoder; the first row holds the result."""
+        """Probe the encoder as it begins; the first row holds the result."""
         seen = self.online.probe(jepa, self.config, dtype) if self.online else {}
         self.at_start = {f"{name}_at_start": value for name, value in seen.items()}
         self.last = time.monotonic()

@@ -1,0 +1,26 @@
+"""What a run begins from: weights that are there already, or none."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from jepakit.core.settings import Settings
+
+Part = Literal["encoder", "target_encoder", "predictor"]
+
+
+class Init(Settings):
+    """Weights at step 0. A resume goes on from its own checkpoint and reads none of these again."""
+
+    path: str | None = Field(
+        None, description="weights to begin from, all that jepakit.load takes; none: random ones (--init-from)"
+    )
+    parts: tuple[Part, ...] = Field(
+        ("encoder", "target_encoder"), min_length=1, description="what is taken from there; the rest is made by the seed"
+    )
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _listed(cls, given: Any) -> Any:
+        """Words between commas, as on the command line."""
+        return tuple(dict.fromkeys(word.strip() for word in given.split(","))) if isinstance(given, str) else given
