@@ -15,7 +15,7 @@ from jepakit.artifacts.load import Weights, read_weights, run_and_step
 from jepakit.artifacts.resample import change_channels, resize_patches
 from jepakit.config.choice import size_for
 from jepakit.config.config import Config, validation_sentence
-from jepakit.config.init import Init, Part
+from jepakit.config.init import Init, InitPart
 from jepakit.core.errors import UserError
 from jepakit.core.files import save_json
 from jepakit.model.jepa import JEPA
@@ -152,7 +152,7 @@ def require_fits(found: Weights, method: Method, channels: int) -> None:
     change_channels(vit.patch_embed.proj.weight[:1].detach(), channels, found.where)
 
 
-def put_in(jepa: JEPA, start: Start, parts: Iterable[Part]) -> Taken:
+def put_in(jepa: JEPA, start: Start, parts: Iterable[InitPart]) -> Taken:
     """Put weights into a fresh model; parts that are not named stay as the seed made them.
 
     The encoder to use (`Method.which`) is taken for the encoder, or its own where its predictor comes with it; for the target

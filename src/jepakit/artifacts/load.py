@@ -14,7 +14,7 @@ import torch
 from jepakit.artifacts import checkpoint
 from jepakit.artifacts.checkpoint import load_state
 from jepakit.artifacts.hf import read_hf
-from jepakit.artifacts.released import is_released, jepa_from_released, jepa_of_released
+from jepakit.artifacts.released import holds_released, jepa_from_released, jepa_of_released
 from jepakit.artifacts.timm_weights import vit_of
 from jepakit.artifacts.weight_files import State, encoders_in, images_of, read_weights_file
 from jepakit.config.config import Config, resolve
@@ -147,7 +147,7 @@ def read_weights(
         place = place / "model.safetensors"
     if place.is_file():
         data = read_weights_file(place)
-        if is_released(data):
+        if holds_released(data):
             return _of_jepa(jepa_of_released(data, place, heads), place, which)
         return _foreign(encoders_in(data, place), place, which, heads, give_heads)
     return _of_jepa(jepa_from_checkpoint(place, heads), place, which)

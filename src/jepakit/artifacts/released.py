@@ -110,14 +110,14 @@ def save_released(jepa: JEPA, path: Path) -> None:
         torch.save(parts, draft)
 
 
-def is_released(data: Mapping[str, Any]) -> bool:
+def holds_released(data: Mapping[str, Any]) -> bool:
     """Whether a file's content is encoder, target encoder and predictor, as the released code saves them."""
     return all(isinstance(data.get(part), dict) for part in _PARTS)
 
 
 def _parts(data: Mapping[str, Any], path: Path) -> dict[str, _State]:
     """The three parts without prefixes. Raises UserError where one is missing, or what shapes are read off."""
-    if not is_released(data):
+    if not holds_released(data):
         raise UserError(f"{path} is not a released I-JEPA checkpoint: it has no {', '.join(_PARTS)}")
     parts = {part: {str(n).removeprefix("module."): v for n, v in data[part].items()} for part in _PARTS}
     for part, name in NEEDED:

@@ -13,7 +13,7 @@ from jepakit.core.errors import UserError, line_of
 from jepakit.model.vit import VIT_SIZES, ViT, ViTConfig, is_sincos
 
 HEADS = {width: heads for width, _, heads, _ in VIT_SIZES.values()}
-TOKENS = ("cls_token", "dist_token", "reg_token", "register_tokens", "storage_tokens")  # that stand before the patches'
+_TOKENS = ("cls_token", "dist_token", "reg_token", "register_tokens", "storage_tokens")  # that stand before the patches'
 _NO_PART = re.compile(r"(mask_token$|(head|fc|pre_logits|decoder|dino_|ibot_|proj|pred|classifier|attn_pool))")
 # What our blocks do not have, by the names that tell of it
 _ELSEWHERE = (
@@ -51,7 +51,7 @@ def vit_of(state: State, heads: int | None, where: str, give_heads: str) -> Fore
 
 def _vit_of(state: State, heads: int | None, where: str, give_heads: str) -> Foreign:
     require_ours(state, where)
-    tokens = [name for name in TOKENS if name in state]
+    tokens = [name for name in _TOKENS if name in state]
     before = {0, *(state[name].shape[-2] for name in tokens), sum(state[name].shape[-2] for name in tokens)}
     left_out = [name for name in state if name in tokens or _NO_PART.match(name)]
     notes = [f"without its {', '.join(tokens)}: our encoder has patch tokens alone, so its features are others"] if tokens else []

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from jepakit.core.settings import Settings
 
-Part = Literal["encoder", "target_encoder", "predictor"]
+InitPart = Literal["encoder", "target_encoder", "predictor"]
 
 
 class Init(Settings):
@@ -15,7 +15,7 @@ class Init(Settings):
     path: str | None = Field(
         None, description="weights to begin from, all that jepakit.load takes; none: random ones (--init-from)"
     )
-    parts: tuple[Part, ...] = Field(
+    parts: tuple[InitPart, ...] = Field(
         ("encoder", "target_encoder"), min_length=1, description="what is taken from there; the rest is made by the seed"
     )
 
