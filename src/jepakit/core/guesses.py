@@ -97,7 +97,7 @@ def suggestion(word: str, keys: Iterable[str]) -> str:
     if "." in word and (near := nearest(word, known)):
         return near
     meant = [alias] if alias in known else keys_named(word.rpartition(".")[2], known)
-    return f"; did you mean {_either(repr(key) for key in meant)}?" if meant else nearest(word, known)
+    return f"; did you mean {' or '.join(map(repr, meant))}?" if meant else nearest(word, known)
 
 
 def option_hint(name: str, value: str | None, options: Iterable[str], keys: Sequence[str], presets: Mapping[str, str]) -> str:
@@ -117,7 +117,7 @@ def option_hint(name: str, value: str | None, options: Iterable[str], keys: Sequ
                 return f"{presets[given]} {given}"
             given = next((size for size in _SIZES if size in given.lower()), given)
         return template.format(given)
-    return _either(f"{key}={given}" for key in keys_named(name, keys))
+    return " or ".join(f"{key}={given}" for key in keys_named(name, keys))
 
 
 def verb_hint(name: str, rest: Sequence[str]) -> str:
@@ -141,7 +141,3 @@ def _names(word: str) -> list[str]:
 
 def _plain(name: str) -> str:
     return name.lstrip("-").lower().replace("-", "_").replace(".", "_")
-
-
-def _either(words: Iterable[str]) -> str:
-    return " or ".join(words)

@@ -1,6 +1,6 @@
 """What a plan of a run says, and how it is said."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from textwrap import wrap
 
 from jepakit.planning.flops import Flops
@@ -109,21 +109,24 @@ def plan_table(plan: Plan) -> str:
         f"{plan.batch:,} images an update{parts}"
     ]
     lines += [f"chosen for {plan.choice[0]}:", *(f"  {line}" for line in plan.choice[1:])] if plan.choice else []
-    p, m = plan.parameters, plan.memory
-    names = ("encoder", p.encoder), ("target encoder", p.target_encoder), ("predictor", p.predictor), ("projector", p.projector)
-    lines += _section("parameters, M (counted)", [(name, n / 1e6, "") for name, n in names if n])
-    lines += _section(f"tokens an image (mean over the masks of {plan.tokens.sampled:,})", _token_rows(plan.tokens))
+    m, tokens = plan.memory, plan.tokens
+    parameters = [(name.replace("_", " "), n / 1e6, "") for name, n in asdict(plan.parameters).items() if n]
+    lines += _section("parameters, M (counted)", parameters)
+    shown = [
+        ("patches", tokens.patches, ""),
+        ("context", tokens.context, f"{tokens.context / tokens.patches:.0%} of the patches"),
+        ("targets", tokens.targets, f"in {tokens.blocks:g} blocks"),
+    ]
+    lines += _section(f"tokens an image (mean over the masks of {tokens.sampled:,})", shown)
     lines += _section("GFLOP an image and step (closed form, without padding)", _flops_rows(plan.flops))
     unit, size = ("GB", 1e9) if m.total > 1e10 else ("MB", 1e6)
     lines += _section(f"memory of {'each' if several else 'the'} device, {unit} (a step simulated)", _memory_rows(m, size))
     if plan.speed:
         lines += _section(f"time ({plan.speed.source}{'; linear in devices' if several else ''})", _speed_rows(plan.speed))
-    return "\n".join(part for line in [*lines, plan.verdict] for part in _wrapped(line))
-
-
-def _wrapped(line: str) -> list[str]:
-    """What an indented line goes on with is indented, too."""
-    return wrap(line, WIDE, replace_whitespace=False, subsequent_indent="    " if line.startswith(" ") else "")
+    indents = [(line, "    " if line.startswith(" ") else "") for line in [*lines, plan.verdict]]
+    return "\n".join(
+        part for line, indent in indents for part in wrap(line, WIDE, replace_whitespace=False, subsequent_indent=indent)
+    )
 
 
 def _section(title: str, rows: list[_Row]) -> list[str]:
@@ -133,14 +136,6 @@ def _section(title: str, rows: list[_Row]) -> list[str]:
 def _number(value: float) -> str:
     """At least three digits, and all those before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _token_rows(tokens: TokenCounts) -> list[_Row]:
-    return [
-        ("patches", tokens.patches, ""),
-        ("context", tokens.context, f"{tokens.context / tokens.patches:.0%} of the patches"),
-        ("targets", tokens.targets, f"in {tokens.blocks:g} blocks"),
-    ]
 
 
 def _flops_rows(flops: Flops) -> list[_Row]:

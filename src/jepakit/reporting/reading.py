@@ -138,7 +138,7 @@ def _metrics(path: Path) -> Metrics:
         alarms += [(step, str(words)) for words in reported] if isinstance(reported, list) else []
         for key, value in steps[step].items():  # some names are logged on fewer steps than others
             points.setdefault(key, []).append((step, number(value)))  # null was not finite
-    for key in [key for key in points if key.endswith(AT_START)]:  # a look at step 0, told in the first row
+    for key in [key for key in points if key.endswith(AT_START)]:  # a look at step 0, logged in the first row
         start, probed = points.pop(key)[0][1], points.setdefault(key.removesuffix(AT_START), [])
         if not probed or probed[0][0] > 0:
             probed.insert(0, (0, start))

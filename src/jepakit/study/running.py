@@ -77,7 +77,7 @@ class Runner:
             code, cut = yield from self._process(cell, self._pretraining(cell), lambda: prune(run))
             status = "pruned" if cut else "" if code in STOPPED else "failed"
         if run.finished and not self.stopping:
-            code, _ = yield from self._process(cell, self._evaluating(cell), lambda: False)
+            code, _ = yield from self._process(cell, ["evaluate", str(run.path), *self.evaluation], lambda: False)
             status = "finished" if code == 0 else "" if code in STOPPED else "failed"
         if status and not self.stopping:
             said = _last_words(self.path(cell, ".log"), code) if status == "failed" else ""
@@ -109,9 +109,6 @@ class Runner:
             return ["pretrain", "--resume", str(path), *how]
         start = ["pretrain", "--config", str(self.out / "base.yaml"), "--out", str(path), "--overwrite"]
         return [*start, *how, *words(cell.change), f"seed={cell.seed}"]
-
-    def _evaluating(self, cell: Cell) -> list[str]:
-        return ["evaluate", str(self.path(cell)), *self.evaluation]
 
 
 def run_jobs(jobs: Iterable[Job], most: int, stopping: Callable[[], bool]) -> None:

@@ -1,7 +1,8 @@
 """A joint search over a study's levers: Optuna's TPE sampler proposes, successive halving stops the worse half early.
 
-What was asked and told lies in OUT/search.log, so that a search goes on; a trial that was running when the study was
-killed is taken up again. Sources: TPE, Bergstra et al., NeurIPS 2011; asynchronous halving, Li et al., arXiv 1810.05934.
+What was proposed, and what came of it, lies in OUT/search.log, so that a search goes on; a trial that was running when the
+study was killed is taken up again. Sources: TPE, Bergstra et al., NeurIPS 2011; asynchronous halving, Li et al., arXiv
+1810.05934.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,7 +61,7 @@ class Search:
 
     @property
     def trials(self) -> list["FrozenTrial"]:
-        """Those that were asked for, without what the grid has told."""
+        """Those that the sampler proposed, without the cells of the grid that it learned from."""
         return [trial for trial in self.study.get_trials(deepcopy=False) if "grid" not in trial.user_attrs]
 
     @property
@@ -70,6 +71,7 @@ class Search:
 
     def jobs(self) -> Iterator[Job]:
         """Trials that were under way, then new ones up to `wanted`, each asked for when there is room for it."""
+        from optuna.samplers import TPESampler
         from optuna.trial import Trial
 
         for frozen in self.trials:
@@ -77,14 +79,11 @@ class Search:
                 yield self._job(Trial(self.study, frozen._trial_id))
         while len(self.trials) < self.wanted:
             self._learn_of_grid()
-            self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)))
+            # a new one for each trial, a function of (seed, number): one that a resume starts again would repeat its draws
+            number = len(self.study.get_trials(deepcopy=False))
+            seed = rng.torch_seed(configuration(self.base, {}).seed, LEVER, number) % 2**32
+            self.study.sampler = TPESampler(seed=seed)
             yield self._job(self.study.ask())
-
-    def _sampler(self, number: int) -> Any:
-        """A new one for each trial, a function of (seed, number): one that a resume starts again would repeat its draws."""
-        from optuna.samplers import TPESampler
-
-        return TPESampler(seed=rng.torch_seed(configuration(self.base, {}).seed, LEVER, number) % 2**32)
 
     def _job(self, trial: "Trial") -> Job:
         """Run a trial and tell what came of it; one that is stopped stays under way."""
@@ -126,7 +125,7 @@ class Search:
         return change
 
     def _learn_of_grid(self) -> None:
-        """TPE is told what the grid found, so that it knows something of each value from the first trial on."""
+        """Give TPE what the grid found, so that it knows something of each value from the first trial on."""
         from optuna.distributions import BaseDistribution, CategoricalDistribution
         from optuna.trial import create_trial
 

@@ -64,7 +64,7 @@ def steps_of(run: Run) -> int | None:
 def quarters(rows: Sequence[Mapping[str, Any]], total: int) -> dict[str, list[float | None]]:
     """Each sign after a quarter, a half, three quarters and all of `total` steps; none where a run did not get so far.
 
-    The median of the last LOOKS rows logged by then, as the doctor looks at them.
+    The median of the last MEDIAN_ROWS rows logged by then, as the doctor looks at them.
     """
     found: dict[str, list[float | None]] = {name: [] for name in SIGNS}
     for quarter in (1, 2, 3, 4):
@@ -100,13 +100,11 @@ def value_of(row: CellRow) -> float | None:
     return None
 
 
-def save_table(out: Path, rows: Sequence[CellRow], title: str) -> str:
-    """Write OUT/table.json and OUT/table.md; returns the latter's text."""
+def save_table(out: Path, rows: Sequence[CellRow], title: str) -> None:
+    """Write OUT/table.json and OUT/table.md."""
     save_json(out / "table.json", rows)
-    text = f"{title}\n\n{study_table(rows)}\n"
     with atomic_write(out / "table.md") as draft:
-        draft.write_text(text)
-    return text
+        draft.write_text(f"{title}\n\n{study_table(rows)}\n")
 
 
 def study_table(rows: Sequence[CellRow]) -> str:
