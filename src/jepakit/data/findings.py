@@ -12,43 +12,29 @@ from jepakit.core.errors import plain
 from jepakit.data.decoding.pixels import Pixels
 
 Kind = Literal["pages", "mask", "nodata", "palette", "depth", "polarity", "colour", "far", "apart", "clipped"]
-FILLS = 1 / 1000  # of the pixels, of an image and of all that are looked at: more of one extreme value are looked at
-_LOOKED = 1 << 16  # pixels of an image, about, whose values are looked at
-VALUES = 1 << 14  # different extreme values that are counted
-# how a sentence goes on after so many images, of one and of several; and what to do
-NO_DATA = "if it stands for no data, name it in the files' GDAL_NODATA tag or replace it; else mean and deviation are of it, too"
-_SAID: dict[Kind, tuple[str, str, str]] = {
+_FILLS = 1 / 1000  # of the pixels, of an image and of all images: an extreme value that is rarer is not counted
+_PIXELS = 1 << 16  # pixels of an image, about, whose values are counted
+_VALUES = 1 << 14  # different extreme values that are counted
+_NO_DATA = "if it stands for no data, name it in the files' GDAL_NODATA tag or replace it; else mean and deviation are of it, too"
+_SENTENCES: dict[Kind, tuple[str, str]] = {  # how a sentence goes on after the number of images; and what to do
     "pages": (
-        "holds more than one page or frame, and only the first is read (of each channel the first)",
-        "hold more than one page or frame, and only the first is read (of each channel the first)",
+        "{holds} more than one page or frame, and only the first is read (of each channel the first)",
         "save the others as files of their own",
     ),
-    "mask": ("has a mask page, which is not used", "have a mask page, which is not used", ""),
-    "nodata": (
-        "has pixels that its GDAL_NODATA tag names as no data: they are given the mean of its others",
-        "have pixels that their GDAL_NODATA tag names as no data: they are given the mean of the image's others",
-        "",
-    ),
-    "palette": (
-        "names an entry of its palette as no data (GDAL_NODATA), which is read as a colour like the others",
-        "name an entry of their palette as no data (GDAL_NODATA), which is read as a colour like the others",
-        "",
-    ),
-    "depth": ("is deeper than it is read", "are deeper than they are read", ""),
+    "mask": ("{has} a mask page, which is not used", ""),
+    "nodata": ("{has} pixels that {its} GDAL_NODATA tag names as no data: they are given the mean of {whose} others", ""),
+    "palette": ("{names} an entry of {its} palette as no data (GDAL_NODATA), which is read as a colour like the others", ""),
+    "depth": ("{is} deeper than {it} {is} read", ""),
     "polarity": (
-        "holds floats of which the least is white, without its largest value (SMaxSampleValue): read as they are",
-        "hold floats of which the least is white, without their largest value (SMaxSampleValue): read as they are",
+        "{holds} floats of which the least is white, without {its} largest value (SMaxSampleValue): read as they are",
         "turn them, and save them with the least as black",
     ),
-    "colour": ("is of one colour", "are of one colour", "such images teach nothing: leave them out"),
-    "far": ("has pixels of a value far from all its others", "have pixels of a value far from all their others", NO_DATA),
-    "apart": (
-        "has pixels of one value that lies apart from all its others",
-        "have pixels of one value that lies apart from all their others",
-        NO_DATA,
-    ),
-    "clipped": ("", "", ""),  # counted only: what an extreme value is compared with
-}
+    "colour": ("{is} of one colour", "such images teach nothing: leave them out"),
+    "far": ("{has} pixels of a value far from all {its} others", _NO_DATA),
+    "apart": ("{has} pixels of one value that lies apart from all {its} others", _NO_DATA),
+}  # "clipped" is counted only: far and apart are compared with it
+_ONE = {word: word for word in ("has", "holds", "names", "is", "it", "its")} | {"whose": "its"}
+_SEVERAL = {"has": "have", "holds": "hold", "names": "name", "is": "are", "it": "they", "its": "their", "whose": "the image's"}
 
 
 class Titled(Protocol):
@@ -58,7 +44,11 @@ class Titled(Protocol):
 
 
 class Finding(NamedTuple):
-    """Of one image. detail: what is said of it as an example; share: of its pixels, where some are meant; value: likewise."""
+    """Something found in one image.
+
+    detail: what a sentence that names this image as its example adds. Of pixels of an extreme value: share, how many of the
+    image's pixels have it, from 0 to 1; value, as text.
+    """
 
     kind: Kind
     detail: str = ""
@@ -79,7 +69,7 @@ class Tally:
     """Findings of many images. Images may be added by several threads."""
 
     images: int = 0
-    _said: list[str] = field(default_factory=list)
+    _sentences: list[str] = field(default_factory=list)
     _counts: dict[tuple[Kind, str], _Count] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
@@ -87,7 +77,7 @@ class Tally:
         with self._lock:
             self.images += 1
             for kind, detail, share, value in {(found.kind, found.value): found for found in reversed(findings)}.values():
-                if (kind, value) not in self._counts and len(self._counts) >= VALUES:
+                if (kind, value) not in self._counts and len(self._counts) >= _VALUES:
                     continue
                 count = self._counts.setdefault((kind, value), _Count())
                 count.images, count.shares = count.images + 1, count.shares + share
@@ -95,39 +85,35 @@ class Tally:
                     count.first, count.detail = index, detail
 
     def say(self, sentence: str) -> None:
-        """A sentence about all of them."""
-        self._said.append(sentence)
+        """Add a sentence about all images to `notes`."""
+        self._sentences.append(sentence)
 
     def notes(self, titles: Titled, of: int, *, but: tuple[Kind, ...] = ()) -> tuple[str, ...]:
         """A sentence for each kind of finding. of: images that there are, of which some were looked at; but: kinds left out."""
         seen = f"{self.images:,} images" if self.images == of else f"the {self.images:,} images looked at"
-        of_images = tuple(
-            self._sentence(kind, self._counts[kind, value], value, seen, titles)
-            for order in _SAID
-            for kind, value in sorted(self._counts)
-            if kind == order and kind not in but and self._is_said(kind, value)
-        )
-        return (*of_images, *self._said)
+        kinds = [kind for kind in _SENTENCES if kind not in but]
+        counted = sorted((each for each in self._counts if each[0] in kinds), key=lambda each: (kinds.index(each[0]), each[1]))
+        of_images = (self._sentence(kind, value, seen, titles) for kind, value in counted if self._is_worth_saying(kind, value))
+        return (*of_images, *self._sentences)
 
-    def _is_said(self, kind: Kind, value: str) -> bool:
-        """A value that lies apart is said where it does in most images that have it, else it is black or white; and where it
-        fills enough of all images, each counted the same, however few have it."""
-        if kind not in ("far", "apart") or (kind == "far" and _names_none(float(value))):
-            return kind != "clipped"
+    def _is_worth_saying(self, kind: Kind, value: str) -> bool:
+        """False for a value that is black or white in most images that have it, or fills too little of all images together."""
+        if kind not in ("far", "apart") or (kind == "far" and _is_usual_for_no_data(float(value))):
+            return True
         far, apart, clipped = (self._counts.get((one, value), _Count()) for one in ("far", "apart", "clipped"))  # type: ignore[arg-type]
-        return far.images + apart.images > clipped.images and far.shares + apart.shares > FILLS * self.images
+        return far.images + apart.images > clipped.images and far.shares + apart.shares > _FILLS * self.images
 
-    def _sentence(self, kind: Kind, count: _Count, value: str, seen: str, titles: Titled) -> str:
-        one, many, mend = _SAID[kind]
+    def _sentence(self, kind: Kind, value: str, seen: str, titles: Titled) -> str:
+        count, (predicate, advice) = self._counts[kind, value], _SENTENCES[kind]
+        predicate = predicate.format(**(_ONE if count.images == 1 else _SEVERAL))
         filled = f" ({value + ', ' if value else ''}{count.shares / count.images:.1%} of the pixels)" if count.shares else ""
         example = f", e.g. {plain(titles.title(count.first))}{': ' + count.detail if count.detail else ''}"
-        said = f"{count.images:,} of {seen} {one if count.images == 1 else many}{filled}{example}"
-        return f"{said}; {mend}" if mend else said
+        return f"{count.images:,} of {seen} {predicate}{filled}{example}{'; ' + advice if advice else ''}"
 
 
 def findings_in(pixels: Pixels) -> list[Finding]:
-    """What the pixels themselves (H, W, C) say: all of one colour; of deeper ones than 8 bits, extreme values that fill some."""
-    step = max(1, math.isqrt(pixels.shape[0] * pixels.shape[1] // _LOOKED))
+    """What is seen in pixels (H, W, C): that all have one colour; where they are deeper than 8 bits, frequent extreme values."""
+    step = max(1, math.isqrt(pixels.shape[0] * pixels.shape[1] // _PIXELS))
     some = pixels[::step, ::step]
     if (some == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
         return [Finding("colour")]
@@ -138,29 +124,29 @@ def findings_in(pixels: Pixels) -> list[Finding]:
         values = np.sort(some[..., band], axis=None).astype(np.float64)
         for value, ascending in ((values[0], values), (values[-1], -values[::-1])):
             share = float(np.searchsorted(ascending, ascending[0], "right") / len(ascending))
-            if share > FILLS:
+            if share > _FILLS:
                 text = f"{value + 0.0:.7g}"  # which makes 0 of -0
                 found.setdefault(text, Finding(_kind_of(value, ascending), "", share, text))
     return list(found.values())
 
 
-def _names_none(value: float) -> bool:
-    """Whether a value is one that is used to name no data, and hardly for anything else."""
+def _is_usual_for_no_data(value: float) -> bool:
+    """Whether a value, such as -9999, usually stands for no data and hardly ever for anything else."""
     return value <= -999 or abs(value) >= 1e6
 
 
 def _kind_of(value: float, ascending: NDArray[np.float64]) -> Kind:
-    """What an extreme value, the first of all, is: black or clipped white, or far or apart from all others, as no data is.
+    """Whether the first of ascending values (n,), an extreme one, is an ordinary black or white, or may stand for no data.
 
-    Far: by twice as much as all the others are from each other. Apart: by more than the nearest 2 % of the others are, or as
-    the only one below 0. Both where the others are not a few flat colours.
+    'far': its gap to the others is twice as wide as their whole range; 'apart': wider than the range of the nearest 2 % of
+    them, or it is the only one below 0; both only where the others are more than a few flat colours. Else 'clipped'.
     """
     count = np.searchsorted(ascending, ascending[0], "right")
     others = ascending[count:]
     if not len(others):
         return "clipped"
     gap, spread = others[0] - ascending[0], others[-1] - others[0]
-    if _names_none(value) and gap > 100 * max(spread, 1.0):
+    if _is_usual_for_no_data(value) and gap > 100 * max(spread, 1.0):
         return "far"
     different = 1 + int(np.count_nonzero(np.diff(others)))
     near = others[min(len(others) - 1, max(32, len(others) // 50))] - others[0]

@@ -1,19 +1,17 @@
 """From what the user names to a source of images."""
 
 import os
-from functools import partial
 from pathlib import Path
 
 from jepakit.core.errors import UserError, plain
 from jepakit.data.decoding.decode import SUFFIXES
-from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.folder import FolderSource
 from jepakit.data.formats.remote import PATTERN_SIGNS, NothingThereError, Places, above, expand, is_pattern, is_remote, shown
 from jepakit.data.formats.shards import shards_of
+from jepakit.data.samples import errors_of_all
 from jepakit.data.sets.emoji import EmojiSource
 from jepakit.data.sets.layouts import labelled_set
-from jepakit.data.sources import Source, pick, spread_places
-from jepakit.data.threads import time_limited
+from jepakit.data.sources import Source, pick
 from jepakit.model.images import MOST_PIXELS
 
 NAMED = ("emoji", "scenes")  # sets that need no path
@@ -61,9 +59,10 @@ def absolute(data: str) -> str:
     if data in NAMED or is_remote(data):
         return data
     path = named(data)
-    first = min((path.index(c) for c in PATTERN_SIGNS if c in path), default=0) if is_pattern(data) else len(path)
-    fixed = path.rfind("/", 0, first) + 1 if first < len(path) else len(path)
-    return os.path.join(Path(path[:fixed]).resolve(), path[fixed:]) if path[fixed:] else str(Path(path).resolve())
+    if not is_pattern(data):
+        return str(Path(path).resolve())
+    fixed = path.rfind("/", 0, min(path.index(sign) for sign in PATTERN_SIGNS if sign in path)) + 1
+    return os.path.join(Path(path[:fixed]).resolve(), path[fixed:])
 
 
 def _files(data: str, labels: str | None) -> Source:
@@ -97,13 +96,7 @@ def _places(data: str) -> Places:
 
 def require_readable(source: Source, most_pixels: int = MOST_PIXELS) -> None:
     """Raises UserError if none of a sample of up to 64 images can be read, each in SECONDS."""
-    reason = ""
-    ids = spread_places(source, 64)
-    source.wait_for(ids, SECONDS)
-    for index in ids.tolist():
-        try:
-            time_limited(SECONDS, partial(source.read, index, most_pixels))
-            return
-        except BadImageError as error:
-            reason = plain(f"{source.title(index)}: {error}")
-    raise UserError(f"no readable image in {source.name}; the last one tried: {reason}")
+    if errors := errors_of_all(source, 64, lambda index: source.read(index, most_pixels), SECONDS):
+        index, error = errors[-1]
+        reason = plain(f"{source.title(index)}: {error}")
+        raise UserError(f"no readable image in {source.name}; the last one tried: {reason}")

@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from queue import Full, Queue
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
 from threading import Event, Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.data.decoding.pixels import BadImageError
-from jepakit.data.sources import Source, groups_at_hand
-from jepakit.data.threads import each
+from jepakit.data.sources import Source, groups_at_hand, spread_places
+from jepakit.data.threads import each, time_limited
 
 T = TypeVar("T")
 _THREADS = 2  # that read where no setting says how many
@@ -75,33 +76,38 @@ def wait_for(source: Source, ids: NDArray[np.int64], seconds: float, stop: Event
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
     """The items of an iterator, the next one computed by a daemon thread while the current one is used. Raises its errors."""
-    made: Queue[tuple[bool, T | BaseException | None]] = Queue(1)
-    left = Event()
+    end = object()
+    asked: SimpleQueue[bool] = SimpleQueue()
+    made: SimpleQueue[Future[Any]] = SimpleQueue()
 
-    def put(more: bool, item: T | BaseException | None) -> None:
-        while not left.is_set():
-            with suppress(Full):
-                made.put((more, item), timeout=0.5)
-                return
+    def compute() -> None:
+        while asked.get():
+            item = Future[Any]()
+            try:
+                item.set_result(next(items, end))
+            except BaseException as error:
+                item.set_exception(error)
+            made.put(item)
 
-    def make() -> None:
-        try:
-            for item in items:
-                put(True, item)
-                if left.is_set():
-                    return
-            put(False, None)
-        except BaseException as error:
-            put(False, error)
-
-    Thread(target=make, name="jepakit-ahead", daemon=True).start()
+    Thread(target=compute, name="jepakit-ahead", daemon=True).start()
     try:
-        while True:
-            more, item = made.get()
-            if isinstance(item, BaseException) and not more:
-                raise item
-            if not more:
-                return
-            yield item  # type: ignore[misc]
+        asked.put(True)
+        while (item := made.get().result()) is not end:
+            asked.put(True)
+            yield item
     finally:
-        left.set()
+        asked.put(False)
+
+
+def errors_of_all(source: Source, count: int, read: Callable[[int], object], seconds: float) -> list[tuple[int, BadImageError]]:
+    """Of at most `count` samples spread over a source, each id and what read(id) raised; none as soon as one can be read."""
+    errors = []
+    ids = spread_places(source, count)
+    source.wait_for(ids, seconds)
+    for index in ids.tolist():
+        try:
+            time_limited(seconds, partial(read, index))
+            return []
+        except BadImageError as error:
+            errors.append((index, error.with_traceback(None)))  # which would hold on to all that was read
+    return errors

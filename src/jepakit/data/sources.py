@@ -12,6 +12,7 @@ from jepakit.core.errors import UserError, nearest
 from jepakit.data.decoding.decode import decode
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.findings import Finding
+from jepakit.data.left_out import some
 from jepakit.model.images import MOST_PIXELS
 
 
@@ -142,8 +143,8 @@ def spread_places(source: Source, count: int) -> NDArray[np.int64]:
     n, blocks = len(source), source.blocks
     if blocks is None or not blocks.sequential:
         return evenly(n, count)
-    some = np.unique(np.linspace(0, len(blocks.starts) - 2, 4).astype(int))
-    ends = zip(blocks.starts[some], blocks.starts[some + 1], strict=True)
+    four = evenly(len(blocks.starts) - 1, 4)
+    ends = zip(blocks.starts[four], blocks.starts[four + 1], strict=True)
     return np.concatenate([np.unique(np.linspace(a, b - 1, min(b - a, count // 4 + 1)).astype(np.int64)) for a, b in ends])[
         :count
     ]
@@ -160,8 +161,8 @@ def pick(labels: str | None, choices: tuple[str, ...], name: str) -> str:
 def by_default(labels: str | None, chosen: str, choices: Sequence[str]) -> tuple[str, ...]:
     """A note for the user where a set has several kinds of labels and `chosen` was taken by default; else ()."""
     others = [choice for choice in choices if choice != chosen]
-    few = ", ".join([*map(repr, others[:3]), *(["..."] if others[3:] else [])])
-    return (f"labels are '{chosen}'; it has {few} too: --labels NAME takes another",) if others and not labels else ()
+    note = f"labels are '{chosen}'; it has {some([*map(repr, others)])} too: --labels NAME takes another"
+    return (note,) if others and not labels else ()
 
 
 def fifths(values: NDArray[np.int64]) -> NDArray[np.bool_]:

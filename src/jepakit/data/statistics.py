@@ -3,7 +3,6 @@
 import io
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,9 +16,8 @@ from jepakit.data.decoding.decode import FORMATS, decode
 from jepakit.data.decoding.ifd import TIFF
 from jepakit.data.decoding.pixels import BadImageError, Pixels, refuse_bomb
 from jepakit.data.findings import Finding, Tally, findings_in
-from jepakit.data.samples import read_each
+from jepakit.data.samples import errors_of_all, read_each
 from jepakit.data.sources import Blocks, Source, spread_places
-from jepakit.data.threads import time_limited
 from jepakit.model.images import IMAGENET, Images
 
 T = TypeVar("T")
@@ -39,7 +37,7 @@ def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float =
     too (`told_of` says so). The same for any number of threads. tally: gets what is found in the images that are looked at.
     Raises UserError where no image can be read.
     """
-    tally = tally if tally is not None else Tally()
+    tally = tally or Tally()
     shuffle = "full" if ordered_by(images, source) is None else "blocks"
     require_bands(source, images, seconds)
     depth, bands = _kind(images, source, threads, seconds)
@@ -96,19 +94,9 @@ def usable(source: Source, index: int, images: Images) -> Pixels:
 
 def require_bands(source: Source, images: Images, seconds: float = 60.0) -> None:
     """Raises UserError if none of eight images has the right number of bands: then the setting is wrong, not the images."""
-    found: list[BandsError] = []
-    ids = spread_places(source, PROBED)
-    source.wait_for(ids, seconds)
-    for index in ids.tolist():
-        try:
-            time_limited(seconds, partial(usable, source, index, images))
-            return
-        except BandsError as error:
-            found.append(error)
-        except BadImageError:
-            continue
-    if found:
-        raise UserError(f"{source.name}: an image {found[0]}")
+    errors = [error for _, error in errors_of_all(source, PROBED, lambda index: usable(source, index, images), seconds)]
+    if wrong := [error for error in errors if isinstance(error, BandsError)]:
+        raise UserError(f"{source.name}: an image {wrong[0]}")
 
 
 def channel_statistics(
@@ -119,7 +107,7 @@ def channel_statistics(
     Every image counts the same whatever its size, as it does in training. Images that cannot be read are left out: the
     loader will name them. tally: gets what is found in them.
     """
-    tally = tally if tally is not None else Tally()
+    tally = tally or Tally()
 
     def moments_of(index: int) -> NDArray[np.float64]:
         pixels = channels_of(_read(source, index, images.max_pixels, tally), images)

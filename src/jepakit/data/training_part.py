@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from jepakit.core.errors import UserError
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.findings import Finding
+from jepakit.data.left_out import plural
 from jepakit.data.sources import Blocks, Source
 from jepakit.model.images import MOST_PIXELS, Images
 
@@ -83,30 +84,24 @@ def training_part(source: Source, images: Images) -> Source:
 
 def split_sentences(source: Source, images: Images) -> Sequence[str]:
     """What images.split means for a source, with the counts: the first for the log, further ones as warnings."""
-    held, n, warnings = held_out(source), len(source), _of_apart(source)
-    by_fifths = source.labels is not None and not source.labels.own_split and bool(source.labels.test.any())
+    held, n, labels = held_out(source), len(source), source.labels
+    in_fifths = labels is not None and not labels.own_split and bool(labels.test.any())
+    unused = 0 if labels is None else labels.apart
+    are = f"{plural(unused, 'labelled image')} of the validation part {'is' if unused == 1 else 'are'}"
+    warnings = [f"{are} used by no probe, as there is a test part"] if unused else []
     if images.split == "train":
-        count = len(training_part(source, images))
-        said = f"images.split=train: {count:,} of {n:,} images are trained on; {n - count:,} are held out, for evaluation"
-        return f"{said}{_of_both(source, held) if by_fifths and held is not None else ''}", *warnings
-    said = f"images.split=all: all {n:,} images are trained on"
+        kept = kept_out(source)
+        sentence = (
+            f"images.split=train: {n - kept.sum():,} of {n:,} images are trained on; {kept.sum():,} are held out, for evaluation"
+        )
+        if in_fifths and held is not None:
+            sentence += f": {held.sum():,} by the set's own split, of which no labels are there to test on"
+            sentence += f", and {(kept & ~held).sum():,} more, a fifth of each class, which evaluate tests on instead"
+        return sentence, *warnings
+    sentence = f"images.split=all: all {n:,} images are trained on"
     if held is not None:
         also = f"{held.sum():,} of them are held out by the set's own split: what is measured on them is no test"
-        fifth = "; nor is what is measured on a fifth of each class, which evaluate tests on" if by_fifths else ""
-        return said, f"{also}{fifth} (images.split=train keeps them out)", *warnings
-    also = "; a fifth of each class, which evaluate tests on, too (images.split=train keeps it out)" if by_fifths else ""
-    return f"{said}{also or '; no split is known of them'}", *warnings
-
-
-def _of_both(source: Source, held: NDArray[np.bool_]) -> str:
-    """How many are held out by a split whose held-out part has no labels to test on, and how many to test on."""
-    more = int((kept_out(source) & ~held).sum())
-    few = f"{held.sum():,} by the set's own split, of which no labels are there to test on"
-    return f": {few}, and {more:,} more, a fifth of each class, which evaluate tests on instead"
-
-
-def _of_apart(source: Source) -> tuple[str, ...]:
-    """What to say of labels that no probe uses."""
-    count = 0 if source.labels is None else source.labels.apart
-    said = f"{count:,} labelled image{'s' * (count != 1)} of the validation part {'is' if count == 1 else 'are'} used by no probe"
-    return (f"{said}, as there is a test part",) if count else ()
+        fifth = "; nor is what is measured on a fifth of each class, which evaluate tests on" if in_fifths else ""
+        return sentence, f"{also}{fifth} (images.split=train keeps them out)", *warnings
+    fifth = "a fifth of each class, which evaluate tests on, too (images.split=train keeps it out)"
+    return f"{sentence}; {fifth if in_fifths else 'no split is known of them'}", *warnings
