@@ -19,8 +19,11 @@ Content = tuple[str | None, ...]
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells images from others. names: sha256 of their titles; content: a hash of each of some samples, None for one
-    that could not be read; none where names tell enough, and of runs of before content was noted."""
+    """What a set of images is recognised by.
+
+    names: sha256 of the titles; content: a hash of each of some samples, None for one that could not be read. content is
+    None where titles are file names, and in runs that began before it was noted.
+    """
 
     names: str
     content: Content | None = None
@@ -36,7 +39,7 @@ class Identity:
         return cls(names, tuple(content) if content else None) if isinstance(names, str) else None
 
     def agrees(self, now: "Identity") -> bool | None:
-        """Whether images of now are these; None where their names are mere places and no content was noted of these."""
+        """Whether the images now are these; None, not known, where titles are mere places and these have no content noted."""
         if now.names != self.names:
             return False
         if now.content is None:
@@ -44,7 +47,7 @@ class Identity:
         return None if self.content is None else _same(self.content, now.content)
 
     def is_of(self, source: Source) -> bool | None:
-        """Whether a source's images are these, as `agrees`; only where its names are the same it is read."""
+        """As `agrees`, for the images of a source, which are read only if the names are the same."""
         return fingerprint(source) == self.names and self.agrees(Identity(self.names, _content_of(source)))
 
 
@@ -81,6 +84,6 @@ def _hash(raw: bytes | Pixels) -> str:
 
 
 def _same(a: Content, b: Content) -> bool:
-    """Whether all agree that could be read both times, and any could."""
+    """Whether some samples could be read both times, and all of those are the same."""
     both = [(x, y) for x, y in zip(a, b, strict=False) if x and y]
     return len(a) == len(b) and bool(both) and all(x == y for x, y in both)

@@ -34,44 +34,36 @@ def read_each(
     another kind, StuckError where too many reads hang, StoppedError once `stop` is set.
     """
     found: dict[int, T | BadImageError] = {}
+    for rows in groups_at_hand(source, ids):
+        wait_for(source, ids[rows], seconds, stop)
+        found |= zip(rows, _read_group(ids[rows].tolist(), read, threads, seconds, stop), strict=True)
+    return [found[row] for row in range(len(ids))]
+
+
+def _read_group(
+    ids: list[int], read: Callable[[int], T], threads: int, seconds: float, stop: Event | None
+) -> list[T | BadImageError]:
+    found: dict[int, T | BadImageError] = {}
     late: set[int] = set()
 
-    def one(row: int) -> T | BadImageError:
+    def one(place: int) -> T | BadImageError:
         try:
-            return BadImageError(f"no answer within {seconds:g} s") if row in late else read(int(ids[row]))
+            return BadImageError(f"no answer within {seconds:g} s") if place in late else read(ids[place])
         except BadImageError as error:
             return error.with_traceback(None)  # which would hold on to all that was read
 
-    for rows in groups_at_hand(source, ids):
-        wait_for(source, ids[rows], seconds, stop)
-        each(
-            len(rows),
-            lambda i, rows=rows: one(rows[i]),  # type: ignore[misc]
-            lambda i, value, rows=rows: found.__setitem__(rows[i], value),  # type: ignore[misc]
-            threads=threads,
-            seconds=seconds,
-            late=lambda i, rows=rows: late.add(rows[i]),  # type: ignore[misc]
-            stop=stop,
-        )
-    return [found[row] for row in range(len(ids))]
+    each(len(ids), one, found.__setitem__, threads=threads, seconds=seconds, late=late.add, stop=stop)
+    return [found[place] for place in range(len(ids))]
 
 
 def wait_for(source: Source, ids: NDArray[np.int64], seconds: float, stop: Event | None = None) -> None:
     """`source.wait_for`, but raises StoppedError as soon as `stop` is set."""
-    if source.blocks is None:  # nothing is fetched
-        return
-    if stop is None:
+
+    def wait(_: int) -> None:
         source.wait_for(ids, seconds)
-    else:
-        each(
-            1,
-            lambda _: source.wait_for(ids, seconds),
-            lambda *_: None,
-            threads=1,
-            seconds=math.inf,
-            late=lambda _: None,
-            stop=stop,
-        )
+
+    if source.blocks is not None:  # else nothing is fetched
+        each(1, wait, lambda *_: None, threads=1, seconds=math.inf, late=lambda _: None, stop=stop)
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

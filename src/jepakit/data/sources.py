@@ -18,9 +18,9 @@ from jepakit.model.images import MOST_PIXELS
 
 @dataclass(frozen=True)
 class Labels:
-    """What a probe can learn.
+    """Classes of the samples, and which samples are held out to test on.
 
-    values (n,): int64 in `classes`, or -1 for a sample that has no label or no part in the split; test (n,): held out.
+    values (n,): int64, place in `classes`, or -1 for a sample that has no label or no part in the split; test (n,): held out.
     clusters (n,): samples of one number are not independent (one identity, one scene), so intervals resample them
     together. whole_image: the label describes the whole image, so evaluation resizes it without cropping. own_split: the split
     comes with the set or from the papers; if False, a fifth of each class was held out here. apart: how many labelled samples
@@ -145,9 +145,8 @@ def spread_places(source: Source, count: int) -> NDArray[np.int64]:
         return evenly(n, count)
     four = evenly(len(blocks.starts) - 1, 4)
     ends = zip(blocks.starts[four], blocks.starts[four + 1], strict=True)
-    return np.concatenate([np.unique(np.linspace(a, b - 1, min(b - a, count // 4 + 1)).astype(np.int64)) for a, b in ends])[
-        :count
-    ]
+    places = [np.unique(np.linspace(a, b - 1, min(b - a, count // 4 + 1)).astype(np.int64)) for a, b in ends]
+    return np.concatenate(places)[:count]
 
 
 def pick(labels: str | None, choices: tuple[str, ...], name: str) -> str:

@@ -23,8 +23,8 @@ from jepakit.model.images import IMAGENET, Images
 T = TypeVar("T")
 
 log = logging.getLogger("jepakit")
-_SAMPLED = 1024  # images that are measured
-_LOOKED = 128  # images that are looked at where nothing is measured
+_MEASURED = 1024  # images that mean and deviation are of
+_LOOKED_AT = 128  # images that are read for findings where nothing is measured
 SIZED = 256  # images whose size is looked up
 PROBED = 8  # images looked at for their bands
 LEAST_STD = 1 / 255  # of a channel that never changes
@@ -34,7 +34,7 @@ def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float =
     """Settings with `mean`, `std`, `shuffle` and `depth` filled in where they are not given, so that a run can be repeated.
 
     ImageNet's mean and deviation, which the papers' recipes bring, are of colour of 8 bits: on other images they are measured
-    too (`told_of` says so). The same for any number of threads. tally: gets what is found in the images that are looked at.
+    too (`measured_instead` says so). The same for any number of threads. tally: gets what is found in the images that are read.
     Raises UserError where no image can be read.
     """
     tally = tally or Tally()
@@ -52,12 +52,12 @@ def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float =
         found = {name: value for name, value in (("mean", mean), ("std", std)) if name in missing}
         log.info("measured on %d images: %s", count, _words(found))
     else:
-        _read_some(source, _LOOKED, lambda index: _read(source, index, images.max_pixels, tally), threads, seconds)
+        _read_some(source, _LOOKED_AT, lambda index: _read(source, index, images.max_pixels, tally), threads, seconds)
     return images.model_copy(update={"shuffle": shuffle, "depth": depth, **found})
 
 
 def measured_instead(given: Images, fitted: Images) -> tuple[str, ...]:
-    """A sentence where what was given has been measured instead."""
+    """A sentence where a mean or deviation that was given is not used, as it was measured instead; else ()."""
     changed: dict[str, Any] = {name: getattr(given, name) for name in ("mean", "std") if name in given.model_fields_set}
     if all(value == getattr(fitted, name) for name, value in changed.items()):
         return ()
@@ -79,7 +79,7 @@ def _kind(images: Images, source: Source, threads: int, seconds: float) -> tuple
 
 
 def ordered_by(images: Images, source: Source) -> Blocks | None:
-    """What an epoch's order goes by: the source's blocks, where the settings or the storage want it."""
+    """The source's blocks, where the settings or the storage ask for an order by blocks; None for any order."""
     blocks = source.blocks
     by_blocks = blocks is not None and (blocks.sequential if images.shuffle == "auto" else images.shuffle == "blocks")
     return blocks if by_blocks else None
@@ -115,7 +115,7 @@ def channel_statistics(
         flat = pixels.reshape(-1, pixels.shape[2])
         return np.stack([flat.mean(0, dtype=np.float64) / white, np.square(flat, dtype=np.float64).mean(0) / white**2])
 
-    moments = _read_some(source, _SAMPLED, moments_of, threads, seconds)
+    moments = _read_some(source, _MEASURED, moments_of, threads, seconds)
     if not moments:
         raise UserError(f"no readable image with images.channels={images.channels} in {source.name}")
     mean, square = np.stack(moments).mean(0)
@@ -127,9 +127,9 @@ def channel_statistics(
 
 
 def file_notes(source: Source, most_pixels: int, *, threads: int = 2, seconds: float = 60.0) -> tuple[str, ...]:
-    """Sentences for what of up to 128 images' files is not in their pixels, nor to be seen in these once they are shrunk."""
+    """Sentences for findings in up to 128 images that shrunk copies of them would not show: all kinds but 'colour'."""
     tally = Tally()
-    _read_some(source, _LOOKED, lambda index: _read(source, index, most_pixels, tally), threads, seconds)
+    _read_some(source, _LOOKED_AT, lambda index: _read(source, index, most_pixels, tally), threads, seconds)
     return tally.notes(source, len(source), but=("colour",))
 
 
@@ -179,6 +179,6 @@ def _shape(raw: bytes | Pixels, most_pixels: int) -> tuple[int, ...]:
 
 
 def _read_some(source: Source, count: int, work: Callable[[int], T], threads: int, seconds: float) -> list[T]:
-    """look(index) of up to so many samples, in their order; those that are bad, or come too late, are left out."""
+    """work(index) of up to `count` samples, in their order; those that are bad, or come too late, are left out."""
     found = read_each(source, spread_places(source, count), work, threads=threads, seconds=seconds)
     return [value for value in found if not isinstance(value, BadImageError)]

@@ -14,7 +14,7 @@ from jepakit.model.images import MOST_PIXELS, Images
 
 
 class TrainingPart(Source):
-    """Some samples of a source, by their places `ids` (n,) in it, in rising order. Labels are the whole source's affair."""
+    """Some samples of a source: ids (n,), in rising order. It has no labels: the source's are of all its samples."""
 
     def __init__(self, source: Source, ids: NDArray[np.int64]) -> None:
         self.source, self.ids = source, ids
@@ -45,7 +45,7 @@ class TrainingPart(Source):
 
 
 def held_out(source: Source) -> NDArray[np.bool_] | None:
-    """What a source's own split, or the one that is usual for it, keeps from training: (n,); None where it has no split."""
+    """The samples (n,) that the source's own split, of its files or of its labels, keeps from training; None for no split."""
     held = source.held_out
     if held is None and source.labels is not None and source.labels.own_split:
         held = source.labels.test
@@ -53,9 +53,9 @@ def held_out(source: Source) -> NDArray[np.bool_] | None:
 
 
 def kept_out(source: Source) -> NDArray[np.bool_]:
-    """What images.split=train keeps from training: (n,); its own held-out part, and what evaluation tests on besides.
+    """The samples (n,) that images.split=train keeps from training: the set's own held-out part, and all that probes test on.
 
-    The latter is a fifth of each class where the own part has no labels.
+    Where the own part has no labels, probes test on a fifth of each class.
     """
     held = held_out(source)
     kept = np.zeros(len(source), np.bool_) if held is None else held
