@@ -4,8 +4,9 @@ n samples, T patch tokens, D features.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -84,12 +85,14 @@ def extract(
     made = {name: _Rows(len(ids)) for name in (*encoders, RAW)}
     kept: list[int] = []
     with progress("features", len(ids)) as report, torch.inference_mode(), lowered(first.device, precision):
-        for batch, images in _batches(source, ids, first.images, whole_image, seconds):
+        read = partial(as_seen, source, images=first.images, whole_image=whole_image)
+        for batch in filter(None, ahead(batches(source, ids, read, seconds))):
+            images = stacked([image for _, image in batch])
             for name, encoder in encoders.items():
                 layers = encoder.layers(encoder.normalise(images.to(first.device)), last=4 if last4 else 1)
                 made[name].add(_pooled(layers, last4, tokens))
             made[RAW].add(_raw(images, first.vit.config.patch_size, tokens))
-            kept += batch
+            kept += [index for index, _ in batch]
             report(len(kept))
     if len(kept) < 2:
         raise UserError(f"{source.name} has {len(kept)} readable image(s): there is nothing to compare")
@@ -132,6 +135,16 @@ def pca(x: Tensor, train: NDArray[np.int64], components: int) -> Tensor:
     for rows, batch in zip(out.split(BYTES_AT_ONCE), x.split(BYTES_AT_ONCE), strict=True):
         rows.copy_((batch - mean) @ directions)
     return out
+
+
+def moments(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and variance (D,), float64, of each feature over all tokens of all batches, (B, ..., D) each."""
+    count, total, square = 0, torch.zeros(()), torch.zeros(())
+    for batch in batches:
+        x = batch.flatten(0, -2).double()
+        count, total, square = count + len(x), total + x.sum(0), square + x.square().sum(0)
+    mean = total / count
+    return mean, (square / count - mean.square()).clamp(min=0)
 
 
 class _Rows:
@@ -190,21 +203,14 @@ def _require_finite(x: Tensor, name: str, source: Source, ids: list[int]) -> Non
         )
 
 
-def _batches(
-    source: Source, ids: NDArray[np.int64], settings: Images, whole_image: bool, seconds: float
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Places and images (B, C, H, W), read by threads while the encoder works on the ones before."""
-
-    def read() -> Iterator[tuple[NDArray[np.int64], list[Tensor | BadImageError]]]:
-        for start in range(0, len(ids), BATCH):
-            source.prefetch(ids[start : start + PREFETCH_SAMPLES])
-            batch = ids[start : start + BATCH]
-            yield batch, read_each(source, batch, lambda index: as_seen(source, index, settings, whole_image), seconds=seconds)
-
-    for batch, images in ahead(read()):
-        good = readable(source, batch, images)
-        if good:
-            yield [i for i, _ in good], stacked([image for _, image in good])
+def batches(
+    source: Source, ids: NDArray[np.int64], read: Callable[[int], T], seconds: float, batch: int = BATCH
+) -> Iterator[list[tuple[int, T]]]:
+    """Of each batch of places `ids` (n,), those that can be read, with what `read` makes of each; the others are named."""
+    for start in range(0, len(ids), batch):
+        source.prefetch(ids[start : start + PREFETCH_SAMPLES])
+        places = ids[start : start + batch]
+        yield readable(source, places, read_each(source, places, read, seconds=seconds))
 
 
 def readable(source: Source, ids: NDArray[np.int64], found: Sequence[T | BadImageError]) -> list[tuple[int, T]]:

@@ -10,7 +10,7 @@ from jepakit.config.config import Config
 from jepakit.core.files import atomic_write
 from jepakit.data.crops import to_show
 from jepakit.data.samples import read_each
-from jepakit.data.sources import Source
+from jepakit.data.sources import Source, evenly
 from jepakit.evaluation.features import as_seen, readable
 from jepakit.evaluation.probes.knn import neighbours
 
@@ -23,8 +23,7 @@ def save_pictures(path: Path, config: Config, source: Source, features: Tensor, 
     features (n, D) are those of the samples at `places` (n,) of the source.
     """
     rows, columns = config.grid
-    spread = np.unique(np.linspace(0, len(places) - 1, EXAMPLES).astype(int))
-    ids = places[spread]
+    ids = places[evenly(len(places), EXAMPLES)]
     masks = config.masking.sample(config.grid, ids, seed=config.seed)
     first = masks.first_draws
     context = np.zeros((len(masks.context_lengths), rows * columns), bool)
@@ -51,7 +50,7 @@ def _neighbours(source: Source, x: Tensor, places: NDArray[np.int64]) -> tuple[N
     if not test.any() or test.all():
         test = np.arange(len(x)) < max(1, len(x) // 5)
     asked = np.nonzero(test)[0]
-    asked = asked[np.unique(np.linspace(0, len(asked) - 1, QUERIES).astype(int))]
+    asked = asked[evenly(len(asked), QUERIES)]
     others = np.nonzero(~test)[0]
     _, index = neighbours(x[others], x[asked], NEIGHBOURS)
     return places[asked], places[others[index.numpy()]]

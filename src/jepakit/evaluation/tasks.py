@@ -20,13 +20,12 @@ from jepakit.core.errors import UserError, checked, nearest, plain
 from jepakit.core.files import local
 from jepakit.core.progress import progress
 from jepakit.data.opening import named, open_source
-from jepakit.data.samples import read_each
 from jepakit.data.sources import Source, evenly
 from jepakit.data.statistics import usable
 from jepakit.evaluation.compare import Difference
 from jepakit.evaluation.dense.davis import davis
 from jepakit.evaluation.dense.segmentation import segmentation
-from jepakit.evaluation.features import BATCH, PCA, RAW, Frozen, extract, pca, readable
+from jepakit.evaluation.features import PCA, RAW, Frozen, batches, extract, pca
 from jepakit.evaluation.pictures import save_pictures
 from jepakit.evaluation.probes.finetune import finetune
 from jepakit.evaluation.probes.finetune_recipe import recipe_for
@@ -178,12 +177,8 @@ def _on_images(
 
 def _readable(source: Source, ids: SplitRows, images: Images, seconds: float) -> SplitRows:
     """Places of the samples that can be read, with the encoder's bands; the others are named."""
-    kept: list[int] = []
-    for start in range(0, len(ids), BATCH):
-        batch = ids[start : start + BATCH]
-        found = read_each(source, batch, lambda index: usable(source, index, images).shape, seconds=seconds)
-        kept += [index for index, _ in readable(source, batch, found)]
-    return np.array(kept, np.int64)
+    read = batches(source, ids, lambda index: usable(source, index, images).shape, seconds)
+    return np.array([index for batch in read for index, _ in batch], np.int64)
 
 
 def _probed(

@@ -16,10 +16,12 @@ from jepakit.core.progress import progress
 from jepakit.data.decoding.decode import SUFFIXES
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.opening import SECONDS
+from jepakit.data.sources import evenly
 from jepakit.data.threads import time_limited
 from jepakit.model.images import MOST_PIXELS
 
-IGNORED = -1
+IGNORED = -1  # the class of pixels without one
+_VALUES = 1 << 16  # of a label image of 16 bits
 
 
 @dataclass(frozen=True)
@@ -53,23 +55,18 @@ def open_annotated(root: Path, zero_is_other: bool = True, limit: int | None = N
     """
     train, test = _pairs(root, "training"), _pairs(root, "validation")
     if limit is not None:
-        train = [train[i] for i in np.unique(np.linspace(0, len(train) - 1, max(limit, 0)).astype(int))]
+        train = [train[i] for i in evenly(len(train), limit)]
     if len(train) < 5:
         raise UserError(f"{root}: {len(train)} training images; give at least five, as a fifth chooses the learning rate")
-    counts = {}
-    for split, pairs in (("training", train), ("validation", test)):
-        found = np.zeros(0, np.int64)
+    counts = np.zeros((2, _VALUES), np.int64)
+    for split, pairs, found in zip(("training", "validation"), (train, test), counts, strict=True):
         for pair in counted(f"{split} labels", pairs):
             labels = read_labels(pair.labels, zero_is_other)
-            new = np.bincount(labels[labels != IGNORED])
-            found = np.pad(found, (0, max(0, len(new) - len(found))))
-            found[: len(new)] += new
+            found += np.bincount(labels[labels != IGNORED], minlength=_VALUES)
         if not found.any():
             raise UserError(f"{root}/annotations/{split}: no pixel has a class; 255 is never one, 0 is one if you say so")
-        counts[split] = found
-    classes = max(len(c) for c in counts.values())
-    pixels = np.pad(counts["training"], (0, classes - len(counts["training"])))
-    return Annotated(tuple(train), tuple(test), classes, pixels, zero_is_other)
+    classes = int(np.flatnonzero(counts.any(0))[-1]) + 1
+    return Annotated(tuple(train), tuple(test), classes, counts[0, :classes], zero_is_other)
 
 
 def read_labels(path: Path, zero_is_other: bool) -> NDArray[np.int32]:

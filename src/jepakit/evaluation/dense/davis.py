@@ -26,7 +26,7 @@ from jepakit.core.progress import progress
 from jepakit.data.crops import resize
 from jepakit.evaluation.compare import accuracy_interval
 from jepakit.evaluation.dense.annotated import label_image
-from jepakit.evaluation.dense.patch_tokens import PatchTokens
+from jepakit.evaluation.dense.patch_tokens import PatchTokens, with_raw_pixels
 from jepakit.model.encoder import Encoder
 
 Mask = NDArray[np.bool_]
@@ -47,13 +47,15 @@ class Propagation:
     temperature: float = 0.1
 
 
-def propagate(features: Iterable[Tensor], first: Tensor, settings: Propagation | None = None) -> Tensor:
+DINO = Propagation()
+
+
+def propagate(features: Iterable[Tensor], first: Tensor, settings: Propagation = DINO) -> Tensor:
     """Soft labels of each frame, (F, h, w, K), from tokens (F, h, w, D), or so many (h, w, D), and the first's (h, w, K).
 
     Frame by frame, and a row of tokens at a time: memory holds what the queue does. As DINO's, tokens that tie with the last
     of the top all count.
     """
-    settings = settings or Propagation()
     frames = (F.normalize(frame.float(), dim=-1) for frame in features)
     start_frame = next(frames)
     start = (start_frame, first.to(start_frame.device))
@@ -73,7 +75,7 @@ def hard(soft: Tensor, patch: int) -> _Labels:
     """
     x = F.interpolate(soft.permute(2, 0, 1)[None], scale_factor=patch, mode="bilinear")[0]
     low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
-    stretched = torch.where(high - low > 1e-6, (x - low) / (high - low).clamp(min=1e-6), x)
+    stretched = torch.where(high - low > 1e-6, (x - low) / (high - low), x)
     return stretched.argmax(0).to("cpu", torch.uint8).numpy()  # type: ignore[no-any-return]
 
 
@@ -122,7 +124,6 @@ def davis(
     root: Path,
     short_side: int = 480,
     *,
-    settings: Propagation | None = None,
     precision: torch.dtype = torch.float32,
     seconds: float = 60.0,
 ) -> list[dict[str, Any]]:
@@ -132,19 +133,14 @@ def davis(
     of all sequences; low and high bound the 95 % interval of J&F over sequences. Raises UserError for a folder of
     another shape, unreadable files, a first mask without an object.
     """
-    settings = settings or Propagation()
     sequences = open_sequences(Path(root))
-    first = next(iter(encoders.values()))
-    kinds = {name: PatchTokens(e, precision, seconds=seconds) for name, e in encoders.items()} | {
-        "raw pixels": PatchTokens(first, raw=True, seconds=seconds)
-    }
+    kinds = with_raw_pixels(encoders, precision, seconds)
     scores: dict[str, list[NDArray[np.float64]]] = {name: [] for name in (*kinds, "first mask kept")}
     with progress("sequences", len(sequences)) as report:
         for done, sequence in enumerate(sequences, start=1):
             truth = sequence.truth()
             for name, tokens in kinds.items():
-                found = _carried(sequence, truth[0], tokens, short_side, settings)
-                scores[name].append(score(found, truth))
+                scores[name].append(score(_carried(sequence, truth[0], tokens, short_side), truth))
             scores["first mask kept"].append(score(np.broadcast_to(_followed(truth[0]), truth.shape), truth))
             report(done, sequence.name)
     return [_row(name, sequences_scores) for name, sequences_scores in scores.items()]
@@ -226,7 +222,7 @@ def _edges(mask: Mask) -> Mask:
     return edges
 
 
-def _carried(sequence: Sequence, first: _Labels, tokens: PatchTokens, short_side: int, settings: Propagation) -> _Labels:
+def _carried(sequence: Sequence, first: _Labels, tokens: PatchTokens, short_side: int) -> _Labels:
     """Predicted labels (F, H, W) of a sequence from its first mask (H, W)."""
     height, width = first.shape
     size = frame_size(height, width, tokens.patch, short_side)
@@ -241,7 +237,7 @@ def _carried(sequence: Sequence, first: _Labels, tokens: PatchTokens, short_side
 
     with torch.no_grad():
         one_hot = F.one_hot(torch.from_numpy(small).long(), int(_followed(first).max()) + 1).float()
-        soft = propagate(features(), one_hot, settings)
+        soft = propagate(features(), one_hot)
         return np.stack([first, *(_nearest(hard(labels, tokens.patch), height, width) for labels in soft[1:])])
 
 

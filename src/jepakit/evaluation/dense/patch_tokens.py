@@ -1,5 +1,6 @@
 """Frozen patch tokens of images of any size, of an encoder or of raw pixels: what dense tasks work on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from jepakit.data.decoding.decode import read_image
 from jepakit.data.decoding.pixels import BadImageError, Pixels
 from jepakit.data.opening import SECONDS
 from jepakit.data.threads import time_limited
+from jepakit.evaluation.features import RAW
 from jepakit.model.encoder import Encoder
 from jepakit.model.vit import patchify
 
@@ -48,3 +50,9 @@ class PatchTokens:
             tokens = patchify(pixels, self.patch) if self.raw else self.encoder(pixels)
         rows, columns = (side // self.patch for side in images.shape[2:])
         return tokens.reshape(len(images), rows, columns, -1)
+
+
+def with_raw_pixels(encoders: Mapping[str, Encoder], precision: torch.dtype, seconds: float) -> dict[str, PatchTokens]:
+    """Patch tokens by name: of each encoder, and of raw pixels as the first encoder would see them."""
+    tokens = {name: PatchTokens(encoder, precision, seconds=seconds) for name, encoder in encoders.items()}
+    return {**tokens, RAW: PatchTokens(next(iter(encoders.values())), raw=True, seconds=seconds)}

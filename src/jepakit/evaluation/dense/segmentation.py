@@ -10,6 +10,7 @@ B images, h, w rows and columns of patches, D features, K classes, n images of a
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from jepakit.data.crops import resize, stacked
 from jepakit.data.opening import SECONDS
 from jepakit.evaluation.dense.annotated import IGNORED, Annotated, Pair, counted, open_annotated
 from jepakit.evaluation.dense.iou import Counts, confusion, miou, miou_row
-from jepakit.evaluation.dense.patch_tokens import PatchTokens
+from jepakit.evaluation.dense.patch_tokens import PatchTokens, with_raw_pixels
+from jepakit.evaluation.features import moments
 from jepakit.model.encoder import Encoder
 
 FINE = 4  # training labels on a side of a patch: 4 pixels of a patch of 16, the resolution at which UPerNet's logits are made
@@ -57,11 +59,7 @@ def segmentation(
     """
     labelled = open_annotated(Path(root), zero_is_other, limit)
     rows = []
-    first = next(iter(encoders.values()))
-    kinds = {name: PatchTokens(e, precision, seconds=seconds) for name, e in encoders.items()} | {
-        "raw pixels": PatchTokens(first, raw=True, seconds=seconds)
-    }
-    for name, tokens in kinds.items():
+    for name, tokens in with_raw_pixels(encoders, precision, seconds).items():
         shape = _shape(tokens, size)
         cache = _cached(name, tokens, labelled, shape)
         head, lr = _trained(cache, labelled.classes, tuple(lrs), epochs, seed, tokens.device)
@@ -110,6 +108,10 @@ class _Cache:
     tokens: Tensor  # (n, h, w, D) float16
     labels: Tensor  # (n, FINE h, FINE w) int32
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.labels.shape[1], self.labels.shape[2]
+
 
 def _shape(tokens: PatchTokens, size: int | None) -> tuple[int, int]:
     height, width = tokens.encoder.images.height_width if size is None else (size, size)
@@ -131,16 +133,15 @@ def _cached(name: str, function: PatchTokens, labelled: Annotated, shape: tuple[
     n, h, w = len(labelled.train), shape[0] // function.patch, shape[1] // function.patch
     labels = torch.empty(n, FINE * h, FINE * w, dtype=torch.int32)
     tokens = torch.empty(0)
-    batch: list[Tensor] = []
-    for i, pair in enumerate(counted(f"{name}: tokens", labelled.train)):
-        image, truth = _read(pair, labelled, function, shape)
-        batch.append(image)
-        labels[i] = F.interpolate(torch.from_numpy(truth)[None, None].float(), labels.shape[1:], mode="nearest-exact")[0, 0].int()
-        if len(batch) == _BATCH or i + 1 == n:
-            encoded = function(stacked(batch))
-            tokens = tokens if i >= _BATCH else torch.empty(_affordable(n, h, w, encoded.shape[-1]), dtype=torch.float16)
-            tokens[i + 1 - len(batch) : i + 1] = encoded.cpu()
-            batch = []
+    pairs, done = counted(f"{name}: tokens", labelled.train), 0
+    while batch := [_read(pair, labelled, function, shape) for pair in islice(pairs, _BATCH)]:
+        encoded = function(stacked([image for image, _ in batch]))
+        tokens = tokens if done else torch.empty(_affordable(n, h, w, encoded.shape[-1]), dtype=torch.float16)
+        tokens[done : done + len(batch)] = encoded.cpu()
+        for _, truth in batch:
+            whole = torch.from_numpy(truth)[None, None].float()
+            labels[done] = F.interpolate(whole, labels.shape[1:], mode="nearest-exact")[0, 0].int()
+            done += 1
     return _Cache(tokens, labels)
 
 
@@ -165,10 +166,9 @@ def _trained(
     for lr in lrs if len(lrs) > 1 else ():
         head = _fit(cache, everything[~validation], classes, lr, epochs, seed, device)
         with torch.no_grad():
-            size = (cache.labels.shape[1], cache.labels.shape[2])
             found = np.zeros((classes, classes), np.int64)
             for rows in everything[validation].split(_BATCH):
-                predicted = head.predict(cache.tokens[rows].to(device), size).cpu().numpy()
+                predicted = head.predict(cache.tokens[rows].to(device), cache.size).cpu().numpy()
                 found += confusion(predicted, cache.labels[rows].numpy(), classes)
         scores.append(miou(found) if found.any() else 0.0)
     lr = lrs[int(np.argmax(scores))] if scores else lrs[0]
@@ -177,16 +177,17 @@ def _trained(
 
 def _fit(cache: _Cache, images: Tensor, classes: int, lr: float, epochs: int, seed: int, device: torch.device) -> PixelHead:
     """AdamW, cross-entropy over the labelled pixels of a batch, lr on a cosine to 0."""
-    head = PixelHead(*_statistics(cache.tokens, images), classes).to(device)
+    mean, variance = moments(cache.tokens[rows] for rows in images.split(_BATCH))
+    head = PixelHead(mean.float(), variance.sqrt().clamp(min=1e-6).float(), classes).to(device)
     steps = epochs * -(-len(images) // _BATCH)
     optimiser = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    size = (cache.labels.shape[1], cache.labels.shape[2])
     for epoch in range(epochs):
         order = torch.from_numpy(rng.permutation(seed, "segmentation", epoch, len(images)).copy())
         for rows in images[order].split(_BATCH):
             labels = cache.labels[rows].to(device).long()
-            total = F.cross_entropy(head(cache.tokens[rows].to(device), size), labels, ignore_index=IGNORED, reduction="sum")
+            logits = head(cache.tokens[rows].to(device), cache.size)
+            total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
             loss = total / (labels != IGNORED).sum().clamp(min=1)  # a batch may have no label at all
             optimiser.zero_grad()
             loss.backward()
@@ -195,17 +196,8 @@ def _fit(cache: _Cache, images: Tensor, classes: int, lr: float, epochs: int, se
     return head
 
 
-def _statistics(tokens: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and std (D,) of all tokens of the images at places `images`."""
-    total = torch.zeros(2, tokens.shape[-1], dtype=torch.float64)
-    for rows in images.split(_BATCH):
-        x = tokens[rows].flatten(0, 2).double()
-        total += torch.stack([x.sum(0), x.square().sum(0)])
-    mean, square = total / (len(images) * tokens.shape[1] * tokens.shape[2])
-    return mean.float(), (square - mean.square()).clamp(min=0).sqrt().clamp(min=1e-6).float()
-
-
 def _one(head: PixelHead, tokens: PatchTokens, pair: Pair, labelled: Annotated, shape: tuple[int, int]) -> Counts:
+    """The confusion matrix of a test image, at its own size."""
     image, truth = _read(pair, labelled, tokens, shape)
     with torch.no_grad():
         predicted = head.predict(tokens(image[None]), (truth.shape[0], truth.shape[1]))[0]

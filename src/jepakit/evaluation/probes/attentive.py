@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from jepakit.core import rng
 from jepakit.core.errors import UserError
+from jepakit.evaluation.features import moments
 from jepakit.evaluation.probes.logistic import validation_fifth
 
 _LRS = (1e-3, 3e-3, 1e-2)
@@ -84,7 +85,6 @@ def attentive(
     weight_decay: float = 0.01,
     batch: int = 256,
     seed: int = 0,
-    device: torch.device | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Predicted labels (m,) int64 of test_tokens (m, T, D) from train_tokens (n, T, D), any float kind, with labels (n,) < K.
 
@@ -96,13 +96,14 @@ def attentive(
     heads = _heads(width) if heads is None else heads
     if heads < 1 or width % heads:
         raise UserError(f"attentive probe: {heads} heads do not divide tokens of {width} features")
-    moments = (x.to(device or train_tokens.device) for x in _moments(train_tokens, batch))
-    task = _Task(classes, heads, epochs, weight_decay, batch, seed, *moments)
+    mean, variance = moments(train_tokens.split(batch))
+    std = torch.where(variance > 1e-9 * mean.square(), variance.sqrt(), 1)  # 1 for a constant feature
+    task = _Task(classes, heads, epochs, weight_decay, batch, seed, mean.float(), std.float())
     validation = torch.from_numpy(validation_fifth(labels.cpu().numpy()))
     rate, about = lrs[len(lrs) // 2], {}
     if len(lrs) > 1 and validation.any():
         trials = _fitted(train_tokens, labels, (~validation).nonzero()[:, 0], lrs, task)
-        correct = (_predicted(train_tokens[validation], trials, task) == labels[validation].cpu()).double().mean(1).tolist()
+        correct = (_predicted(train_tokens[validation], trials, task) == labels[validation]).double().mean(1).tolist()
         rate = max(lrs, key=lambda lr: (correct[lrs.index(lr)], -lr))
         about = {"held_accuracy": {f"{lr:g}": share for lr, share in zip(lrs, correct, strict=True)}}
     probes = _fitted(train_tokens, labels, torch.arange(len(labels)), (rate,), task)
@@ -112,8 +113,7 @@ def attentive(
 
 def _fitted(tokens: Tensor, labels: Tensor, rows: Tensor, rates: Sequence[float], task: _Task) -> list[Probe]:
     """A probe for each rate, trained on the same batches of `rows`, from the same start."""
-    device = task.mean.device
-    probes = [Probe(tokens.shape[2], task.classes, rng.torch_seed(task.seed, "attentive")).to(device) for _ in rates]
+    probes = [Probe(tokens.shape[2], task.classes, rng.torch_seed(task.seed, "attentive")) for _ in rates]
     adamw = _adamw(probes, rates, task.weight_decay)
     batches = max(1, round(len(rows) / task.batch))
     for step in range(task.epochs * batches):
@@ -122,8 +122,8 @@ def _fitted(tokens: Tensor, labels: Tensor, rows: Tensor, rates: Sequence[float]
         rows_of_batch = rows[torch.from_numpy(order.copy())]
         for group in adamw.param_groups:
             group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * step / (task.epochs * batches)))
-        found = scores(tokens.index_select(0, rows_of_batch).to(device).float(), probes, task.heads, task.mean, task.std)
-        wanted = labels[rows_of_batch].to(device).expand(len(probes), -1)
+        found = scores(tokens.index_select(0, rows_of_batch).float(), probes, task.heads, task.mean, task.std)
+        wanted = labels[rows_of_batch].expand(len(probes), -1)
         # the probes' losses are added, so that each has the gradient that it would have alone
         loss = F.cross_entropy(found.flatten(0, 1), wanted.flatten(), reduction="sum") / len(rows_of_batch)
         adamw.zero_grad()
@@ -135,9 +135,8 @@ def _fitted(tokens: Tensor, labels: Tensor, rows: Tensor, rates: Sequence[float]
 @torch.no_grad()
 def _predicted(tokens: Tensor, probes: Sequence[Probe], task: _Task) -> Tensor:
     """Labels (G, m) by each probe."""
-    device = task.mean.device
-    batches = (scores(x.to(device).float(), probes, task.heads, task.mean, task.std) for x in tokens.split(task.batch))
-    return torch.cat([one.argmax(2).cpu() for one in batches], dim=1)
+    batches = (scores(x.float(), probes, task.heads, task.mean, task.std) for x in tokens.split(task.batch))
+    return torch.cat([one.argmax(2) for one in batches], dim=1)
 
 
 def _adamw(probes: Sequence[Probe], rates: Sequence[float], weight_decay: float) -> torch.optim.AdamW:
@@ -153,17 +152,3 @@ def _adamw(probes: Sequence[Probe], rates: Sequence[float], weight_decay: float)
 def _heads(width: int) -> int:
     """The number that divides `width` and is nearest to one for 64 features, as in a ViT."""
     return min((h for h in range(1, width + 1) if width % h == 0), key=lambda h: abs(h - width / 64))
-
-
-def _moments(tokens: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (D,) of each feature over all tokens; 1 for a constant one."""
-    total, square = torch.zeros(2, tokens.shape[2], dtype=torch.float64)
-    for chunk in tokens.split(batch):
-        x = chunk.double()
-        total += x.sum((0, 1)).cpu()
-        square += (x * x).sum((0, 1)).cpu()
-    count = tokens.shape[0] * tokens.shape[1]
-    mean = total / count
-    variance = (square / count - mean.square()).clamp(min=0)
-    std = torch.where(variance > 1e-9 * mean.square(), variance.sqrt(), 1)
-    return mean.float(), torch.where(std == 0, 1, std).float()

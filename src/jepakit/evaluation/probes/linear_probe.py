@@ -83,11 +83,15 @@ def linear_probe(
     if not validation.any():  # of a handful none can be spared: the heads are told apart by what they learnt
         validation = learnt
     classes = int(torch.cat([labels, truth]).max()) + 1
-    seen = {layers: copy_rows(x, learnt.nonzero().flatten()) for layers, x in train.items()}
-    first = [Bank(seen[layers], kind, layers, settings, classes, seed) for layers, kind in _kinds(train, settings)]
+    there = [layers for layers in settings.layers if layers in train] or ["last"]  # baselines have no last four
+
+    def banks(x: dict[str, Tensor]) -> list[Bank]:
+        return [Bank(x[layers], kind, layers, settings, classes, seed) for layers in there for kind in settings.heads]
+
+    first = banks({layers: copy_rows(x, learnt.nonzero().flatten()) for layers, x in train.items()})
     asked = {layers: copy_rows(x, validation.nonzero().flatten()) for layers, x in train.items()}
-    trained = [Bank(train[layers], kind, layers, settings, classes, seed) for layers, kind in _kinds(train, settings)]
     correct = [bank.fit(labels[learnt]).predict(asked[bank.layers]) == labels[validation] for bank in first]
+    trained = banks(train)
     predicted = torch.cat([bank.fit(labels).predict(test[bank.layers]) for bank in trained])
     on_validation = torch.cat(correct).float().mean(1)
     on_test = (predicted == truth).float().mean(1)
@@ -99,22 +103,17 @@ def linear_probe(
     return predicted[best], about
 
 
-def _kinds(train: dict[str, Tensor], settings: LinearProbe) -> list[tuple[str, str]]:
-    there = [layers for layers in settings.layers if layers in train] or ["last"]  # baselines have no last four
-    return [(layers, kind) for layers in there for kind in settings.heads]
-
-
 class Bank:
     """Heads on the same features that share their batch norm: weight (G, D, K), bias (G, K), perhaps scale and shift (G, D)."""
 
     def __init__(self, x: Tensor, kind: str, layers: str, settings: LinearProbe, classes: int, seed: int) -> None:
         self.x, self.kind, self.layers, self.settings, self.seed = x, kind, layers, settings, seed
         self.batch = max(2, min(settings.batch_size, len(x), max(32, len(x) // 8)))
-        longer = max(1.0, IMAGENET_LINEAR / len(x)) if settings.keep_path else 1.0
         pairs = list(itertools.product(settings.lr, settings.weight_decay))
         self.grid = [Head(layers, kind, lr, wd) for lr, wd in pairs]
         self.lr = torch.tensor([lr * self.batch / 256 for lr, _ in pairs])
-        self.longer = longer if settings.optimizer == "lars" else 1.0  # of weights: a step of LARS is relative to their size
+        raised = settings.keep_path and settings.optimizer == "lars"  # of weights: a step of LARS is relative to their size
+        self.longer = max(1.0, IMAGENET_LINEAR / len(x)) if raised else 1.0
         self.weight_decay = torch.tensor([wd for _, wd in pairs])
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(x.shape[1], classes, generator=generator).mul_(0.01).expand(len(pairs), -1, -1).clone()

@@ -33,7 +33,7 @@ def standardised(train: Tensor, *others: Tensor) -> list[Tensor]:
     mean = train.double().mean(0)
     std = train.double().var(0, correction=0).sqrt()
     constant = std <= 1e-6 * mean.abs()  # what float32 leaves of a constant is no spread to divide by
-    scale = torch.where(constant | (std == 0), 1, std)
+    scale = torch.where(constant, 1, std)
     kind = torch.promote_types(train.dtype, torch.float32)  # half precision is for storing
     return [((x.to(kind) - mean.to(kind)) / scale.to(kind)).cpu() for x in (train, *others)]
 

@@ -4,6 +4,7 @@ n images, q views, D features.
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -18,9 +19,8 @@ from jepakit.core.progress import progress
 from jepakit.core.settings import Settings
 from jepakit.data.crops import centre_crop, channels_of, crop_boxes, resize, stacked
 from jepakit.data.decoding.pixels import Pixels
-from jepakit.data.samples import read_each
 from jepakit.data.sources import Source, evenly
-from jepakit.evaluation.features import PREFETCH_SAMPLES, Frozen, readable
+from jepakit.evaluation.features import Frozen, batches
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import Images
 from jepakit.model.jepa import encode_windows
@@ -126,14 +126,9 @@ def _groups(
     def read(index: int) -> Pixels:
         return channels_of(source.read(index, images.max_pixels), images)
 
-    good: list[tuple[int, Pixels]] = []
-    for start in range(0, len(ids), GROUP):
-        source.prefetch(ids[start : start + PREFETCH_SAMPLES])
-        batch = ids[start : start + GROUP]
-        good += readable(source, batch, read_each(source, batch, read, seconds=seconds))
-        while len(good) >= GROUP or (good and start + GROUP >= len(ids)):
-            some, good = good[:GROUP], good[GROUP:]
-            yield np.array([index for index, _ in some]), [pixels for _, pixels in some]
+    good = chain.from_iterable(batches(source, ids, read, seconds, GROUP))
+    while some := list(islice(good, GROUP)):
+        yield np.array([index for index, _ in some]), [pixels for _, pixels in some]
 
 
 def _view(originals: list[Pixels], images: Images, by: str, draws: NDArray[np.int64], seed: int) -> Tensor:
