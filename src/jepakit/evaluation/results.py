@@ -1,4 +1,4 @@
-"""What an evaluation leaves: a JSON file for each task, its right-or-wrongs beside it, and tables to read."""
+"""What an evaluation writes: for each task a JSON file and which test samples were right; tables and sentences to read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,10 +23,10 @@ RESULT_KEYS = {"rankme": "rankme", "lidar": "lidar", "segmentation": "miou", "da
 
 @dataclass
 class ProbeResults:
-    """The results of one probe as they come in: a row and the right-or-wrongs (m,) of each encoder and baseline.
+    """The results of one probe, as they come in: for each encoder and baseline a row, and what was right, (m,).
 
-    seen_test: how many of the test images the run's pretraining saw; None where that is not known. known: whether it is known
-    at all what the encoder was pretrained on.
+    ids: places of the samples in the source; the split's rows are places in ids. seen_test: how many test images were seen in
+    pretraining, None where that is not known. known: whether it is known what the encoder was pretrained on.
     """
 
     source: Source
@@ -42,7 +42,8 @@ class ProbeResults:
     def of(
         cls, source: Source, labels: Labels, ids: SplitRows, seen: NDArray[np.bool_] | None = None, *, known: bool = True
     ) -> "ProbeResults":
-        """Of the samples `ids`, which are halved; seen (n,): those of the source that pretraining saw. Raises UserError."""
+        """For the samples at places `ids`, split into training and test; seen: a bool for each sample of the source, whether
+        pretraining saw it. Raises UserError as `train_and_test`."""
         split = train_and_test(source, labels, ids)
         return cls(source, labels, split, ids, None if seen is None else int(seen[ids[split.test]].sum()), known)
 
@@ -65,7 +66,7 @@ class ProbeResults:
         self.correct[name] = correct
 
     def save(self, folder: Path, task: str, protocol: Protocol) -> list[ResultRow]:
-        """Write all, the majority class too; returns the rows."""
+        """Add the majority class as a baseline, write TASK.json and TASK.npz to the folder, and return the rows."""
         split = self.split
         most = int(split.train_labels.bincount().argmax())
         self.enter(MAJORITY, (split.test_labels == most).double().numpy(), {})
@@ -97,7 +98,7 @@ class ProbeResults:
 
 
 def save_rows(folder: Path, task: str, data: str, rows: list[ResultRow], protocol: Protocol) -> list[ResultRow]:
-    """Write the rows of a task that has no right-or-wrongs; returns them."""
+    """Write and return the rows of a task that does not classify test samples one by one."""
     settings = protocol.model_dump(mode="json").get(task)
     folder.mkdir(parents=True, exist_ok=True)
     save_json(folder / f"{task}.json", {"task": task, "data": data, "settings": settings, "seed": protocol.seed, "rows": rows})
@@ -105,11 +106,11 @@ def save_rows(folder: Path, task: str, data: str, rows: list[ResultRow], protoco
 
 
 def differences(a: Path, b: Path, tasks: Sequence[str]) -> dict[str, dict[str, Difference]]:
-    """Paired tests of two evaluation folders: by task, by name of the encoder, a minus b.
+    """Paired tests of the results in two evaluation folders, a minus b: by task, then by name of the encoder.
 
-    The judged encoders, each its sheet's first, are paired and, where both are of one kind, the other two of the runs too.
-    Each p stands corrected for the number of all of them, too.
-    Raises UserError where a task was not done on the same images in both.
+    The judged encoders, the first of each file, are paired; where both have one name (both the target encoder, say), so are all
+    encoders of the two runs that have one name. p_corrected counts all these pairs as comparisons. Raises UserError where a task
+    was not tested on the same images in both.
     """
     found: dict[str, dict[str, Difference]] = {}
     for task in tasks:

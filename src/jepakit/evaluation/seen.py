@@ -27,16 +27,16 @@ class Trained:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], where: str) -> "Trained | None":
-        """What a checkpoint says of it; None for one that says nothing. Raises UserError."""
+        """From a checkpoint's state; None where it has no config. Raises UserError for a config that is not valid."""
         config = state.get("config")
         return cls(resolve(config, where=where), Identity.from_state(state)) if isinstance(config, Mapping) else None
 
 
 def seen_in_training(trained: Trained, source: Source, place: str) -> NDArray[np.bool_] | None:
-    """Which samples (n,) of a source, opened from `place`, a run was trained on; None where that cannot be told.
+    """Whether a run was trained on each sample of a source, (n,), which was opened from `place`; None where that is not known.
 
-    The source is the run's own if it lies in the same place, or if its training part has the same names, and the same
-    content where names are mere places; of folders within each other, the files are compared.
+    The source is the run's own if its place is the same, or if its training part has the same identity (`Identity.is_of`).
+    Otherwise, if both are folders of files and one lies in the other, paths of files are compared.
     """
     config, identity = trained.config, trained.identity
     first = source  # with the labels that pretraining went by

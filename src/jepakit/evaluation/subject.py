@@ -24,9 +24,9 @@ UNTRAINED_NAME = "untrained encoder"
 
 @dataclass(frozen=True)
 class Subject:
-    """Encoders by name, the one that is judged first; the folder for results; how to run; config where it is a run.
+    """What is judged, and how: encoders by name, the judged one first, and the folder that results go to.
 
-    trained: what it was pretrained on; None where that is not known.
+    data, config: of the run, None for an encoder that is not a run's. trained: what it was pretrained on, None if not known.
     """
 
     encoders: dict[str, Encoder]

@@ -57,10 +57,10 @@ def evaluate(
 ) -> dict[str, list[ResultRow]]:
     """Judge a run, or anything that `jepakit.load` takes, on images (default: the run's own), beside baselines.
 
-    tasks: some of TASKS, or 'frozen' for the papers' on frozen features, all but logistic; labels: which of a set's labels;
-    out: where results go (default RUN/evaluation); set: 'group.key=value' words of the protocol. Rows of a probe: name,
-    accuracy, low and high of its 95 % interval, and an account of how it was trained. Raises UserError for all that the
-    user can mend.
+    tasks: names of TASKS, or 'frozen': the papers' tasks on frozen features, all but logistic. labels: which labels, where a
+    set has several. out: the folder for results (default RUN/evaluation). set: settings of the protocol as 'group.key=value'.
+    Returns rows by task; a probe's have name, accuracy, low and high of its 95 % interval, and how it was trained. Raises
+    UserError for mistakes that the user can mend.
     """
     tasks, protocol = chosen_tasks(tasks), protocol or settings_of(set)
     return _evaluated(subject(run, out), data, tasks, labels, protocol)
@@ -75,9 +75,10 @@ def evaluate_both(
     out: str | Path | None = None,
     set: Sequence[str] | str = (),
 ) -> tuple[list[dict[str, list[ResultRow]]], dict[str, dict[str, Difference]]]:
-    """`evaluate` of two, and paired tests, the first minus the second: by task, by name of encoder.
+    """`evaluate` for two runs, and paired tests of the first minus the second: by task, then by name of the encoder.
 
-    Results go to each run's folder, or to OUT/0 and OUT/1. Raises UserError before any work where the two cannot be compared.
+    Results go to each run's folder, or to OUT/0 and OUT/1. Raises UserError as `evaluate`, and before any work where the two
+    cannot be compared.
     """
     tasks, protocol = chosen_tasks(tasks), settings_of(set)
     judged = [subject(run, None if out is None else local(out, "out") / str(n)) for n, run in enumerate(runs)]
@@ -109,9 +110,9 @@ def _evaluated(
 
 
 def chosen_tasks(tasks: Sequence[str] | str) -> tuple[str, ...]:
-    """The tasks of these names (or of one string, between commas), RankMe among them wherever features are made.
+    """The tasks named in a list or in a string with commas, in the order of TASKS; RankMe is added where features are made.
 
-    Raises UserError for an unknown one.
+    Raises UserError for an unknown name, for none, and for dense tasks beside others.
     """
     tasks = [task.strip() for task in tasks.split(",")] if isinstance(tasks, str) else tasks
     if not {*tasks} - {""}:
@@ -127,7 +128,7 @@ def chosen_tasks(tasks: Sequence[str] | str) -> tuple[str, ...]:
 
 
 def settings_of(words: Sequence[str] | str) -> Protocol:
-    """The protocol with 'group.key=value' words. Raises UserError, with the nearest name."""
+    """The protocol with settings from 'group.key=value' words. Raises UserError, which gives the nearest name."""
     try:
         return Protocol.model_validate(overrides(words, Protocol))
     except ValidationError as error:
@@ -184,7 +185,7 @@ def _readable(source: Source, ids: SplitRows, images: Images, seconds: float) ->
 def _probed(
     folder: Path, probed: Mapping[str, ProbeResults], features: Mapping[str, Frozen], protocol: Protocol
 ) -> dict[str, list[ResultRow]]:
-    """Every probe for each encoder and baseline that has what it looks at, side by side on the cores."""
+    """Each probe on each encoder and baseline that has the features it needs, in parallel threads; rows by task."""
     jobs = [(task, name) for task in probed for name, x in features.items() if task not in TOKENS or x.tokens is not None]
     threads = torch.get_num_threads()
     workers = min(len(jobs), threads)

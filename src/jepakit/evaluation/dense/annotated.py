@@ -34,7 +34,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Annotated:
-    """Images with a label for each pixel. pixels (K,): how many of each class the training set has."""
+    """A segmentation data set. pixels (K,): how many pixels of each class its training images have."""
 
     train: tuple[Pair, ...]
     test: tuple[Pair, ...]
@@ -43,15 +43,16 @@ class Annotated:
     zero_is_other: bool
 
     def labels(self, pair: Pair) -> NDArray[np.int32]:
-        """(H, W), classes from 0, IGNORED elsewhere."""
+        """The class of each pixel, (H, W), from 0; IGNORED where there is none. Raises UserError."""
         return read_labels(pair.labels, self.zero_is_other)
 
 
 def open_annotated(root: Path, zero_is_other: bool = True, limit: int | None = None) -> Annotated:
-    """root/images/{training,validation}/NAME.jpg and root/annotations/{training,validation}/NAME.png, as ADE20K.
+    """The data set in root/images/{training,validation}/NAME.jpg and root/annotations/{training,validation}/NAME.png.
 
-    There are as many classes as the largest label found says. zero_is_other: label 0 is 'other' and left out, 1 is the first
-    class (ADE20K's 150); else 0 is the first. Raises UserError where the layout, the pairs or the labels are wrong.
+    The largest label found gives the number of classes. zero_is_other: label 0 is no class, and 1 is the first (as in ADE20K);
+    else 0 is the first. limit: training images at most, evenly over the set. Raises UserError where a folder or one of a pair is
+    missing, a label image cannot be read, no pixel has a class, or fewer than five training images are left.
     """
     train, test = _pairs(root, "training"), _pairs(root, "validation")
     if limit is not None:
@@ -70,7 +71,7 @@ def open_annotated(root: Path, zero_is_other: bool = True, limit: int | None = N
 
 
 def read_labels(path: Path, zero_is_other: bool) -> NDArray[np.int32]:
-    """(H, W) classes from 0; IGNORED where the file has its largest value (255), or 0 if that is 'other'."""
+    """Classes (H, W) from 0; IGNORED where the file has 255 (65535 with 16 bits), or 0 if `zero_is_other`. Raises UserError."""
     labels = label_image(path)
     shifted = labels.astype(np.int32) - int(zero_is_other)
     shifted[labels == np.iinfo(labels.dtype).max] = IGNORED
@@ -78,7 +79,7 @@ def read_labels(path: Path, zero_is_other: bool) -> NDArray[np.int32]:
 
 
 def label_image(path: Path) -> NDArray[np.uint8 | np.uint16]:
-    """A PNG of labels, gray or palette, of 8 or 16 bits, as it is: (H, W). Raises UserError for any other."""
+    """The values (H, W) of a PNG, gray or of a palette, of 8 or 16 bits. Raises UserError for any other file."""
     try:
         return time_limited(SECONDS, lambda: _labels_of(path))
     except BadImageError as error:

@@ -38,8 +38,12 @@ TOLERANCE = 0.008  # of the diagonal: how far apart two boundaries may run and s
 
 @dataclass(frozen=True)
 class Propagation:
-    """queue: how many previous frames are looked at beside the first. radius: tokens up and down, left and right that a
-    token may look (a square window, as DINO's). top: how many of them count. temperature: of exp(cosine / temperature)."""
+    """How labels are propagated; the defaults are DINO's.
+
+    queue: previous frames that a token is compared with, beside the first frame. radius: how many tokens up, down, left and
+    right of its own place are compared (a square window). top: how many of these, the most similar, give it their labels.
+    temperature: labels are weighted by exp(cosine / temperature).
+    """
 
     queue: int = 7
     radius: int = 12
@@ -51,10 +55,10 @@ DINO = Propagation()
 
 
 def propagate(features: Iterable[Tensor], first: Tensor, settings: Propagation = DINO) -> Tensor:
-    """Soft labels of each frame, (F, h, w, K), from tokens (F, h, w, D), or so many (h, w, D), and the first's (h, w, K).
+    """Soft labels of all frames, (F, h, w, K), from each frame's tokens (h, w, D) and the first frame's labels (h, w, K).
 
-    Frame by frame, and a row of tokens at a time: memory holds what the queue does. As DINO's, tokens that tie with the last
-    of the top all count.
+    `features` may be a tensor (F, h, w, D) or an iterator: only the first frame and those in the queue are held in memory.
+    All tokens that are as similar as the last of the top count, as in DINO's code.
     """
     frames = (F.normalize(frame.float(), dim=-1) for frame in features)
     start_frame = next(frames)
@@ -69,9 +73,10 @@ def propagate(features: Iterable[Tensor], first: Tensor, settings: Propagation =
 
 
 def hard(soft: Tensor, patch: int) -> _Labels:
-    """Soft labels (h, w, K) -> hard ones (patch h, patch w): bilinear, each channel stretched to [0, 1], the largest.
+    """Soft labels (h, w, K) -> a label for each pixel, (patch h, patch w) uint8.
 
-    A channel that is the same everywhere, but for rounding, stays as it is: an object that is lost, or all there is.
+    Labels are upsampled bilinearly, each channel is scaled to [0, 1], and the largest channel wins. A constant channel is not
+    scaled: its object is nowhere, or everywhere.
     """
     x = F.interpolate(soft.permute(2, 0, 1)[None], scale_factor=patch, mode="bilinear")[0]
     low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
@@ -86,10 +91,10 @@ def region(a: Mask, b: Mask) -> float:
 
 
 def boundary(a: Mask, b: Mask) -> float:
-    """F: harmonic mean of the shares of a's boundary that run near b's, and of b's near a's. Masks (H, W); symmetric.
+    """F: the F1 score of two masks' boundaries (H, W), symmetric in the two.
 
-    Near is within ceil(.008 of the diagonal) pixels. 1 if neither has a boundary, 0 if one has none; a mask that fills the
-    frame has none.
+    Precision is the share of a's boundary pixels within ceil(0.008 diagonals) pixels of b's boundary, recall the reverse.
+    1 if neither mask has a boundary, 0 if only one has; a mask that fills the frame has none.
     """
     edges = [_edges(a), _edges(b)]
     counts = [int(e.sum()) for e in edges]
@@ -105,10 +110,10 @@ def boundary(a: Mask, b: Mask) -> float:
 
 
 def frame_size(height: int, width: int, patch: int, short_side: int = 480) -> tuple[int, int]:
-    """What a frame is resized to: (height, width).
+    """The size that a frame (height, width) is resized to, in pixels: (height, width).
 
-    The short side is short_side (floored to a multiple of the patch, which for 8 and 16 it is), the long one keeps the aspect
-    and is floored to a multiple of 64, or of the patch where that does not divide 64. Raises UserError where nothing is left.
+    The short side is `short_side`, rounded down to a multiple of the patch. The long side keeps the aspect ratio, rounded down
+    to a multiple of 64, or of the patch if that does not divide 64. Raises UserError where a side would be 0.
     """
     step = STEP if STEP % patch == 0 else patch
     short, long = short_side // patch * patch, short_side * max(height, width) // min(height, width) // step * step
@@ -127,11 +132,11 @@ def davis(
     precision: torch.dtype = torch.float32,
     seconds: float = 60.0,
 ) -> list[dict[str, Any]]:
-    """Label propagation with each encoder's patch tokens, with raw pixels, and the first mask kept: a row each.
+    """J and F of label propagation by each encoder's patch tokens and by raw pixels, and of the first mask kept: a row each.
 
-    root: DAVIS-2017 (`open_sequences`). Rows {"name", "j", "f", "j_and_f", "low", "high", "objects"}: means over the objects
-    of all sequences; low and high bound the 95 % interval of J&F over sequences. Raises UserError for a folder of
-    another shape, unreadable files, a first mask without an object.
+    root: the folder of DAVIS-2017 (`open_sequences`). Rows {"name", "j", "f", "j_and_f", "low", "high", "objects"}: means over
+    the objects of all sequences; low to high is the 95 % interval of J&F, objects of a sequence kept together. Raises UserError
+    for a folder of another layout, unreadable files and a first mask without an object.
     """
     sequences = open_sequences(Path(root))
     kinds = with_raw_pixels(encoders, precision, seconds)
@@ -148,7 +153,7 @@ def davis(
 
 @dataclass(frozen=True)
 class Sequence:
-    """A video: frames, and for each an image of labels, 0 the background, 1... the objects."""
+    """A video: files of its frames, and for each frame a label image: 0 the background, 1, 2, ... the objects."""
 
     name: str
     frames: tuple[Path, ...]

@@ -1,8 +1,8 @@
 """An encoder as the backbone of a kept library's detector: a feature pyramid that torchvision's Mask R-CNN takes.
 
-The detector itself, its losses and COCO's metric stay in their libraries, where they are held to published numbers. What is
-ours is the way from patch tokens to maps, as in BEiT and iBOT (evaluation/object_detection; the protocol that C-JEPA's COCO
-numbers fit): the outputs of four blocks become maps of strides 4, 8, 16, 32, then a feature pyramid (Lin et al. 2017).
+The detector, its losses and COCO's metric are the libraries', which are held to published numbers. Here is how patch tokens
+become feature maps, as in BEiT and iBOT (evaluation/object_detection; the protocol that C-JEPA's COCO numbers fit): the outputs
+of four blocks become maps of strides 4, 8, 16 and 32, then a feature pyramid (Lin et al. 2017).
 B images, D encoder width.
 """
 
@@ -32,13 +32,14 @@ def pyramid_blocks(depth: int) -> tuple[int, int, int, int]:
 class Pyramid(nn.Module):
     """Normalised floats (B, 3, H, W) of any size -> {"0": (B, out_channels, H/4, W/4), "1": H/8, "2": H/16, "3": H/32}.
 
-    H and W are padded with zeros (the mean colour), right and below, to multiples of 32 first, as detectors do themselves.
-    The maps are `Encoder.layers`, each through the encoder's last norm (iBOT's are before it), conditioned as at inference
-    where the encoder is. They are rescaled by transposed 2x2 convolutions (layer norm and GELU between two), by nothing, or
-    by max-pooling; then 1x1 convolutions, the sum from coarse to fine, and 3x3 convolutions. A patch size that is no power
-    of two (14) sees the image resized, so that a patch covers the next power's pixels (16). With `pool`, a fifth map "pool"
-    of stride 64, for anchors alone, as torchvision's own backbones have. The encoder is held, not copied, and its weights
-    are set to be trained, or, if `frozen`, not.
+    Images are first padded with zeros (the mean colour), right and below, to multiples of 32, as detectors do. The maps are
+    `Encoder.layers`: outputs of blocks after the encoder's last norm (iBOT takes them before it), conditioned as at inference.
+    They are upsampled by transposed 2x2 convolutions (layer norm and GELU between two) or downsampled by max-pooling. Then
+    follow 1x1 convolutions, the sum from coarse to fine, and 3x3 convolutions.
+
+    For a patch size that is no power of two (14), images are resized as if it were the nearest one (16). pool: add a fifth map
+    "pool" of stride 64, for anchors alone, as torchvision's own backbones have. The encoder is not copied; its weights are
+    trained too unless `frozen`.
     """
 
     def __init__(self, encoder: Encoder, out_channels: int = 256, *, frozen: bool = False, pool: bool = False) -> None:
@@ -76,11 +77,12 @@ class Pyramid(nn.Module):
 
 
 def mask_rcnn(encoder: Encoder, classes: int, out_channels: int = 256, *, frozen: bool = False, **settings: Any) -> nn.Module:
-    """torchvision's Mask R-CNN over `Pyramid(encoder)`: `classes` with the background, images as floats in [0, 1].
+    """torchvision's Mask R-CNN with `Pyramid(encoder)` as its backbone, for images of floats in [0, 1].
 
-    Its anchors, losses, and sizes of images are the library's defaults; `settings` go to `MaskRCNN` (min_size, box_score_thresh
-    ...). The usual training: AdamW, lr 1e-4, weight decay .05, 12 epochs (science of the family; C-JEPA's numbers fit the
-    Cascade head, which torchvision has not). Raises UserError where torchvision is absent or does not load beside this torch.
+    classes: their number, the background included. Anchors, losses and image sizes are torchvision's defaults; `settings` go to
+    its `MaskRCNN` (min_size, box_score_thresh, ...). The usual training is AdamW, lr 1e-4, weight decay 0.05, 12 epochs; C-JEPA's
+    numbers fit Cascade Mask R-CNN, which torchvision does not have. Raises UserError where torchvision is not installed or was
+    built for another torch.
     """
     try:
         from torchvision.models.detection import MaskRCNN  # type: ignore[import-not-found, import-untyped]

@@ -1,9 +1,9 @@
 """Low-shot probing: logistic regression on frozen features of a few labelled images (I-JEPA's "1 %", appendix A.2).
 
-A setting is fixed, not chosen: there are no samples to choose it on. Its value is that of the linear 1 % probe of StoP
-(arXiv 2308.00566), which re-evaluates I-JEPA. Its code standardises the test images by their own mean and deviation, which
-tells the probe something of the test set: here they go by the training images'. The PCA that it rotates features by is left
-out: an L2 penalty does not see it. n training samples, m test samples, D features, K classes.
+The penalty is fixed, as there are no samples left to choose it on. Its value is that of the linear 1 % probe of StoP
+(arXiv 2308.00566), which re-evaluates I-JEPA. StoP's code standardises test images by their own mean and deviation, which
+tells the probe something of the test set; here those of the training images are taken. Its PCA, a rotation of the features,
+is left out, as an L2 penalty does not depend on it. n training samples, m test samples, D features, K classes.
 """
 
 import logging
@@ -34,10 +34,10 @@ STEPS, TOLERANCE = 300, 1e-6  # of L-BFGS: the usual ones would end before so we
 
 @dataclass(frozen=True)
 class LowShot:
-    """Accuracy over draws of training images: its mean, the 95 % t-interval of that mean, and each draw's.
+    """Accuracies of several draws of training images: their mean, its 95 % t-interval (low, high), and each draw's.
 
-    One draw has no interval over draws (low and high are None): take one over test images, from `correct`.
-    correct (m,) float64: in which share of the draws a test sample was right, for tests that pair it with another encoder's.
+    low and high are None for a single draw. correct (m,) float64: the share of draws in which each test sample was classified
+    correctly, for intervals over test images and paired tests of two encoders. n_train: training images of a draw.
     """
 
     mean: float
@@ -60,10 +60,10 @@ def low_shot(
     draws: int = 5,
     seed: int = 0,
 ) -> LowShot:
-    """Accuracy on test (m, D) with test_labels (m,) of probes that saw a few of train (n, D) with labels (n,).
+    """Accuracy on test (m, D) with test_labels (m,) of probes trained on few rows of train (n, D) with labels (n,).
 
-    They saw the given rows (one draw), else `shots` of each class, else `share` of each class and one at least.
-    Raises UserError where a class has too few samples, or the counts make no sense.
+    Each is trained on `rows` (then there is one draw), else on `shots` of each class, else on `share` of each class, at least
+    one. Raises UserError where a class has fewer than `shots` samples, and where shots, share or draws is out of range.
     """
     y, truth = labels.cpu().numpy(), test_labels.cpu().numpy()
     chosen = [] if rows is None else [rows]
@@ -79,7 +79,7 @@ def low_shot(
 
 
 def drawn(labels: _Rows, *, shots: int | None, share: float | None, seed: int, draw: int) -> _Rows:
-    """Rows of a draw, ascending: a function of (seed, draw), and those of fewer shots are among those of more.
+    """Rows of labels (n,) that a draw takes, ascending: a function of (seed, draw); more shots add to those of fewer.
 
     Raises UserError as `low_shot`.
     """
@@ -110,10 +110,10 @@ def draws_interval(values: NDArray[np.float64]) -> tuple[float, float] | tuple[N
 
 
 def names_in(list_file: str | Path, titles: Sequence[str]) -> _Rows:
-    """Rows of `titles` (paths below a data folder) that a text file names, one a line: SimCLR's 1percent.txt, for one.
+    """Rows, ascending, of those `titles` (paths below a data folder) that a text file lists, such as SimCLR's 1percent.txt.
 
-    A line is a whole title or its last part. Lines that name nothing are counted in a warning. Raises UserError where the
-    file cannot be read, no line names an image, or a line names several.
+    Each line is a title or its last part, the file name. Lines that fit no title are counted in a warning. Raises UserError where
+    the file cannot be read, no line fits a title, or a line fits several.
     """
     try:
         lines = local(list_file).read_text(errors="surrogateescape").splitlines()

@@ -77,10 +77,11 @@ def lidar_rows(
     precision: torch.dtype = torch.float32,
     seconds: float = 60.0,
 ) -> list[_Row]:
-    """LiDAR of each encoder, all on the same views, each the mean over its tokens.
+    """LiDAR of each encoder on the same views; a view's features are the mean over its tokens.
 
-    Views are windows as in training, of which a conditioned encoder is told each one's own targets, or whole crops, where
-    it is conditioned as at inference. Raises UserError for fewer than two readable images.
+    Views are context windows as in training, where a conditioned encoder is given the targets of each, or whole crops, where it
+    is conditioned as at inference. An image that does not come within so many `seconds`, or cannot be read, is named and left
+    out. Raises UserError for fewer than two readable images, and where delta=0 leaves a singular covariance.
     """
     scatter = {name: Discriminant() for name in encoders}
     first, used, q = next(iter(encoders.values())), 0, settings.views
