@@ -15,7 +15,7 @@ from jepakit.artifacts.load import Weights, read_weights, run_and_step
 from jepakit.artifacts.resample import change_channels, resize_patches
 from jepakit.config.choice import size_for
 from jepakit.config.config import Config, validation_sentence
-from jepakit.config.init import Init, InitPart
+from jepakit.config.init import USUAL_PARTS, Init, InitPart
 from jepakit.core.errors import UserError
 from jepakit.core.files import save_json
 from jepakit.model.jepa import JEPA
@@ -65,10 +65,11 @@ def absolute_init(path: str) -> str:
 
 @dataclass(frozen=True)
 class Start:
-    """Weights that a run begins from, their path as it is recorded, and the settings that follow from them (a layer)."""
+    """Weights that a run begins from, their path and parts as they are recorded, and the settings that follow from them."""
 
     weights: Weights
     path: str
+    parts: tuple[InitPart, ...]
     settings: dict[str, Any]
 
 
@@ -77,7 +78,7 @@ def read_start(layers: Iterable[Mapping[str, Any]], *, sizes_are_chosen: bool) -
 
     sizes_are_chosen: images.size is, by the images, where the user does not say it.
     """
-    groups: dict[str, dict[str, Any]] = {"init": {}, "encoder": {}, "images": {}}
+    groups: dict[str, dict[str, Any]] = {"init": {}, "encoder": {}, "predictor": {}, "images": {}}
     for layer in layers:
         for name, values in groups.items():
             values |= given if isinstance(given := layer.get(name), Mapping) else {}
@@ -93,35 +94,33 @@ def read_start(layers: Iterable[Mapping[str, Any]], *, sizes_are_chosen: bool) -
         init.path, heads=heads if type(heads) is int else None, give_heads="say how many heads with encoder.heads=N"
     )
     _require_shape(found, groups["encoder"])
-    settings = _layer(found, groups["encoder"])
+    settings = {**_encoder_layer(found, groups["encoder"]), **_predictor_layer(found, groups["predictor"])}
     vit = found.encoders[found.which]
     own = (vit.grid[0] * vit.config.patch_size, vit.grid[1] * vit.config.patch_size)
     if sizes_are_chosen and not groups["images"].keys() & {"size"} and not size_for(1 << 20, 1 << 20, vit.config.patch_size):
         settings["images"] = {"size": own[0] if own[0] == own[1] else own}  # as none that is chosen is of such patches
-    return Start(found, absolute_init(init.path), settings)
+    return Start(found, absolute_init(init.path), init.parts or USUAL_PARTS, settings)
 
 
-def _layer(found: Weights, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that follow from weights: the encoder's shape, and a predictor beside it. What the user asks lies over them.
-
-    asked: what the user set of the encoder. Positions are learnt where a run of ours learnt them; for others' one has to ask.
-    """
-    vit = found.encoders[found.which]
-    encoder: dict[str, Any] = {name: getattr(vit.config, name) for name in (*SHAPE, "patch_size")}
-    encoder = {name: value for name, value in encoder.items() if name not in asked and (name not in SHAPE or "size" not in asked)}
-    if isinstance(found.method, Config) and vit.config.learned_positions and "learned_positions" not in asked:
-        encoder["learned_positions"] = True
-    return {"encoder": encoder, "predictor": _predictor(found)}
+def _encoder_layer(found: Weights, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights' shape as settings, but for what the user asked. Positions are learnt where a run of ours learnt them."""
+    own = found.encoders[found.which].config
+    named = {*asked, *(SHAPE if asked.get("size") else ())}
+    names = (*SHAPE, "patch_size", *(("learned_positions",) if isinstance(found.method, Config) else ()))
+    return {"encoder": {name: getattr(own, name) for name in names if name not in named}}
 
 
-def _predictor(found: Weights) -> dict[str, Any]:
-    """The shape of the predictor that the weights were trained with, else of one half as wide as the encoder."""
-    if found.method is not None and found.predictor is not None:
-        own = found.method.predictor
-        return {"width": own.width, "depth": own.depth, "heads": own.heads}
+def _predictor_layer(found: Weights, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The shape of the predictor that the weights were trained with, else half as wide as the encoder; less what is asked."""
     shape = found.encoders[found.which].config
     width = min(PREDICTOR["width"], shape.width // 2)
-    return {"width": width, "depth": PREDICTOR["depth"] if width == PREDICTOR["width"] else 4} if not width % shape.heads else {}
+    layer: dict[str, Any] = {"width": width, "depth": PREDICTOR["depth"] if width == PREDICTOR["width"] else 4}
+    if found.method is not None and found.predictor is not None:
+        own = found.method.predictor
+        layer = {"width": own.width, "depth": own.depth, "heads": own.heads}
+    elif width % shape.heads or width % 4:
+        layer = {}
+    return {"predictor": {name: value for name, value in layer.items() if name not in asked}}
 
 
 def _require_shape(found: Weights, asked: Mapping[str, Any]) -> None:
@@ -152,13 +151,13 @@ def require_fits(found: Weights, method: Method, channels: int) -> None:
     change_channels(vit.patch_embed.proj.weight[:1].detach(), channels, found.where)
 
 
-def put_in(jepa: JEPA, start: Start, parts: Iterable[InitPart]) -> Taken:
+def put_in(jepa: JEPA, start: Start) -> Taken:
     """Put weights into a fresh model; parts that are not named stay as the seed made them.
 
     The encoder to use (`Method.which`) is taken for the encoder, or its own where its predictor comes with it; for the target
     encoder its own, or where there is none the encoder. Raises UserError where something does not fit.
     """
-    parts, found = [*dict.fromkeys(parts)], start.weights
+    parts, found = start.parts, start.weights
     require_fits(found, jepa.method, jepa.encoder.channels)
     changed, taken = list(found.notes), dict[str, int]()
     both = {"encoder": "encoder" if "predictor" in parts else found.which, "target_encoder": "target_encoder"}

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from jepakit.core.settings import Settings
 
 InitPart = Literal["encoder", "target_encoder", "predictor"]
+USUAL_PARTS: tuple[InitPart, ...] = ("encoder", "target_encoder")
 
 
 class Init(Settings):
@@ -15,8 +16,8 @@ class Init(Settings):
     path: str | None = Field(
         None, description="weights to begin from, all that jepakit.load takes; none: random ones (--init-from)"
     )
-    parts: tuple[InitPart, ...] = Field(
-        ("encoder", "target_encoder"), min_length=1, description="what is taken from there; the rest is made by the seed"
+    parts: tuple[InitPart, ...] | None = Field(
+        None, min_length=1, description="what is taken from there; none: encoder,target_encoder; the rest is made by the seed"
     )
 
     @field_validator("parts", mode="before")

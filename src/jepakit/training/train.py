@@ -82,7 +82,7 @@ def _begin(
     images = fitted(given_images, part, threads=threads, seconds=seconds, tally=tally)
     chosen = chosen.model_copy(update={"images": images})
     training = Training.prepare(chosen, source)
-    taken = put_in(training.jepa, start, chosen.init.parts) if start else None
+    taken = put_in(training.jepa, start) if start else None
     run = Run.create(out, chosen, overwrite=overwrite)
     with run.lock(), run.logged():
         choice.say(log)
@@ -129,7 +129,7 @@ def _chosen(
     try:
         start = read_start(layers, sizes_are_chosen=not recipe)
         if start:
-            layers = [start.settings, *layers, {"init": {"path": start.path}}]
+            layers = [start.settings, *layers, {"init": {"path": start.path, "parts": start.parts}}]
         found, source, choice = resolve_with_data(recipe, file.get("method"), *layers)
     except UserError as error:
         raise UserError(released.in_their_words(str(error), given) if released else str(error)) from None
