@@ -52,8 +52,8 @@ SIGNS = ("target_std", "effective_rank", "position_share", "own_cosine", "other_
 class NoStop(JEPA):
     """The target is the encoder itself, and its gradient counts."""
 
-    def encode_target(self, patches: Tensor, masks: Masks) -> tuple[Tensor, Tensor | None]:
-        return JEPA.encode_target.__wrapped__(self, patches, masks)  # type: ignore[attr-defined,no-any-return]
+    def encode_target(self, patches: Tensor, masks: Masks, given: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return JEPA.encode_target.__wrapped__(self, patches, masks, given)  # type: ignore[attr-defined,no-any-return]
 
 
 def one(name: str, steps: int) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def one(name: str, steps: int) -> dict[str, Any]:
     training = Training.prepare(chosen.model_copy(update={"images": with_split(chosen.images, source)}), source)
     if name == "no average, no stop-gradient":
         training.jepa.__class__, training.jepa.target_encoder = NoStop, training.jepa.encoder
-    doctor = Doctor("features", position_counts_from(steps, training.schedule.warmup), [])
+    doctor = Doctor(True, position_counts_from(steps, training.schedule.warmup), [])
     rows, alarms = [], []
     with progress(name, steps) as report:
         for batch in training.loader(0, steps):

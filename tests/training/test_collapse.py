@@ -45,8 +45,8 @@ def one_image(n: int) -> NDArray[np.uint8]:
 class NoStop(JEPA):
     """The target is the encoder itself, and its gradient counts."""
 
-    def encode_target(self, patches: Tensor, masks: Masks) -> tuple[Tensor, Tensor | None]:
-        return JEPA.encode_target.__wrapped__(self, patches, masks)  # type: ignore[attr-defined,no-any-return]
+    def encode_target(self, patches: Tensor, masks: Masks, given: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return JEPA.encode_target.__wrapped__(self, patches, masks, given)  # type: ignore[attr-defined,no-any-return]
 
 
 def trained(method: str, words: str, images: NDArray[np.uint8], steps: int, no_stop: bool = False) -> tuple[set[str], list[Any]]:
@@ -55,7 +55,7 @@ def trained(method: str, words: str, images: NDArray[np.uint8], steps: int, no_s
     training = Training.prepare(resolve(method_layer(method), given), ArraySource("made", images, None))
     if no_stop:
         training.jepa.__class__, training.jepa.target_encoder = NoStop, training.jepa.encoder
-    doctor, rows, kinds = Doctor("features", SETTLED, []), [], set()
+    doctor, rows, kinds = Doctor(True, SETTLED, []), [], set()
     for batch in training.loader(0, steps):
         out, norm = training.train_step(batch, now := training.schedule.at(training.step), check=True)
         training.step += 1
@@ -138,12 +138,12 @@ def test_position_is_no_alarm_before_the_run_has_settled() -> None:
 
 
 def test_one_strange_batch_is_no_alarm_and_a_kind_is_told_once_also_after_a_resume() -> None:
-    doctor = Doctor("features", 0, [])
+    doctor = Doctor(True, 0, [])
     odd = {**WELL, "target_std": 0.0}
     assert not any(doctor.examine({"step": k, **(odd if k == 7 else WELL)}) for k in range(1, 20))
     told = [doctor.examine({"step": k, **odd}) for k in range(20, 40)]
     assert [len(alarms) for alarms in told].count(1) == 1 and sum(map(len, told)) == 1
-    again = Doctor("features", 0, [{"step": k, **(WELL if k < 20 else odd)} for k in range(1, 40)])
+    again = Doctor(True, 0, [{"step": k, **(WELL if k < 20 else odd)} for k in range(1, 40)])
     assert not again.examine({"step": 40, **odd})  # told before the stop
 
 
@@ -153,5 +153,5 @@ def test_rows_of_an_older_run_that_lack_a_sign_are_no_error() -> None:
 
 
 def test_pixel_targets_cannot_collapse_so_there_is_nothing_to_say() -> None:
-    doctor = Doctor("pixels", 0, [])
+    doctor = Doctor(False, 0, [])
     assert not any(doctor.examine({"step": k, **WELL, "target_std": 0.0}) for k in range(20))

@@ -18,6 +18,7 @@ from jepakit.artifacts.released import holds_released, jepa_from_released, jepa_
 from jepakit.artifacts.timm_weights import vit_of
 from jepakit.artifacts.weight_files import State, encoders_in, images_of, read_weights_file
 from jepakit.config.config import Config, resolve
+from jepakit.config.phases import at_step
 from jepakit.core.errors import UserError, nearest
 from jepakit.core.files import local
 from jepakit.model.conditioning import EncoderPositions
@@ -71,7 +72,8 @@ def jepa_from_checkpoint(path: str | os.PathLike[str], heads: int | None = None)
         raise UserError(f"{path} holds a run's checkpoints: give {run}one of them, {path / checkpoint.step_name(steps[0])}")
     only = ("model",)  # the optimiser's moments are twice as large
     found = checkpoint.load_newest(path / "checkpoints", only, finite=True) if is_run else checkpoint.load_checkpoint(path, only)
-    jepa = build_jepa(resolve(found.state["config"], where=str(path)))  # verified, unlike config.yaml
+    config = resolve(found.state["config"], where=str(path))  # verified, unlike config.yaml
+    jepa = build_jepa(at_step(config, int(found.state["step"])))
     load_state(jepa, found.tensors["model"], str(path))
     return jepa
 

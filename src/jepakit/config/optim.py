@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from jepakit.core.settings import Settings
-from jepakit.model.jepa import JEPA
 
 
 class Optim(Settings):
@@ -55,14 +54,15 @@ class Now:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Values at each step from 0, for a run of `steps` updates at `steps_per_epoch` to a pass."""
+    """Values at each of `steps` updates, at `steps_per_epoch` to a pass; start: the run's step at which they begin."""
 
     optim: Optim
     steps_per_epoch: int
+    start: int = 0
 
     @property
     def steps(self) -> int:
-        """Updates of the whole run."""
+        """Updates that it is for."""
         return self.optim.steps or max(1, round(self.optim.epochs * self.steps_per_epoch))
 
     @property
@@ -72,7 +72,8 @@ class Schedule:
         return int(self.optim.warmup_epochs * self.steps_per_epoch) if given is None else given
 
     def at(self, step: int) -> Now:
-        """Values for the update number `step`, counted from 0."""
+        """Values for the run's update number `step`, counted from 0."""
+        step -= self.start
         o, stretched = self.optim, self.optim.schedule_scale * self.steps
         total = int(stretched)  # the released code rounds for lr and weight decay, not for the momentum
         warmup = self.warmup
@@ -91,12 +92,12 @@ def _cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def optimizer(model: JEPA, optim: Optim) -> torch.optim.AdamW:
-    """AdamW in two groups: matrices and the mask token decay, biases and other vectors do not (released code).
+def optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
+    """AdamW on what is trained, in two groups: matrices and the mask token decay, vectors do not (released code).
 
     Nor do learnt positions, which are vectors of places (timm, DINO).
     """
-    trained = dict(model.trained_parameters())
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     decays = {name: p.ndim > 1 and not name.endswith("positions") for name, p in trained.items()}
     decayed = [p for name, p in trained.items() if decays[name]]
     others = [p for name, p in trained.items() if not decays[name]]

@@ -30,7 +30,7 @@ from jepakit.model.vit import ViT, patchify
 @dataclass(frozen=True)
 class Output:
     """loss (scalar) = sum of terms; predictions and targets (S', D) and context (S, D) in the order of the masks;
-    features (B, D), mean over patch tokens of what the target encoder (for pixels: the encoder) made, for monitoring."""
+    features (B, D), mean over patch tokens of what the target encoder (where it gives no targets: the encoder) made."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -75,10 +75,19 @@ class JEPA(nn.Module):
         """The encoder that is judged, loaded and exported (`Method.which`)."""
         return self.target_encoder if self.method.which == "target_encoder" else self.encoder
 
-    def forward(self, images: Tensor, masks: Masks, target_images: Tensor | None = None, *, seed: int = 0) -> Output:
+    def forward(
+        self,
+        images: Tensor,
+        masks: Masks,
+        target_images: Tensor | None = None,
+        *,
+        teacher_features: Tensor | None = None,
+        seed: int = 0,
+    ) -> Output:
         """One pass over a batch. Raises UserError for images or masks that do not fit the grid or each other.
 
-        target_images: what targets are taken from, if not from `images`; seed: of what the regulariser draws, another each step.
+        target_images: what targets are taken from, if not from `images`; teacher_features (B * N, D'): a frozen teacher's of
+        each patch of them; seed: of what the regulariser draws, another each step.
         """
         height, width = (n * self.method.encoder.patch_size for n in self.grid)
         if images.shape[2:] != (height, width):
@@ -92,7 +101,7 @@ class JEPA(nn.Module):
         context = self.encode_context(patches, masks)  # EC-IJEPA: conditioned on the targets' positions
         predictions = self.predictor(context, masks)  # I-JEPA, section 3
         seen = patches if target_images is None else patchify(target_images, self.method.encoder.patch_size)
-        targets, features = self.encode_target(seen, masks)  # no gradient
+        targets, features = self.encode_target(seen, masks, teacher_features)  # no gradient
         prediction = LOSSES[self.method.loss](full_precision(predictions), full_precision(targets))
         terms = {"prediction": prediction}
         if self.method.regularizer:  # C-JEPA, equations 21-22; or SIGReg
@@ -106,13 +115,19 @@ class JEPA(nn.Module):
         return encode_windows(self.encoder, self.method.conditioning, patches, masks, self.grid)
 
     @torch.no_grad()
-    def encode_target(self, patches: Tensor, masks: Masks) -> tuple[Tensor, Tensor | None]:
+    def encode_target(
+        self, patches: Tensor, masks: Masks, teacher_features: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """What the predictor is to say (S', D), block by block; and features (B, D) if the target encoder was run."""
         n, device = self.grid[0] * self.grid[1], patches.device
         image_of_block = masks.image_of_draw[masks.draw_of_block]
         rows = _patch_rows(image_of_block, masks.target_lengths, masks.targets, self.grid).to(device)
         if self.method.target.kind == "pixels":
             return self.method.target.normalise(patches.index_select(0, rows)), None
+        if not self.method.target.learned:
+            if teacher_features is None:
+                raise UserError("target.teacher is set: give the teacher's features of the images with teacher_features")
+            return self.method.target.normalise(full_precision(teacher_features)).index_select(0, rows), None
         encoder, conditioning = self.target_encoder, self.method.conditioning
         index = torch.arange(n, device=device).repeat(len(patches) // n)
         tokens = encoder.embed(patches, index)

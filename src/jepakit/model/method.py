@@ -30,8 +30,8 @@ class Method(Settings):
     @property
     def which(self) -> Which:
         """Which of the two encoders is the run's: judged, loaded and exported. The average where it gives the targets; with
-        pixels as targets the average is not used, so the encoder."""
-        return "encoder" if self.target.kind == "pixels" else "target_encoder"
+        pixels or a frozen teacher's features as targets it is not used, so the encoder."""
+        return "target_encoder" if self.target.learned else "encoder"
 
     @model_validator(mode="after")
     def _one_projector(self) -> "Method":

@@ -1,24 +1,51 @@
-"""What is predicted: features of the target encoder (I-JEPA, section 3), or pixels (table 7's ablation; MAE's targets).
+"""What is predicted: features of the target encoder (I-JEPA, section 3) or of a frozen teacher (SALT), or pixels (MAE).
 
 S target tokens, D encoder width, C channels.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from jepakit.core.settings import Settings
 
 
 class Features(Settings):
-    """The target encoder's output, normalised over features (layer), over the batch (batch), or as it is (none)."""
+    """The target encoder's output, normalised over features (layer), over the batch (batch), or as it is (none).
+
+    With `teacher`, a frozen encoder's in its place (arXiv 2509.24317, stage 2). With `pixels_first`, the run begins with
+    pixels as targets; the encoder that they made is then copied into the target encoder.
+    """
 
     kind: Literal["features"] = "features"
     norm: Literal["layer", "batch", "none"] = Field(
         "layer", description="layer norm (released code), per dimension over the batch (a part of it, on one process), or none"
     )
+
+    pixels_first: float = Field(
+        0, ge=0, description="updates (or below 1: share of the run) with pixels as targets, before features are predicted"
+    )
+    kept: tuple[Literal["predictor", "moments", "schedule"], ...] = Field(
+        (), description="what else than the encoder's weights outlives pixels_first; the schedule else begins anew"
+    )
+    teacher: str | None = Field(
+        None,
+        description="weights of a frozen encoder whose features are the targets; all that `jepakit.load` reads",
+    )
+    teacher_width: int | None = Field(None, ge=1, description="features of the teacher; read off its weights")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Features":
+        if self.teacher and self.pixels_first:
+            raise ValueError("a frozen teacher needs no pixels_first: set one of the two")
+        return self
+
+    @property
+    def learned(self) -> bool:
+        """Whether targets move with the encoder: then its average makes them, and they can collapse."""
+        return self.teacher is None
 
     @field_validator("norm", mode="before")
     @classmethod
@@ -27,7 +54,7 @@ class Features(Settings):
         return "none" if value is None else value
 
     def width(self, encoder_width: int, patch_pixels: int) -> int:
-        return encoder_width
+        return self.teacher_width or encoder_width
 
     def normalise(self, features: Tensor) -> Tensor:
         """(tokens, D) -> (tokens, D), without learned scale."""
@@ -43,6 +70,7 @@ class PixelTargets(Settings):
 
     kind: Literal["pixels"] = "pixels"
     norm: bool = Field(True, description="zero mean and unit variance in each patch")
+    learned: ClassVar[bool] = False  # they do not move with the encoder
 
     def width(self, encoder_width: int, patch_pixels: int) -> int:
         return patch_pixels

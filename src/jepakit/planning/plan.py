@@ -15,6 +15,7 @@ from jepakit.artifacts.load import build_jepa
 from jepakit.config.choice import Choice, resolve_with_data
 from jepakit.config.config import Config, given_layer
 from jepakit.config.optim import Schedule
+from jepakit.config.phases import features_alone
 from jepakit.config.recipes import settings
 from jepakit.core.device import device_of, precision_of
 from jepakit.core.errors import UserError, checked, nearest
@@ -88,6 +89,7 @@ def plan(
     asked_recipe, asked_method = given.pop("recipe", None), given.pop("method", None)
     elsewhere = None if device == "here" else _known(device)
     config, source, choice = _with_images(recipe or asked_recipe, method or asked_method, given, elsewhere)
+    config = features_alone(config)
     config.masking.check(config.grid)
     found = _plan(config, source, choice, find_place(elsewhere, devices, config), seconds)
     if json is not None:

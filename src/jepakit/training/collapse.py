@@ -65,9 +65,10 @@ def diagnose(rows: Sequence[_Row], from_step: int = 0) -> list[Alarm]:
 class Doctor:
     """Examines each logged row of a run and reports each kind of collapse once."""
 
-    def __init__(self, target: str, from_step: int, rows: Sequence[_Row]) -> None:
-        """target: the kind of the method's targets (pixels cannot collapse); rows: what was logged before a resume."""
-        self.target, self.from_step = target, from_step
+    def __init__(self, learned: bool, from_step: int, rows: Sequence[_Row]) -> None:
+        """learned: whether the targets move with the encoder (pixels and a frozen teacher's features do not, and cannot
+        collapse); rows: what was logged before a resume."""
+        self.learned, self.from_step = learned, from_step
         self.rows: list[_Row] = []
         self.reported: set[str] = set()
         for row in rows:
@@ -75,7 +76,7 @@ class Doctor:
 
     def examine(self, row: _Row) -> list[Alarm]:
         """Add a row; returns the alarms that were not reported before."""
-        if self.target != "features":
+        if not self.learned:
             return []
         self.rows = [*self.rows[:1], *self.rows[1:][1 - MEDIAN_ROWS :], row]
         new = [alarm for alarm in diagnose(self.rows, self.from_step) if alarm.kind not in self.reported]

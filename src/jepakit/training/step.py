@@ -5,7 +5,7 @@ All that varies in time is a function of the step, so a checkpoint is weights, o
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from jepakit.artifacts.load import build_jepa
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
 from jepakit.config.optim import Now, Schedule, gradient_norm, optimizer, set_now
+from jepakit.config.phases import Phase, kept_at_change, phases, with_pixel_steps
 from jepakit.core import rng
 from jepakit.core.device import device_of, lowered, precision_of, use_cpu
 from jepakit.core.errors import UserError, plain
@@ -28,8 +29,10 @@ from jepakit.data.loader import Batch, Loader
 from jepakit.data.opening import absolute
 from jepakit.data.sources import Source
 from jepakit.data.training_part import training_part
+from jepakit.model.encoder import Encoder
 from jepakit.model.images import mirrored, normalise
 from jepakit.model.jepa import JEPA, Output
+from jepakit.model.teacher import Teacher
 from jepakit.training.trackers import require_trackers
 
 log = logging.getLogger("jepakit")
@@ -57,26 +60,38 @@ class Training:
     adamw: torch.optim.AdamW
     source: Source  # all of it; the loader's is what is trained on
     loader: Loader
-    schedule: Schedule
+    phase: Phase  # the part of the run that `jepa` is of
+    steps: int  # of the run
     identity: Identity
+    teacher: Teacher | None = None
     step: int = 0
 
+    @property
+    def schedule(self) -> Schedule:
+        return self.phase.schedule
+
     @classmethod
-    def prepare(cls, config: Config, source: Source) -> "Training":
-        """The start of a run, at step 0. Raises UserError for all that can be wrong, before anything is written."""
+    def prepare(cls, config: Config, source: Source, teacher: Encoder | None = None, *, step: int = 0) -> "Training":
+        """The start of the phase of a run that has, or makes, a checkpoint of `step`.
+
+        Raises UserError for all that can be wrong, before anything is written.
+        """
         config.masking.check(config.grid)
         device = device_of(config.run.device)
         use_cpu(config.run.threads)
         o = config.optim
         part = training_part(source, config.images)
+        config = with_pixel_steps(config, len(part) // o.batch_size)
+        parts = phases(config, len(part) // o.batch_size)
+        phase = next(p for p in parts if step <= p.end)
         loader = loader_of(
-            config,
+            phase.config,
             part,
             threads=config.run.loader_threads,
             read_timeout_seconds=config.run.read_timeout_seconds,
             pin=device.type == "cuda",
         )
-        jepa = build_jepa(config).to(device)
+        jepa = build_jepa(phase.config).to(device)
         if config.run.recompute:
             jepa.recompute_blocks()
         if config.run.fixed_rows:
@@ -86,10 +101,31 @@ class Training:
         if config.run.compile:
             jepa.compile_blocks()
         require_trackers(config.run)
-        dtype, schedule = precision_of(config.run.precision, device), Schedule(o, loader.steps_per_epoch)
+        dtype, schedule = precision_of(config.run.precision, device), phase.schedule
         if schedule.warmup >= schedule.steps:
             log.warning("warm-up takes %d of %d steps: the learning rate never reaches optim.lr", schedule.warmup, schedule.steps)
-        return cls(config, device, dtype, jepa, optimizer(jepa, o), source, loader, schedule, Identity.of(part))
+        shown = Teacher(teacher, config.images, config.grid).to(device) if teacher else None
+        adamw, steps, identity = optimizer(jepa, o), parts[-1].end, Identity.of(part)
+        return cls(config, device, dtype, jepa, adamw, source, loader, phase, steps, identity, shown)
+
+    def next_phase(self) -> "Training":
+        """The start of the phase after this one: its encoder, and the target encoder as a copy, are this one's.
+
+        What else is kept, target.kept says; the rest is as at the start of a run.
+        """
+        after = Training.prepare(self.config, self.source, step=self.step + 1)
+        after.step, after.loader.bad = self.step, self.loader.bad_now()
+        kept = kept_at_change(self.config)
+        weights = self.jepa.encoder.state_dict()
+        after.jepa.encoder.load_state_dict(weights)
+        after.jepa.target_encoder.load_state_dict(weights)
+        if "predictor" in kept:  # all but its last map, which is to another width
+            own = self.jepa.predictor.state_dict()
+            after.jepa.predictor.load_state_dict({n: x for n, x in own.items() if "predictor_proj" not in n}, strict=False)
+        if "moments" in kept:
+            names = [n for n in self.moments() if not n.startswith("predictor") or ("predictor" in kept and "_proj." not in n)]
+            after.set_moments({n: x for n, x in self.moments().items() if n in names})
+        return after
 
     def train_step(self, batch: Batch, now: Now, *, check: bool, rows: bool = True) -> tuple[Output, Tensor]:
         """One update: theta by AdamW on the loss, then theta_bar <- m theta_bar + (1 - m) theta (I-JEPA, section 3).
@@ -105,7 +141,8 @@ class Training:
         micro_batches, outputs = len(batch.masks), list[Output]()
         for masks, images, *target_images in self._micro_batches(batch):
             with lowered(self.device, self.dtype):
-                out = self.jepa(images, masks, *target_images, seed=seed)
+                given = self.teacher([images, *target_images][-1]) if self.teacher else None
+                out = self.jepa(images, masks, *target_images, teacher_features=given, seed=seed)
             (out.loss / micro_batches).backward()
             outputs.append(out.detached(rows=rows) if micro_batches > 1 else out)
         out = Output.joined(outputs) if micro_batches > 1 else out
@@ -134,17 +171,17 @@ class Training:
 
     def save(self, run: Run) -> bool:
         """A checkpoint of this step. False, with a warning, if it cannot be written; UserError where weights are not finite."""
-        names: dict[Tensor, str] = {p: name for name, p in self.jepa.trained_parameters()}
-        moments = {f"{names[p]}.{key}": value for p, state in self.adamw.state.items() for key, value in state.items()}
+        moments = self.moments()
         state = {
             "step": self.step,
-            "finished": self.step == self.schedule.steps,
+            "finished": self.step == self.steps,
             "images": len(self.loader.source),
             "names": self.identity.names,
             "content": self.identity.content,
             "bad": {str(k): v for k, v in self.loader.bad_now().items()},
             "torch": torch.__version__,
             "config": self.config.model_dump(mode="json"),
+            **({"teacher": self.teacher.digest()} if self.teacher else {}),
         }
         tensors = {"model": self.jepa.state_dict(), **({"optimizer": moments} if moments else {})}
         if bad := checkpoint.not_finite(tensors):
@@ -162,12 +199,22 @@ class Training:
         own = absolute(found.state["config"].get("data") or "")
         before, moved_from = Identity.from_state(found.state), None if own == self.config.data else own
         require_same(before, self.identity, plain(source.name), moved_from)
+        if self.teacher and self.teacher.digest() != found.state.get("teacher"):
+            raise UserError("target.teacher holds other weights than when the run began: give the same with target.teacher=PATH")
         self.jepa.load_state_dict(found.tensors["model"])
-        moments = found.tensors.get("optimizer", {})
+        self.set_moments(found.tensors.get("optimizer", {}))
+        self.loader.bad = {int(k): v for k, v in found.state["bad"].items()}
+        self.loader.look_again()
+        self.step = int(found.state["step"])
+
+    def moments(self) -> dict[str, Tensor]:
+        """AdamW's state by the names of the parameters: NAME.step, NAME.exp_avg, NAME.exp_avg_sq."""
+        names: dict[Tensor, str] = {p: name for name, p in self.jepa.trained_parameters()}
+        return {f"{names[p]}.{key}": value for p, state in self.adamw.state.items() for key, value in state.items()}
+
+    def set_moments(self, moments: Mapping[str, Tensor]) -> None:
+        """Take up what `moments` gave; parameters that it does not name have none."""
         for name, p in self.jepa.trained_parameters():
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments]
             if keys:
                 self.adamw.state[p] = {key: moments[f"{name}.{key}"].to(p.device) for key in keys}
-        self.loader.bad = {int(k): v for k, v in found.state["bad"].items()}
-        self.loader.look_again()
-        self.step = int(found.state["step"])

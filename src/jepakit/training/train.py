@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from shlex import quote
 from threading import Event
@@ -16,8 +16,10 @@ from jepakit.artifacts.hf import save_model
 from jepakit.artifacts.init import Start, put_in, read_start
 from jepakit.artifacts.load import build_jepa
 from jepakit.artifacts.run import Run
+from jepakit.artifacts.teacher import with_teacher
 from jepakit.config.choice import Choice, resolve_with_data
 from jepakit.config.config import Config, given_layer, layer_from, merge, method_layer, read_yaml, resolve
+from jepakit.config.phases import kept_at_change
 from jepakit.config.released_yaml import ReleasedYaml, has_released_groups, released_yaml
 from jepakit.config.renamed import current_layer
 from jepakit.core.errors import UserError, checked, plain
@@ -32,9 +34,10 @@ from jepakit.data.threads import StoppedError
 from jepakit.data.training_part import split_sentences, training_part
 from jepakit.training.online import Online
 from jepakit.training.step import Training
-from jepakit.training.watch import Watch, watch
+from jepakit.training.watch import watch
 
 log = logging.getLogger("jepakit")
+CHANGE = "step %d: features are predicted from here on, not pixels; kept: the encoder's weights%s"
 
 
 @checked
@@ -80,8 +83,9 @@ def _begin(
     threads, seconds = chosen.run.loader_threads, chosen.run.read_timeout_seconds
     part, given_images, tally = training_part(source, chosen.images), chosen.images, Tally()
     images = fitted(given_images, part, threads=threads, seconds=seconds, tally=tally)
-    chosen = chosen.model_copy(update={"images": images})
-    training = Training.prepare(chosen, source)
+    chosen, teacher = with_teacher(chosen.model_copy(update={"images": images}))
+    training = Training.prepare(chosen, source, teacher)
+    chosen = training.config
     taken = put_in(training.jepa, start) if start else None
     run = Run.create(out, chosen, overwrite=overwrite)
     with run.lock(), run.logged():
@@ -89,7 +93,7 @@ def _begin(
         if taken:
             taken.say(log)
             taken.save(run.path)
-        steps, name = training.schedule.steps, chosen.method or "a method of your own"
+        steps, name = training.steps, chosen.method or "a method of your own"
         log.info("%s on %s: %d images, %d steps of %d", name, plain(source.name), len(part), steps, chosen.optim.batch_size)
         split, *warnings = split_sentences(source, chosen.images)
         log.info("%s", split)
@@ -157,13 +161,15 @@ def _resume(run: Run, changes: Mapping[str, Any]) -> Run:
         if not config.data:
             raise UserError("which images? give --data, where those lie that the run began with")
         config = config.model_copy(update={"data": absolute(config.data)})
-        training = Training.prepare(config, _open_images(config, "" if "data" in changes else again))
+        config, teacher = with_teacher(config)
+        source = _open_images(config, "" if "data" in changes else again)
+        training = Training.prepare(config, source, teacher, step=found.state["step"])
         training.restore(found)
         if with_free_settings(edited, config) != edited:
             run.rewrite(with_free_settings(edited, config))
         checkpoint.set_aside(run.checkpoints, training.step)
         run.rewind(training.step)
-        log.info("resumed at step %d of %d", training.step, training.schedule.steps)
+        log.info("resumed at step %d of %d", training.step, training.steps)
         return _train(training, run)
 
 
@@ -183,39 +189,55 @@ def _open_images(config: Config, hint: str) -> Source:
 
 def _train(training: Training, run: Run) -> Run:
     """Train to the end, or to a signal; leaves a checkpoint and the model either way."""
-    total, config, stop = training.schedule.steps, training.config, Event()
-    saved, again = True, f"jepakit pretrain --resume {quote(str(run.path))}"
+    stop, again = Event(), f"jepakit pretrain --resume {quote(str(run.path))}"
 
     def ask_to_stop(by: str) -> None:
         stop.set()
         log.warning("%s: saving after this step", by)
 
-    with signals(ask_to_stop), _watched(training, run, stop) as watching, closing(_batches(training, run)) as batches:
-        if watching.fresh and not stop.is_set() and not (training.step and config.init.path):  # those weights are not read again
-            watching.start(training.jepa if not training.step else build_jepa(config).to(training.device), training.dtype)
+    with signals(ask_to_stop):
+        online = None
+        with suppress(StoppedError):
+            online = Online.prepare(training.config, training.source, training.loader.steps_per_epoch, stop)
+        saved = _train_phase(training, run, online, stop)
+        while training.step == training.phase.end < training.steps and not stop.is_set():
+            training = training.next_phase()
+            log.info(CHANGE, training.step, "".join(f", {name}" for name in kept_at_change(training.config)))
+            saved = _train_phase(training, run, online, stop)
+        if stop.is_set() and saved:
+            log.info("stopped at step %d of %d; go on with: %s", training.step, training.steps, again)
+    if not saved:
+        raise UserError(f"step {training.step} could not be saved (run.log says why): make room, then go on with: {again}")
+    _export(training, run, again)
+    if training.step == training.steps:
+        log.info("finished: %d steps; %d bad images", training.steps, len(training.loader.bad))
+    return run
+
+
+def _train_phase(training: Training, run: Run, online: Online | None, stop: Event) -> bool:
+    """Train to the phase's end, or until `stop` is set. False where the last step could not be saved."""
+    config, end, saved = training.config, training.phase.end, True
+    watching = watch(run, training.phase, online, training.steps, training.step)
+    with watching as watched, closing(_batches(training, run)) as batches:
+        if watched.fresh and not stop.is_set() and not (training.step and config.init.path):  # those weights are not read again
+            start = training.jepa if not training.step else build_jepa(training.phase.config).to(training.device)
+            watched.start(start, training.dtype)
         for batch in () if stop.is_set() else batches:
             done = training.step + 1
-            log_now = done % config.run.log_every_steps == 0 or done == total
-            save_now = done % config.run.save_every_steps == 0 or done == total
+            log_now = done % config.run.log_every_steps == 0 or done == end
+            save_now = done % config.run.save_every_steps == 0 or done == end
             now = training.schedule.at(training.step)
             check = log_now or save_now or training.device.type == "cpu"  # reading the loss makes CUDA wait
             out, norm = training.train_step(batch, now, check=check, rows=log_now)
             training.step = done
             if log_now:
-                watching.log(done, batch, out, norm, now, training.jepa, training.dtype)
+                watched.log(done, batch, out, norm, now, training.jepa, training.dtype)
             if save_now or stop.is_set():
                 training.require_finite(out, norm)
                 saved = training.save(run)
             if stop.is_set():
                 break
-        if stop.is_set() and saved:
-            log.info("stopped at step %d of %d; go on with: %s", training.step, total, again)
-    if not saved:
-        raise UserError(f"step {training.step} could not be saved (run.log says why): make room, then go on with: {again}")
-    _export(training, run, again)
-    if training.step == total:
-        log.info("finished: %d steps; %d bad images", total, len(training.loader.bad))
-    return run
+    return saved
 
 
 def _export(training: Training, run: Run, again: str) -> None:
@@ -226,20 +248,10 @@ def _export(training: Training, run: Run, again: str) -> None:
         raise UserError(f"{run.path / 'model'} cannot be written ({error}): make room, then: {again}") from None
 
 
-@contextmanager
-def _watched(training: Training, run: Run, stop: Event) -> Iterator[Watch]:
-    """The watch over a run; once `stop` is set, without the online probe."""
-    online, schedule = None, training.schedule
-    with suppress(StoppedError):
-        online = Online.prepare(training.config, training.source, training.loader.steps_per_epoch, stop)
-    with watch(run, training.config, online, schedule.steps, schedule.warmup, training.step) as watching:
-        yield watching
-
-
 def _batches(training: Training, run: Run) -> Generator[Batch]:
     """The batches still to come. Where they cannot be made (too many bad images, no answer), what was learnt is saved."""
     try:
-        yield from training.loader(training.step, training.schedule.steps)
+        yield from training.loader(training.step, training.phase.end)
     except UserError:
         try:
             if training.save(run):

@@ -13,6 +13,7 @@ from torch import Tensor
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
 from jepakit.config.optim import Now
+from jepakit.config.phases import Phase
 from jepakit.core.progress import progress
 from jepakit.data.loader import Batch
 from jepakit.model.jepa import JEPA, Output
@@ -64,9 +65,10 @@ class Watch:
 
 
 @contextmanager
-def watch(run: Run, config: Config, online: Online | None, steps: int, warmup: int, step: int) -> Iterator[Watch]:
-    """Watch a run from a step on; the doctor knows what was logged before."""
-    rows = run.metrics()
-    doctor = Doctor(config.target.kind, position_counts_from(steps, warmup), rows)
+def watch(run: Run, phase: Phase, online: Online | None, steps: int, step: int) -> Iterator[Watch]:
+    """Watch a phase of a run of so many steps, from a step on; the doctor knows what was logged of the phase before."""
+    rows, config = run.metrics(), phase.config
+    from_step = phase.start + position_counts_from(phase.end - phase.start, phase.schedule.warmup)
+    doctor = Doctor(config.target.learned, from_step, [row for row in rows if row["step"] > phase.start])
     with metrics_writer(run, config, step) as write, progress("pretrain", steps, step) as report:
         yield Watch(config, doctor, online, write, report, step, steps, not rows)
