@@ -125,6 +125,23 @@ def test_released_to_ours_to_released_is_the_same_file_bit_for_bit(photos: str, 
     assert a.keys() == b.keys() and all(equal(a[name], b[name]) for name in a)
 
 
+def test_a_folder_of_transformers_begins_a_run(photos: str, tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = ViTModel(ViTConfig(**shape, image_size=16, patch_size=4))
+    model.save_pretrained(tmp_path / "vit")
+    run = begun(photos, tmp_path / "b", tmp_path / "vit", "encoder.learned_positions=true")
+    for name in ("encoder", "target_encoder"):
+        start = part(at_start(run), name)
+        assert torch.equal(start["positions"], model.embeddings.position_embeddings[0, 1:])
+        assert torch.equal(start["patch_embed.proj.weight"], model.embeddings.patch_embeddings.projection.weight)
+        assert torch.equal(start["norm.bias"], model.layernorm.bias)
+    log, listed = (run.path / "run.log").read_text(), json.loads((run.path / "init.json").read_text())
+    assert listed["left_out"] == ["pooler.dense.bias", "pooler.dense.weight", "embeddings.cls_token"]
+    assert "epsilon is 1e-06 now, 1e-12 in the weights" in log and "left out, as no part of our encoder: pooler" in log
+
+
 # ---- what follows, and what is said
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jepakit.artifacts.checkpoint import count_blocks, load_state
 from jepakit.artifacts.processor import processor, read_image_settings
+from jepakit.artifacts.weight_files import left_out_note
 from jepakit.core.errors import UserError, line_of, nearest
 from jepakit.core.files import atomic_write, save_json
 from jepakit.model.conditioning import EncoderPositions
@@ -153,14 +154,15 @@ def save_model(jepa: JEPA, images: Images, folder: Path, which: Which | None = N
 
 def load_hf(folder: Path, which: Which | None) -> Encoder:
     """An encoder from a folder in transformers' layout: see `read_hf`, whose notes are logged."""
-    encoder, notes = read_hf(folder, which)
+    encoder, notes, _ = read_hf(folder, which)
     for note in notes:
         log.warning("%s: %s", folder, note)
     return encoder
 
 
-def read_hf(folder: Path, which: Which | None) -> tuple[Encoder, list[str]]:
-    """An encoder from a folder in transformers' layout: ours, I-JEPA's or plain ViTs' of the hub; and what was left out of it.
+def read_hf(folder: Path, which: Which | None) -> tuple[Encoder, list[str], list[str]]:
+    """An encoder from a folder in transformers' layout: ours, I-JEPA's or plain ViTs' of the hub; sentences on what is not as
+    it was there; and the names that were left out.
 
     Raises UserError if it holds the other encoder, or a model of another kind.
     """
@@ -176,25 +178,29 @@ def read_hf(folder: Path, which: Which | None) -> tuple[Encoder, list[str]]:
         if which and held != which:
             raise UserError(f"{folder} holds the {held}, not the {which}: load the run itself")
         conditioning_settings = EncoderPositions.model_validate(conditioning) if conditioning else None
-        vit, images, notes = _vit(config, own, folder)
+        vit, images, notes, left_out = _vit(config, own, folder)
     except (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, StopIteration) as error:
         raise UserError(f"{folder} holds no encoder in transformers' I-JEPA layout: {line_of(error)}") from None
     except (RuntimeError, MemoryError, SafetensorError) as error:
         raise UserError(f"{folder} holds no encoder in transformers' I-JEPA layout: {line_of(error)}") from None
     encoder = Encoder(vit, images, conditioning_settings, held or "target_encoder").requires_grad_(False).eval()
-    return encoder, notes
+    return encoder, notes + left_out_note(left_out), left_out
 
 
-def _vit(config: dict[str, Any], own: dict[str, Any], folder: Path) -> tuple[ViT, Images, list[str]]:
-    """The model with its weights, its image settings and what was left out. Raises UserError, and whatever a malformed folder
-    provokes."""
+def _vit(config: dict[str, Any], own: dict[str, Any], folder: Path) -> tuple[ViT, Images, list[str], list[str]]:
+    """The model with its weights, its image settings, notes and what was left out. Raises UserError, and whatever a malformed
+    folder provokes."""
     shape, size = _shape(config)
     state = {name.removeprefix("ijepa.").removeprefix("vit."): value for name, value in _state(folder).items()}
-    positions, notes = state.get("embeddings.position_embeddings"), []
+    positions, notes = state.get("embeddings.position_embeddings"), list[str]()
+    left_out = [name for name in state if name.startswith(_IGNORED)]
     if not own and config.get("model_type") in WITH_CLASS_TOKEN:
-        notes = [_without_class_token(state)]
+        if "embeddings.cls_token" not in state:
+            raise ValueError("it has no embeddings.cls_token, as plain ViTs have")
+        left_out += ["embeddings.cls_token", *(name for name in state if name.startswith("decoder."))]
+        notes = ["without its class token: our encoder has patch tokens alone, so its features are others"]
         positions = positions if positions is None else positions[:, 1:]
-    ours = from_hf(state)
+    ours = from_hf({name: value for name, value in state.items() if name not in left_out})
     if not config["qkv_bias"]:
         ours |= {f"blocks.{layer}.attn.qkv.bias": torch.zeros(3 * shape.width) for layer in range(count_blocks(ours, "blocks"))}
     images = read_image_settings(folder, size, config["num_channels"], own)
@@ -208,18 +214,10 @@ def _vit(config: dict[str, Any], own: dict[str, Any], folder: Path) -> tuple[ViT
     if positions is not None and not is_sincos(positions.reshape(-1, shape.width), grid):
         shape = shape.model_copy(update={"learned_positions": True})
         ours["positions"] = positions.reshape(-1, shape.width)
-        notes.append("its positions are learnt ones")
+        notes += [] if own else ["its positions are learnt ones"]
     vit = ViT(shape, grid, images.channels, eps, _activation(config["hidden_act"], folder))
     load_state(vit, ours, str(folder))
-    return vit, images, notes if not own else []
-
-
-def _without_class_token(state: _State) -> str:
-    """Take class token, decoder and mask token out of a ViT's weights; says so. Raises KeyError where there is no class token."""
-    del state["embeddings.cls_token"]
-    for name in [name for name in state if name.startswith("decoder.")]:
-        del state[name]
-    return "without its class token: our encoder has patch tokens alone, so its features are others"
+    return vit, images, notes, left_out
 
 
 def _shape(config: dict[str, Any]) -> tuple[ViTConfig, tuple[int, int]]:

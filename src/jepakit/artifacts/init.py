@@ -138,7 +138,7 @@ def _require_shape(found: Weights, asked: Mapping[str, Any]) -> None:
 
 
 def require_fits(found: Weights, method: Method, channels: int) -> None:
-    """Raises UserError where a run's encoder, of the weights' shape, is to be another than the weights'."""
+    """Raises UserError where a run's encoder, of the weights' shape, cannot begin with them all the same."""
     vit = found.encoders[found.which]
     own, ours = vit.config, method.encoder
     if own.learned_positions and not ours.learned_positions:
@@ -155,11 +155,12 @@ def put_in(jepa: JEPA, start: Start) -> Taken:
     """Put weights into a fresh model; parts that are not named stay as the seed made them.
 
     The encoder to use (`Method.which`) is taken for the encoder, or its own where its predictor comes with it; for the target
-    encoder its own, or where there is none the encoder. Raises UserError where something does not fit.
+    encoder its own, or where there is none the encoder. What `require_fits` has let pass. Raises UserError for the predictor.
     """
     parts, found = start.parts, start.weights
-    require_fits(found, jepa.method, jepa.encoder.channels)
     changed, taken = list(found.notes), dict[str, int]()
+    if found.conditioning != jepa.method.conditioning:
+        changed.append("the weights were trained with other conditioning tokens than this run has (conditioning.*)")
     both = {"encoder": "encoder" if "predictor" in parts else found.which, "target_encoder": "target_encoder"}
     for part, source in both.items():
         if part in parts:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
@@ -16,7 +16,7 @@ from jepakit.artifacts.checkpoint import load_state
 from jepakit.artifacts.hf import read_hf
 from jepakit.artifacts.released import holds_released, jepa_from_released, jepa_of_released
 from jepakit.artifacts.timm_weights import vit_of
-from jepakit.artifacts.weight_files import State, encoders_in, images_of, read_weights_file
+from jepakit.artifacts.weight_files import State, encoders_in, images_of, left_out_note, read_weights_file
 from jepakit.config.config import Config, resolve
 from jepakit.config.phases import at_step
 from jepakit.core.errors import UserError, nearest
@@ -38,7 +38,8 @@ GIVE = "give a run, RUN@step, a checkpoint folder, a released .pth.tar, a ViT's 
 class Weights:
     """What a path holds: encoders (`which` is the one to use), the predictor and method trained with them, and the images.
 
-    notes: what reading changed or left out, in sentences; left_out: names of tensors that were not taken.
+    notes: what reading changed or left out, in sentences; left_out: names of tensors that were not taken; guessed: a sentence
+    where the images' normalisation is not known.
     """
 
     where: str
@@ -50,6 +51,7 @@ class Weights:
     method: Method | None = None
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    guessed: str = ""
 
 
 def build_jepa(config: Config) -> JEPA:
@@ -121,7 +123,7 @@ def load(path: str | os.PathLike[str], which: Which | None = None, heads: int | 
     Raises UserError where there is none to be found, or what is there is not to be trusted.
     """
     found = read_weights(path, which, heads)
-    for note in found.notes:
+    for note in (*found.notes, *([found.guessed] if found.guessed else [])):
         log.warning("%s: %s", found.where, note)
     return Encoder(found.encoders[found.which], found.images, found.conditioning, found.which).requires_grad_(False).eval()
 
@@ -143,9 +145,10 @@ def read_weights(
         place = _from_hub(path)
     if place.is_dir() and (place / "config.json").is_file():
         if not _is_timms(place):
-            encoder, notes = read_hf(place, which)
-            of = encoder.training_conditioning
-            return Weights(str(path), {encoder.which: encoder.vit}, encoder.which, encoder.images, of, notes=tuple(notes))
+            encoder, notes, left_out = read_hf(place, which)
+            more: dict[str, Any] = {"notes": tuple(notes), "left_out": tuple(left_out)}
+            vits = {encoder.which: encoder.vit}
+            return Weights(str(path), vits, encoder.which, encoder.images, encoder.training_conditioning, **more)
         place = place / "model.safetensors"
     if place.is_file():
         data = read_weights_file(place)
@@ -178,14 +181,12 @@ def _foreign(
     vit = found[used].vit
     side = vit.grid[0] * vit.config.patch_size
     images, warning = images_of(place, (side, side), vit.channels)
-    notes = [*found[used].notes, *([warning] if warning else [])]
     left_out = tuple(dict.fromkeys([*found[used].left_out, *others]))
-    if left_out:
-        more = ", ..." if len(left_out) > 5 else ""
-        notes.append(f"left out are {len(left_out)} tensors that are no part of our encoder: {', '.join(left_out[:5])}{more}")
+    notes = [*found[used].notes, *left_out_note(left_out)]
     if len(found) == 2:
         notes.append(f"it holds two encoders, and the {called(used)} is taken where one is asked for")
-    return Weights(str(place), {n: f.vit for n, f in found.items()}, used, images, notes=tuple(notes), left_out=left_out)
+    vits = {name: one.vit for name, one in found.items()}
+    return Weights(str(place), vits, used, images, notes=tuple(notes), left_out=left_out, guessed=warning)
 
 
 def _is_timms(folder: Path) -> bool:

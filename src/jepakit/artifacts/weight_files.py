@@ -5,7 +5,7 @@ import math
 import re
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,12 @@ def _flat(data: Mapping[Any, Any], before: str = "", depth: int = 0) -> Iterator
             yield f"{before}{key}", value
         elif isinstance(value, Mapping) and depth < _DEEPEST:
             yield from _flat(value, f"{before}{key}.", depth + 1)
+
+
+def left_out_note(names: Sequence[str]) -> list[str]:
+    """A sentence that names the first five tensors that were not taken; none where there are none."""
+    more = f", ... ({len(names)} in all)" if len(names) > 5 else ""
+    return [f"left out, as no part of our encoder: {', '.join(names[:5])}{more}"] if names else []
 
 
 def images_of(path: Path, size: tuple[int, int], channels: int) -> tuple[Images, str]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from jepakit.artifacts import checkpoint
 from jepakit.artifacts.hf import save_model
-from jepakit.artifacts.init import Start, put_in, read_start
+from jepakit.artifacts.init import Start, put_in, read_start, require_fits
 from jepakit.artifacts.load import build_jepa
 from jepakit.artifacts.run import Run
 from jepakit.artifacts.teacher import with_teacher
@@ -80,6 +80,8 @@ def _begin(
     chosen: Config, source: Source, choice: Choice | ReleasedYaml, start: Start | None, out: str | Path, overwrite: bool
 ) -> Run:
     """A new run with these settings: its folder, the first lines of its log, a first checkpoint, and the training."""
+    if start:  # before the images are measured
+        require_fits(start.weights, chosen, chosen.images.channels)
     threads, seconds = chosen.run.loader_threads, chosen.run.read_timeout_seconds
     part, given_images, tally = training_part(source, chosen.images), chosen.images, Tally()
     images = fitted(given_images, part, threads=threads, seconds=seconds, tally=tally)
