@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from jepakit.artifacts.init import read_start
 from jepakit.artifacts.load import build_jepa
 from jepakit.config.choice import Choice, resolve_with_data
 from jepakit.config.config import Config, given_layer
@@ -137,11 +138,13 @@ def _with_images(
     recipe: str | None, method: str | None, given: dict[str, Any], elsewhere: Device | None
 ) -> tuple[Config, Source | None, Choice]:
     """The settings, the images if there are any, and what was chosen; devices of the table are CUDA's."""
+    start = read_start([given], sizes_are_chosen=not recipe)  # the shape of weights that it would begin from
+    layers = [start.settings, given] if start else [given]
     if given.get("data") is None:
-        config = settings(recipe, method, given)
+        config = settings(recipe, method, *layers)
         if config.data is None:
             return config, None, Choice()
-    return resolve_with_data(recipe, method, given, device="cuda" if elsewhere else None)
+    return resolve_with_data(recipe, method, *layers, device="cuda" if elsewhere else None)
 
 
 def find_place(elsewhere: Device | None, devices: int, config: Config) -> Place:
