@@ -87,6 +87,14 @@ def test_all_parts_are_the_whole_model(photos: str, source: Run, tmp_path: Path)
     assert run.config.init.parts == ("encoder", "predictor", "target_encoder")
 
 
+def test_where_no_average_gave_the_targets_the_encoder_begins_both(photos: str, tmp_path: Path) -> None:
+    words = [*SHAPE.split(), *REST.split(), "optim.steps=2"]
+    pixels = pretrain(photos, tmp_path / "a", method="mae_pixels", set=words)
+    own = part(JEPA.from_checkpoint(pixels.path).state_dict(), "encoder")
+    start = at_start(begun(photos, tmp_path / "b", pixels))
+    assert equal(part(start, "encoder"), own) and equal(part(start, "target_encoder"), own)
+
+
 def test_a_part_alone_leaves_the_others_fresh_and_says_so(photos: str, source: Run, tmp_path: Path) -> None:
     run = begun(photos, tmp_path / "b", source, "init.parts=[encoder]")
     fresh = build_jepa(run.config).state_dict()

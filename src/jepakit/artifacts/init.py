@@ -154,14 +154,15 @@ def require_fits(found: Weights, method: Method, channels: int) -> None:
 def put_in(jepa: JEPA, start: Start) -> Taken:
     """Put weights into a fresh model; parts that are not named stay as the seed made them.
 
-    The encoder to use (`Method.which`) is taken for the encoder, or its own where its predictor comes with it; for the target
-    encoder its own, or where there is none the encoder. What `require_fits` has let pass. Raises UserError for the predictor.
+    Both encoders begin as the one that the weights are known by (`Method.which`), as where no average gave the targets it is
+    of no use; but an encoder whose predictor comes with it is that predictor's. The weights are such as `require_fits` let
+    pass. Raises UserError for a predictor that is not there or does not fit.
     """
     parts, found = start.parts, start.weights
     changed, taken = list(found.notes), dict[str, int]()
     if found.conditioning != jepa.method.conditioning:
         changed.append("the weights were trained with other conditioning tokens than this run has (conditioning.*)")
-    both = {"encoder": "encoder" if "predictor" in parts else found.which, "target_encoder": "target_encoder"}
+    both = {"encoder": "encoder" if "predictor" in parts else found.which, "target_encoder": found.which}
     for part, source in both.items():
         if part in parts:
             vit = found.encoders.get(source, found.encoders[found.which])  # type: ignore[call-overload]
