@@ -21,7 +21,7 @@ from torch import Tensor
 
 from jepakit.config.config import Config, method_layer, overrides
 from jepakit.config.recipes import settings
-from jepakit.core.device import use_cpu
+from jepakit.core.device import configure_cpu
 from jepakit.core.files import save_json
 from jepakit.core.progress import progress
 from jepakit.data.sets.emoji import EmojiSource
@@ -31,7 +31,7 @@ from jepakit.model.jepa import JEPA
 from jepakit.model.masking.packed_masks import Masks
 from jepakit.training.collapse import COSINE_GAP, FULL, POSITION, RANK, Doctor, position_counts_from
 from jepakit.training.logs import step_row
-from jepakit.training.online import Online
+from jepakit.training.online_probe import OnlineProbe
 from jepakit.training.step import Training
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -84,7 +84,7 @@ def one(name: str, steps: int) -> dict[str, Any]:
 def knn(training: Training, config: Config) -> float | None:
     """kNN accuracy of emoji groups at the end, of the target encoder, on more images than a look has."""
     wide = config.model_copy(update={"run": config.run.model_copy(update={"probe_images": 3000})})
-    online = Online.prepare(wide, EmojiSource(), training.loader.steps_per_epoch)
+    online = OnlineProbe.prepare(wide, EmojiSource(), training.loader.steps_per_epoch)
     assert online is not None
     return online.probe(training.jepa, config, training.dtype)["probe/knn"]
 
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
-    use_cpu(None)
+    configure_cpu(None)
     folder = Path(tempfile.mkdtemp()) if arguments.smoke else DOCS
     evidence, steps = folder / "evidence" / "collapse.json", 50 if arguments.smoke else arguments.steps
     evidence.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader, Dataset
 
-from jepakit.core.device import use_cpu
+from jepakit.core.device import configure_cpu
 from jepakit.core.files import save_json
 from jepakit.data.crops import Crops, crop_boxes, resize
 from jepakit.data.decoding.decode import SUFFIXES, read_image
@@ -40,12 +40,12 @@ from jepakit.data.formats.pack import pack
 from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
 from jepakit.data.sources import Source
-from jepakit.model.images import IMAGENET, Images, mirrored, normalise
+from jepakit.model.images import IMAGENET, ImageSettings, mirrored, normalise
 from jepakit.model.masking.masks import MultiBlock
 
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence" / "data.json"
 WIDTH, HEIGHT, SIDE = 500, 375, 224
-IMAGES = Images(size=SIDE, mean=IMAGENET[0], std=IMAGENET[1])
+IMAGES = ImageSettings(size=SIDE, mean=IMAGENET[0], std=IMAGENET[1])
 Row = dict[str, Any]
 
 
@@ -165,7 +165,7 @@ def memory(count: int) -> dict[str, float]:
     def resident() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
-    loader = Loader(Numbers(count), Images(size=8), MultiBlock(min_keep=1), (4, 4), 1000, 0)
+    loader = Loader(Numbers(count), ImageSettings(size=8), MultiBlock(min_keep=1), (4, 4), 1000, 0)
     early = 0.0
     for batch in loader(0, loader.steps_per_epoch):
         if batch.step == loader.steps_per_epoch // 10:
@@ -184,7 +184,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.images, arguments.rounds, arguments.entries = 128, 1, 20_000
-    use_cpu(1)  # as a run does
+    configure_cpu(1)  # as a run does
     threads = arguments.threads
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

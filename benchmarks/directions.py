@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from jepakit.data.opening import open_source
+from jepakit.evaluation.evaluated_model import subject
 from jepakit.evaluation.features import RAW, RAW_SIDE, extract, pca
 from jepakit.evaluation.probes.knn import knn
 from jepakit.evaluation.split import Split, labelled, train_and_test
-from jepakit.evaluation.subject import subject
 from jepakit.model.metrics import position_share
 
 SHOWN = (*range(12), 16, 24, 32, 48, 64, 96)

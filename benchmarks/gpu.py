@@ -27,12 +27,12 @@ import numpy as np
 import torch
 from step import OPTIM, SCHEDULE, SMOKE, Batch, Case, OurStep, batch_of
 
-from jepakit.config.optim import gradient_norm, set_now
-from jepakit.core.device import device_of, lowered, use_cpu
+from jepakit.config.optim import apply_schedule, gradient_norm
+from jepakit.core.device import autocast, configure_cpu, device_of
 from jepakit.core.files import save_json
 from jepakit.data.loader import Loader
 from jepakit.data.sources import ArraySource
-from jepakit.model.images import IMAGENET, Images, normalise
+from jepakit.model.images import IMAGENET, ImageSettings, normalise
 from jepakit.model.masking.masks import MultiBlock
 from jepakit.planning import flops
 
@@ -101,9 +101,9 @@ def by_part(our: OurStep, clock: Clock, images: torch.Tensor, masks: Any) -> Non
     """`OurStep.step`, with a clock around each part."""
     now = SCHEDULE.at(1)
     jepa = our.jepa
-    set_now(our.adamw, now)
+    apply_schedule(our.adamw, now)
     our.adamw.zero_grad(set_to_none=True)
-    with lowered(images.device, our.dtype):
+    with autocast(images.device, our.dtype):
         out = jepa(images, masks)
     with clock.part("backward"):
         out.loss.backward()
@@ -135,7 +135,7 @@ def rate(device: torch.device, batches: list[Batch], step: Callable[[Batch], obj
 def loader_wait(case: Case, device: torch.device, our: OurStep, steps: int, threads: int) -> float:
     """Share of the time of `steps` steps in which the device had to wait for its batch."""
     pixels = np.random.default_rng(0).integers(0, 256, (2 * case.batch, 256, 256, 3), np.uint8)
-    images, law = Images(size=case.pixels, mean=IMAGENET[0], std=IMAGENET[1]), MultiBlock(min_keep=case.min_keep)
+    images, law = ImageSettings(size=case.pixels, mean=IMAGENET[0], std=IMAGENET[1]), MultiBlock(min_keep=case.min_keep)
     pin = device.type == "cuda"
     source = ArraySource("memory", pixels, None)
     loader = Loader(source, images, law, case.grid, case.batch, 0, threads=threads, pin=pin)
@@ -248,7 +248,7 @@ def main() -> None:
     device = device_of("auto")
     if device.type != "cuda" and not arguments.smoke:
         raise SystemExit("no CUDA device here; --smoke shows that it runs")
-    use_cpu(None)
+    configure_cpu(None)
     torch.backends.cuda.matmul.allow_tf32 = True
     models = {"smoke": SMOKE} if arguments.smoke else {name: MODELS[name] for name in arguments.models.split(",")}
     steps = 2 if arguments.smoke else arguments.steps

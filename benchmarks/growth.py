@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from step import CPU, SCHEDULE, Case, OurStep, cost
 
-from jepakit.core.device import precision_of, use_cpu
+from jepakit.core.device import configure_cpu, precision_of
 from jepakit.core.files import save_json
 from jepakit.model.masking.masks import MultiBlock
 from jepakit.planning import flops
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
-    use_cpu(1)
+    configure_cpu(1)
     rows = measured(1 if arguments.smoke else arguments.rounds, arguments.smoke)
     curves = dict.fromkeys(r["curve"] for r in rows)
     fits = {c: {key: exponent([r for r in rows if r["curve"] == c], key) for key in ("ms", "gflop")} for c in curves}

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepakit.config.optim import Now
+from jepakit.config.optim import ScheduleValues
 from jepakit.model.masking.masks import MultiBlock
 from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
@@ -244,7 +244,7 @@ class PlainStep:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.device.type == "cuda")
         self.norms: dict[str, float] = {}
 
-    def step(self, images: Tensor, masks: Dense, now: Now) -> float:
+    def step(self, images: Tensor, masks: Dense, now: ScheduleValues) -> float:
         """The loss of the batch, before the update."""
         for group in self.adamw.param_groups:
             group["lr"], group["weight_decay"] = now.lr, now.weight_decay if group["decays"] else 0.0

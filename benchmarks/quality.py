@@ -32,7 +32,7 @@ from jepakit.core.files import save_json
 from jepakit.data.opening import open_source
 from jepakit.evaluation import evaluate
 from jepakit.evaluation.tasks import settings_of
-from jepakit.model.method import METHODS, Method, called
+from jepakit.model.method import METHODS, Method, encoder_label
 from jepakit.training.train import pretrain
 
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence" / "quality.json"
@@ -94,7 +94,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         ]
         for method in dict.fromkeys(r["method"] for r in here):
             own = [r for r in here if r["method"] == method]
-            name = called(Method.model_validate(METHODS[method]).which)
+            name = encoder_label(Method.model_validate(METHODS[method]).which)
             cells = " | ".join(cell(own, task, name) for task in ("knn", "linear", "rankme", "lidar"))
             lines.append(f"| `{method}` | {cells} | {len(own)} |")
         for name in BASELINES:

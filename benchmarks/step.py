@@ -39,12 +39,12 @@ import torch.nn.functional as F
 from plain import Dense, Plain, PlainStep, collate
 from torch import Tensor
 
-from jepakit.config.optim import Now, Optim, Schedule, gradient_norm, optimizer, set_now
-from jepakit.core.device import device_of, lowered, use_cpu
+from jepakit.config.optim import Optim, Schedule, ScheduleValues, apply_schedule, gradient_norm, optimizer
+from jepakit.core.device import autocast, configure_cpu, device_of
 from jepakit.core.files import save_json
 from jepakit.data.sets.emoji import EmojiSource
 from jepakit.model import attention, layout, linear
-from jepakit.model.images import IMAGENET, Images, normalise
+from jepakit.model.images import IMAGENET, ImageSettings, normalise
 from jepakit.model.jepa import JEPA
 from jepakit.model.layout import Layout, take
 from jepakit.model.masking.masks import MultiBlock
@@ -87,11 +87,11 @@ class Case:
         torch.manual_seed(0)
         return JEPA(self.method(), self.grid).to(device)
 
-    def plain(self, device: torch.device = CPU, lowered: bool | None = None) -> PlainStep:
+    def plain(self, device: torch.device = CPU, autocast: bool | None = None) -> PlainStep:
         """The plain step, from the same weights."""
         model = Plain(self.method(), self.grid)
         model.load_state_dict(self.jepa().state_dict())
-        return PlainStep(model.to(device), lowered)
+        return PlainStep(model.to(device), autocast)
 
 
 CASES = {
@@ -117,7 +117,7 @@ def batch_of(case: Case, step: int, device: torch.device = CPU) -> Batch:
     """Emoji, resized."""
     source, ids = EmojiSource(), np.arange(case.batch) + step * case.batch
     pixels = torch.from_numpy(np.stack([source.raw(int(i) % len(source)) for i in ids])).permute(0, 3, 1, 2)
-    images = normalise(F.interpolate(pixels, case.pixels, mode="bilinear"), Images(mean=IMAGENET[0], std=IMAGENET[1]))
+    images = normalise(F.interpolate(pixels, case.pixels, mode="bilinear"), ImageSettings(mean=IMAGENET[0], std=IMAGENET[1]))
     law = MultiBlock(compat="released", min_keep=case.min_keep)
     trimmed = law.sample(case.grid, ids, seed=0, step=step)
     with mock.patch("jepakit.model.masking.masks_released._trim", lambda grids: grids):
@@ -138,11 +138,11 @@ class OurStep:
         jepa = case.jepa(device)
         return cls(jepa, optimizer(jepa, OPTIM), PRECISIONS[precision])
 
-    def step(self, images: Tensor, masks: Masks, now: Now) -> Tensor:
+    def step(self, images: Tensor, masks: Masks, now: ScheduleValues) -> Tensor:
         """The loss of the batch, before the update."""
-        set_now(self.adamw, now)
+        apply_schedule(self.adamw, now)
         self.adamw.zero_grad(set_to_none=True)
-        with lowered(images.device, self.dtype):
+        with autocast(images.device, self.dtype):
             out = self.jepa(images, masks)
         out.loss.backward()
         norm = gradient_norm(self.jepa, OPTIM.clip_grad)
@@ -214,10 +214,10 @@ def stock_gathers(step: OurStep) -> AbstractContextManager[Any]:
 def all_rows(step: OurStep) -> AbstractContextManager[Any]:
     """The predictor's last block in whole, though only target rows are read."""
 
-    def of_rows(block: Block, x: Tensor, layout: Layout, rows: Tensor, queries: Layout) -> Tensor:
+    def forward_rows(block: Block, x: Tensor, layout: Layout, rows: Tensor, queries: Layout) -> Tensor:
         return take(block(x, layout), rows)
 
-    return mock.patch.object(Block, "of_rows", of_rows)
+    return mock.patch.object(Block, "of_rows", forward_rows)
 
 
 def padded_contexts(step: OurStep) -> AbstractContextManager[Any]:
@@ -276,7 +276,7 @@ class Way:
 
     name: str
     masks: str
-    step: Callable[[Batch, Now], object]
+    step: Callable[[Batch, ScheduleValues], object]
     beside: str = "plain"
     main: bool = True
 
@@ -293,7 +293,7 @@ def ways(case: Case, device: torch.device) -> list[Way]:
         def way(title: str, masks: str, *rest: Any, jepa: JEPA = first.jepa, change: Any = None, dtype: Any = dtype) -> Way:
             own = OurStep(jepa, first.adamw, dtype)
 
-            def step(batch: Batch, now: Now) -> object:
+            def step(batch: Batch, now: ScheduleValues) -> object:
                 with change(own) if change else ExitStack():
                     return own.step(batch.images, getattr(batch, masks), now)
 
@@ -366,8 +366,8 @@ def differences(case: Case, steps: int, device: torch.device) -> dict[str, float
     plain = losses(case.plain(device).step, "dense", max(6, steps))
     found = {"fp32, most in 6 steps": losses(OurStep.of(case, "fp32", device).step, "trimmed", 6) / plain[:6] - 1}
     if steps:
-        ours, lowered = losses(OurStep.of(case, "bf16", device).step, "trimmed", steps), case.plain(device, True).step
-        plain_bf16 = losses(lowered, "dense", steps)
+        ours, autocast = losses(OurStep.of(case, "bf16", device).step, "trimmed", steps), case.plain(device, True).step
+        plain_bf16 = losses(autocast, "dense", steps)
         for name, a, b in (
             ("bf16", ours, plain),
             ("plain in bf16", plain_bf16, plain),
@@ -384,7 +384,7 @@ def alone(case: Case, name: str, keep: bool, threads: int) -> Row:
     """
     batch = batch_of(case, 1)
     if keep:
-        use_cpu(threads)
+        configure_cpu(threads)
     torch.set_num_threads(threads)
     before = resident("VmRSS")
     if name == "plain":
@@ -478,7 +478,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device, smoke = device_of(arguments.device), arguments.smoke
     rounds = 1 if smoke else arguments.rounds
-    use_cpu(arguments.threads)
+    configure_cpu(arguments.threads)
     evidence = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     for name, case in {"smoke": SMOKE}.items() if smoke else [(name, CASES[name]) for name in arguments.configs.split(",")]:
         evidence[name] = measured(case, rounds, arguments.threads, device, smoke=smoke)

@@ -19,7 +19,7 @@ from jepakit.evaluation.probes.protocol import PROBES, Protocol
 from jepakit.evaluation.probes.spectrum import rankme_rows
 from jepakit.evaluation.results import ProbeResults
 from jepakit.evaluation.split import labelled, train_and_test
-from jepakit.model.images import IMAGENET, Images, normalise
+from jepakit.model.images import IMAGENET, ImageSettings, normalise
 
 NAME = "supervised (ImageNet)"
 
@@ -33,7 +33,7 @@ class EfficientNet:
             from efficientnet_lite_pytorch import EfficientNet as Net
         except ImportError:
             sys.exit(f"the yardstick is missing: {(__doc__ or '').splitlines()[2].strip()}")
-        self.images, self.device = Images(size=224, mean=IMAGENET[0], std=IMAGENET[1]), torch.device("cpu")
+        self.images, self.device = ImageSettings(size=224, mean=IMAGENET[0], std=IMAGENET[1]), torch.device("cpu")
         self.vit = SimpleNamespace(config=SimpleNamespace(patch_size=16))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -21,15 +21,15 @@ from jepakit.data.crops import to_show
 from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
 from jepakit.evaluation.dense.patch_tokens import PatchTokens
-from jepakit.evaluation.features import as_seen
+from jepakit.evaluation.features import evaluation_view
 from jepakit.evaluation.probes.finetune import _View
 from jepakit.evaluation.probes.finetune_recipe import FineTuning
 from jepakit.evaluation.probes.spectrum import _groups, _view
 from jepakit.model.encoder import Encoder
-from jepakit.model.images import IMAGENET, Images
+from jepakit.model.images import IMAGENET, ImageSettings
 from jepakit.model.masking.masks import MultiBlock
 from jepakit.model.vit import ViT, ViTConfig
-from jepakit.training.online import Online
+from jepakit.training.online_probe import OnlineProbe
 from jepakit.training.train import pretrain
 
 SIDE = 16
@@ -65,7 +65,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     return {kind: pretrain(root / kind, root / f"run {kind}", set=[*TINY, *WORDS.get(kind, [])]) for kind in KINDS}
 
 
-def right(kind: str, array: NDArray[Any], images: Images) -> NDArray[np.float64]:
+def right(kind: str, array: NDArray[Any], images: ImageSettings) -> NDArray[np.float64]:
     """What the model is to see of (..., C) stored values, by the definition."""
     return (array.astype(np.float64) / KINDS[kind] - images.mean) / images.std
 
@@ -93,14 +93,14 @@ def test_every_way_to_the_model_shows_it_the_same(runs: dict[str, Run], kind: st
     loader = Loader(source, whole, MultiBlock(min_keep=2), config.grid, 8, 0)
     batch, ids = loader.batch(0).images, loader.ids(0)
     close(encoder.normalise(batch), expected[ids])  # pretraining
-    close(encoder.normalise(as_seen(source, 3, config.images)[None]), expected[3:4])  # features of every frozen task
-    close(encoder.normalise(as_seen(source, 3, config.images, whole_image=True)[None]), expected[3:4])
+    close(encoder.normalise(evaluation_view(source, 3, config.images)[None]), expected[3:4])  # features of every frozen task
+    close(encoder.normalise(evaluation_view(source, 3, config.images, whole_image=True)[None]), expected[3:4])
     view = _View(source, whole, False, FineTuning(crop_scale=(1, 1), flip=False), 0)
     close(encoder.normalise(torch.stack([view(3, None), view(3, 0)])), expected[[3, 3]])  # fine-tuning: test and training
     for by in ("masks", "crops"):
         pixels = [next(_groups(source, np.array([3]), config.images, 60))[1][0]]
         close(encoder.normalise(_view(pixels, whole, by, np.array([3]), 0)), expected[3:4])  # LiDAR
-    online = Online.prepare(resolve(config.model_dump(), {"run": {"probe_images": 8}}), source, 2)
+    online = OnlineProbe.prepare(resolve(config.model_dump(), {"run": {"probe_images": 8}}), source, 2)
     assert online is not None
     close(encoder.normalise(online.images).sum(0), expected.sum(0))  # in an order of its own
     tokens = PatchTokens(encoder).read(Path(config.data or "") / "3.tif")  # segmentation, DAVIS
@@ -152,7 +152,7 @@ def test_what_is_not_normalised_is_not_embedded(runs: dict[str, Run], kind: str)
 def of(**images: Any) -> Encoder:
     """An encoder of such images; mean and std are those of each channel."""
     images |= {name: (images[name],) * 3 for name in ("mean", "std")}
-    return Encoder(ViT(ViTConfig(patch_size=4, width=16, depth=1, heads=2), (4, 4)), Images(size=SIDE, **images))
+    return Encoder(ViT(ViTConfig(patch_size=4, width=16, depth=1, heads=2), (4, 4)), ImageSettings(size=SIDE, **images))
 
 
 KELVIN = {"depth": "float32", "mean": 280.0, "std": 10.0}
@@ -265,7 +265,7 @@ def test_other_shapes_are_refused_with_what_to_do(runs: dict[str, Run]) -> None:
 
 
 def test_encoders_whose_depth_is_not_known_take_what_says_its_own_white() -> None:
-    encoder = Encoder(ViT(ViTConfig(patch_size=4, width=16, depth=1, heads=2), (4, 4)), Images(size=SIDE))
+    encoder = Encoder(ViT(ViTConfig(patch_size=4, width=16, depth=1, heads=2), (4, 4)), ImageSettings(size=SIDE))
     for kind in ("uint8", "16 bits"):
         close(encoder.normalise(first(stored(kind))), first(right(kind, stored(kind), encoder.images)))
     for raw in (first(stored("uint8")).astype(np.int64), first(stored("uint8")).astype(np.float32)):

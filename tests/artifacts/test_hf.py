@@ -21,7 +21,7 @@ from jepakit.config.config import resolve
 from jepakit.core.errors import UserError
 from jepakit.data.crops import centre_crop, channels_of
 from jepakit.model.encoder import Encoder
-from jepakit.model.images import Images, normalise
+from jepakit.model.images import ImageSettings, normalise
 from jepakit.model.jepa import JEPA
 
 STATISTICS = {"mean": [0.21, 0.32, 0.43], "std": [0.11, 0.13, 0.17]}
@@ -36,14 +36,14 @@ IMAGES: dict[str, dict[str, Any]] = {
 }
 
 
-def made(name: str) -> tuple[JEPA, Images]:
+def made(name: str) -> tuple[JEPA, ImageSettings]:
     shape = {"width": 16, "depth": 2, "heads": 2, "patch_size": 4}
     images = {"size": 16, **STATISTICS, **IMAGES[name]}
     config = resolve({"images": images, "encoder": shape, "predictor": {"width": 8, "depth": 1}, "masking": {"min_keep": 2}})
     return build_jepa(config), config.images
 
 
-def stored(images: Images, height: int, width: int, seed: int = 0) -> np.ndarray[Any, Any]:
+def stored(images: ImageSettings, height: int, width: int, seed: int = 0) -> np.ndarray[Any, Any]:
     """Smooth pixels (height, width, C) as a file would hold them."""
     noise = np.random.default_rng(seed).normal(size=(height, width, images.channels))
     x = gaussian_filter(noise, (2, 2, 0))
@@ -53,7 +53,7 @@ def stored(images: Images, height: int, width: int, seed: int = 0) -> np.ndarray
     return (x * (255 if images.depth == "uint8" else images.white or 65535)).astype(images.depth or "uint8")
 
 
-def shown(pixels: np.ndarray[Any, Any], images: Images) -> Tensor:
+def shown(pixels: np.ndarray[Any, Any], images: ImageSettings) -> Tensor:
     """What our evaluation shows the model, (1, C, H, W)."""
     return normalise(centre_crop(channels_of(pixels, images), *images.height_width)[None], images)
 

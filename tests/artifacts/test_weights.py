@@ -22,7 +22,7 @@ from jepakit.artifacts.run import Run
 from jepakit.core.errors import UserError
 from jepakit.data.crops import centre_crop
 from jepakit.model.encoder import Encoder
-from jepakit.model.images import Images, normalise
+from jepakit.model.images import ImageSettings, normalise
 from jepakit.model.jepa import JEPA
 from jepakit.model.layout import Layout
 from jepakit.model.vit import patchify
@@ -186,7 +186,7 @@ def test_names_map_to_transformers_and_back(runs: dict[str, Run], tmp_path: Path
     back = from_hf(to_hf(jepa.encoder))
     state = jepa.encoder.state_dict()
     assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
-    save_model(jepa, Images(size=16), tmp_path, which="encoder")
+    save_model(jepa, ImageSettings(size=16), tmp_path, which="encoder")
     equal(jepakit.load(tmp_path)(pictures()), jepakit.load(runs["ijepa"].path, which="encoder")(pictures()))
 
 

@@ -16,7 +16,7 @@ from jepakit.core.errors import UserError
 from jepakit.core.torch_private import cpu_has_bf16, has_onednn_product, lerp_, product, tensors_of
 from jepakit.model import linear
 from jepakit.planning import memory as footprint
-from jepakit.planning.memory import Place, peak_memory
+from jepakit.planning.memory import Hardware, peak_memory
 
 PRIVATE = re.compile(r"\btorch(\.\w+)*\._[a-z]\w*|from torch(\.\w+)*\._\w+|from torch\S* import _\w+")
 ONEDNN = pytest.mark.skipif(not has_onednn_product(), reason="a torch without oneDNN")
@@ -104,7 +104,7 @@ def test_the_average_tensor_by_tensor_has_the_same_bits(monkeypatch: pytest.Monk
 
 def test_memory_is_foretold_alike_by_the_public_names(monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings("small", "ec_ijepa", {"encoder": {"depth": 1}, "predictor": {"depth": 1}})
-    places = [Place("", torch.float32, cuda=False, flash=flash, memory=10**12) for flash in (False, True)]
+    places = [Hardware("", torch.float32, cuda=False, flash=flash, memory=10**12) for flash in (False, True)]
     found = [peak_memory(config, place, 4) for place in places]
     for names in ("FAKE_TENSORS", "DISPATCH_MODES"):
         monkeypatch.setattr(torch_private, names, ("torch._no_such_module", getattr(torch_private, names)[1]))

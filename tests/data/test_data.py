@@ -28,11 +28,11 @@ from jepakit.data.formats.folder import FolderSource
 from jepakit.data.loader import Batch, Loader
 from jepakit.data.opening import open_source
 from jepakit.data.sets.emoji import EmojiSource
-from jepakit.model.images import Images, normalise
+from jepakit.model.images import ImageSettings, normalise
 from jepakit.model.masking.masks import MultiBlock
 
 ORIENTATION = 0x0112
-SMALL = Images(size=16, max_bad=0.5)
+SMALL = ImageSettings(size=16, max_bad=0.5)
 LAW = MultiBlock(min_keep=2)
 
 
@@ -338,7 +338,7 @@ def test_a_folder_that_holds_nothing_to_read_is_one_sentence(tmp_path: Path) -> 
 # ---- crops
 
 
-def torchvision_box(images: Images, height: int, width: int, draw: random.Random) -> tuple[int, int, int, int]:
+def torchvision_box(images: ImageSettings, height: int, width: int, draw: random.Random) -> tuple[int, int, int, int]:
     """RandomResizedCrop.get_params of torchvision, in plain Python."""
     low, high = (math.log(a) for a in images.crop_aspect)
     for _ in range(10):
@@ -357,7 +357,7 @@ def torchvision_box(images: Images, height: int, width: int, draw: random.Random
 
 @pytest.mark.parametrize("size", [(48, 64), (64, 64), (40, 200), (300, 20)])
 def test_crops_follow_torchvisions_law(size: tuple[int, int]) -> None:
-    images, n, draw = Images(), 4000, random.Random(0)
+    images, n, draw = ImageSettings(), 4000, random.Random(0)
     ours = crop_boxes(images, np.tile(size, (n, 1)), np.arange(n), 0, 0)
     theirs = np.array([torchvision_box(images, *size, draw) for _ in range(n)])
     for name, of in {
@@ -382,7 +382,7 @@ def test_crops_follow_torchvisions_law(size: tuple[int, int]) -> None:
 def test_a_crop_lies_in_the_image_and_depends_on_its_own_id_only(
     height: int, width: int, scale: list[float], aspect: list[float], seed: int
 ) -> None:
-    images = Images(crop_scale=tuple(scale), crop_aspect=tuple(aspect))
+    images = ImageSettings(crop_scale=tuple(scale), crop_aspect=tuple(aspect))
     ids = np.arange(40)
     boxes = crop_boxes(images, np.tile((height, width), (40, 1)), ids, seed, 3)
     top, left, h, w = boxes.T
@@ -394,7 +394,7 @@ def test_a_crop_lies_in_the_image_and_depends_on_its_own_id_only(
 
 
 def test_area_is_uniform_and_aspect_log_uniform() -> None:
-    images, n = Images(), 20_000
+    images, n = ImageSettings(), 20_000
     boxes = crop_boxes(images, np.tile((1000, 1000), (n, 1)), np.arange(n), 1, 0)
     share = boxes[:, 2] * boxes[:, 3] / 1e6
     narrow = share < 0.7  # there every aspect fits
@@ -405,8 +405,8 @@ def test_area_is_uniform_and_aspect_log_uniform() -> None:
 
 def test_crops_and_flips_change_with_seed_epoch_and_id() -> None:
     sizes, ids = np.tile((100, 100), (64, 1)), np.arange(64)
-    base = crop_boxes(Images(), sizes, ids, 0, 0)
-    for other in (crop_boxes(Images(), sizes, ids, 1, 0), crop_boxes(Images(), sizes, ids, 0, 1)):
+    base = crop_boxes(ImageSettings(), sizes, ids, 0, 0)
+    for other in (crop_boxes(ImageSettings(), sizes, ids, 1, 0), crop_boxes(ImageSettings(), sizes, ids, 0, 1)):
         assert (other != base).any(1).mean() > 0.9
     assert 0.4 < flips(0, 0, np.arange(2000)).mean() < 0.6
     assert (flips(0, 0, ids) != flips(0, 1, ids)).any()
@@ -430,7 +430,7 @@ def test_the_centre_crop_is_the_largest_of_its_shape() -> None:
 
 def test_normalise_is_the_usual_formula() -> None:
     image = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    s = Images()
+    s = ImageSettings()
     mean, std = (np.array(v).reshape(3, 1, 1) for v in (s.mean, s.std))
     np.testing.assert_allclose(normalise(image, s), (image.numpy() / 255 - mean) / std, rtol=1e-5, atol=1e-6)
 
@@ -443,7 +443,7 @@ def images_20(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
     return FolderSource(folder(tmp_path_factory.mktemp("twenty"), 20))
 
 
-def loader(source: FolderSource, threads: int = 2, images: Images = SMALL, batch_size: int = 8, seed: int = 0) -> Loader:
+def loader(source: FolderSource, threads: int = 2, images: ImageSettings = SMALL, batch_size: int = 8, seed: int = 0) -> Loader:
     return Loader(source, images, LAW, (4, 4), batch_size, seed, 1, threads)
 
 
@@ -469,7 +469,7 @@ def test_an_epoch_shows_no_image_twice_and_epochs_differ(images_20: FolderSource
 
 @pytest.mark.parametrize("threads", [1, 2, 4, 16])
 def test_a_batch_is_the_same_for_any_threads_and_any_start(images_20: FolderSource, threads: int) -> None:
-    images = Images(size=(16, 16), flip=True)
+    images = ImageSettings(size=(16, 16), flip=True)
     straight = list(loader(images_20, 1, images)(0, 7))
     again = {first: list(loader(images_20, threads, images)(first, 7)) for first in (0, 3, 6)}
     for first, batches in again.items():
@@ -500,8 +500,8 @@ def test_broken_files_are_counted_once_named_and_replaced_alike(tmp_path: Path, 
 def test_too_many_broken_files_stop_the_run_with_the_setting_to_change(tmp_path: Path) -> None:
     source = FolderSource(folder(tmp_path, 20, broken=(1, 2, 3)))
     with pytest.raises(UserError, match=r"3 of 20 images cannot be read.*images\.max_bad"):
-        list(loader(source, images=Images(size=16, max_bad=0.1))(0, 4))
-    assert len(list(loader(source, images=Images(size=16, max_bad=0.15))(0, 4))) == 4
+        list(loader(source, images=ImageSettings(size=16, max_bad=0.1))(0, 4))
+    assert len(list(loader(source, images=ImageSettings(size=16, max_bad=0.15))(0, 4))) == 4
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 8, 19])
@@ -522,7 +522,7 @@ def test_one_image_is_too_few_and_no_batch_size_is_suggested(tmp_path: Path) -> 
 
 def test_the_embedded_set_loads_in_full() -> None:
     source = EmojiSource()
-    made = Loader(source, Images(size=32), LAW, (8, 8), 64, 0)
+    made = Loader(source, ImageSettings(size=32), LAW, (8, 8), 64, 0)
     batch = made.batch(0)
     assert batch.images.shape == (64, 3, 32, 32) and batch.images.float().std() > 20
     assert source.labels is not None and len(source.labels.values) == len(source)

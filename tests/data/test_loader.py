@@ -30,13 +30,13 @@ from jepakit.data.opening import open_source
 from jepakit.data.order import order
 from jepakit.data.sources import ArraySource, Blocks, Source, groups_at_hand, spread_places
 from jepakit.data.statistics import channel_statistics, fitted
-from jepakit.data.threads import StuckError, each
-from jepakit.model.images import Images, mirrored, normalise
+from jepakit.data.threads import StuckError, run_parallel
+from jepakit.model.images import ImageSettings, mirrored, normalise
 from jepakit.model.masking.masks import MultiBlock
 from test_data import folder, noise, same
 
 LAW = MultiBlock(min_keep=2)
-SMALL = Images(size=16, max_bad=0.5)
+SMALL = ImageSettings(size=16, max_bad=0.5)
 WHOLE: dict[str, Any] = {"size": 8, "crop_scale": (1, 1), "crop_aspect": (1, 1)}
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 
@@ -45,7 +45,7 @@ def blocks_of(sizes: list[int], at_once: int = 2, *, sequential: bool = True) ->
     return Blocks(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), at_once, sequential)
 
 
-def loader(source: Source, images: Images = SMALL, batch_size: int = 8, **more: Any) -> Loader:
+def loader(source: Source, images: ImageSettings = SMALL, batch_size: int = 8, **more: Any) -> Loader:
     return Loader(source, images, LAW, (4, 4), batch_size, 0, **more)
 
 
@@ -94,7 +94,7 @@ def test_an_order_by_blocks_is_uniform_over_places() -> None:
 )
 def test_the_storage_or_the_user_says_what_the_order_goes_by(shuffle: str, sequential: bool, by_blocks: bool) -> None:
     blocks = blocks_of([10, 10, 10], sequential=sequential)
-    made = loader(shades(30, blocks), Images(size=8, shuffle=shuffle), batch_size=10)
+    made = loader(shades(30, blocks), ImageSettings(size=8, shuffle=shuffle), batch_size=10)
     np.testing.assert_array_equal(made.ids(0), order(0, 0, 30, blocks if by_blocks else None)[:10])
     assert fitted(made.images, made.source).shuffle == ("blocks" if by_blocks else "full")
 
@@ -113,7 +113,7 @@ def test_a_source_is_told_what_comes_next_before_it_is_asked() -> None:
     source = Told("told", shades(30).images, None)
     source.blocks = blocks_of([10, 10, 10])
     said.append(np.arange(30))  # the look at some images before a run
-    made = loader(source, Images(size=8), batch_size=7)
+    made = loader(source, ImageSettings(size=8), batch_size=7)
     said.clear()
     for step in range(4):
         made.batch(step)
@@ -128,7 +128,7 @@ def test_a_source_is_told_what_comes_next_before_it_is_asked() -> None:
 @given(st.integers(0, 40), st.integers(1, 6))
 def test_every_item_is_done_once(count: int, threads: int) -> None:
     done: list[tuple[int, int]] = []
-    each(count, lambda i: i * i, lambda i, x: done.append((i, x)), threads=threads, seconds=60, late=lambda i: None)
+    run_parallel(count, lambda i: i * i, lambda i, x: done.append((i, x)), threads=threads, seconds=60, late=lambda i: None)
     assert sorted(done) == [(i, i * i) for i in range(count)]
 
 
@@ -141,7 +141,7 @@ def test_the_first_error_is_raised_and_the_rest_is_left() -> None:
             raise UserError("three")
 
     with pytest.raises(UserError, match="three"):
-        each(10_000, work, lambda i, x: None, threads=2, seconds=60, late=lambda i: None)
+        run_parallel(10_000, work, lambda i, x: None, threads=2, seconds=60, late=lambda i: None)
     assert len(seen) < 10_000
 
 
@@ -154,7 +154,7 @@ def test_an_item_that_hangs_is_given_up_tried_again_and_never_put_late() -> None
             return "late"
         return "good"
 
-    each(5, work, lambda i, x: put.append((i, x)), threads=2, seconds=0.2, late=late.append)
+    run_parallel(5, work, lambda i, x: put.append((i, x)), threads=2, seconds=0.2, late=late.append)
     go.set()
     time.sleep(0.1)
     assert late == [2] and sorted(put) == [(i, "good") for i in range(5)]
@@ -163,7 +163,7 @@ def test_an_item_that_hangs_is_given_up_tried_again_and_never_put_late() -> None
 def test_a_storage_that_never_answers_ends_in_one_sentence() -> None:
     go = threading.Event()
     with pytest.raises(StuckError, match="does not answer"):
-        each(100, lambda i: go.wait(60), lambda i, x: None, threads=8, seconds=0.05, late=lambda i: None)
+        run_parallel(100, lambda i: go.wait(60), lambda i, x: None, threads=8, seconds=0.05, late=lambda i: None)
     go.set()
 
 
@@ -201,7 +201,7 @@ def test_a_read_that_hangs_is_a_bad_image_replaced_as_any_other_and_not_tried_ag
 
 def test_hanging_reads_too_count_against_max_bad() -> None:
     go = threading.Event()
-    images = Images(size=8, max_bad=0.05)
+    images = ImageSettings(size=8, max_bad=0.05)
 
     class Dead(ArraySource):
         def raw(self, index: int) -> Pixels:
@@ -236,7 +236,15 @@ def test_files_that_vanish_or_are_locked_while_a_run_goes_on_are_bad_images(
 
 def of_process(root: str, process: int, processes: int, parts: int, answers: Any) -> None:
     made = Loader(
-        FolderSource(Path(root)), Images(size=16, flip=True), LAW, (4, 4), 8, 3, parts, process=process, processes=processes
+        FolderSource(Path(root)),
+        ImageSettings(size=16, flip=True),
+        LAW,
+        (4, 4),
+        8,
+        3,
+        parts,
+        process=process,
+        processes=processes,
     )
     batches = [made.batch(step) for step in range(4)]
     answers.put((process, [(b.images.numpy(), b.mirrored[0].numpy(), [vars(m) for m in b.masks]) for b in batches]))  # type: ignore[union-attr]
@@ -281,14 +289,14 @@ def test_a_batch_that_processes_cannot_share_is_one_sentence() -> None:
 
 
 def test_views_are_crops_of_the_same_images_and_the_first_is_the_only_one_of_others(tmp_path: Path) -> None:
-    source, images = FolderSource(folder(tmp_path, 20)), Images(size=16, flip=True)
+    source, images = FolderSource(folder(tmp_path, 20)), ImageSettings(size=16, flip=True)
     own = images.model_copy(update={"target_crop": "own"})
     one, two = loader(source, images).batch(1), loader(source, own).batch(1)
     assert len(one.views) == 1 and len(two.views) == 2 and torch.equal(two.views[0], one.images) and two.images is two.views[0]
     assert not torch.equal(two.views[0], two.views[1])
-    shade = loader(shades(40), Images(target_crop="own", **WHOLE)).batch(0)
+    shade = loader(shades(40), ImageSettings(target_crop="own", **WHOLE)).batch(0)
     assert all(torch.equal(view, shade.images) for view in shade.views)  # whole images have one view
-    turned = [loader(shades(40), Images(flip=True, target_crop="own", **WHOLE)).batch(step).mirrored for step in range(5)]
+    turned = [loader(shades(40), ImageSettings(flip=True, target_crop="own", **WHOLE)).batch(step).mirrored for step in range(5)]
     a, b = (torch.cat([t[view] for t in turned if t[view] is not None]) for view in (0, 1))  # type: ignore[misc]
     assert 8 < (a != b).sum() < 32 and 8 < a.sum() < 32 and 8 < b.sum() < 32  # of 40, each a fair coin
 
@@ -297,7 +305,7 @@ def test_the_target_encoders_own_crop_is_the_same_for_any_threads_shares_and_sta
     tmp_path: Path,
 ) -> None:
     path = folder(tmp_path, 20)
-    law = Images(size=16, flip=True, target_crop="own")
+    law = ImageSettings(size=16, flip=True, target_crop="own")
     straight = list(loader(FolderSource(path), law)(0, 5))  # two epochs and a step
     for first in (0, 2):
         for threads in (1, 2, 4):
@@ -306,7 +314,7 @@ def test_the_target_encoders_own_crop_is_the_same_for_any_threads_shares_and_sta
     shares = [loader(FolderSource(path), law, process=p, processes=4) for p in range(4)]
     for view in (0, 1):
         assert torch.equal(torch.cat([share.batch(3).views[view] for share in shares]), straight[3].views[view])
-    plain = list(loader(FolderSource(path), Images(size=16, flip=True))(0, 5))
+    plain = list(loader(FolderSource(path), ImageSettings(size=16, flip=True))(0, 5))
     for own, one in zip(straight, plain, strict=True):  # the encoder's is that of a run without
         assert torch.equal(own.views[0], one.images) and torch.equal(own.mirrored[0], one.mirrored[0])  # type: ignore[arg-type]
         assert same(replace(own, views=one.views, mirrored=one.mirrored), one)
@@ -332,7 +340,7 @@ def test_flips_mirror_left_to_right_those_that_they_name() -> None:
     out = mirrored(x, torch.tensor([False, True]))
     assert torch.equal(out[0], x[0]) and out[1, 0, 0].tolist() == x[1, 0, 0].tolist()[::-1]
     assert mirrored(x, None) is x
-    batch = loader(shades(40), Images(flip=True, **WHOLE)).batch(0)
+    batch = loader(shades(40), ImageSettings(flip=True, **WHOLE)).batch(0)
     shown = mirrored(batch.images, batch.mirrored[0])
     bright_left = shown[:, 0, 0, 0] > shown[:, 0, 0, -1]
     assert torch.equal(bright_left, ~batch.mirrored[0])  # type: ignore[operator]
@@ -351,13 +359,13 @@ def random_images(root: Path, count: int = 30) -> FolderSource:
 
 def test_mean_and_deviation_are_those_of_the_channels_each_image_counting_the_same(tmp_path: Path) -> None:
     source = random_images(tmp_path)
-    mean, std, count = channel_statistics(Images(), source)
+    mean, std, count = channel_statistics(ImageSettings(), source)
     means = np.array([(source.read(i) / 255).mean((0, 1)) for i in range(30)])
     squares = np.array([((source.read(i) / 255) ** 2).mean((0, 1)) for i in range(30)])
     np.testing.assert_allclose(mean, means.mean(0), atol=6e-5)
     np.testing.assert_allclose(std, np.sqrt(squares.mean(0) - means.mean(0) ** 2), atol=6e-5)
     assert count == 30
-    assert channel_statistics(Images(), source, threads=7) == (mean, std, count)
+    assert channel_statistics(ImageSettings(), source, threads=7) == (mean, std, count)
 
 
 def test_what_is_given_is_kept_and_what_is_not_is_measured(tmp_path: Path) -> None:
@@ -365,7 +373,7 @@ def test_what_is_given_is_kept_and_what_is_not_is_measured(tmp_path: Path) -> No
     source = random_images(tmp_path / "images")
     (tmp_path / "images" / "broken.png").write_bytes(b"no image")
     source = FolderSource(tmp_path / "images")
-    mean, std, _ = channel_statistics(Images(), source)
+    mean, std, _ = channel_statistics(ImageSettings(), source)
     for told, wanted in (
         ({}, (mean, std)),
         ({"mean": (0.1, 0.2, 0.3)}, ((0.1, 0.2, 0.3), std)),
@@ -379,14 +387,14 @@ def test_what_is_given_is_kept_and_what_is_not_is_measured(tmp_path: Path) -> No
 
 
 def test_a_channel_that_never_changes_has_a_deviation_of_one_level() -> None:
-    mean, std, _ = channel_statistics(Images(), ArraySource("flat", np.full((5, 4, 4, 3), 51, np.uint8), None))
+    mean, std, _ = channel_statistics(ImageSettings(), ArraySource("flat", np.full((5, 4, 4, 3), 51, np.uint8), None))
     assert mean == (0.2,) * 3 and std == (round(1 / 255, 4),) * 3
 
 
 def test_deep_images_are_measured_in_units_of_white() -> None:
     deep = np.full((6, 4, 4, 5), 2500, np.uint16)
     deep[:, :2] = 7500
-    images = Images(channels=5, white=10_000)
+    images = ImageSettings(channels=5, white=10_000)
     found = channel_statistics(images, ArraySource("deep", deep, None))
     assert found == ((0.5,) * 5, (0.25,) * 5, 6)
 
@@ -404,7 +412,7 @@ def test_a_sample_of_dear_blocks_opens_four() -> None:
 
 def test_a_source_with_no_image_of_the_right_bands_is_one_sentence() -> None:
     with pytest.raises(UserError, match=r"set images\.channels=13"):
-        fitted(Images(), ArraySource("bands", np.zeros((4, 4, 4, 13), np.uint8), None))
+        fitted(ImageSettings(), ArraySource("bands", np.zeros((4, 4, 4, 13), np.uint8), None))
 
 
 # ---- every source
@@ -467,7 +475,7 @@ PLACES = (in_a_folder, in_tars, in_memory_far_away, in_parquet, in_arrow, in_npz
 @pytest.fixture(scope="module")
 def batches_of_a_folder(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     source = open_source(in_a_folder(tmp_path_factory.mktemp("first"), [noise(20, 24, seed=i) for i in range(12)]))
-    return list(loader(source, Images(size=16, flip=True), batch_size=4)(0, 7))
+    return list(loader(source, ImageSettings(size=16, flip=True), batch_size=4)(0, 7))
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -478,11 +486,13 @@ def test_every_source_gives_the_same_batches_from_every_step_on(
     source = open_source(place(tmp_path / "here", [noise(20, 24, seed=i) for i in range(12)]))
     for first in range(7):  # two epochs and a step: also from the middle of one
         for threads in (1, 2, 4):
-            made = loader(source, Images(size=16, flip=True, shuffle="full"), batch_size=4, threads=threads)
+            made = loader(source, ImageSettings(size=16, flip=True, shuffle="full"), batch_size=4, threads=threads)
             assert all(same(a, b) for a, b in zip(made(first, 7), batches_of_a_folder[first:], strict=True))
     for processes in (2, 4):
         shares = [
-            loader(source, Images(size=16, flip=True, shuffle="full"), batch_size=4, process=p, processes=processes).batch(1)
+            loader(source, ImageSettings(size=16, flip=True, shuffle="full"), batch_size=4, process=p, processes=processes).batch(
+                1
+            )
             for p in range(processes)
         ]
         assert torch.equal(torch.cat([share.images for share in shares]), batches_of_a_folder[1].images)
@@ -494,7 +504,7 @@ def test_streamed_block_by_block_too_batches_are_the_same_from_every_step_on(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     at = place(tmp_path / "here", [noise(20, 24, seed=i) for i in range(12)])
-    source, images = open_source(at), Images(size=16, shuffle="blocks")
+    source, images = open_source(at), ImageSettings(size=16, shuffle="blocks")
     assert source.blocks is not None and source.blocks.starts.tolist() == [0, 4, 8, 12]
     straight = list(loader(source, images, batch_size=3)(0, 9))
     for first in range(9):
@@ -526,7 +536,7 @@ def test_the_late_error_of_a_read_that_was_given_up_leaves_no_row_empty() -> Non
             go.set()  # the error comes while others wait
         return i
 
-    each(40, work, lambda i, x: put.append(x), threads=2, seconds=0.2, late=late.append)
+    run_parallel(40, work, lambda i, x: put.append(x), threads=2, seconds=0.2, late=late.append)
     assert sorted(put) == list(range(40)) and late == [0]
 
 
@@ -535,7 +545,7 @@ def test_reads_that_hang_are_counted_over_batches_while_they_hang() -> None:
 
     def hang() -> None:
         given_up: list[int] = []
-        each(
+        run_parallel(
             2, lambda i: None if i in given_up else go.wait(60), lambda i, x: None, threads=2, seconds=0.05, late=given_up.append
         )
 
@@ -552,7 +562,7 @@ def test_a_look_at_an_image_that_hangs_is_no_longer_than_its_time() -> None:
     source = hangs(0, go)
     begun = time.monotonic()
     made = loader(source, read_timeout_seconds=0.2)  # looks at the first image
-    assert fitted(Images(**WHOLE), source, seconds=0.2).std != Images().std
+    assert fitted(ImageSettings(**WHOLE), source, seconds=0.2).std != ImageSettings().std
     assert time.monotonic() - begun < 20
     go.set()
     assert made.batch(0).images.shape == (8, 3, 16, 16)
@@ -572,7 +582,7 @@ def test_a_loop_that_is_left_does_not_wait_for_a_read_that_hangs() -> None:
 
 def test_images_that_were_mended_no_longer_count_and_the_limit_holds_after_a_resume(tmp_path: Path) -> None:
     source = FolderSource(folder(tmp_path, 40, broken=(1, 2, 3, 4)))
-    images = Images(size=16, max_bad=0.05)
+    images = ImageSettings(size=16, max_bad=0.05)
     again = loader(source, images, bad={1: "broken", 2: "broken", 3: "broken"})
     with pytest.raises(TooManyBadImagesError, match="3 of 40"):
         again.look_again()
@@ -588,7 +598,7 @@ def test_a_larger_limit_of_pixels_reaches_every_read(tmp_path: Path) -> None:
     folder(tmp_path, 4)
     with pytest.raises(UserError, match=r"images\.max_pixels=100"):
         open_source(str(tmp_path), most_pixels=100)
-    made = loader(open_source(str(tmp_path)), Images(size=16, max_pixels=500, max_bad=1), batch_size=2)
+    made = loader(open_source(str(tmp_path)), ImageSettings(size=16, max_pixels=500, max_bad=1), batch_size=2)
     made.batch(0)
     assert made.bad and all("images.max_pixels=500" in reason for reason in made.bad.values())
 
@@ -596,7 +606,7 @@ def test_a_larger_limit_of_pixels_reaches_every_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("law", [MultiBlock(min_keep=2, compat="released"), MultiBlock(min_keep=2, draws=2)])
 def test_processes_share_the_masks_of_one_also_where_a_law_draws_for_a_whole_batch(law: MultiBlock) -> None:
     def masks(process: int, processes: int) -> list[Any]:
-        made = Loader(shades(40), Images(size=32), law, (8, 8), 8, 0, process=process, processes=processes)
+        made = Loader(shades(40), ImageSettings(size=32), law, (8, 8), 8, 0, process=process, processes=processes)
         return [made.batch(step).masks[0] for step in range(3)]
 
     alone, shared = masks(0, 1), [masks(p, 4) for p in range(4)]
@@ -609,7 +619,7 @@ def test_processes_share_the_masks_of_one_also_where_a_law_draws_for_a_whole_bat
 
 
 def test_an_order_by_blocks_is_not_written_down_where_there_are_none() -> None:
-    assert fitted(Images(shuffle="blocks"), shades(40)).shuffle == "full"
+    assert fitted(ImageSettings(shuffle="blocks"), shades(40)).shuffle == "full"
 
 
 def test_other_channels_leave_a_recipes_statistics_behind() -> None:

@@ -32,7 +32,7 @@ from jepakit.data.crops import resize
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats import pack as packing
 from jepakit.data.formats import pack_layout as packfiles
-from jepakit.data.formats.pack_layout import INDEX, Texts
+from jepakit.data.formats.pack_format import INDEX, Texts
 from jepakit.data.formats.pack_shrink import in_order, shrunk
 from jepakit.data.formats.pack_source import PackedSource
 from jepakit.data.opening import open_source

@@ -23,7 +23,7 @@ from jepakit.data.opening import open_source
 from jepakit.data.sets.emoji import EmojiSource
 from jepakit.data.sources import ArraySource
 from jepakit.data.statistics import channel_statistics, fitted
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 from jepakit.planning.check import check
 from jepakit.training.train import pretrain
 
@@ -385,11 +385,11 @@ def test_what_is_found_is_the_same_for_any_number_of_threads_and_where_nothing_i
     source, found = ArraySource("some", images, None), []
     for threads in (1, 5):
         tally = Tally()
-        channel_statistics(Images(), source, threads=threads, tally=tally)
+        channel_statistics(ImageSettings(), source, threads=threads, tally=tally)
         found.append(tally.notes(source, 300))
     assert found[0] == found[1] and found[0][0].startswith("100 of 300 images are of one colour, e.g. 0;")
     tally = Tally()
-    fitted(Images.model_validate({"mean": (0.5,) * 3, "std": (0.2,) * 3}), source, tally=tally)
+    fitted(ImageSettings.model_validate({"mean": (0.5,) * 3, "std": (0.2,) * 3}), source, tally=tally)
     assert "of the 128 images looked at are of one colour" in tally.notes(source, 300)[0]
 
 
@@ -397,7 +397,7 @@ def test_channels_that_hardly_vary_are_said() -> None:
     deep = np.random.default_rng(0).integers(0, 200, (6, 8, 8, 2)).astype(np.uint16)  # of 65535
     deep[..., 1] *= 300
     tally = Tally()
-    channel_statistics(Images(channels=2), ArraySource("deep", deep, None), tally=tally)
+    channel_statistics(ImageSettings(channels=2), ArraySource("deep", deep, None), tally=tally)
     (said,) = tally.notes(EmojiSource(), 6)
     assert said.startswith("channel 0 deviates by less than 1/255 of white") and "images.white" in said
 

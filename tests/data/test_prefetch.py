@@ -28,12 +28,12 @@ from jepakit.data.formats import parquet, remote
 from jepakit.data.formats import prefetch as fetched
 from jepakit.data.formats.parquet import ParquetSource, parquet_files
 from jepakit.data.formats.prefetch import PrefetchCache
-from jepakit.data.formats.remote import Places
+from jepakit.data.formats.remote import DataPaths
 from jepakit.data.formats.shards import ShardSource, shards_of
 from jepakit.data.loader import Loader, TooManyBadImagesError
 from jepakit.data.sources import Source
 from jepakit.data.threads import StuckError
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 from jepakit.model.masking.masks import MultiBlock
 from test_data import noise, same
 
@@ -108,7 +108,7 @@ def tar(seeds: range) -> bytes:
 def in_shards(store: Slow, count: int = SHARDS) -> ShardSource:
     for k in range(count):
         store.pipe(f"/s-{k}.tar", tar(range(EACH * k, EACH * (k + 1))))
-    source = shards_of(Places(store, tuple(f"/s-{k}.tar" for k in range(count))), "x", None)
+    source = shards_of(DataPaths(store, tuple(f"/s-{k}.tar" for k in range(count))), "x", None)
     assert source.fetched is not None
     source.fetched._copies.clear()  # of indexing
     store.asked.clear()
@@ -121,7 +121,7 @@ def in_groups(store: Slow, count: int = SHARDS) -> ParquetSource:
         buffer = io.BytesIO()
         pyarrow.parquet.write_table(pyarrow.table({"image": images}), buffer)
         store.pipe(f"/s-{k}.parquet", buffer.getvalue())
-    source = parquet_files(Places(store, tuple(f"/s-{k}.parquet" for k in range(count))), "x", None)
+    source = parquet_files(DataPaths(store, tuple(f"/s-{k}.parquet" for k in range(count))), "x", None)
     assert isinstance(source, ParquetSource)
     store.asked.clear()
     return source
@@ -143,7 +143,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def loader(source: Source, seconds: float, **more: Any) -> Loader:
-    images = Images(size=16, **more)
+    images = ImageSettings(size=16, **more)
     return Loader(source, images, MultiBlock(min_keep=2), (4, 4), 16, 0, threads=4, read_timeout_seconds=seconds)
 
 

@@ -33,10 +33,10 @@ from jepakit.data.formats import parquet as parquet_files
 from jepakit.data.formats.folder import FolderSource
 from jepakit.data.loader import Loader, TooManyBadImagesError
 from jepakit.data.opening import open_source
-from jepakit.data.sets.layouts import labelled_set
+from jepakit.data.sets.known_sets import labelled_set
 from jepakit.data.sets.listed import EUROSAT
 from jepakit.data.sources import Labels, Source, fingerprint
-from jepakit.model.images import Images, normalise
+from jepakit.model.images import ImageSettings, normalise
 from jepakit.model.masking.masks import MultiBlock
 
 LAW = MultiBlock(min_keep=2)
@@ -189,7 +189,7 @@ def test_idx_files_are_gray_images_and_repeated_where_three_channels_are_wanted(
     assert labels.test.tolist() == [False] * 5 + [True] * 3
     np.testing.assert_array_equal(source.read(6), arrays["t10k"][0][1][..., None])
     for channels in (1, 3):
-        images = Images(size=28, channels=channels, crop_scale=(1, 1), crop_aspect=(1, 1))
+        images = ImageSettings(size=28, channels=channels, crop_scale=(1, 1), crop_aspect=(1, 1))
         made = Loader(source, images, LAW, (7, 7), 8, 0)
         batch = made.batch(0)
         assert batch.images.shape == (8, channels, 28, 28) and batch.images.dtype == torch.uint8
@@ -660,9 +660,9 @@ def test_labels_that_a_set_does_not_have_are_named_with_those_it_has(tmp_path: P
 
 
 def test_statistics_follow_the_number_of_channels() -> None:
-    assert Images().mean == (0.485, 0.456, 0.406) and Images().std == (0.229, 0.224, 0.225)
-    assert Images(channels=2).mean == (0.5, 0.5) and Images(channels=1).std == (0.25,)
-    assert Images(channels=2, mean=(0.1, 0.2)).std == (0.25, 0.25)
+    assert ImageSettings().mean == (0.485, 0.456, 0.406) and ImageSettings().std == (0.229, 0.224, 0.225)
+    assert ImageSettings(channels=2).mean == (0.5, 0.5) and ImageSettings(channels=1).std == (0.25,)
+    assert ImageSettings(channels=2, mean=(0.1, 0.2)).std == (0.25, 0.25)
     for wrong, words in (
         ({"channels": 2, "mean": [0.5]}, r"images.*mean: 1 numbers for images\.channels=2"),
         ({"std": [1.0, 1.0]}, r"std: 2 numbers for images\.channels=3"),
@@ -679,29 +679,29 @@ def test_statistics_follow_the_number_of_channels() -> None:
 def test_gray_and_colour_turn_into_each_other_as_in_pillow_and_nothing_else_does() -> None:
     colour = draw(40, 50, 3)
     luma = np.asarray(Image.fromarray(colour).convert("L"))
-    np.testing.assert_array_equal(channels_of(colour, Images(channels=1))[..., 0], luma)
+    np.testing.assert_array_equal(channels_of(colour, ImageSettings(channels=1))[..., 0], luma)
     gray = draw(9, 7, 1)
-    np.testing.assert_array_equal(channels_of(gray, Images()), np.asarray(Image.fromarray(gray[..., 0]).convert("RGB")))
-    assert channels_of(colour, Images()) is colour  # as it is, at no cost
-    np.testing.assert_array_equal(channels_of(channels_of(gray, Images()), Images(channels=1)), gray)
+    np.testing.assert_array_equal(channels_of(gray, ImageSettings()), np.asarray(Image.fromarray(gray[..., 0]).convert("RGB")))
+    assert channels_of(colour, ImageSettings()) is colour  # as it is, at no cost
+    np.testing.assert_array_equal(channels_of(channels_of(gray, ImageSettings()), ImageSettings(channels=1)), gray)
     deep = colour.astype(np.uint16) * 257  # 255 -> 65535
-    np.testing.assert_allclose(channels_of(deep, Images(channels=1))[..., 0] * 255, luma, atol=0.51)
+    np.testing.assert_allclose(channels_of(deep, ImageSettings(channels=1))[..., 0] * 255, luma, atol=0.51)
     for have, want in ((13, 3), (3, 13), (4, 3), (2, 1), (1, 2)):
         with pytest.raises(BandsError, match=rf"{have} bands?, and images\.channels is {want}; set images\.channels={have}"):
-            channels_of(draw(4, 4, have), Images(channels=want))
+            channels_of(draw(4, 4, have), ImageSettings(channels=want))
 
 
 def test_deep_values_are_in_units_of_white() -> None:
     values = np.array([[[0], [10_000], [65_535]]], np.uint16)
     for white, expected in ((None, [0, 10_000 / 65_535, 1]), (10_000.0, [0, 1, 6.5535])):
-        got = channels_of(values, Images(channels=1, white=white))
+        got = channels_of(values, ImageSettings(channels=1, white=white))
         assert got.dtype == np.float32
         np.testing.assert_allclose(got[0, :, 0], expected, rtol=1e-6)
     floats = np.array([[[0.25], [2.0]]], np.float32)
-    np.testing.assert_array_equal(channels_of(floats, Images(channels=1)), floats)
-    np.testing.assert_array_equal(channels_of(floats, Images(channels=1, white=2.0)), floats / 2)
+    np.testing.assert_array_equal(channels_of(floats, ImageSettings(channels=1)), floats)
+    np.testing.assert_array_equal(channels_of(floats, ImageSettings(channels=1, white=2.0)), floats / 2)
     shallow = draw(3, 3, 1)
-    assert channels_of(shallow, Images(channels=1, white=2.0)) is shallow
+    assert channels_of(shallow, ImageSettings(channels=1, white=2.0)) is shallow
 
 
 @pytest.mark.parametrize("size", [(8, 8), (13, 40)])
@@ -712,7 +712,7 @@ def test_bands_are_resized_one_by_one_as_pillow_does(size: tuple[int, int]) -> N
     for b in range(13):
         expected = np.asarray(Image.fromarray(bytes_[..., b]).resize(size[::-1], Image.Resampling.BILINEAR))
         assert np.abs(got[b].numpy().astype(int) - expected).max() <= 2
-    floats = channels_of(deep, Images(channels=5))
+    floats = channels_of(deep, ImageSettings(channels=5))
     got = centre_crop(floats[:, :23], *size) if size == (8, 8) else resize(floats, *size)
     source = floats[:, :23] if size == (8, 8) else floats
     for b in range(5):
@@ -721,7 +721,7 @@ def test_bands_are_resized_one_by_one_as_pillow_does(size: tuple[int, int]) -> N
 
 
 def test_floats_are_normalised_without_a_255() -> None:
-    s = Images(channels=2, mean=(0.5, 0.1), std=(0.25, 0.5))
+    s = ImageSettings(channels=2, mean=(0.5, 0.1), std=(0.25, 0.5))
     x = torch.tensor([0.75, 0.6]).view(1, 2, 1, 1)
     np.testing.assert_allclose(normalise(x, s).flatten(), [1.0, 1.0], rtol=1e-6)
     np.testing.assert_allclose(normalise(torch.full((1, 2, 1, 1), 255, dtype=torch.uint8), s).flatten(), [2.0, 1.8], rtol=1e-6)
@@ -731,7 +731,7 @@ def test_a_batch_of_both_depths_holds_the_same_values(tmp_path: Path) -> None:
     gray = draw(8, 8)
     for i in range(4):
         Image.fromarray(gray if i % 2 else gray.astype(np.uint16) * 257).save(tmp_path / f"{i}.png")
-    images = Images(size=8, channels=1, crop_scale=(1, 1), crop_aspect=(1, 1))
+    images = ImageSettings(size=8, channels=1, crop_scale=(1, 1), crop_aspect=(1, 1))
     batch = Loader(FolderSource(tmp_path), images, LAW, (4, 4), 4, 0).batch(0)
     assert batch.images.dtype == torch.float32
     np.testing.assert_allclose(batch.images.numpy(), np.broadcast_to(gray / 255, (4, 1, 8, 8)), atol=1e-6)
@@ -742,12 +742,12 @@ def test_a_batch_of_both_depths_holds_the_same_values(tmp_path: Path) -> None:
 def test_a_wrong_number_of_channels_is_said_before_the_run_and_one_odd_image_is_a_bad_one(tmp_path: Path) -> None:
     source = eurosat_bands(tmp_path / "all")
     with pytest.raises(UserError, match=r"13 bands, and images\.channels is 3; set images\.channels=13") as caught:
-        Loader(source, Images(size=8), LAW, (4, 4), 4, 0)
+        Loader(source, ImageSettings(size=8), LAW, (4, 4), 4, 0)
     assert not isinstance(caught.value, TooManyBadImagesError) and str(tmp_path) in str(caught.value)
     for i in range(8):
         image(tmp_path / "most" / f"{i}.png", seed=i)
     tifffile.imwrite(tmp_path / "most" / "0.tif", draw(8, 8, 13), photometric="minisblack", planarconfig="contig")
-    made = Loader(FolderSource(tmp_path / "most"), Images(size=8), LAW, (4, 4), 9, 0)
+    made = Loader(FolderSource(tmp_path / "most"), ImageSettings(size=8), LAW, (4, 4), 9, 0)
     assert made.batch(0).images.shape == (9, 3, 8, 8)
     assert list(made.bad.values()) == ["has 13 bands, and images.channels is 3; set images.channels=13"]
 

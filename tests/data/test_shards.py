@@ -33,7 +33,7 @@ from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats import prefetch as fetched
 from jepakit.data.formats import remote, shards, tars
 from jepakit.data.formats.prefetch import Fetched, OpenFile
-from jepakit.data.formats.remote import Places, braces, expand, is_pattern, is_remote, natural, shown
+from jepakit.data.formats.remote import DataPaths, braces, expand, is_pattern, is_remote, natural, shown
 from jepakit.data.formats.shards import ShardSource, shards_of, tar_shards
 from jepakit.data.opening import absolute, open_source
 from jepakit.data.sources import fingerprint
@@ -685,11 +685,11 @@ class Afar(MemoryFileSystem):
         Path(lpath).write_bytes(data[: len(data) - self.cut])
 
 
-def afar(count: int, each: int = 4) -> tuple[Afar, Places]:
+def afar(count: int, each: int = 4) -> tuple[Afar, DataPaths]:
     fs = Afar()
     for k in range(count):
         fs.pipe(f"/s-{k}.tar", tar(images(each * k, each)))
-    return fs, Places(fs, tuple(f"/s-{k}.tar" for k in range(count)))
+    return fs, DataPaths(fs, tuple(f"/s-{k}.tar" for k in range(count)))
 
 
 def until(done: Callable[[], bool]) -> None:
@@ -764,7 +764,7 @@ def test_the_last_used_and_the_soon_wanted_are_kept() -> None:
 def test_what_is_wanted_soon_is_fetched_behind_the_readers_back_in_order_and_no_more_than_fits() -> None:
     fs, places = afar(9)
     fs.pipe("/empty.tar", tar([("note.txt", b"")]))
-    source = shards_of(Places(fs, ("/empty.tar", *places.paths)), "x", None)
+    source = shards_of(DataPaths(fs, ("/empty.tar", *places.paths)), "x", None)
     fetched = source.fetched
     assert fetched is not None
     fs.fetches.clear()
@@ -820,7 +820,7 @@ def test_a_shard_that_cannot_be_fetched_is_a_user_error_before_and_a_bad_image_w
         shards_of(places, "x", None)
     fs.rm("/s-3.tar")
     with pytest.raises(UserError, match=r"the shard /s-3\.tar is not found"):
-        shards_of(Places(fs, places.paths[1:]), "x", None)
+        shards_of(DataPaths(fs, places.paths[1:]), "x", None)
 
 
 def remove_cache() -> None:

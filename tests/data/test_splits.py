@@ -25,16 +25,16 @@ from jepakit.config.config import resolve
 from jepakit.core.errors import UserError
 from jepakit.data.formats.folder import FolderSource
 from jepakit.data.formats.pack import pack
-from jepakit.data.labels.folder_layout import read_layout
+from jepakit.data.labels.folder_split import read_layout
 from jepakit.data.labels.split_words import split_of
 from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
 from jepakit.data.sets.emoji import EmojiSource
-from jepakit.data.sources import ArraySource, Blocks, Labels, Source, fifths
+from jepakit.data.sources import ArraySource, Blocks, Labels, Source, every_fifth_held_out
 from jepakit.data.training_part import TrainingPart, held_out, training_part, with_split
 from jepakit.evaluation.results import results_table
 from jepakit.evaluation.tasks import evaluate
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 from jepakit.model.masking.masks import MultiBlock
 from jepakit.planning.check import check
 from jepakit.planning.check_results import check_table
@@ -261,7 +261,7 @@ SETS = [in_a_folder, in_parquet, in_tars, in_npz, in_cifar, in_a_pack, in_a_pack
 @pytest.mark.parametrize("layout", SETS, ids=lambda layout: layout.__name__)
 def test_of_a_set_with_a_split_of_its_own_no_held_out_image_is_seen(tmp_path: Path, layout: Any) -> None:
     source = open_source(str(layout(tmp_path / "set")))
-    images = with_split(Images(size=16), source)
+    images = with_split(ImageSettings(size=16), source)
     assert images.split == "train"
     part, held = training_part(source, images), held_out(source)
     assert held is not None and len(part) == (~held).sum() == (15 if layout is in_cifar else 12)
@@ -269,13 +269,13 @@ def test_of_a_set_with_a_split_of_its_own_no_held_out_image_is_seen(tmp_path: Pa
     assert max(shades) < 20 and any(int(source.read(int(i)).flat[0]) % 40 >= 20 for i in np.flatnonzero(held))
     for batch in Loader(part, images, MultiBlock(min_keep=2), (4, 4), 4, 0)(0, 6):
         assert set((batch.images.flatten(1)[:, 0] % 40).tolist()) <= shades
-    everything = training_part(source, with_split(Images(size=16, split="all"), source))
+    everything = training_part(source, with_split(ImageSettings(size=16, split="all"), source))
     assert everything is source
 
 
 def test_the_emoji_are_trained_on_without_the_identities_of_the_test() -> None:
     source = EmojiSource()
-    part = training_part(source, with_split(Images(size=32), source))
+    part = training_part(source, with_split(ImageSettings(size=32), source))
     assert isinstance(part, TrainingPart) and source.labels is not None and source.labels.clusters is not None
     identities = source.labels.clusters
     assert not set(identities[part.ids]) & set(identities[source.labels.test]) and len(part) == (~source.labels.test).sum()
@@ -285,13 +285,13 @@ def test_without_a_split_of_its_own_all_is_trained_on_unless_it_is_said(tmp_path
     for name in ("cat", "dog"):
         folder(tmp_path / "own", 10, sub=name)
     source = FolderSource(tmp_path / "own")
-    assert with_split(Images(), source).split == "all"
-    part = training_part(source, with_split(Images(split="train"), source))
+    assert with_split(ImageSettings(), source).split == "all"
+    part = training_part(source, with_split(ImageSettings(split="train"), source))
     assert source.labels is not None and len(part) == 16
     assert {part.title(i) for i in range(16)} == {source.title(int(i)) for i in np.flatnonzero(~source.labels.test)}
     folder(tmp_path / "flat", 4)
     with pytest.raises(UserError, match="neither a split of its own nor labels"):
-        with_split(Images(split="train"), FolderSource(tmp_path / "flat"))
+        with_split(ImageSettings(split="train"), FolderSource(tmp_path / "flat"))
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=8), st.data())
@@ -341,7 +341,7 @@ def test_a_run_of_before_there_was_a_split_goes_on_with_all(tmp_path: Path) -> N
 
 def coloured() -> Source:
     values = np.arange(20) % 2
-    return ArraySource("s", np.zeros((20, 16, 16, 3), np.uint8), Labels("l", ("a", "b"), values, fifths(values)))
+    return ArraySource("s", np.zeros((20, 16, 16, 3), np.uint8), Labels("l", ("a", "b"), values, every_fifth_held_out(values)))
 
 
 def test_resuming_sees_the_same_part(tmp_path: Path) -> None:
@@ -472,7 +472,7 @@ def test_where_the_own_test_has_no_labels_what_is_tested_on_instead_is_held_out_
     source = open_source(str(data))
     held = held_out(source)
     assert source.labels is not None and held is not None and held.sum() == 6 and source.labels.test.sum() == 4
-    part = training_part(source, with_split(Images(), source))
+    part = training_part(source, with_split(ImageSettings(), source))
     assert isinstance(part, TrainingPart) and len(part) == 16 and not (held | source.labels.test)[part.ids].any()
     with caplog.at_level(logging.INFO, "jepakit"):
         run = pretrain(data, tmp_path / "run", set=TINY).path

@@ -34,7 +34,7 @@ from jepakit.data.formats import remote, tables
 from jepakit.data.formats.arrow import ArrowSource, arrow
 from jepakit.data.formats.npz import npz
 from jepakit.data.formats.parquet import ParquetSource, parquet_files
-from jepakit.data.formats.remote import Places, expand
+from jepakit.data.formats.remote import DataPaths, expand
 from jepakit.data.opening import open_source
 from jepakit.data.order import order
 from jepakit.data.sources import Labels, Source
@@ -328,14 +328,14 @@ class Flaky(MemoryFileSystem):  # type: ignore[misc]
 
 
 @contextmanager
-def afar(paths: dict[str, pa.Table], monkeypatch: pytest.MonkeyPatch) -> Iterator[Places]:
+def afar(paths: dict[str, pa.Table], monkeypatch: pytest.MonkeyPatch) -> Iterator[DataPaths]:
     monkeypatch.setattr(remote, "PAUSES", (0.0, 0.0, 0.0))
     fs = Flaky()
     fs.store = {}  # type: ignore[misc]
     for path, content in paths.items():
         with fs.open(path, "wb") as file:
             pq.write_table(content, file, row_group_size=4)
-    yield Places(fs, tuple(paths))
+    yield DataPaths(fs, tuple(paths))
     finished()
 
 

@@ -32,16 +32,16 @@ from jepakit.evaluation.dense.detection import Pyramid, mask_rcnn, pyramid_block
 from jepakit.evaluation.dense.iou import confusion, iou, miou, pixel_accuracy, resamples
 from jepakit.evaluation.dense.patch_tokens import PatchTokens
 from jepakit.evaluation.dense.segmentation import PixelHead, _cached, segmentation
-from jepakit.model.conditioning import EncoderPositions
+from jepakit.model.conditioning import PositionConditioning
 from jepakit.model.encoder import Encoder
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 from jepakit.model.vit import ViT, ViTConfig
 
 
-def encoder(patch: int = 4, size: int = 16, depth: int = 1, conditioning: EncoderPositions | None = None) -> Encoder:
+def encoder(patch: int = 4, size: int = 16, depth: int = 1, conditioning: PositionConditioning | None = None) -> Encoder:
     torch.manual_seed(0)
     config = ViTConfig(patch_size=patch, width=16, depth=depth, heads=2)
-    return Encoder(ViT(config, (size // patch, size // patch)), Images(size=size), conditioning).eval()
+    return Encoder(ViT(config, (size // patch, size // patch)), ImageSettings(size=size), conditioning).eval()
 
 
 def save(path: Path, array: NDArray[np.uint8], mode: str | None = None) -> None:
@@ -509,7 +509,7 @@ def test_a_conditioned_encoder_is_conditioned_in_the_pyramid_too() -> None:
     images = torch.randn(1, 3, 64, 64)
     torch.manual_seed(1)
     plain = Pyramid(encoder(16, 64, depth=4), out_channels=8)
-    told = Pyramid(encoder(16, 64, depth=4, conditioning=EncoderPositions()), out_channels=8)
+    told = Pyramid(encoder(16, 64, depth=4, conditioning=PositionConditioning()), out_channels=8)
     told.load_state_dict(plain.state_dict())
     assert not torch.allclose(plain(images)["2"], told(images)["2"])
     torch.testing.assert_close(told._tokens(images)[-1], told.encoder(images).transpose(1, 2).unflatten(2, (4, 4)))

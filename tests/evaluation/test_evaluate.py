@@ -22,7 +22,7 @@ from jepakit.config.config import Config, overrides, resolve
 from jepakit.core.errors import UserError
 from jepakit.data.crops import centre_crop
 from jepakit.data.formats.folder import FolderSource
-from jepakit.data.sources import ArraySource, Labels, Source, fifths
+from jepakit.data.sources import ArraySource, Labels, Source, every_fifth_held_out
 from jepakit.evaluation.compare import Difference, corrected, paired
 from jepakit.evaluation.features import pca
 from jepakit.evaluation.probes.finetune_recipe import recipe_for
@@ -37,7 +37,7 @@ from jepakit.model.images import normalise
 from jepakit.model.jepa import JEPA
 from jepakit.model.metrics import rankme
 from jepakit.reporting import report
-from jepakit.training.online import PROBE_STEP, TEST_SHARE, Online
+from jepakit.training.online_probe import MAX_PROBE_SHARE, STEP_COST, OnlineProbe
 from jepakit.training.train import pretrain
 
 TINY = [
@@ -253,7 +253,7 @@ def test_the_halves_are_rows_of_the_samples_with_their_own_labels_and_clusters()
 @pytest.mark.parametrize("n, limit", [(96, 20), (100, 30), (1000, 100), (46, 10), (60, 60), (60, 100)])
 def test_a_limit_keeps_that_many_samples_of_both_halves_and_every_class(n: int, limit: int) -> None:
     values = np.repeat(np.arange(2), [n // 2 // 5 * 5, n - n // 2 // 5 * 5])
-    labels, source = labels_of(values, fifths(values)), ArraySource("s", grey(1), None)
+    labels, source = labels_of(values, every_fifth_held_out(values)), ArraySource("s", grey(1), None)
     ids = labelled(source, labels, limit)
     assert len(np.unique(ids)) == len(ids) == min(n, limit)
     split = train_and_test(source, labels, ids)  # a fifth is held out, and the step between samples must not step over it
@@ -578,13 +578,13 @@ def config_of(*words: str, **run: Any) -> Config:
 def coloured(n: int, classes: int = 2) -> ArraySource:
     values = np.arange(n) % classes
     images = grey(n) // 3 + (50 * values[:, None, None, None]).astype(np.uint8)
-    return ArraySource("coloured", images, labels_of(values, fifths(values)))
+    return ArraySource("coloured", images, labels_of(values, every_fifth_held_out(values)))
 
 
 def test_a_look_is_the_neighbours_accuracy_on_its_own_images(monkeypatch: pytest.MonkeyPatch) -> None:
     config, source = config_of(probe_images=30), coloured(90, 3)
     jepa = build_jepa(config)
-    online = Online.prepare(config, source, 10)
+    online = OnlineProbe.prepare(config, source, 10)
     assert online is not None and online.labels is not None and source.labels is not None
     all_seen = torch.stack([centre_crop(image, 16, 16) for image in source.images])
     ids = [int((all_seen == image).flatten(1).all(1).nonzero().item()) for image in online.images]
@@ -599,7 +599,7 @@ def test_a_look_is_the_neighbours_accuracy_on_its_own_images(monkeypatch: pytest
     expected = (knn(x[~held], online.labels[~held], x[held]) == online.labels[held]).double().mean()
     assert online.probe(jepa, config, torch.float32) == {"probe/knn": pytest.approx(float(expected))}
     sizes = []
-    monkeypatch.setattr("jepakit.training.online.knn", lambda *xs: sizes.extend(map(len, xs)) or xs[1][:10])
+    monkeypatch.setattr("jepakit.training.online_probe.knn", lambda *xs: sizes.extend(map(len, xs)) or xs[1][:10])
     online.probe(jepa, config, torch.float32)
     assert sizes == [20, 20, 10]  # what is tested is not among the neighbours
 
@@ -619,9 +619,9 @@ def load_like(jepa: JEPA, config: Config) -> Encoder:
 def test_without_labels_to_probe_a_look_is_rankme(labels: str) -> None:
     config, source = config_of(probe_images=12), coloured(40)
     values = {"of one class": np.zeros(40, np.int64), "unknown": np.full(40, -1)}.get(labels, np.arange(40) % 2)
-    test = {"all in training": np.zeros(40, bool), "all in the test": np.ones(40, bool)}.get(labels, fifths(values))
+    test = {"all in training": np.zeros(40, bool), "all in the test": np.ones(40, bool)}.get(labels, every_fifth_held_out(values))
     source.labels = None if labels == "none" else Labels("kind", ("a", "b"), values, test)
-    online, jepa = Online.prepare(config, source, 10), build_jepa(config)
+    online, jepa = OnlineProbe.prepare(config, source, 10), build_jepa(config)
     assert online is not None
     moved(jepa)
     seen = online.probe(jepa, config, torch.float32)
@@ -638,7 +638,7 @@ def test_a_look_asks_for_no_class_that_it_has_not_shown_and_says_so_once(caplog:
     source.labels = Labels("kind", ("a", "b", "c"), values, test)
     config = config_of(probe_images=60)
     with caplog.at_level(logging.WARNING, "jepakit"):
-        online, jepa = Online.prepare(config, source, 10), build_jepa(config)
+        online, jepa = OnlineProbe.prepare(config, source, 10), build_jepa(config)
         assert online is not None and online.labels is not None
         seen = [online.probe(jepa, config, torch.float32) for _ in range(2)]
     assert caplog.text.count("leaves out 5 of its 20 held-out images: they are of 1 classes") == 1
@@ -666,7 +666,7 @@ def test_a_look_that_could_only_be_wrong_or_right_is_rankme_and_says_why(
     test = {"all in training": test & False, "all in the test": test | True}.get(case, test)
     source = ArraySource("greys", grey(40), Labels("kind", tuple("abcd"), values, test))
     with caplog.at_level(logging.WARNING, "jepakit"):
-        online = Online.prepare(config_of(probe_images=40), source, 10)
+        online = OnlineProbe.prepare(config_of(probe_images=40), source, 10)
     assert online is not None and online.probe(build_jepa(config := config_of()), config, torch.float32).keys() == {
         "probe/rankme"
     }
@@ -674,7 +674,7 @@ def test_a_look_that_could_only_be_wrong_or_right_is_rankme_and_says_why(
 
 
 def test_a_look_at_fewer_training_images_than_neighbours_has_all_of_them_vote() -> None:
-    online = Online.prepare(config_of(probe_images=9), coloured(90, 3), 10)
+    online = OnlineProbe.prepare(config_of(probe_images=9), coloured(90, 3), 10)
     assert online is not None and online.labels is not None and int((~online.test).sum()) == 6
     x = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     train, labels = x[~online.test], online.labels[~online.test]
@@ -685,15 +685,15 @@ def test_the_images_of_a_look_are_a_function_of_the_seed_and_none_for_zero() -> 
     source = coloured(60)
 
     def panel(seed: int) -> torch.Tensor:
-        online = Online.prepare(config_of(f"seed={seed}", probe_images=20), source, 10)
+        online = OnlineProbe.prepare(config_of(f"seed={seed}", probe_images=20), source, 10)
         assert online is not None
         return online.images
 
     assert torch.equal(panel(3), panel(3)) and not torch.equal(panel(3), panel(4))
-    assert Online.prepare(config_of(probe_images=0), source, 10) is None
+    assert OnlineProbe.prepare(config_of(probe_images=0), source, 10) is None
     source.images = source.images[:1]
     source.labels = None
-    assert Online.prepare(config_of(probe_images=20), source, 10) is None
+    assert OnlineProbe.prepare(config_of(probe_images=20), source, 10) is None
 
 
 @pytest.mark.parametrize("steps_per_epoch", [1, 7, 50, 2000])
@@ -701,16 +701,16 @@ def test_the_images_of_a_look_are_a_function_of_the_seed_and_none_for_zero() -> 
 def test_looks_take_at_most_three_hundredths_of_the_work_and_fall_on_logged_steps(steps_per_epoch: int, log_every: int) -> None:
     for batch_size in (8, 16, 512):
         config = config_of(f"optim.batch_size={batch_size}", probe_images=48, log_every_steps=log_every)
-        online = Online.prepare(config, coloured(60), steps_per_epoch)
+        online = OnlineProbe.prepare(config, coloured(60), steps_per_epoch)
         assert online is not None and len(online.images) <= 48
-        passes = PROBE_STEP * batch_size * online.every_steps  # of the target encoder over an image, between two looks
-        assert len(online.images) <= TEST_SHARE * passes and online.every_steps % log_every == 0
+        passes = STEP_COST * batch_size * online.every_steps  # of the target encoder over an image, between two looks
+        assert len(online.images) <= MAX_PROBE_SHARE * passes and online.every_steps % log_every == 0
         assert online.every_steps >= steps_per_epoch  # an epoch at least
         assert online.due(2 * online.every_steps) and not online.due(online.every_steps + 1)
         # and no rarer than that asks for: one epoch and one logged step more would do
-        rare = max(len(online.images) / (TEST_SHARE * PROBE_STEP * batch_size), 0) + steps_per_epoch + log_every
+        rare = max(len(online.images) / (MAX_PROBE_SHARE * STEP_COST * batch_size), 0) + steps_per_epoch + log_every
         assert online.every_steps < rare
-    asked = Online.prepare(
+    asked = OnlineProbe.prepare(
         config_of(probe_images=48, probe_every_epochs=3, log_every_steps=log_every), coloured(60), steps_per_epoch
     )
     assert asked is not None and 0 <= asked.every_steps - 3 * steps_per_epoch < log_every
@@ -738,7 +738,7 @@ def test_looks_change_no_weight_and_are_told_in_logged_rows(world: Path, tmp_pat
 def test_the_last_look_is_the_neighbours_accuracy_of_the_saved_encoder(world: Path, tmp_path: Path) -> None:
     run = pretrain(world / "others", tmp_path / "run", method="ijepa", set=[*TINY, "optim.steps=5", "run.probe_images=30"])
     source = FolderSource(world / "others")
-    online, jepa = Online.prepare(run.config, source, 5), build_jepa(run.config)
+    online, jepa = OnlineProbe.prepare(run.config, source, 5), build_jepa(run.config)
     assert online is not None
     jepa.load_state_dict(checkpoint.load_newest(run.checkpoints).tensors["model"])
     assert online.probe(jepa, run.config, torch.float32)["probe/knn"] == run.metrics()[-1]["probe/knn"]
@@ -795,7 +795,7 @@ def test_one_image_of_other_bands_does_not_end_a_run_by_its_look(world: Path, tm
         def raw(self, index: int) -> Any:
             return np.zeros((20, 20, 13), np.uint8) if index == 7 else images[index]
 
-    online = Online.prepare(config_of(probe_images=60), Odd("odd", images, None), 10)
+    online = OnlineProbe.prepare(config_of(probe_images=60), Odd("odd", images, None), 10)
     assert online is not None and len(online.images) == 59
 
 

@@ -13,7 +13,7 @@ from jepakit.evaluation.probes.linear_probe import (
     IMAGENET_LINEAR,
     TRANSFER,
     TRANSFER_CLEVR,
-    Bank,
+    LinearHeads,
     LinearProbe,
     decay,
     linear_probe,
@@ -144,7 +144,7 @@ def test_the_cosine_goes_from_one_to_a_hundredth() -> None:
 def test_on_a_small_set_rate_times_steps_is_what_it_is_on_imagenet_for_weights_alone() -> None:
     x = normal(640, 4)
     for settings in (LinearProbe(), LinearProbe(keep_path=False), TRANSFER):
-        bank = Bank(x, "linear", "last", settings, 3, 0)
+        bank = LinearHeads(x, "linear", "last", settings, 3, 0)
         steps = 640 // bank.batch * settings.epochs
         per_batch = torch.tensor(list(itertools.product(settings.lr, settings.weight_decay)))[:, 0] * bank.batch / 256
         assert torch.allclose(bank.lr, per_batch)
@@ -162,7 +162,7 @@ def plain_logits(kind: str, settings: LinearProbe, x: Tensor, labels: Tensor, se
     found = []
     for lr, wd in itertools.product(settings.lr, settings.weight_decay):
         head = nn.Linear(x.shape[1], int(labels.max()) + 1)
-        start = Bank(x, kind, "last", settings, int(labels.max()) + 1, 0).parameters[0]
+        start = LinearHeads(x, kind, "last", settings, int(labels.max()) + 1, 0).parameters[0]
         head.weight.data, head.bias.data = start[0].T.clone(), torch.zeros_like(head.bias)
         norm = {"linear": nn.Identity(), "bn": nn.BatchNorm1d(x.shape[1], affine=False)}.get(kind) or nn.BatchNorm1d(x.shape[1])
         vectors = [head.bias, *norm.parameters()]
@@ -193,7 +193,7 @@ def test_training_is_that_of_torch_modules(kind: str, optimizer: str) -> None:
     seen = clouds(200, 3, 6, spread=4, seed=5)[0]
     scale = 30.0 if optimizer == "lars" else 1.0  # of rates: a step of LARS is a thousandth of the weights
     settings = LinearProbe(optimizer=optimizer, drops=None, **(TRAINED | {"lr": (0.1 * scale, scale)}))  # type: ignore[arg-type]
-    bank = Bank(x, kind, "last", settings, 3, 0).fit(labels)
+    bank = LinearHeads(x, kind, "last", settings, 3, 0).fit(labels)
     weight, bias, scale_of, shift_of = (*bank.parameters, torch.ones(4, 6), torch.zeros(4, 6))[:4]
     z = seen if kind == "linear" else (seen - bank.mean) / (bank.variance + 1e-5).sqrt()
     logits = torch.einsum("gmd,gdk->gmk", z * scale_of[:, None] + shift_of[:, None], weight) + bias[:, None]
@@ -207,16 +207,18 @@ def test_training_is_that_of_torch_modules(kind: str, optimizer: str) -> None:
 def test_heads_trained_together_are_the_heads_trained_alone(kind: str, optimizer: str) -> None:
     x, labels = clouds(150, 4, 7, spread=3)
     settings = LinearProbe(optimizer=optimizer, **TRAINED)  # type: ignore[arg-type]
-    together = Bank(x, kind, "last", settings, 4, 0).fit(labels)
+    together = LinearHeads(x, kind, "last", settings, 4, 0).fit(labels)
     assert len(together.grid) == 4 and together.batch < len(x)
     for g, head in enumerate(together.grid):
         alone = settings.model_copy(update={"lr": (head.lr,), "weight_decay": (head.weight_decay,)})
-        for ours, theirs in zip(together.parameters, Bank(x, kind, "last", alone, 4, 0).fit(labels).parameters, strict=True):
+        for ours, theirs in zip(
+            together.parameters, LinearHeads(x, kind, "last", alone, 4, 0).fit(labels).parameters, strict=True
+        ):
             np.testing.assert_allclose(ours[g], theirs[0], rtol=1e-4, atol=1e-6)
 
 
 def test_an_epoch_sees_each_sample_once_in_a_new_order_of_whole_batches() -> None:
-    bank = Bank(normal(640, 3), "bn", "last", LinearProbe(epochs=4), 2, 0)
+    bank = LinearHeads(normal(640, 3), "bn", "last", LinearProbe(epochs=4), 2, 0)
     steps = list(bank._steps())
     assert len(steps) == 4 * (640 // bank.batch) and {len(rows) for _, rows in steps} == {bank.batch}
     epochs = np.concatenate([rows for _, rows in steps]).reshape(4, -1)
@@ -233,7 +235,7 @@ def test_heads_behind_a_batch_norm_do_not_feel_the_scale_of_a_feature() -> None:
 
     def predicted(kind: str, scaled: bool) -> Tensor:
         a, b = (s * stretch + shift if scaled else s for s in (x, seen))
-        return Bank(a, kind, "last", settings, 3, 0).fit(labels).predict(b)
+        return LinearHeads(a, kind, "last", settings, 3, 0).fit(labels).predict(b)
 
     assert share(predicted("bn", True), predicted("bn", False)) > 0.995  # rounding and epsilon may turn a close one
     assert share(predicted("linear", True), predicted("linear", False)) < 0.95

@@ -20,7 +20,7 @@ from jepakit.core.errors import UserError
 from jepakit.data.decoding.pixels import BadImageError, Pixels
 from jepakit.data.formats.shards import ShardSource
 from jepakit.data.opening import open_source
-from jepakit.data.samples import ahead, read_each
+from jepakit.data.samples import read_ahead, read_many
 from jepakit.data.sources import ArraySource, Labels
 from jepakit.data.threads import StoppedError, StuckError
 from jepakit.evaluation import features
@@ -32,7 +32,7 @@ from jepakit.evaluation.probes.finetune_recipe import FineTuning
 from jepakit.evaluation.probes.spectrum import LiDAR, lidar_rows
 from jepakit.evaluation.tasks import _readable
 from jepakit.model.encoder import Encoder
-from jepakit.training.online import Online
+from jepakit.training.online_probe import OnlineProbe
 from jepakit.training.train import pretrain
 from test_prefetch import EACH, Slow, alone, in_shards, png
 from test_resume import TINY
@@ -65,9 +65,9 @@ def test_a_look_fetches_few_shards_and_each_once_and_has_the_images_of_a_local_c
     if labelled:
         test = np.arange(len(source)) % 3 == 2
         source.labels = local.labels = Labels("x", ("a", "b"), np.arange(len(source)) % 2, test)  # type: ignore[misc]
-    here = Online.prepare(config_of(), local, 100)
+    here = OnlineProbe.prepare(config_of(), local, 100)
     store.asked.clear()
-    there = Online.prepare(config_of(), source, 100)
+    there = OnlineProbe.prepare(config_of(), source, 100)
     assert here is not None and there is not None and len(there.images) == 20
     assert torch.equal(here.images, there.images) and torch.equal(here.test, there.test)
     assert int(there.test.sum()) == (6 if labelled else 0)
@@ -78,7 +78,7 @@ def test_a_look_fetches_few_shards_and_each_once_and_has_the_images_of_a_local_c
 def test_a_look_at_more_than_can_be_held_fetches_each_shard_once() -> None:
     store = Slow()
     source = in_shards(store, 30)
-    look = Online.prepare(config_of(probe_images=25 * EACH - 3), source, 100)
+    look = OnlineProbe.prepare(config_of(probe_images=25 * EACH - 3), source, 100)
     assert look is not None and len(look.images) == 25 * EACH - 3
     assert len(store.asked) == len(set(store.asked)) == 25
 
@@ -89,7 +89,7 @@ def test_a_look_at_shards_that_never_come_ends_when_it_is_asked_to() -> None:
     store.before = lambda path: (stop.set(), answer.wait(60), None)[2]
     try:
         with pytest.raises(StoppedError):
-            Online.prepare(config_of(), source, 100, stop)
+            OnlineProbe.prepare(config_of(), source, 100, stop)
     finally:
         answer.set()
 
@@ -120,11 +120,11 @@ def hanging() -> Iterator[Hanging]:
 
 def test_a_look_leaves_out_what_does_not_come_in_time_and_a_dead_storage_is_said(hanging: Hanging) -> None:
     hanging.labels = None
-    look = Online.prepare(config_of(probe_images=40, read_timeout_seconds=0.2), hanging, 100)
+    look = OnlineProbe.prepare(config_of(probe_images=40, read_timeout_seconds=0.2), hanging, 100)
     assert look is not None and len(look.images) == 38
     hanging.hang = set(range(40))
     with pytest.raises(StuckError):
-        Online.prepare(config_of(probe_images=40, read_timeout_seconds=0.1, loader_threads=16), hanging, 100)
+        OnlineProbe.prepare(config_of(probe_images=40, read_timeout_seconds=0.1, loader_threads=16), hanging, 100)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -141,7 +141,7 @@ def test_a_signal_during_the_first_look_ends_the_run_politely(
         return real(*of)
 
     with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "jepakit"):
-        patch.setattr("jepakit.training.online.as_seen", hang)
+        patch.setattr("jepakit.training.online_probe.as_seen", hang)
         run = pretrain(tmp_path, tmp_path / "run", method="ijepa", set=[*TINY, "run.loader_threads=1"])
     answer.set()
     assert not run.finished and "stopped at step 0 of" in caplog.text and f"--resume {run.path}" in caplog.text
@@ -221,8 +221,8 @@ def test_evaluation_of_shards_fetches_each_once(caplog: pytest.LogCaptureFixture
 
 def test_what_is_read_comes_in_the_order_that_was_asked_for() -> None:
     source, ids = in_shards(Slow(), 10), np.random.default_rng(0).permutation(10 * EACH)
-    assert read_each(source, ids, source.raw) == [png(int(i)) for i in ids]
-    assert read_each(source, ids[:0], source.raw) == []
+    assert read_many(source, ids, source.raw) == [png(int(i)) for i in ids]
+    assert read_many(source, ids[:0], source.raw) == []
 
 
 def test_what_is_made_ahead_comes_in_order_ends_with_its_error_and_is_left_alone() -> None:
@@ -235,10 +235,10 @@ def test_what_is_made_ahead_comes_in_order_ends_with_its_error_and_is_left_alone
         raise UserError("the end")
 
     with pytest.raises(UserError, match="the end"):
-        assert [*ahead(items(5))]
-    assert made == list(range(5)) and next(ahead(iter([ValueError("an item")]))).args == ("an item",)
+        assert [*read_ahead(items(5))]
+    assert made == list(range(5)) and next(read_ahead(iter([ValueError("an item")]))).args == ("an item",)
     made.clear()
-    for i in ahead(items(1000)):
+    for i in read_ahead(items(1000)):
         if i == 3:
             break
     assert len(made) < 10

@@ -23,7 +23,7 @@ from jepakit.model.metrics import rankme
 from jepakit.reporting import report
 from jepakit.study.cells import BASE, Cell
 from jepakit.study.table import row_of, value_of
-from jepakit.training.online import Online
+from jepakit.training.online_probe import OnlineProbe
 from jepakit.training.train import pretrain
 
 TINY = [
@@ -71,7 +71,7 @@ def test_export_load_look_table_and_study_are_of_one_encoder_and_name_it(method:
         assert all(torch.equal(own[key], value) for key, value in saved(run, explicit).items())
 
     source = FolderSource(Path(run.config.data or ""))
-    jepa, online = build_jepa(run.config), Online.prepare(run.config, source, 5)
+    jepa, online = build_jepa(run.config), OnlineProbe.prepare(run.config, source, 5)
     jepa.load_state_dict(checkpoint.load_newest(run.checkpoints).tensors["model"])
     assert online is not None and jepa.to_use is getattr(jepa, which)
     told = online.probe(jepa, run.config, torch.float32)["probe/knn"]

@@ -25,9 +25,9 @@ from jepakit.evaluation.probes.finetune_recipe import MAE, FineTuning, layer_sca
 from jepakit.evaluation.probes.knn import knn
 from jepakit.evaluation.probes.logistic import STRENGTHS, logistic, standardised, validation_fifth
 from jepakit.evaluation.probes.low_shot import drawn, draws_interval, low_shot, names_in
-from jepakit.model.conditioning import EncoderPositions
+from jepakit.model.conditioning import PositionConditioning
 from jepakit.model.encoder import Encoder
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 from jepakit.model.layout import Layout
 from jepakit.model.vit import VIT_SIZES, ViT, ViTConfig
 
@@ -355,10 +355,10 @@ def test_the_recipe_follows_the_shape_of_the_encoder(size: str, expected: tuple[
     assert (recipe.epochs, recipe.base_lr, recipe.layer_decay, recipe.drop_path) == expected
 
 
-def tiny(conditioning: EncoderPositions | None = None, depth: int = 3, size: int = 16) -> Encoder:
+def tiny(conditioning: PositionConditioning | None = None, depth: int = 3, size: int = 16) -> Encoder:
     torch.manual_seed(0)
     vit = ViT(ViTConfig(patch_size=4, width=16, depth=depth, heads=2), (size // 4, size // 4))
-    return Encoder(vit, Images(size=size, mean=(0.5,) * 3, std=(0.25,) * 3), conditioning).requires_grad_(False)
+    return Encoder(vit, ImageSettings(size=size, mean=(0.5,) * 3, std=(0.25,) * 3), conditioning).requires_grad_(False)
 
 
 def test_groups_hold_every_parameter_once_and_vectors_do_not_decay() -> None:
@@ -445,8 +445,8 @@ def test_drop_path_rises_over_depth_to_its_rate() -> None:
     assert finetune_recipe.drop_rates(1, 0.3) == [0.0]
 
 
-@pytest.mark.parametrize("conditioning", [None, EncoderPositions(infer_kernel=2, infer_stride=2)])
-def test_without_drop_path_the_classifier_sees_what_the_encoder_gives(conditioning: EncoderPositions | None) -> None:
+@pytest.mark.parametrize("conditioning", [None, PositionConditioning(infer_kernel=2, infer_stride=2)])
+def test_without_drop_path_the_classifier_sees_what_the_encoder_gives(conditioning: PositionConditioning | None) -> None:
     encoder, images = tiny(conditioning), normal(4, 3, 16, 16)
     encoder.vit.norm.weight.copy_(torch.linspace(0.5, 2, 16))
     encoder.vit.norm.bias.copy_(torch.linspace(-1, 2, 16))  # else a norm of a norm is that norm
@@ -462,7 +462,7 @@ def test_without_drop_path_the_classifier_sees_what_the_encoder_gives(conditioni
 
 
 def test_an_image_whose_branches_are_all_dropped_is_its_patch_embedding_and_others_do_not_notice() -> None:
-    encoder, images = tiny(EncoderPositions(infer_kernel=2, infer_stride=2)), normal(3, 3, 16, 16)
+    encoder, images = tiny(PositionConditioning(infer_kernel=2, infer_stride=2)), normal(3, 3, 16, 16)
     model = Classifier(encoder, 5, FineTuning(), seed=0)
     for block in model.encoder.vit.blocks:
         block.rate = 0.5  # type: ignore[assignment]
@@ -538,8 +538,8 @@ def test_fine_tuning_learns_what_the_frozen_encoder_does_not_show_and_leaves_it_
     assert not any(p.requires_grad for p in encoder.parameters()) and type(encoder.vit.norm) is nn.LayerNorm
 
 
-@pytest.mark.parametrize("conditioning", [None, EncoderPositions(infer_kernel=2, infer_stride=2)])
-def test_fine_tuning_twice_gives_the_same_bits_and_another_seed_others(conditioning: EncoderPositions | None) -> None:
+@pytest.mark.parametrize("conditioning", [None, PositionConditioning(infer_kernel=2, infer_stride=2)])
+def test_fine_tuning_twice_gives_the_same_bits_and_another_seed_others(conditioning: PositionConditioning | None) -> None:
     source, train, test = Stripes(60), np.arange(10, 60), np.arange(10)
     settings = QUICK.model_copy(update={"epochs": 3, "warmup_epochs": 1})
     encoder = tiny(conditioning, depth=2)
@@ -553,12 +553,12 @@ def test_fine_tuning_twice_gives_the_same_bits_and_another_seed_others(condition
 def test_training_images_are_cropped_unless_the_label_speaks_of_the_whole(whole: bool) -> None:
     source = Stripes(4, whole=whole)
     settings = QUICK.model_copy(update={"crop_scale": (0.1, 0.2), "flip": False})
-    view = ft._View(source, Images(size=16), whole, settings, seed=0)
+    view = ft._View(source, ImageSettings(size=16), whole, settings, seed=0)
     shown = [view(2, epoch) for epoch in range(3)]
     full = torch.from_numpy(source.images[2]).permute(2, 0, 1)
     assert all(torch.equal(image, full) for image in shown) == whole and torch.equal(view(2, None), full)
     assert torch.equal(view(2, 1), shown[1]) and torch.equal(shown[0], shown[1]) == whole
-    flipped = ft._View(source, Images(size=16), True, QUICK, seed=0)
+    flipped = ft._View(source, ImageSettings(size=16), True, QUICK, seed=0)
     ways = [torch.equal(flipped(2, e), full) for e in range(40)]
     assert 5 < sum(ways) < 35 and all(torch.equal(flipped(2, e), full.flip(2)) for e in range(40) if not ways[e])
 

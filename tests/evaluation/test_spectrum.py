@@ -13,7 +13,7 @@ from jepakit.core.errors import UserError
 from jepakit.data.crops import centre_crop, crop_boxes, resize
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.sources import ArraySource
-from jepakit.evaluation.features import RAW, Frozen, extract
+from jepakit.evaluation.features import RAW, FrozenFeatures, extract
 from jepakit.evaluation.probes import spectrum
 from jepakit.evaluation.probes.spectrum import LiDAR, RankMe, lidar_rows, rankme_rows
 from jepakit.model.encoder import Encoder
@@ -242,7 +242,7 @@ def test_lidar_warns_where_the_images_and_not_the_encoder_bound_it(n: int, warne
 @pytest.mark.parametrize("n, warned", [(8, True), (WIDTH - 1, True), (WIDTH + 1, False)])
 def test_rankme_warns_where_the_images_and_not_the_encoder_bound_it(n: int, warned: bool) -> None:
     x = torch.randn(N, WIDTH, generator=torch.Generator().manual_seed(0))
-    (found,) = rankme_rows({"encoder": Frozen(x)}, RankMe(images=n))
+    (found,) = rankme_rows({"encoder": FrozenFeatures(x)}, RankMe(images=n))
     assert ("warning" in found) == warned
     if warned:
         assert str(n) in found["warning"] and str(WIDTH) in found["warning"]
@@ -251,9 +251,9 @@ def test_rankme_warns_where_the_images_and_not_the_encoder_bound_it(n: int, warn
 def test_images_are_taken_evenly_over_the_set() -> None:
     x = torch.zeros(100, 5)
     x[torch.arange(100), torch.arange(100) // 20] = 1  # five blocks, a direction each
-    (found,) = rankme_rows({"x": Frozen(x)}, RankMe(images=10))
+    (found,) = rankme_rows({"x": FrozenFeatures(x)}, RankMe(images=10))
     assert found["rankme"] == pytest.approx(5, rel=1e-3)
-    (found,) = rankme_rows({"x": Frozen(x)}, RankMe(images=10**6))
+    (found,) = rankme_rows({"x": FrozenFeatures(x)}, RankMe(images=10**6))
     assert found["rankme"] == pytest.approx(5, rel=1e-3)
 
 

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from jepakit.model.conditioning import EncoderPositions
+from jepakit.model.conditioning import PositionConditioning
 from jepakit.model.jepa import JEPA, conditioned
 from jepakit.model.masking.masks import MultiBlock
 from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
 from jepakit.model.vit import sincos
 
-PLAIN = EncoderPositions()
+PLAIN = PositionConditioning()
 GRID = (4, 5)
 CONTEXT = [[0, 1, 2, 6, 7], [4, 9, 19], [3, 8, 9, 13, 14, 18]]
 TARGETS = [[[10, 11, 15, 16], [5, 6]], [[0, 1, 2, 5, 6, 7], [12, 13], [17, 18]], [[0, 1, 5, 6]]]
@@ -99,21 +99,21 @@ def test_counts_and_means_are_those_of_avg_pool1d(seed: int, rows: int, columns:
 )
 def test_inference_has_9_tokens_on_14x14_and_16_on_16x16(grid: tuple[int, int], ceil: bool, count: int) -> None:
     positions = torch.from_numpy(sincos(32, grid))
-    assert EncoderPositions(infer_ceil=ceil).for_inference(positions, grid).shape == (count, 32)
+    assert PositionConditioning(infer_ceil=ceil).for_inference(positions, grid).shape == (count, 32)
 
 
 def test_inference_tokens_are_means_over_squares_of_the_grid() -> None:
     windows = windows_of(PLAIN.for_inference(torch.eye(5 * 9, dtype=torch.float64), (5, 9)))
     square = [row * 9 + column for row in range(4) for column in range(4)]
     assert windows == [even(*square), even(*(p + 4 for p in square))]
-    overhanging = EncoderPositions(infer_ceil=True).for_inference(torch.eye(5 * 9, dtype=torch.float64), (5, 9))
+    overhanging = PositionConditioning(infer_ceil=True).for_inference(torch.eye(5 * 9, dtype=torch.float64), (5, 9))
     assert len(overhanging) == 6
     assert windows_of(overhanging)[2] == even(8, 17, 26, 35)  # of the cells that exist only
     assert windows_of(overhanging)[5] == even(44)
 
 
 def test_inference_kernel_and_stride_are_free_and_a_small_grid_is_one_square() -> None:
-    law = EncoderPositions(infer_kernel=2, infer_stride=1)
+    law = PositionConditioning(infer_kernel=2, infer_stride=1)
     assert windows_of(law.for_inference(torch.eye(6, dtype=torch.float64), (2, 3))) == [even(0, 1, 3, 4), even(1, 2, 4, 5)]
     assert windows_of(PLAIN.for_inference(torch.eye(6, dtype=torch.float64), (2, 3))) == [even(*range(6))]
 
@@ -140,7 +140,7 @@ EYE = torch.eye(25, dtype=torch.float64)
     ids=str,
 )
 def test_options_of_pooling_targets(options: dict[str, Any], expected: list[dict[int, float]]) -> None:
-    tokens, counts = EncoderPositions(**options).for_encoder(ODD, EYE, (5, 5))
+    tokens, counts = PositionConditioning(**options).for_encoder(ODD, EYE, (5, 5))
     assert windows_of(tokens) == expected
     assert counts.tolist() == [len(expected)]
 
@@ -150,14 +150,14 @@ def test_context_windows_are_bands_from_top_to_bottom_of_half_a_targets_size() -
     tokens, counts = PLAIN.for_target_encoder(masks, EYE, (5, 5))
     assert windows_of(tokens) == [even(0, 1), even(5, 6), even(10, 11), even(9, 14, 19)]  # the last: shorter than 4
     assert counts.tolist() == [3, 1]
-    partial, _ = EncoderPositions(tail="partial").for_target_encoder(masks, EYE, (5, 5))
+    partial, _ = PositionConditioning(tail="partial").for_target_encoder(masks, EYE, (5, 5))
     assert windows_of(partial)[3] == even(15)
 
 
 def test_column_order_pools_left_and_right_halves() -> None:
     masks = Masks.from_indices([[20]], [[[0, 1, 5, 6, 10, 11]]])
     by_row, _ = PLAIN.for_encoder(masks, EYE, (5, 5))
-    by_column, _ = EncoderPositions(order="column").for_encoder(masks, EYE, (5, 5))
+    by_column, _ = PositionConditioning(order="column").for_encoder(masks, EYE, (5, 5))
     assert windows_of(by_row) == [even(0, 1, 5), even(6, 10, 11)]
     assert windows_of(by_column) == [even(0, 5, 10), even(1, 6, 11)]
 
@@ -166,7 +166,7 @@ def test_renormed_tokens_have_a_positions_norm_and_direction() -> None:
     positions = torch.from_numpy(sincos(32, (14, 14)))
     masks = MultiBlock().sample((14, 14), np.arange(5), seed=0)
     raw, _ = PLAIN.for_encoder(masks, positions, (14, 14))
-    scaled, _ = EncoderPositions(renorm=True).for_encoder(masks, positions, (14, 14))
+    scaled, _ = PositionConditioning(renorm=True).for_encoder(masks, positions, (14, 14))
     torch.testing.assert_close(scaled.norm(dim=1), positions.norm(dim=1)[:1].expand(len(scaled)))
     torch.testing.assert_close(F.cosine_similarity(raw, scaled), torch.ones(len(raw), dtype=torch.float64))
     assert raw.norm(dim=1).max() < 0.999 * positions.norm(dim=1)[0]

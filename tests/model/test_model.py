@@ -16,12 +16,12 @@ from jepakit.config.config import overrides, resolve
 from jepakit.core.errors import UserError
 from jepakit.model.attention import _explicit, attention
 from jepakit.model.jepa import JEPA
-from jepakit.model.layout import Layout, joint, scatter_rows, segment_mean, take
+from jepakit.model.layout import Layout, interleave, scatter_rows, segment_mean, take
 from jepakit.model.losses import LOSSES
 from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
 from jepakit.model.predictor import PredictorConfig
-from jepakit.model.targets import Features, PixelTargets
+from jepakit.model.targets import FeatureTargets, PixelTargets
 from jepakit.model.vit import ViT, ViTConfig, patchify
 
 GRID = (4, 5)
@@ -89,7 +89,7 @@ def test_join_puts_each_sequence_of_a_before_its_b(a_lengths: list[int], blocks:
     b_lengths = np.array([n for _, n in blocks])
     a = torch.randn(sum(a_lengths), 2, dtype=torch.float64, requires_grad=True)
     b = torch.randn(int(b_lengths.sum()), 2, dtype=torch.float64, requires_grad=True)
-    sequences = joint(np.array(a_lengths), b_lengths, torch.device("cpu"), owner)
+    sequences = interleave(np.array(a_lengths), b_lengths, torch.device("cpu"), owner)
     pieces = a.split(a_lengths)
     plain = torch.cat([torch.cat([pieces[o], rows]) for o, rows in zip(owner, b.split(b_lengths.tolist()), strict=True)])
     ours = sequences.join(a, b)
@@ -106,7 +106,7 @@ def test_join_puts_each_sequence_of_a_before_its_b(a_lengths: list[int], blocks:
 
 def test_join_passes_gradcheck() -> None:
     a, b = (torch.randn(n, 2, dtype=torch.float64, requires_grad=True) for n in (5, 4))
-    sequences = joint(np.array([2, 3]), np.array([1, 2, 1]), torch.device("cpu"), np.array([1, 0, 1]))
+    sequences = interleave(np.array([2, 3]), np.array([1, 2, 1]), torch.device("cpu"), np.array([1, 0, 1]))
     assert torch.autograd.gradcheck(sequences.join, (a, b))
 
 
@@ -393,20 +393,20 @@ def test_losses_equal_their_formulas() -> None:
 
 def test_feature_targets_are_normalised_as_said() -> None:
     features = 3 * torch.randn(500, 24, dtype=torch.float64) + 5
-    layer = Features(norm="layer").normalise(features)
+    layer = FeatureTargets(norm="layer").normalise(features)
     centred = features - features.mean(1, keepdim=True)
     expected = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(layer, expected)
-    batch = Features(norm="batch").normalise(features)
+    batch = FeatureTargets(norm="batch").normalise(features)
     torch.testing.assert_close(batch.mean(0), torch.zeros(24, dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(batch.std(0), torch.ones(24, dtype=torch.float64), rtol=1e-5, atol=0)
-    assert Features(norm="none").normalise(features) is features
+    assert FeatureTargets(norm="none").normalise(features) is features
 
 
 def test_targets_as_they_are_can_be_asked_for_by_the_bare_word() -> None:
     """none is no value at all in YAML, and so on the command line."""
     target = resolve(overrides(["target.norm=none"])).target
-    assert isinstance(target, Features) and target.norm == "none"
+    assert isinstance(target, FeatureTargets) and target.norm == "none"
 
 
 def test_pixel_targets_are_the_target_patches_normalised_one_by_one() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import oracle
-from jepakit.config.optim import Optim, Schedule, gradient_norm, optimizer, set_now
+from jepakit.config.optim import Optim, Schedule, apply_schedule, gradient_norm, optimizer
 from jepakit.model.vit import sincos
 from oracle import ARRAYS, CASE, ORACLE
 
@@ -50,7 +50,7 @@ def test_one_step_then_six(dtype: torch.dtype, rtol: float) -> None:
     for step, row in enumerate(CASE["trajectory"]):
         now = schedule.at(step)
         assert (now.lr, now.weight_decay, now.momentum) == pytest.approx((row["lr"], row["wd"], row["ema"]), rel=1e-12)
-        set_now(adamw, now)
+        apply_schedule(adamw, now)
         out = jepa(oracle.images(step, dtype), oracle.masks())
         assert float(out.loss.detach()) == pytest.approx(row["loss"], rel=rtol)
         adamw.zero_grad()

@@ -23,7 +23,7 @@ from jepakit.core.errors import UserError
 from jepakit.data.decoding.decode import read_image
 from jepakit.data.formats import pack as packing
 from jepakit.data.formats.pack import pack
-from jepakit.data.formats.pack_layout import INDEX
+from jepakit.data.formats.pack_format import INDEX
 from jepakit.data.sources import ArraySource, Blocks, Labels, Source
 from jepakit.planning.check import check
 from jepakit.planning.check_results import Checked, check_table

@@ -32,7 +32,7 @@ from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
 from jepakit.planning import flops
 from jepakit.planning.flops import Flops
-from jepakit.planning.memory import Place, _flash_attention, _without_cpu_rows, peak_memory, plan_memory, step_memory
+from jepakit.planning.memory import Hardware, _flash_attention, _without_cpu_rows, peak_memory, plan_memory, step_memory
 from jepakit.planning.plan import DEVICES, Device, _parameters, _work, plan
 from jepakit.planning.table import plan_table
 
@@ -126,7 +126,7 @@ def test_the_released_law_is_averaged_over_whole_batches() -> None:
 
 # --- memory ------------------------------------------------------------------------------------------------------
 
-CPU = Place("", torch.float32, cuda=False, flash=False, memory=10**12)
+CPU = Hardware("", torch.float32, cuda=False, flash=False, memory=10**12)
 
 
 def config_of(*words: str) -> Config:

@@ -21,7 +21,7 @@ from jepakit.config.recipes import settings
 from jepakit.core.errors import UserError
 from jepakit.data.opening import open_source
 from jepakit.model.encoder import Encoder
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 from jepakit.model.method import Method
 from jepakit.model.teacher import Teacher
 from jepakit.model.vit import ViT
@@ -158,7 +158,7 @@ def encoder(width: int = 24, patch: int = 4, size: int = 16, **images: Any) -> E
     vit = ViT(config, (size // patch, size // patch))
     for p in vit.parameters():
         p.data += 0.1 * torch.randn_like(p)
-    return Encoder(vit, Images(size=size, depth="uint8", **images)).requires_grad_(False).eval()
+    return Encoder(vit, ImageSettings(size=size, depth="uint8", **images)).requires_grad_(False).eval()
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_a_student_resumes_exactly_with_the_same_teacher_and_no_other(taught: tu
 
 
 def test_a_teacher_sees_images_by_its_own_mean_and_std() -> None:
-    own = Images(size=16, depth="uint8", mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    own = ImageSettings(size=16, depth="uint8", mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     teacher = encoder(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
     raw = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     x = (raw.float() / 255 - torch.tensor(own.mean)[:, None, None]) / torch.tensor(own.std)[:, None, None]
@@ -215,13 +215,13 @@ def test_a_teacher_sees_images_by_its_own_mean_and_std() -> None:
 
 
 def test_a_teacher_of_other_patches_gives_a_feature_for_each_patch_of_the_grid() -> None:
-    teacher = Teacher(encoder(patch=8, size=32), Images(size=16, depth="uint8"), (4, 4))
+    teacher = Teacher(encoder(patch=8, size=32), ImageSettings(size=16, depth="uint8"), (4, 4))
     assert teacher(torch.zeros(3, 3, 16, 16)).shape == (3 * 16, 24)
 
 
 def test_a_teacher_of_other_bands_is_refused() -> None:
     with pytest.raises(UserError, match="3 channels"):
-        Teacher(encoder(), Images(size=16, channels=1, depth="uint8"), (4, 4))
+        Teacher(encoder(), ImageSettings(size=16, channels=1, depth="uint8"), (4, 4))
 
 
 def test_teacher_and_pixels_first_exclude_each_other() -> None:

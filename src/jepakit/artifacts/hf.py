@@ -18,9 +18,9 @@ from jepakit.artifacts.processor import processor, read_image_settings
 from jepakit.artifacts.weight_files import left_out_note
 from jepakit.core.errors import UserError, line_of, nearest
 from jepakit.core.files import atomic_write, save_json
-from jepakit.model.conditioning import EncoderPositions
+from jepakit.model.conditioning import PositionConditioning
 from jepakit.model.encoder import Encoder
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 from jepakit.model.jepa import JEPA
 from jepakit.model.method import Which
 from jepakit.model.vit import NORM_EPS, Activation, ViT, ViTConfig, is_sincos
@@ -117,7 +117,7 @@ def from_hf(state: _State) -> _State:
     return ours
 
 
-def save_model(jepa: JEPA, images: Images, folder: Path, which: Which | None = None) -> None:
+def save_model(jepa: JEPA, images: ImageSettings, folder: Path, which: Which | None = None) -> None:
     """Write the encoder for use: transformers' I-JEPA layout where the method fits it, renamed into place file by file.
 
     `which` is the method's by default (`Method.which`).
@@ -177,7 +177,7 @@ def read_hf(folder: Path, which: Which | None) -> tuple[Encoder, list[str], list
             raise ValueError(f"config.json: jepakit.which is {held!r}, neither {' nor '.join(get_args(Which))}")
         if which and held != which:
             raise UserError(f"{folder} holds the {held}, not the {which}: load the run itself")
-        conditioning_settings = EncoderPositions.model_validate(conditioning) if conditioning else None
+        conditioning_settings = PositionConditioning.model_validate(conditioning) if conditioning else None
         vit, images, notes, left_out = _vit(config, own, folder)
     except (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, StopIteration) as error:
         raise UserError(f"{folder} holds no encoder in transformers' I-JEPA layout: {line_of(error)}") from None
@@ -187,7 +187,7 @@ def read_hf(folder: Path, which: Which | None) -> tuple[Encoder, list[str], list
     return encoder, notes + left_out_note(left_out), left_out
 
 
-def _vit(config: dict[str, Any], own: dict[str, Any], folder: Path) -> tuple[ViT, Images, list[str], list[str]]:
+def _vit(config: dict[str, Any], own: dict[str, Any], folder: Path) -> tuple[ViT, ImageSettings, list[str], list[str]]:
     """The model with its weights, its image settings, notes and what was left out. Raises UserError, and whatever a malformed
     folder provokes."""
     shape, size = _shape(config)

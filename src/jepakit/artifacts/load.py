@@ -20,12 +20,12 @@ from jepakit.artifacts.weight_files import State, encoders_in, images_of, left_o
 from jepakit.config.config import Config, resolve
 from jepakit.config.phases import at_step
 from jepakit.core.errors import UserError, nearest
-from jepakit.core.files import local
-from jepakit.model.conditioning import EncoderPositions
+from jepakit.core.files import user_path
+from jepakit.model.conditioning import PositionConditioning
 from jepakit.model.encoder import Encoder
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 from jepakit.model.jepa import JEPA
-from jepakit.model.method import Method, Which, called
+from jepakit.model.method import Method, Which, encoder_label
 from jepakit.model.predictor import Predictor
 from jepakit.model.vit import ViT
 
@@ -45,8 +45,8 @@ class Weights:
     where: str
     encoders: Mapping[Which, ViT]
     which: Which
-    images: Images
-    conditioning: EncoderPositions | None = None
+    images: ImageSettings
+    conditioning: PositionConditioning | None = None
     predictor: Predictor | None = None
     method: Method | None = None
     notes: tuple[str, ...] = ()
@@ -82,7 +82,7 @@ def jepa_from_checkpoint(path: str | os.PathLike[str], heads: int | None = None)
 
 def _place(path: str | os.PathLike[str]) -> Path:
     """The path of the weights; of RUN@step, that checkpoint's. Raises UserError for what is no path, or an unknown step."""
-    place = local(path, "the encoder")
+    place = user_path(path, "the encoder")
     if not os.fspath(path):
         raise UserError("the encoder: the path is empty: give a run, a checkpoint folder or a released .pth.tar")
     run, step = run_and_step(place)
@@ -162,7 +162,9 @@ def _of_jepa(jepa: JEPA, place: Path, which: Which | None) -> Weights:
     """A whole model of ours, or of the released code."""
     method, patch = jepa.method, jepa.method.encoder.patch_size
     size = (jepa.grid[0] * patch, jepa.grid[1] * patch)
-    images = method.images if isinstance(method, Config) else Images(size=size, channels=jepa.encoder.channels, depth="uint8")
+    images = (
+        method.images if isinstance(method, Config) else ImageSettings(size=size, channels=jepa.encoder.channels, depth="uint8")
+    )
     both: dict[Which, ViT] = {"encoder": jepa.encoder, "target_encoder": jepa.target_encoder}
     return Weights(str(place), both, which or method.which, images, method.conditioning, jepa.predictor, method)
 
@@ -184,7 +186,7 @@ def _foreign(
     left_out = tuple(dict.fromkeys([*found[used].left_out, *others]))
     notes = [*found[used].notes, *left_out_note(left_out)]
     if len(found) == 2:
-        notes.append(f"it holds two encoders, and the {called(used)} is taken where one is asked for")
+        notes.append(f"it holds two encoders, and the {encoder_label(used)} is taken where one is asked for")
     vits = {name: one.vit for name, one in found.items()}
     return Weights(str(place), vits, used, images, notes=tuple(notes), left_out=left_out, guessed=warning)
 

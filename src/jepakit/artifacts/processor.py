@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jepakit.core.errors import UserError
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 
 log = logging.getLogger("jepakit")
 DEEPER = 256.5  # of the value that becomes 1: what is over it is of images deeper than 8 bits
@@ -17,7 +17,7 @@ WHY_NOT_RESIZED = (
 )
 
 
-def processor(images: Images) -> dict[str, Any]:
+def processor(images: ImageSettings) -> dict[str, Any]:
     """The settings of transformers' image processor that shows its model what our evaluation shows ours.
 
     That of Perceiver cuts the largest centre square before it resizes, as `crops.centre_crop`. Processors resize by Pillow, in
@@ -45,11 +45,11 @@ def processor(images: Images) -> dict[str, Any]:
     }
 
 
-def read_image_settings(folder: Path, size: tuple[int, int], channels: int, own: dict[str, Any]) -> Images:
+def read_image_settings(folder: Path, size: tuple[int, int], channels: int, own: dict[str, Any]) -> ImageSettings:
     """What the encoder was shown: as its run's settings say, else as the image processor's do. Raises UserError."""
     path = folder / "preprocessor_config.json"
     if "images" in own:
-        images = Images.model_validate(own["images"])
+        images = ImageSettings.model_validate(own["images"])
         values = json.loads(path.read_text()) if path.is_file() else processor(images)
         if any(values.get(f"image_{name}") != list(getattr(images, name)) for name in ("mean", "std")):
             raise UserError(
@@ -58,9 +58,11 @@ def read_image_settings(folder: Path, size: tuple[int, int], channels: int, own:
         return images
     about: dict[str, Any] = {"size": size, "channels": channels, "white": own.get("white")}
     if not path.is_file():
-        log.warning("%s has no preprocessor_config.json: mean and deviation are taken to be %s", folder, Images(**about).mean)
-        return Images(**about)
-    return Images.model_validate({**about, **_seen(json.loads(path.read_text()), path, channels, bool(own))})
+        log.warning(
+            "%s has no preprocessor_config.json: mean and deviation are taken to be %s", folder, ImageSettings(**about).mean
+        )
+        return ImageSettings(**about)
+    return ImageSettings.model_validate({**about, **_seen(json.loads(path.read_text()), path, channels, bool(own))})
 
 
 def _seen(values: dict[str, Any], path: Path, channels: int, own: bool) -> dict[str, Any]:

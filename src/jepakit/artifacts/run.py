@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jepakit.artifacts.checkpoint import step_name, steps
 from jepakit.config.config import Config, read_yaml, resolve, to_yaml
 from jepakit.core.errors import UserError
-from jepakit.core.files import append, atomic_write, finite, local, locked
+from jepakit.core.files import append, atomic_write, finite, locked, user_path
 
 if TYPE_CHECKING:
     from jepakit.model.encoder import Encoder
@@ -43,7 +43,7 @@ class Run:
     path: Path
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        object.__setattr__(self, "path", local(path, "the run"))
+        object.__setattr__(self, "path", user_path(path, "the run"))
 
     def __fspath__(self) -> str:
         """So that a run can be given wherever a path can."""
@@ -60,7 +60,7 @@ class Run:
     @classmethod
     def new(cls, path: str | os.PathLike[str], *, overwrite: bool) -> "Run":
         """A run to be made. Raises UserError where `path` holds one (unless `overwrite`), or anything else."""
-        run = cls(local(path, "out"))
+        run = cls(user_path(path, "out"))
         if run.path.exists() and not run.path.is_dir():
             raise UserError(f"--out {run.path} is a file; give a new folder")
         there = run.contents()

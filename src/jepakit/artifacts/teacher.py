@@ -4,7 +4,7 @@ from jepakit.artifacts.load import load
 from jepakit.config.config import Config
 from jepakit.data.opening import absolute
 from jepakit.model.encoder import Encoder
-from jepakit.model.targets import Features
+from jepakit.model.targets import FeatureTargets
 
 
 def with_teacher(config: Config) -> tuple[Config, Encoder | None]:
@@ -13,7 +13,7 @@ def with_teacher(config: Config) -> tuple[Config, Encoder | None]:
     Raises UserError where there is no encoder to be loaded.
     """
     target = config.target
-    if not isinstance(target, Features) or not target.teacher:
+    if not isinstance(target, FeatureTargets) or not target.teacher:
         return config, None
     teacher = load(target.teacher)
     found = {"teacher": absolute(target.teacher), "teacher_width": teacher.width}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from jepakit.core.errors import UserError
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 from jepakit.model.method import Which
 
 State = dict[str, Tensor]
@@ -92,7 +92,7 @@ def left_out_note(names: Sequence[str]) -> list[str]:
     return [f"left out, as no part of our encoder: {', '.join(names[:5])}{more}"] if names else []
 
 
-def images_of(path: Path, size: tuple[int, int], channels: int) -> tuple[Images, str]:
+def images_of(path: Path, size: tuple[int, int], channels: int) -> tuple[ImageSettings, str]:
     """Mean and deviation that a timm config.json beside the weights names, else the usual ones; and a warning, or ''."""
     about: dict[str, Any] = {"size": size, "channels": channels, "depth": "uint8"}
     beside = path.with_name("config.json")
@@ -104,7 +104,7 @@ def images_of(path: Path, size: tuple[int, int], channels: int) -> tuple[Images,
         raise UserError(f"{beside} is no config.json of timm's: mend it, or move the weights elsewhere") from None
     numbers = all(len(v) == channels and all(map(math.isfinite, v)) for v in values.values())
     if len(values) == 2 and numbers and min(values["std"]) > 0:
-        return Images.model_validate({**about, **values}), ""
-    usual = Images.model_validate(about)
+        return ImageSettings.model_validate({**about, **values}), ""
+    usual = ImageSettings.model_validate(about)
     of = "ImageNet's, " if channels == 3 else ""
     return usual, f"the file does not say how images were normalised: taken are mean and deviation {of}{usual.mean}, {usual.std}"

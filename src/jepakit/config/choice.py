@@ -19,7 +19,7 @@ from jepakit.data.opening import absolute, open_source
 from jepakit.data.sources import Source
 from jepakit.data.statistics import shapes_of
 from jepakit.data.training_part import training_part, with_split
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 from jepakit.model.predictor import PredictorConfig
 from jepakit.model.vit import SHAPE, ViTConfig
 
@@ -97,7 +97,7 @@ class UserSettings(Settings):
 
     model_config = ConfigDict(extra="ignore")
     data: str | None = None
-    images: Images = Field(default_factory=Images)
+    images: ImageSettings = Field(default_factory=ImageSettings)
     encoder: Shape = Field(default_factory=Shape)
     predictor: PredictorConfig = Field(default_factory=PredictorConfig)
     optim: Optim = Field(default_factory=Optim)

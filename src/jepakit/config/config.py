@@ -15,7 +15,7 @@ from jepakit.config.renamed import RENAMED, current_key, current_layer
 from jepakit.core.errors import UserError, nearest
 from jepakit.core.guesses import suggestion
 from jepakit.core.settings import Settings
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 from jepakit.model.method import METHODS, Method
 from jepakit.model.vit import SHAPE
 
@@ -61,7 +61,7 @@ class Config(Method):
         description="where the images are: a folder, a pack, tar or Parquet files, npz, emoji",
     )
     init: Init = Field(default_factory=Init)
-    images: Images = Field(default_factory=Images)
+    images: ImageSettings = Field(default_factory=ImageSettings)
     optim: Optim = Field(default_factory=Optim)
     seed: int = Field(0, ge=0, le=2**63 - 1, description="order, crops, masks and first weights are functions of it")
     run: RunSettings = Field(default_factory=RunSettings)
@@ -104,7 +104,7 @@ def resolve(*layers: Mapping[str, Any], where: str = "settings") -> Config:
             merged["encoder"] = {key: value for key, value in merged["encoder"].items() if key not in SHAPE}  # a size is whole
         if isinstance(layer.get("images"), Mapping) and "channels" in layer["images"]:  # of other channels nothing is known
             below = merged.get("images", {})
-            if layer["images"]["channels"] != below.get("channels", Images.model_fields["channels"].default):
+            if layer["images"]["channels"] != below.get("channels", ImageSettings.model_fields["channels"].default):
                 merged["images"] = {key: value for key, value in below.items() if key not in ("mean", "std")}
         if isinstance(layer.get("target"), Mapping) and layer["target"].get("kind") == "pixels":  # of the crop that is seen
             merged["images"] = {key: value for key, value in merged.get("images", {}).items() if key != "target_crop"}

@@ -44,7 +44,7 @@ class Optim(Settings):
 
 
 @dataclass(frozen=True)
-class Now:
+class ScheduleValues:
     """What varies with time, at one step."""
 
     lr: float
@@ -71,7 +71,7 @@ class Schedule:
         given = self.optim.warmup_steps
         return int(self.optim.warmup_epochs * self.steps_per_epoch) if given is None else given
 
-    def at(self, step: int) -> Now:
+    def at(self, step: int) -> ScheduleValues:
         """Values for the run's update number `step`, counted from 0."""
         step -= self.start
         o, stretched = self.optim, self.optim.schedule_scale * self.steps
@@ -84,7 +84,7 @@ class Schedule:
             lr = max(o.final_lr, o.final_lr + (o.lr - o.final_lr) * _cosine((s - warmup) / max(1, total - warmup)))
         share = 1 - _cosine(s / total) if o.weight_decay_schedule == "cosine" else s / total
         weight_decay = o.weight_decay + (o.final_weight_decay - o.weight_decay) * share
-        return Now(lr, weight_decay, o.ema_momentum + step / stretched * (o.final_ema_momentum - o.ema_momentum))
+        return ScheduleValues(lr, weight_decay, o.ema_momentum + step / stretched * (o.final_ema_momentum - o.ema_momentum))
 
 
 def _cosine(progress: float) -> float:
@@ -105,7 +105,7 @@ def optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
 
 
-def set_now(adamw: torch.optim.AdamW, now: Now) -> None:
+def apply_schedule(adamw: torch.optim.AdamW, now: ScheduleValues) -> None:
     """Write the values of this step into the optimiser."""
     for group in adamw.param_groups:
         group["lr"], group["weight_decay"] = now.lr, now.weight_decay if group["decays"] else 0.0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jepakit.config.config import Config
 from jepakit.config.optim import Schedule
 from jepakit.core.errors import UserError
-from jepakit.model.targets import Features, PixelTargets
+from jepakit.model.targets import FeatureTargets, PixelTargets
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Phase:
 def with_pixel_steps(config: Config, steps_per_epoch: int) -> Config:
     """The settings with target.pixels_first in updates, where it was a share of the run. Raises UserError if none is left."""
     target, steps = config.target, Schedule(config.optim, steps_per_epoch).steps
-    if not isinstance(target, Features) or not target.pixels_first:
+    if not isinstance(target, FeatureTargets) or not target.pixels_first:
         return config
     first = round(target.pixels_first * steps if target.pixels_first < 1 else target.pixels_first)
     if not 0 < first < steps:
@@ -35,7 +35,7 @@ def with_pixel_steps(config: Config, steps_per_epoch: int) -> Config:
 def phases(config: Config, steps_per_epoch: int) -> list[Phase]:
     """What follows on what, with a schedule each: the run's own warm-up and lengths, scaled to the phase's updates."""
     full = Schedule(config.optim, steps_per_epoch)
-    if not isinstance(config.target, Features) or not config.target.pixels_first:
+    if not isinstance(config.target, FeatureTargets) or not config.target.pixels_first:
         return [Phase(config, full, 0, full.steps)]
     change = int(config.target.pixels_first)
     spans = (at_step(config, change), 0, change), (config, change, full.steps)
@@ -48,7 +48,7 @@ def at_step(config: Config, step: int) -> Config:
 
     Then no regulariser is in force, as pixels cannot collapse, and targets are of the crop that is seen.
     """
-    if not isinstance(config.target, Features) or step > config.target.pixels_first or not config.target.pixels_first:
+    if not isinstance(config.target, FeatureTargets) or step > config.target.pixels_first or not config.target.pixels_first:
         return config
     images = config.images.model_copy(update={"target_crop": "same"})
     return config.model_copy(update={"target": PixelTargets(), "regularizer": None, "images": images})
@@ -56,7 +56,7 @@ def at_step(config: Config, step: int) -> Config:
 
 def features_alone(config: Config) -> Config:
     """The settings that a forecast is made of: no pixels first, and in a frozen teacher's place a target encoder."""
-    if not isinstance(config.target, Features):
+    if not isinstance(config.target, FeatureTargets):
         return config
     plain = {"pixels_first": 0.0, "teacher": None, "teacher_width": None}
     return config.model_copy(update={"target": config.target.model_copy(update=plain)})
@@ -64,7 +64,7 @@ def features_alone(config: Config) -> Config:
 
 def kept_at_change(config: Config) -> tuple[str, ...]:
     """What outlives pixels_first besides the encoder's weights."""
-    return config.target.kept if isinstance(config.target, Features) else ()
+    return config.target.kept if isinstance(config.target, FeatureTargets) else ()
 
 
 def _scaled(full: Schedule, start: int, end: int) -> Schedule:

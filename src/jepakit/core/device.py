@@ -31,7 +31,7 @@ def precision_of(name: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
 
-def lowered(device: torch.device, precision: torch.dtype) -> torch.autocast:
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     """Autocast to a precision below float32; nothing for float32 itself."""
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
@@ -41,7 +41,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def use_cpu(threads: int | None) -> None:
+def configure_cpu(threads: int | None) -> None:
     """Threads of the model (none: OMP_NUM_THREADS, else all cores that this process may use), and how memory is kept."""
     if threads or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads or cores())

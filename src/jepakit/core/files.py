@@ -17,7 +17,7 @@ log = logging.getLogger("jepakit")
 NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 
-def local(path: str | os.PathLike[str], what: str = "path") -> Path:
+def user_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     """A path that the user gave, '~' expanded; `what` names it in errors. Raises UserError for what cannot be a path."""
     try:
         place = Path(path).expanduser()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jepakit.core import rng
 from jepakit.data.decoding.pixels import BadImageError, Pixels
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 
 _TRIES = 10  # torchvision's bound before it falls back to a centre crop
 LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in units of 2^-16, as Pillow rounds it
@@ -25,13 +25,13 @@ class BandsError(BadImageError):
 class Crops:
     """What an epoch draws for samples (B,): area over the image's and aspect of each try (B, TRIES), place (B, 2)."""
 
-    law: Images
+    law: ImageSettings
     areas: list[list[float]]
     aspects: list[list[float]]
     places: list[list[float]]
 
     @classmethod
-    def draw(cls, law: Images, ids: NDArray[np.int64], seed: int, epoch: int, view: int = 0) -> "Crops":
+    def draw(cls, law: ImageSettings, ids: NDArray[np.int64], seed: int, epoch: int, view: int = 0) -> "Crops":
         """A function of (seed, epoch, view, id) only; views are independent crops of one image."""
         stream = f"crop {view}" if view else "crop"
         u = rng.uniform(rng.keys(seed, stream, epoch, ids), 2 * _TRIES + 2)
@@ -63,7 +63,9 @@ class Crops:
         return pixels[top : top + h, left : left + w]
 
 
-def crop_boxes(images: Images, sizes: NDArray[np.int64], ids: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
+def crop_boxes(
+    images: ImageSettings, sizes: NDArray[np.int64], ids: NDArray[np.int64], seed: int, epoch: int
+) -> NDArray[np.int64]:
     """Boxes (B, 4): top, left, height, width in images of sizes (B, 2), as of `Crops`."""
     crops = Crops.draw(images, ids, seed, epoch)
     return np.array([crops.box(row, *size) for row, size in enumerate(sizes.tolist())], np.int64).reshape(-1, 4)
@@ -74,7 +76,7 @@ def flips(seed: int, epoch: int, ids: NDArray[np.int64], view: int = 0) -> NDArr
     return rng.uniform(rng.keys(seed, f"flip {view}" if view else "flip", epoch, ids), 1)[:, 0] < 0.5
 
 
-def channels_of(pixels: Pixels, images: Images) -> Pixels:
+def channels_of(pixels: Pixels, images: ImageSettings) -> Pixels:
     """Pixels of any depth (H, W, any) -> (H, W, C), C of images.channels: uint8 as it is, deeper ones float32 in units of white.
 
     Gray is repeated for three channels, colour becomes luma (ITU-R 601-2) for one; values above white stay above 1.

@@ -8,7 +8,7 @@ from typing import Any
 
 from jepakit.core.errors import UserError
 from jepakit.data.decoding.pixels import BadImageError, Pixels
-from jepakit.data.samples import read_each
+from jepakit.data.samples import read_many
 from jepakit.data.sources import Source, fingerprint, spread_places
 
 log = logging.getLogger("jepakit")
@@ -72,7 +72,7 @@ def _content_of(source: Source) -> Content | None:
     """Hashes of some samples, as they are stored (decoders differ between machines); None where names tell enough."""
     if not source.by_place:
         return None
-    found = read_each(source, spread_places(source, SOME), lambda index: _hash(source.raw(index)))
+    found = read_many(source, spread_places(source, SOME), lambda index: _hash(source.raw(index)))
     return tuple(None if isinstance(each, BadImageError) else each for each in found)
 
 

@@ -21,9 +21,9 @@ from jepakit.data.crops import Crops, channels_of, flips, resize, stacked
 from jepakit.data.decoding.pixels import BadImageError, Pixels, too_many
 from jepakit.data.order import order
 from jepakit.data.sources import Source, groups_at_hand
-from jepakit.data.statistics import ordered_by, require_bands, usable
-from jepakit.data.threads import each, time_limited
-from jepakit.model.images import Images
+from jepakit.data.statistics import ordered_by, read_usable, require_bands
+from jepakit.data.threads import run_parallel, time_limited
+from jepakit.model.images import ImageSettings
 from jepakit.model.masking.masks import Masking
 from jepakit.model.masking.packed_masks import Masks
 
@@ -65,7 +65,7 @@ class Loader:
     """
 
     source: Source
-    images: Images
+    images: ImageSettings
     masking: Masking
     grid: tuple[int, int]
     batch_size: int
@@ -163,7 +163,7 @@ class Loader:
         known, self.bad, self._late = self.bad, {}, set()
         for index, reason in known.items():
             try:
-                time_limited(self.read_timeout_seconds, partial(usable, self.source, index, self.images))
+                time_limited(self.read_timeout_seconds, partial(read_usable, self.source, index, self.images))
             except BadImageError:
                 self.bad[index] = reason
         if len(known) > len(self.bad):
@@ -187,7 +187,7 @@ class Loader:
                 continue
             places[row] = index
             try:
-                return usable(self.source, index, self.images)
+                return read_usable(self.source, index, self.images)
             except BadImageError as error:
                 if index in self._late:  # this thread was given up: another one fills the row
                     raise
@@ -224,7 +224,7 @@ class _BatchViews:
         self.deep: list[dict[int, Tensor]] = [{} for _ in self.crops]  # rows that are not uint8
 
     def fill(self, rows: list[int], stop: Event | None) -> None:
-        """Read, crop and store these rows, by threads. Raises what `each` and the loader do."""
+        """Read, crop and store these rows, by threads. Raises what `run_parallel` and the loader do."""
         loader, settings, seconds = self.loader, self.loader.images, self.loader.read_timeout_seconds
 
         def views(i: int) -> list[Tensor]:
@@ -245,7 +245,7 @@ class _BatchViews:
                     others[rows[i]] = image
 
         loader.source.wait_for(self.ids[rows], seconds)
-        each(len(rows), views, put, threads=loader.threads, seconds=seconds, late=late, stop=stop)
+        run_parallel(len(rows), views, put, threads=loader.threads, seconds=seconds, late=late, stop=stop)
 
     def images(self) -> tuple[Tensor, ...]:
         """Each view (B, C, H, W): uint8, or floats in units of white where some are."""

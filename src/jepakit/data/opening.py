@@ -6,11 +6,11 @@ from pathlib import Path
 from jepakit.core.errors import UserError, plain
 from jepakit.data.decoding.decode import SUFFIXES
 from jepakit.data.formats.folder import FolderSource
-from jepakit.data.formats.remote import PATTERN_SIGNS, NothingThereError, Places, above, expand, is_pattern, is_remote, shown
+from jepakit.data.formats.remote import PATTERN_SIGNS, DataPaths, NothingThereError, above, expand, is_pattern, is_remote, shown
 from jepakit.data.formats.shards import shards_of
 from jepakit.data.samples import errors_of_all
 from jepakit.data.sets.emoji import EmojiSource
-from jepakit.data.sets.layouts import labelled_set
+from jepakit.data.sets.known_sets import labelled_set
 from jepakit.data.sources import Source, pick
 from jepakit.model.images import MOST_PIXELS
 
@@ -81,7 +81,7 @@ def _files(data: str, labels: str | None) -> Source:
     raise UserError(f"{name} names files of {have}: give .tar files or .parquet files, as in 'images-{{000..146}}.tar'")
 
 
-def _places(data: str) -> Places:
+def _places(data: str) -> DataPaths:
     """What an address names; for a data set of the Hugging Face Hub its Parquet files, else its tars."""
     path = data.removeprefix("hf://datasets/")
     if path == data or is_pattern(data) or os.path.splitext(data)[1].lower() in _KINDS:

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.sources import Source, groups_at_hand, spread_places
-from jepakit.data.threads import each, time_limited
+from jepakit.data.threads import run_parallel, time_limited
 
 T = TypeVar("T")
 _THREADS = 2  # that read where no setting says how many
 
 
-def read_each(
+def read_many(
     source: Source,
     ids: NDArray[np.int64],
     read: Callable[[int], T],
@@ -52,7 +52,7 @@ def _read_group(
         except BadImageError as error:
             return error.with_traceback(None)  # which would hold on to all that was read
 
-    each(len(ids), one, found.__setitem__, threads=threads, seconds=seconds, late=late.add, stop=stop)
+    run_parallel(len(ids), one, found.__setitem__, threads=threads, seconds=seconds, late=late.add, stop=stop)
     return [found[place] for place in range(len(ids))]
 
 
@@ -63,10 +63,10 @@ def wait_for(source: Source, ids: NDArray[np.int64], seconds: float, stop: Event
         source.wait_for(ids, seconds)
 
     if source.blocks is not None:  # else nothing is fetched
-        each(1, wait, lambda *_: None, threads=1, seconds=math.inf, late=lambda _: None, stop=stop)
+        run_parallel(1, wait, lambda *_: None, threads=1, seconds=math.inf, late=lambda _: None, stop=stop)
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
+def read_ahead(items: Iterator[T]) -> Iterator[T]:
     """The items of an iterator, the next one computed by a daemon thread while the current one is used. Raises its errors."""
     end = object()
     asked: SimpleQueue[bool] = SimpleQueue()

@@ -12,7 +12,7 @@ from jepakit.core.errors import UserError, nearest
 from jepakit.data.decoding.decode import decode
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.findings import Finding
-from jepakit.data.left_out import some
+from jepakit.data.unread_files import some
 from jepakit.model.images import MOST_PIXELS
 
 
@@ -164,7 +164,7 @@ def by_default(labels: str | None, chosen: str, choices: Sequence[str]) -> tuple
     return (note,) if others and not labels else ()
 
 
-def fifths(values: NDArray[np.int64]) -> NDArray[np.bool_]:
+def every_fifth_held_out(values: NDArray[np.int64]) -> NDArray[np.bool_]:
     """A split for sets without one: labels (n,) -> held out (n,), every fifth sample of each class in the order of the set."""
     order = np.argsort(values, kind="stable")  # class by class
     starts = np.flatnonzero(np.diff(values[order], prepend=values[order][:1] - 1))

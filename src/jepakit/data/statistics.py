@@ -16,9 +16,9 @@ from jepakit.data.decoding.decode import FORMATS, decode
 from jepakit.data.decoding.ifd import TIFF
 from jepakit.data.decoding.pixels import BadImageError, Pixels, refuse_bomb
 from jepakit.data.findings import Finding, Tally, findings_in
-from jepakit.data.samples import errors_of_all, read_each
+from jepakit.data.samples import errors_of_all, read_many
 from jepakit.data.sources import Blocks, Source, spread_places
-from jepakit.model.images import IMAGENET, Images
+from jepakit.model.images import IMAGENET, ImageSettings
 
 T = TypeVar("T")
 
@@ -30,7 +30,9 @@ PROBED = 8  # images looked at for their bands
 LEAST_STD = 1 / 255  # of a channel that never changes
 
 
-def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float = 60.0, tally: Tally | None = None) -> Images:
+def fitted(
+    images: ImageSettings, source: Source, *, threads: int = 2, seconds: float = 60.0, tally: Tally | None = None
+) -> ImageSettings:
     """Settings with `mean`, `std`, `shuffle` and `depth` filled in where they are not given, so that a run can be repeated.
 
     ImageNet's mean and deviation, which the papers' recipes bring, are of colour of 8 bits: on other images they are measured
@@ -56,7 +58,7 @@ def fitted(images: Images, source: Source, *, threads: int = 2, seconds: float =
     return images.model_copy(update={"shuffle": shuffle, "depth": depth, **found})
 
 
-def measured_instead(given: Images, fitted: Images) -> tuple[str, ...]:
+def measured_instead(given: ImageSettings, fitted: ImageSettings) -> tuple[str, ...]:
     """A sentence where a mean or deviation that was given is not used, as it was measured instead; else ()."""
     changed: dict[str, Any] = {name: getattr(given, name) for name in ("mean", "std") if name in given.model_fields_set}
     if all(value == getattr(fitted, name) for name, value in changed.items()):
@@ -70,7 +72,7 @@ def _words(values: dict[str, tuple[float, ...]]) -> str:
     return " ".join(f"images.{name}=[{','.join(map(str, value))}]" for name, value in values.items())
 
 
-def _kind(images: Images, source: Source, threads: int, seconds: float) -> tuple[str, int]:
+def _kind(images: ImageSettings, source: Source, threads: int, seconds: float) -> tuple[str, int]:
     """The deepest type of eight images (uint8, uint16, float32), and the bands of most."""
     found = _read_some(source, PROBED, lambda index: source.read(index, images.max_pixels)[:1, :1], threads, seconds)
     kinds = {str(pixels.dtype) for pixels in found}
@@ -78,29 +80,29 @@ def _kind(images: Images, source: Source, threads: int, seconds: float) -> tuple
     return next((kind for kind in ("float32", "uint16") if kind in kinds), "uint8"), int(bands.argmax())
 
 
-def ordered_by(images: Images, source: Source) -> Blocks | None:
+def ordered_by(images: ImageSettings, source: Source) -> Blocks | None:
     """The source's blocks, where the settings or the storage ask for an order by blocks; None for any order."""
     blocks = source.blocks
     by_blocks = blocks is not None and (blocks.sequential if images.shuffle == "auto" else images.shuffle == "blocks")
     return blocks if by_blocks else None
 
 
-def usable(source: Source, index: int, images: Images) -> Pixels:
+def read_usable(source: Source, index: int, images: ImageSettings) -> Pixels:
     """A sample's pixels as they are. Raises BadImageError, also for bands of which channels_of can make no images.channels."""
     pixels = source.read(index, images.max_pixels)
     channels_of(pixels[:1, :1], images)
     return pixels
 
 
-def require_bands(source: Source, images: Images, seconds: float = 60.0) -> None:
+def require_bands(source: Source, images: ImageSettings, seconds: float = 60.0) -> None:
     """Raises UserError if none of eight images has the right number of bands: then the setting is wrong, not the images."""
-    errors = [error for _, error in errors_of_all(source, PROBED, lambda index: usable(source, index, images), seconds)]
+    errors = [error for _, error in errors_of_all(source, PROBED, lambda index: read_usable(source, index, images), seconds)]
     if wrong := [error for error in errors if isinstance(error, BandsError)]:
         raise UserError(f"{source.name}: an image {wrong[0]}")
 
 
 def channel_statistics(
-    images: Images, source: Source, *, threads: int = 2, seconds: float = 60.0, tally: Tally | None = None
+    images: ImageSettings, source: Source, *, threads: int = 2, seconds: float = 60.0, tally: Tally | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...], int]:
     """Mean and standard deviation of each channel in [0, 1], or in units of white, and how many images were measured.
 
@@ -141,7 +143,7 @@ def _read(source: Source, index: int, most_pixels: int, tally: Tally) -> Pixels:
     return pixels
 
 
-def _flat(channels: list[int], images: Images) -> str:
+def _flat(channels: list[int], images: ImageSettings) -> str:
     which = "each channel" if len(channels) == images.channels else f"channel {', '.join(map(str, channels))}"
     seen = "deviates by less than 1/255 of white in all images together, so the encoder sees next to nothing in it"
     return f"{which} {seen}; if the images are deep, set images.white to their value of white"
@@ -180,5 +182,5 @@ def _shape(raw: bytes | Pixels, most_pixels: int) -> tuple[int, ...]:
 
 def _read_some(source: Source, count: int, work: Callable[[int], T], threads: int, seconds: float) -> list[T]:
     """work(index) of up to `count` samples, in their order; those that are bad, or come too late, are left out."""
-    found = read_each(source, spread_places(source, count), work, threads=threads, seconds=seconds)
+    found = read_many(source, spread_places(source, count), work, threads=threads, seconds=seconds)
     return [value for value in found if not isinstance(value, BadImageError)]

@@ -37,7 +37,7 @@ class _Worker:
 
 @dataclass(eq=False)
 class _Workers(Generic[T]):
-    """The threads of one call of `each`, with its arguments; todo: items that no thread has begun."""
+    """The threads of one call of `run_parallel`, with its arguments; todo: items that no thread has begun."""
 
     todo: deque[int]
     work: Callable[[int], T]
@@ -115,7 +115,7 @@ class _Workers(Generic[T]):
             self.start()
 
 
-def each(
+def run_parallel(
     count: int,
     work: Callable[[int], T],
     put: Callable[[int, T], None],
@@ -151,5 +151,5 @@ def time_limited(seconds: float, work: Callable[[], T]) -> T:
     def late(_: int) -> None:
         raise BadImageError(f"no answer within {seconds:g} s")
 
-    each(1, lambda _: work(), lambda _, found: results.append(found), threads=1, seconds=seconds, late=late)
+    run_parallel(1, lambda _: work(), lambda _, found: results.append(found), threads=1, seconds=seconds, late=late)
     return results[0]

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from jepakit.core.errors import UserError
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.findings import Finding
-from jepakit.data.left_out import plural
 from jepakit.data.sources import Blocks, Source
-from jepakit.model.images import MOST_PIXELS, Images
+from jepakit.data.unread_files import plural
+from jepakit.model.images import MOST_PIXELS, ImageSettings
 
 
 class TrainingPart(Source):
@@ -52,7 +52,7 @@ def held_out(source: Source) -> NDArray[np.bool_] | None:
     return held if held is not None and held.any() and not held.all() else None
 
 
-def kept_out(source: Source) -> NDArray[np.bool_]:
+def excluded_from_training(source: Source) -> NDArray[np.bool_]:
     """The samples (n,) that images.split=train keeps from training: the set's own held-out part, and all that probes test on.
 
     Where the own part has no labels, probes test on a fifth of each class.
@@ -62,7 +62,7 @@ def kept_out(source: Source) -> NDArray[np.bool_]:
     return kept if source.labels is None else kept | source.labels.test
 
 
-def with_split(images: Images, source: Source) -> Images:
+def with_split(images: ImageSettings, source: Source) -> ImageSettings:
     """Settings with `split` decided: train where the source brings a split of its own, else all. Raises UserError."""
     own = held_out(source) is not None
     chosen = images.split if images.split != "auto" else "train" if own else "all"
@@ -71,18 +71,18 @@ def with_split(images: Images, source: Source) -> Images:
     return images.model_copy(update={"split": chosen})
 
 
-def training_part(source: Source, images: Images) -> Source:
+def training_part(source: Source, images: ImageSettings) -> Source:
     """What a run with these settings is trained on: the source itself, or its TrainingPart where images.split is 'train'.
 
     Settings from before there was a split, where it is still 'auto', saw all.
     """
     if images.split != "train":
         return source
-    kept = kept_out(source)
+    kept = excluded_from_training(source)
     return TrainingPart(source, np.flatnonzero(~kept)) if kept.any() else source
 
 
-def split_sentences(source: Source, images: Images) -> Sequence[str]:
+def split_sentences(source: Source, images: ImageSettings) -> Sequence[str]:
     """What images.split means for a source, with the counts: the first for the log, further ones as warnings."""
     held, n, labels = held_out(source), len(source), source.labels
     in_fifths = labels is not None and not labels.own_split and bool(labels.test.any())
@@ -90,7 +90,7 @@ def split_sentences(source: Source, images: Images) -> Sequence[str]:
     are = f"{plural(unused, 'labelled image')} of the validation part {'is' if unused == 1 else 'are'}"
     warnings = [f"{are} used by no probe, as there is a test part"] if unused else []
     if images.split == "train":
-        kept = kept_out(source)
+        kept = excluded_from_training(source)
         sentence = (
             f"images.split=train: {n - kept.sum():,} of {n:,} images are trained on; {kept.sum():,} are held out, for evaluation"
         )

@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jepakit.core.device import lowered
+from jepakit.core.device import autocast
 from jepakit.core.errors import UserError, plain
 from jepakit.core.progress import progress
 from jepakit.data.crops import BandsError, centre_crop, channels_of, resize, stacked
 from jepakit.data.decoding.pixels import BadImageError, Pixels
-from jepakit.data.samples import ahead, read_each
+from jepakit.data.samples import read_ahead, read_many
 from jepakit.data.sources import Source
 from jepakit.data.statistics import require_bands
-from jepakit.evaluation.storage import BYTES_AT_ONCE, allocate, copy_rows
+from jepakit.evaluation.storage import ROWS_AT_ONCE, allocate, copy_rows
 from jepakit.model.encoder import Encoder
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 from jepakit.model.vit import patchify
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ MOST_TOKENS = 8 << 30  # bytes of patch tokens that are kept in memory
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenFeatures:
     """What one encoder or baseline makes of n samples: last (n, D), the mean over patch tokens of the last block;
     last4 (n, 4 D), of the last four, side by side; tokens (n, T, D) float16. None where it has none, or none was asked for."""
 
@@ -46,9 +46,9 @@ class Frozen:
     last4: Tensor | None = None
     tokens: Tensor | None = None
 
-    def rows(self, index: NDArray[np.int64], *, last4: bool = True, tokens: bool = True) -> "Frozen":
+    def rows(self, index: NDArray[np.int64], *, last4: bool = True, tokens: bool = True) -> "FrozenFeatures":
         """Those of some samples; copies, so without what is not asked for."""
-        return Frozen(
+        return FrozenFeatures(
             copy_rows(self.last, index),
             copy_rows(self.last4, index) if last4 and self.last4 is not None else None,
             copy_rows(self.tokens, index) if tokens and self.tokens is not None else None,
@@ -70,7 +70,7 @@ def extract(
     tokens: bool = False,
     precision: torch.dtype = torch.float32,
     seconds: float = 60.0,
-) -> tuple[dict[str, Frozen], NDArray[np.int64]]:
+) -> tuple[dict[str, FrozenFeatures], NDArray[np.int64]]:
     """Features by name of each encoder and of raw pixels, and the places in the source (n,) that could be read.
 
     The encoder sees the largest centre crop, resized; with `whole_image`, all of it, resized, for labels that speak of all of it.
@@ -84,9 +84,9 @@ def extract(
         _require_memory(first, len(ids), len(encoders))
     made = {name: _Rows(len(ids)) for name in (*encoders, RAW)}
     kept: list[int] = []
-    with progress("features", len(ids)) as report, torch.inference_mode(), lowered(first.device, precision):
-        read = partial(as_seen, source, images=first.images, whole_image=whole_image)
-        for batch in filter(None, ahead(batches(source, ids, read, seconds))):
+    with progress("features", len(ids)) as report, torch.inference_mode(), autocast(first.device, precision):
+        read = partial(evaluation_view, source, images=first.images, whole_image=whole_image)
+        for batch in filter(None, read_ahead(batches(source, ids, read, seconds))):
             images = stacked([image for _, image in batch])
             for name, encoder in encoders.items():
                 layers = encoder.layers(encoder.normalise(images.to(first.device)), last=4 if last4 else 1)
@@ -102,7 +102,7 @@ def extract(
     return frozen, np.array(kept)
 
 
-def pixels_of(source: Source, index: int, images: Images) -> Pixels:
+def pixels_of(source: Source, index: int, images: ImageSettings) -> Pixels:
     """A sample as it is, with images.channels. Raises BadImageError, and UserError for other bands."""
     pixels = source.read(index, images.max_pixels)
     try:
@@ -111,15 +111,15 @@ def pixels_of(source: Source, index: int, images: Images) -> Pixels:
         raise UserError(f"{source.title(index)} {error}") from None
 
 
-def as_seen(source: Source, index: int, images: Images, whole_image: bool = False) -> Tensor:
+def evaluation_view(source: Source, index: int, images: ImageSettings, whole_image: bool = False) -> Tensor:
     """What evaluation sees of a sample: its largest centre crop, or the `whole_image`, resized: (C, H, W).
 
     Raises BadImageError for a file that cannot be read, or has other bands than images.channels.
     """
-    return seen(channels_of(source.read(index, images.max_pixels), images), images, whole_image)
+    return evaluation_crop(channels_of(source.read(index, images.max_pixels), images), images, whole_image)
 
 
-def seen(pixels: Pixels, images: Images, whole_image: bool) -> Tensor:
+def evaluation_crop(pixels: Pixels, images: ImageSettings, whole_image: bool) -> Tensor:
     """(H, W, C) -> (C, height, width): the largest centre crop, or the `whole_image`, resized."""
     return resize(pixels, *images.height_width) if whole_image else centre_crop(pixels, *images.height_width)
 
@@ -128,11 +128,11 @@ def pca(x: Tensor, train: NDArray[np.int64], components: int) -> Tensor:
     """Projections of x (n, D) on the leading principal components of its rows `train`."""
     learnt = copy_rows(x, train)
     mean, covariance = learnt.mean(0), torch.zeros((), dtype=torch.float64)
-    for batch in learnt.split(BYTES_AT_ONCE):  # (D, D) is all that large sets need
+    for batch in learnt.split(ROWS_AT_ONCE):  # (D, D) is all that large sets need
         covariance = covariance + (batch - mean).double().T @ (batch - mean).double()
     directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :components].to(x.dtype)
     out = allocate(len(x), directions.shape[1], dtype=x.dtype)
-    for rows, batch in zip(out.split(BYTES_AT_ONCE), x.split(BYTES_AT_ONCE), strict=True):
+    for rows, batch in zip(out.split(ROWS_AT_ONCE), x.split(ROWS_AT_ONCE), strict=True):
         rows.copy_((batch - mean) @ directions)
     return out
 
@@ -163,12 +163,12 @@ class _Rows:
         self.done = done
 
     @property
-    def frozen(self) -> Frozen:
-        return Frozen(**{kind: x[: self.done] for kind, x in self.kinds.items()})
+    def frozen(self) -> FrozenFeatures:
+        return FrozenFeatures(**{kind: x[: self.done] for kind, x in self.kinds.items()})
 
 
 def _pooled(layers: list[Tensor], last4: bool, tokens: bool) -> dict[str, Tensor]:
-    """What `Frozen` holds of a batch."""
+    """What `FrozenFeatures` holds of a batch."""
     means = [layer.float().mean(1).cpu() for layer in layers]
     more = {"last4": torch.cat(means, 1)} if last4 else {}
     return {"last": means[-1], **more, **({"tokens": layers[-1].half().cpu()} if tokens else {})}
@@ -195,7 +195,7 @@ def _require_memory(encoder: Encoder, n: int, encoders: int) -> None:
 
 
 def _require_finite(x: Tensor, name: str, source: Source, ids: list[int]) -> None:
-    bad = torch.cat([~torch.isfinite(batch).all(1) for batch in x.split(BYTES_AT_ONCE)]).nonzero().flatten()
+    bad = torch.cat([~torch.isfinite(batch).all(1) for batch in x.split(ROWS_AT_ONCE)]).nonzero().flatten()
     if len(bad):
         raise UserError(
             f"{name}: the features of {len(bad)} of {len(x)} images are not finite, first of "
@@ -210,7 +210,7 @@ def batches(
     for start in range(0, len(ids), batch):
         source.prefetch(ids[start : start + PREFETCH_SAMPLES])
         places = ids[start : start + batch]
-        yield readable(source, places, read_each(source, places, read, seconds=seconds))
+        yield readable(source, places, read_many(source, places, read, seconds=seconds))
 
 
 def readable(source: Source, ids: NDArray[np.int64], found: Sequence[T | BadImageError]) -> list[tuple[int, T]]:

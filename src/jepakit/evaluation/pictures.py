@@ -9,9 +9,9 @@ from torch import Tensor
 from jepakit.config.config import Config
 from jepakit.core.files import atomic_write
 from jepakit.data.crops import to_show
-from jepakit.data.samples import read_each
+from jepakit.data.samples import read_many
 from jepakit.data.sources import Source, evenly
-from jepakit.evaluation.features import as_seen, readable
+from jepakit.evaluation.features import evaluation_view, readable
 from jepakit.evaluation.probes.knn import neighbours
 
 EXAMPLES, QUERIES, NEIGHBOURS = 6, 8, 6
@@ -58,7 +58,7 @@ def _neighbours(source: Source, x: Tensor, places: NDArray[np.int64]) -> tuple[N
 
 def _images(source: Source, ids: NDArray[np.int64], config: Config) -> NDArray[np.uint8]:
     """Images (n, H, W, 3); black for one that could be read for the features and cannot be now, which is said."""
-    found = read_each(source, ids, lambda i: as_seen(source, i, config.images), seconds=config.run.read_timeout_seconds)
+    found = read_many(source, ids, lambda i: evaluation_view(source, i, config.images), seconds=config.run.read_timeout_seconds)
     shown = dict(readable(source, ids, found))
     black = np.zeros((*config.images.height_width, 3), np.uint8)
     return np.stack([to_show(shown[i]).permute(1, 2, 0).numpy() if i in shown else black for i in ids.tolist()])

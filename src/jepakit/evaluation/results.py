@@ -12,9 +12,9 @@ from jepakit.core.errors import UserError
 from jepakit.core.files import atomic_write, save_json
 from jepakit.data.sources import Labels, Source
 from jepakit.evaluation.compare import Difference, accuracy_interval, corrected, paired
-from jepakit.evaluation.probes.protocol import Correct, Problem, Protocol
+from jepakit.evaluation.probes.protocol import Correct, ProbeLabels, Protocol
 from jepakit.evaluation.split import Split, SplitRows, train_and_test
-from jepakit.model.method import Which, called
+from jepakit.model.method import Which, encoder_label
 
 ResultRow = dict[str, Any]
 MAJORITY = "majority class"
@@ -48,10 +48,10 @@ class ProbeResults:
         return cls(source, labels, split, ids, None if seen is None else int(seen[ids[split.test]].sum()), known)
 
     @property
-    def problem(self) -> Problem:
+    def problem(self) -> ProbeLabels:
         """What a probe is told of the labels."""
         split, labels = self.split, self.labels
-        return Problem(split.train_labels, split.test_labels, len(labels.classes), self._titles, labels.whole_image)
+        return ProbeLabels(split.train_labels, split.test_labels, len(labels.classes), self._titles, labels.whole_image)
 
     def _titles(self) -> list[str]:
         """Names of the training images (n,)."""
@@ -60,7 +60,7 @@ class ProbeResults:
     def enter(self, name: str, correct: Correct, about: Mapping[str, Any]) -> None:
         """Note one result, with its interval over test images."""
         low, high = accuracy_interval(correct, self.split.clusters)
-        if (self.seen_test or not self.known) and name in map(called, get_args(Which)):
+        if (self.seen_test or not self.known) and name in map(encoder_label, get_args(Which)):
             about = {**about, "seen_test": self.seen_test, "n_test": len(correct)}
         self.rows.append({"name": name, "accuracy": float(correct.mean()), "low": low, "high": high, **about})
         self.correct[name] = correct
@@ -122,7 +122,7 @@ def differences(a: Path, b: Path, tasks: Sequence[str]) -> dict[str, dict[str, D
                 first, second = (dict(zip(z["names"].tolist(), z["right"], strict=True)) for z in (x, y))
                 pairs = [(next(iter(first)), next(iter(second)))]
                 if pairs[0][0] == pairs[0][1]:
-                    pairs = [(name, name) for name in first if name in second and name in map(called, get_args(Which))]
+                    pairs = [(name, name) for name in first if name in second and name in map(encoder_label, get_args(Which))]
                 found[task] = {
                     one if one == other else f"{one} against {other}": paired(first[one], second[other], x.get("clusters"))
                     for one, other in pairs

@@ -13,7 +13,7 @@ from torch import Tensor
 from jepakit.core.errors import UserError
 
 IN_MEMORY = 128 << 20  # bytes of one matrix; about twenty are there at a time
-BYTES_AT_ONCE = 4096  # rows that are copied together
+ROWS_AT_ONCE = 4096  # rows that are copied together
 
 
 def allocate(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -40,6 +40,6 @@ def copy_rows(x: Tensor, rows: NDArray[np.int64] | Tensor) -> Tensor:
     """A copy (m, ...) of the rows of x (n, ...) at the places `rows` (m,)."""
     places = torch.as_tensor(rows)
     out = allocate(len(places), *x.shape[1:], dtype=x.dtype)
-    for start in range(0, len(places), BYTES_AT_ONCE):
-        out[start : start + BYTES_AT_ONCE] = x[places[start : start + BYTES_AT_ONCE]]
+    for start in range(0, len(places), ROWS_AT_ONCE):
+        out[start : start + ROWS_AT_ONCE] = x[places[start : start + ROWS_AT_ONCE]]
     return out

@@ -17,25 +17,25 @@ from sklearn.exceptions import ConvergenceWarning
 from jepakit.artifacts.run import Run
 from jepakit.config.config import overrides, validation_sentence
 from jepakit.core.errors import UserError, checked, nearest, plain
-from jepakit.core.files import local
+from jepakit.core.files import user_path
 from jepakit.core.progress import progress
 from jepakit.data.opening import named, open_source
 from jepakit.data.sources import Source, evenly
-from jepakit.data.statistics import usable
+from jepakit.data.statistics import read_usable
 from jepakit.evaluation.compare import Difference
 from jepakit.evaluation.dense.davis import davis
 from jepakit.evaluation.dense.segmentation import segmentation
-from jepakit.evaluation.features import PCA, RAW, Frozen, batches, extract, pca
+from jepakit.evaluation.evaluated_model import UNTRAINED_NAME, EvaluatedModel, subject
+from jepakit.evaluation.features import PCA, RAW, FrozenFeatures, batches, extract, pca
 from jepakit.evaluation.pictures import save_pictures
 from jepakit.evaluation.probes.finetune import finetune
 from jepakit.evaluation.probes.finetune_recipe import recipe_for
 from jepakit.evaluation.probes.protocol import LAST4, PROBES, TOKENS, Correct, Protocol
 from jepakit.evaluation.probes.spectrum import lidar_rows, rankme_rows
 from jepakit.evaluation.results import ProbeResults, ResultRow, differences, save_rows
-from jepakit.evaluation.seen import seen_in_training
 from jepakit.evaluation.split import SplitRows, labelled, train_and_test
-from jepakit.evaluation.subject import UNTRAINED_NAME, Subject, subject
-from jepakit.model.images import Images
+from jepakit.evaluation.train_test_overlap import seen_in_training
+from jepakit.model.images import ImageSettings
 
 log = logging.getLogger("jepakit")
 FROZEN = ("rankme", "lidar", *PROBES)  # on features that are made once
@@ -81,7 +81,7 @@ def evaluate_both(
     cannot be compared.
     """
     tasks, protocol = chosen_tasks(tasks), settings_of(set)
-    judged = [subject(run, None if out is None else local(out, "out") / str(n)) for n, run in enumerate(runs)]
+    judged = [subject(run, None if out is None else user_path(out, "out") / str(n)) for n, run in enumerate(runs)]
     if data is None and judged[0].data != judged[1].data:
         raise UserError(f"the runs saw other images, {judged[0].data} and {judged[1].data}: say with --data which to compare on")
     if not {*tasks} & {*PROBES, "finetune"}:
@@ -92,7 +92,7 @@ def evaluate_both(
 
 
 def _evaluated(
-    judged: Subject, data: str | Path | None, tasks: Sequence[str], labels: str | None, protocol: Protocol
+    judged: EvaluatedModel, data: str | Path | None, tasks: Sequence[str], labels: str | None, protocol: Protocol
 ) -> dict[str, list[ResultRow]]:
     place = judged.data or "" if data is None else named(data)
     if not place:
@@ -100,7 +100,8 @@ def _evaluated(
     dense = [task for task in tasks if task in DENSE]
     if dense:
         return {
-            task: save_rows(judged.folder, task, place, _dense(judged, task, local(place), protocol), protocol) for task in dense
+            task: save_rows(judged.folder, task, place, _dense(judged, task, user_path(place), protocol), protocol)
+            for task in dense
         }
     source = open_source(place, labels)
     for note in source.notes:
@@ -136,7 +137,7 @@ def settings_of(words: Sequence[str] | str) -> Protocol:
 
 
 def _on_images(
-    judged: Subject, source: Source, tasks: Sequence[str], protocol: Protocol, seen: NDArray[np.bool_] | None = None
+    judged: EvaluatedModel, source: Source, tasks: Sequence[str], protocol: Protocol, seen: NDArray[np.bool_] | None = None
 ) -> dict[str, list[ResultRow]]:
     labels, results = source.labels, {}
     probes = [task for task in tasks if task in PROBES and labels is not None]
@@ -158,7 +159,7 @@ def _on_images(
             save_pictures(judged.folder / "pictures.npz", judged.config, source, features[judged.name].last, ids)
     if made and labels is not None and probes:
         split, raw = train_and_test(source, labels, ids), features[RAW].last
-        features[PCA] = Frozen(pca(raw, split.train, min(judged.encoder.width, len(split.train), raw.shape[1])))
+        features[PCA] = FrozenFeatures(pca(raw, split.train, min(judged.encoder.width, len(split.train), raw.shape[1])))
         probed = {task: ProbeResults.of(source, labels, ids, seen, known=judged.trained is not None) for task in probes}
         results |= _probed(judged.folder, probed, features, protocol)
     if "lidar" in tasks:
@@ -176,14 +177,14 @@ def _on_images(
     return results
 
 
-def _readable(source: Source, ids: SplitRows, images: Images, seconds: float) -> SplitRows:
+def _readable(source: Source, ids: SplitRows, images: ImageSettings, seconds: float) -> SplitRows:
     """Places of the samples that can be read, with the encoder's bands; the others are named."""
-    read = batches(source, ids, lambda index: usable(source, index, images).shape, seconds)
+    read = batches(source, ids, lambda index: read_usable(source, index, images).shape, seconds)
     return np.array([index for batch in read for index, _ in batch], np.int64)
 
 
 def _probed(
-    folder: Path, probed: Mapping[str, ProbeResults], features: Mapping[str, Frozen], protocol: Protocol
+    folder: Path, probed: Mapping[str, ProbeResults], features: Mapping[str, FrozenFeatures], protocol: Protocol
 ) -> dict[str, list[ResultRow]]:
     """Each probe on each encoder and baseline that has the features it needs, in parallel threads; rows by task."""
     jobs = [(task, name) for task in probed for name, x in features.items() if task not in TOKENS or x.tokens is not None]
@@ -214,7 +215,7 @@ def _probed(
     return results
 
 
-def _finetuned(judged: Subject, results: ProbeResults, protocol: Protocol) -> list[ResultRow]:
+def _finetuned(judged: EvaluatedModel, results: ProbeResults, protocol: Protocol) -> list[ResultRow]:
     """Fine-tuning end to end, of the judged encoder and of the untrained one, which is then trained from scratch."""
     split, shape = results.split, judged.encoder.vit.config
     settings = protocol.finetune.over(recipe_for(shape.width, shape.depth))
@@ -236,7 +237,7 @@ def _finetuned(judged: Subject, results: ProbeResults, protocol: Protocol) -> li
     return results.save(judged.folder, "finetune", protocol)
 
 
-def _dense(judged: Subject, task: str, root: Path, protocol: Protocol) -> list[ResultRow]:
+def _dense(judged: EvaluatedModel, task: str, root: Path, protocol: Protocol) -> list[ResultRow]:
     shared: dict[str, Any] = {"precision": judged.precision, "seconds": judged.seconds}
     if task == "segmentation":
         return segmentation(judged.encoders, root, **dict(protocol.segmentation), **shared, seed=protocol.seed)

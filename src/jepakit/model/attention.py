@@ -26,7 +26,7 @@ def attention(qkv: Tensor, layout: Layout) -> Tensor:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def partial_attention(q: Tensor, kv: Tensor, queries: Layout, layout: Layout) -> Tensor:
+def attention_of_queries(q: Tensor, kv: Tensor, queries: Layout, layout: Layout) -> Tensor:
     """`attention` for some tokens of each sequence: q (S', H, d), laid out by `queries`, and kv (S, 2, H, d) -> (S', H * d)."""
     if layout.padding_rows:
         kv, layout = kv[: layout.used], layout.without_padding_rows

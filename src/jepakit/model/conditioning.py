@@ -29,7 +29,7 @@ class Windows:
     owner: Indices
 
 
-class EncoderPositions(Settings):
+class PositionConditioning(Settings):
     """Settings of the conditioning; the defaults are the reading that the project takes of the paper."""
 
     encoder: bool = Field(True, description="tell the encoder the targets' positions")

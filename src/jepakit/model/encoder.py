@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jepakit.model.conditioning import EncoderPositions
-from jepakit.model.images import Images, normalise
+from jepakit.model.conditioning import PositionConditioning
+from jepakit.model.images import ImageSettings, normalise
 from jepakit.model.inputs import Given, as_tensor, in_white_units, require_like, require_normalised, require_shape
-from jepakit.model.layout import Layout, joint, take
+from jepakit.model.layout import Layout, interleave, take
 from jepakit.model.method import Which
 from jepakit.model.vit import ViT, patchify, resample_positions, sincos
 
@@ -19,7 +19,7 @@ class Encoder(nn.Module):
     """A ViT with what it needs to see images: their normalisation, and EC-IJEPA's conditioning where it was trained with it."""
 
     def __init__(
-        self, vit: ViT, images: Images, conditioning: EncoderPositions | None = None, which: Which = "target_encoder"
+        self, vit: ViT, images: ImageSettings, conditioning: PositionConditioning | None = None, which: Which = "target_encoder"
     ) -> None:
         super().__init__()
         self.vit, self.images, self.which = vit, images, which
@@ -59,7 +59,7 @@ class Encoder(nn.Module):
         if self.conditioning is None:
             return [x.view(b, n, -1) for x in self.vit.layers(tokens, Layout(lengths, images.device), last)]
         extra = self.conditioning.for_inference(positions, grid)
-        sequences = joint(lengths, np.full(b, len(extra)), images.device)
+        sequences = interleave(lengths, np.full(b, len(extra)), images.device)
         both = sequences.join(tokens, extra.repeat(b, 1).to(tokens.dtype))
         layers = self.vit.layers(both, sequences.layout, last)
         return [take(x, sequences.a_rows).view(b, n, -1) for x in layers]

@@ -25,7 +25,7 @@ def _usual(which: int) -> Any:
     return values
 
 
-class Images(Settings):
+class ImageSettings(Settings):
     """Settings of what the encoder is shown: size, channels, crops, and statistics to normalise by."""
 
     size: int | tuple[int, int] = Field(224, description="pixels: a side, or (height, width)")
@@ -66,7 +66,7 @@ class Images(Settings):
         return {key: value for key, value in data.items() if key not in ("mean", "std") or value != "auto"}
 
     @model_validator(mode="after")
-    def _ordered(self) -> "Images":
+    def _ordered(self) -> "ImageSettings":
         for name in ("crop_scale", "crop_aspect"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
@@ -96,7 +96,7 @@ def mirrored(images: Tensor, which: Tensor | None) -> Tensor:
     return images if which is None else torch.where(which.to(images.device)[:, None, None, None], images.flip(3), images)
 
 
-def normalise(images: Tensor, settings: Images) -> Tensor:
+def normalise(images: Tensor, settings: ImageSettings) -> Tensor:
     """(B, C, H, W) uint8, or floats in units of white, on any device -> float32, less `mean` and over `std`."""
     mean, std = (images.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (settings.mean, settings.std))
     # planes, where a channel is one number at a time; then in place, as new memory costs a CPU more than the arithmetic

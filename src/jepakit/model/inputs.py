@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jepakit.core.errors import UserError
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 
 Given = Tensor | NDArray[Any]
 SLACK = 0.25  # beyond black and white: what resampling and reflectance reach, and normalised images do not stay within
@@ -25,7 +25,7 @@ DOUBTFUL = (6.0, 1.25)  # said once
 MEASURED = 2**18  # values of a batch that are looked at, or a few more
 
 log = logging.getLogger("jepakit")
-_told: set[Images] = set()
+_told: set[ImageSettings] = set()
 
 
 class ImagesError(UserError, ValueError):
@@ -62,7 +62,7 @@ def require_shape(images: Tensor, channels: int, patch: int = 1) -> None:
     raise ImagesError(f"images must be (B, {channels}, H, W){multiples}, got {shape}{hint}")
 
 
-def in_white_units(images: Tensor, settings: Images) -> Tensor:
+def in_white_units(images: Tensor, settings: ImageSettings) -> Tensor:
     """Images (B, C, H, W) of any real type -> uint8, or floats in units of white, for `images.normalise`. Raises ImagesError.
 
     Integers are divided as the same image in a file would be: 8 bits by 255, others by images.white (65535); integers wider
@@ -90,7 +90,7 @@ def in_white_units(images: Tensor, settings: Images) -> Tensor:
     return images
 
 
-def require_like(normalised: Tensor, settings: Images) -> None:
+def require_like(normalised: Tensor, settings: ImageSettings) -> None:
     """Raises ImagesError for images (B, C, H, W) that are nowhere near the encoder's own once normalised; says what is far."""
     if not normalised.numel() or not _far(normalised, settings, *DOUBTFUL):
         return
@@ -105,7 +105,7 @@ def require_like(normalised: Tensor, settings: Images) -> None:
         log.warning("%s%s: are they in the same units?", said, unit)
 
 
-def require_normalised(images: Tensor, settings: Images) -> None:
+def require_normalised(images: Tensor, settings: ImageSettings) -> None:
     """Raises ImagesError for (B, C, H, W) that are not normalised by their type or range. Looks at no value under a compiler."""
     if not images.is_floating_point():
         raise ImagesError(f"{images.dtype} is not normalised: give encoder.normalise(images), as in embed(normalise(images))")
@@ -119,17 +119,17 @@ def require_normalised(images: Tensor, settings: Images) -> None:
         raise ImagesError(f"values from {low:.4g} to {high:.4g} are not normalised: give encoder.normalise(images)")
 
 
-def brightest(settings: Images) -> float:
+def brightest(settings: ImageSettings) -> float:
     """The largest value of integer images, in units of white."""
     return max(1.0, 65535 / (settings.white or 65535))
 
 
-def _white(settings: Images) -> float:
+def _white(settings: ImageSettings) -> float:
     """What the integers of an encoder's own images are divided by."""
     return 255 if settings.depth == "uint8" else settings.white or 65535
 
 
-def _integers(images: Tensor, settings: Images) -> Tensor:
+def _integers(images: Tensor, settings: ImageSettings) -> Tensor:
     """Integers other than uint8 -> float32 in units of white. Raises ImagesError where what white is cannot be told."""
     kind, values = str(images.dtype).removeprefix("torch."), images.to(torch.float32)
     low, high, depth = float(values.min()), float(values.max()), settings.depth
@@ -144,7 +144,7 @@ def _integers(images: Tensor, settings: Images) -> Tensor:
     return values / _white(settings)
 
 
-def _far(normalised: Tensor, settings: Images, deviations: float, whites: float) -> bool:
+def _far(normalised: Tensor, settings: ImageSettings, deviations: float, whites: float) -> bool:
     """Whether half of a batch's values lie more deviations from the mean than allowed, and further off than black or white.
 
     Floats have a black and a white where the mean of all channels lies between 0 and 1.
@@ -163,7 +163,7 @@ def _sample(images: Tensor) -> Tensor:
     return images.detach()[:, :, ::n, ::n].float()
 
 
-def _farthest(settings: Images) -> float:
+def _farthest(settings: ImageSettings) -> float:
     """The largest that a normalised value of an integer image can be, in magnitude."""
     ends = [(end - m) / s for m, s in zip(settings.mean, settings.std, strict=True) for end in (0.0, brightest(settings))]
     return max(map(abs, ends))

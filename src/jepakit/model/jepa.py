@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from jepakit.core.errors import UserError
 from jepakit.core.torch_private import lerp_
-from jepakit.model.conditioning import EncoderPositions
-from jepakit.model.layout import Indices, Layout, choose_padded_length, joint, segment_mean, take
+from jepakit.model.conditioning import PositionConditioning
+from jepakit.model.layout import Indices, Layout, choose_padded_length, interleave, segment_mean, take
 from jepakit.model.losses import LOSSES, full_precision
 from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
@@ -170,7 +170,7 @@ class JEPA(nn.Module):
         for block in (*self.encoder.blocks, *self.target_encoder.blocks, *self.predictor.predictor_blocks):
             block.compile(**how)
             # lazily, as only the last is used so, and its targets are as many as they are
-            block.of_rows = torch.compile(block.of_rows, dynamic=True)  # type: ignore[assignment]
+            block.forward_rows = torch.compile(block.forward_rows, dynamic=True)  # type: ignore[assignment]
 
     def recompute_blocks(self) -> None:
         """Keep the input of each block only, and compute the rest again in the backward pass: the same numbers, less memory."""
@@ -190,7 +190,7 @@ class JEPA(nn.Module):
 
 
 def encode_windows(
-    encoder: ViT, conditioning: EncoderPositions | None, patches: Tensor, masks: Masks, grid: tuple[int, int]
+    encoder: ViT, conditioning: PositionConditioning | None, patches: Tensor, masks: Masks, grid: tuple[int, int]
 ) -> Tensor:
     """Features (S, D) by an encoder of the context windows of `masks`, told of the targets' positions if it is conditioned."""
     rows = _patch_rows(masks.image_of_draw, masks.context_lengths, masks.context, grid).to(patches.device)
@@ -205,7 +205,7 @@ def encode_windows(
 def conditioned(encoder: ViT, tokens: Tensor, lengths: Indices, extra: Tensor, counts: Indices) -> Tensor:
     """The encoder on sequences with conditioning tokens behind them, whose outputs are dropped: (S, D) -> (S, D)."""
     padded_length = None if encoder.row_multiple else choose_padded_length(lengths + counts, tokens.device)
-    sequences = joint(lengths, counts, tokens.device, padded_length=padded_length, row_multiple=encoder.row_multiple)
+    sequences = interleave(lengths, counts, tokens.device, padded_length=padded_length, row_multiple=encoder.row_multiple)
     return take(encoder(sequences.join(tokens, extra.to(tokens.dtype)), sequences.layout), sequences.a_rows)
 
 

@@ -176,7 +176,7 @@ def choose_padded_length(lengths: Indices, device: torch.device) -> int | None:
 
 
 @dataclass(frozen=True)
-class Joint:
+class Interleaved:
     """Two packed batches a and b joined sequence by sequence: [a_0 | b_0], [a_1 | b_1], ...
 
     a_index are the rows of a that are used (None: all, in order); a_rows and b_rows say where the rows of a and b went.
@@ -193,7 +193,7 @@ class Joint:
         return scatter_rows(torch.cat([a, b]), torch.cat([self.a_rows, self.b_rows]), self.layout.rows)
 
 
-def joint(
+def interleave(
     a_lengths: Indices,
     b_lengths: Indices,
     device: torch.device,
@@ -201,7 +201,7 @@ def joint(
     *,
     padded_length: int | None = None,
     row_multiple: int | None = None,
-) -> Joint:
+) -> Interleaved:
     """How a and b join: sequence i holds a's sequence a_of_b[i] (i if not given), then b's.
 
     padded_length is as a `Layout`'s, row_multiple as for `with_row_multiple`.
@@ -215,4 +215,4 @@ def joint(
         return torch.from_numpy(index).to(device, non_blocking=True)
 
     a_index = None if a_of_b is None else send(ranges(starts(a_lengths)[chosen], a_taken))
-    return Joint(layout, a_index, send(ranges(first, a_taken)), send(ranges(first + a_taken, b_lengths)))
+    return Interleaved(layout, a_index, send(ranges(first, a_taken)), send(ranges(first + a_taken, b_lengths)))

@@ -5,12 +5,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from jepakit.core.settings import Settings
-from jepakit.model.conditioning import EncoderPositions
+from jepakit.model.conditioning import PositionConditioning
 from jepakit.model.losses import Loss
 from jepakit.model.masking.masks import Masking, MultiBlock
 from jepakit.model.predictor import PredictorConfig
 from jepakit.model.regularizers import Regularizer
-from jepakit.model.targets import Features, Target
+from jepakit.model.targets import FeatureTargets, Target
 from jepakit.model.vit import ViTConfig
 
 Which = Literal["target_encoder", "encoder"]
@@ -20,8 +20,8 @@ class Method(Settings):
     """What is predicted from what, by what, and what keeps it from collapsing. An option is its own settings."""
 
     masking: Masking = Field(default_factory=MultiBlock)
-    conditioning: EncoderPositions | None = None
-    target: Target = Field(default_factory=Features)
+    conditioning: PositionConditioning | None = None
+    target: Target = Field(default_factory=FeatureTargets)
     loss: Loss = "smooth_l1"
     regularizer: Regularizer | None = None
     encoder: ViTConfig = Field(default_factory=ViTConfig)
@@ -44,7 +44,7 @@ class Method(Settings):
         return self
 
 
-def called(which: Which) -> str:
+def encoder_label(which: Which) -> str:
     """What tables call it: 'target encoder' or 'encoder'."""
     return which.replace("_", " ")
 

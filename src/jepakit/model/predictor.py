@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from jepakit.core.settings import Settings
-from jepakit.model.layout import Layout, joint
+from jepakit.model.layout import Layout, interleave
 from jepakit.model.linear import Linear
 from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.vit import NORM_EPS, Block, ViTConfig, initialise, sincos
@@ -50,12 +50,14 @@ class Predictor(nn.Module):
         seen, wanted = (torch.from_numpy(x).to(device, non_blocking=True) for x in (masks.context, masks.targets))
         tokens = self.predictor_embed(context) + self.positions.index_select(0, seen)
         queries = self.mask_token[0] + self.positions.index_select(0, wanted)
-        sequences = joint(
+        sequences = interleave(
             masks.context_lengths, masks.target_lengths, device, masks.draw_of_block, row_multiple=self.row_multiple
         )
         x = sequences.join(tokens, queries)
         *blocks, last = cast(list[Block], self.predictor_blocks)
         for block in blocks:
             x = block(x, sequences.layout)
-        x = last.of_rows(x, sequences.layout, sequences.b_rows, Layout(masks.target_lengths, device))  # nobody reads the others
+        x = last.forward_rows(
+            x, sequences.layout, sequences.b_rows, Layout(masks.target_lengths, device)
+        )  # nobody reads the others
         return self.predictor_proj(self.predictor_norm(x))  # type: ignore[no-any-return]

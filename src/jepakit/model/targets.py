@@ -12,7 +12,7 @@ from torch import Tensor
 from jepakit.core.settings import Settings
 
 
-class Features(Settings):
+class FeatureTargets(Settings):
     """The target encoder's output, normalised over features (layer), over the batch (batch), or as it is (none).
 
     With `teacher`, a frozen encoder's in its place (arXiv 2509.24317, stage 2). With `pixels_first`, the run begins with
@@ -37,7 +37,7 @@ class Features(Settings):
     teacher_width: int | None = Field(None, ge=1, description="features of the teacher; read off its weights")
 
     @model_validator(mode="after")
-    def _one_source(self) -> "Features":
+    def _one_source(self) -> "FeatureTargets":
         if self.teacher and self.pixels_first:
             raise ValueError("a frozen teacher needs no pixels_first: set one of the two")
         return self
@@ -82,4 +82,4 @@ class PixelTargets(Settings):
         return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
 
 
-Target = Annotated[Features | PixelTargets, Field(discriminator="kind")]
+Target = Annotated[FeatureTargets | PixelTargets, Field(discriminator="kind")]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jepakit.core.errors import UserError
 from jepakit.model.encoder import Encoder
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 
 
 class Teacher(nn.Module):
@@ -20,7 +20,7 @@ class Teacher(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, encoder: Encoder, images: Images, grid: tuple[int, int]) -> None:
+    def __init__(self, encoder: Encoder, images: ImageSettings, grid: tuple[int, int]) -> None:
         """images, grid: the student's. Raises UserError for images of other bands or another depth than the teacher's."""
         super().__init__()
         own = encoder.images

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings
-from jepakit.model.attention import attention, partial_attention
+from jepakit.model.attention import attention, attention_of_queries
 from jepakit.model.layout import Layout, take
 from jepakit.model.linear import Linear, linear
 
@@ -130,14 +130,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         return self.proj(attention(self.qkv(x).unflatten(1, (3, self.heads, -1)), layout))  # type: ignore[no-any-return]
 
-    def of_rows(self, x: Tensor, layout: Layout, rows: Tensor, queries: Layout) -> Tensor:
+    def forward_rows(self, x: Tensor, layout: Layout, rows: Tensor, queries: Layout) -> Tensor:
         """What `forward` has at distinct rows, `queries` saying how many of each sequence: only they are asked."""
         (q_weight, kv_weight), (q_bias, kv_bias) = (
             w.split([len(w) // 3, 2 * len(w) // 3]) for w in (self.qkv.weight, self.qkv.bias)
         )
         q = linear(take(x, rows), q_weight, q_bias).unflatten(1, (self.heads, -1))
         kv = linear(x, kv_weight, kv_bias).unflatten(1, (2, self.heads, -1))
-        return self.proj(partial_attention(q, kv, queries, layout))  # type: ignore[no-any-return]
+        return self.proj(attention_of_queries(q, kv, queries, layout))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
@@ -163,9 +163,9 @@ class Block(nn.Module):
         x = x + self.attn(self.norm1(x), layout)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
-    def of_rows(self, x: Tensor, layout: Layout, rows: Tensor, queries: Layout) -> Tensor:
+    def forward_rows(self, x: Tensor, layout: Layout, rows: Tensor, queries: Layout) -> Tensor:
         """forward(x, layout)[rows] for distinct rows, `queries` saying how many of each sequence; others are only looked at."""
-        x = take(x, rows) + self.attn.of_rows(self.norm1(x), layout, rows, queries)
+        x = take(x, rows) + self.attn.forward_rows(self.norm1(x), layout, rows, queries)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 

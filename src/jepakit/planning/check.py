@@ -20,22 +20,22 @@ from PIL import Image
 from jepakit.config.choice import Choice, resolve_with_data, smaller_for
 from jepakit.config.config import Config, overrides
 from jepakit.core.errors import UserError, checked
-from jepakit.core.files import local, save_json
+from jepakit.core.files import save_json, user_path
 from jepakit.core.progress import progress
 from jepakit.data.crops import BandsError, channels_of
 from jepakit.data.decoding.decode import FORMATS, decode, jpeg_turn, pillow_turn
 from jepakit.data.decoding.ifd import ORIENTATION, TIFF, tags_of
 from jepakit.data.decoding.pixels import BadImageError, Pixels
 from jepakit.data.findings import Finding, Tally, findings_in
-from jepakit.data.formats.pack_layout import DEPTHS, part_path
+from jepakit.data.formats.pack_format import DEPTHS, part_path
 from jepakit.data.formats.pack_shrink import ready, threads_of
 from jepakit.data.formats.pack_source import PackedSource
 from jepakit.data.formats.remote import shown
 from jepakit.data.opening import named
 from jepakit.data.sources import Labels, Source, groups_at_hand
-from jepakit.data.threads import each
+from jepakit.data.threads import run_parallel
 from jepakit.data.training_part import split_sentences, training_part
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 from jepakit.planning.check_results import LONG, Checked, Duplicates, Fit, LabelsSeen, find_stops, say_verdict
 
 LARGEST, FIRST = 5, 3  # groups of duplicates that are shown, and titles of each
@@ -72,7 +72,7 @@ def check(
     file for what is returned; set: 'group.key=value' words. Of a pack, every image's crc32 and every file's sha256 is
     verified. Raises UserError.
     """
-    json = None if json is None else local(json, "--json")
+    json = None if json is None else user_path(json, "--json")
     if json is not None and not json.parent.is_dir():
         raise UserError(f"--json {json}: there is no such folder")
     many = threads_of(threads)
@@ -118,7 +118,7 @@ class _Survey:
             else:
                 self.records[ids[row]] = found
 
-        each(len(ids), work, put, threads=threads, seconds=seconds, late=given_up.add)
+        run_parallel(len(ids), work, put, threads=threads, seconds=seconds, late=given_up.add)
 
     def _one(self, index: int) -> tuple[Any, ...] | str:
         try:
@@ -254,7 +254,7 @@ def _labels(labels: Labels) -> LabelsSeen:
     )
 
 
-def _fits(bands: int, images: Images) -> bool:
+def _fits(bands: int, images: ImageSettings) -> bool:
     try:
         channels_of(np.zeros((1, 1, bands), np.uint8), images)
     except BandsError:

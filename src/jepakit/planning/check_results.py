@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from jepakit.core.errors import plain
 from jepakit.data.decoding.pixels import too_many
-from jepakit.data.left_out import plural
+from jepakit.data.unread_files import plural
 
 LONG = 3  # times as long as wide: of such an image a crop shows little
 Size = tuple[int, int]  # width, height

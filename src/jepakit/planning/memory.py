@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jepakit.artifacts.load import build_jepa
 from jepakit.config.config import Config
-from jepakit.core.device import lowered
+from jepakit.core.device import autocast
 from jepakit.core.torch_private import dispatch_mode, fake_tensors, tensors_of
 from jepakit.data.loader import AHEAD
 from jepakit.model import attention, layout, linear
@@ -44,7 +44,7 @@ _TRIES = 4  # to find how many images fit
 
 
 @dataclass(frozen=True)
-class Place:
+class Hardware:
     """Where a run would be: `devices` of so many bytes each; rate in TFLOP/s, and no `device`, where it need not be here."""
 
     name: str
@@ -57,7 +57,7 @@ class Place:
     device: torch.device | None = None
 
 
-def plan_memory(config: Config, place: Place, at_a_time: int) -> Memory:
+def plan_memory(config: Config, place: Hardware, at_a_time: int) -> Memory:
     """Memory for so many images at a time, and how many fit: by the secant through two numbers of images, then tried."""
     few, many = (at_a_time, 2 * at_a_time) if at_a_time <= 2 else (2, at_a_time)
     usable = int((USABLE_CUDA if place.cuda else USABLE_CPU) * place.memory)
@@ -76,7 +76,7 @@ def plan_memory(config: Config, place: Place, at_a_time: int) -> Memory:
     return replace(tried[at_a_time], fixed=int(fixed), per_image=int(slope), usable=usable, largest=largest)
 
 
-def step_memory(config: Config, place: Place, images: int) -> Memory:
+def step_memory(config: Config, place: Hardware, images: int) -> Memory:
     """Memory for so many images at a time; what only two numbers of images can say (fixed, per_image, ...) is left at 0."""
     peak = peak_memory(config, place, images)
     with torch.device("meta"):
@@ -123,7 +123,7 @@ class PeakMemory:
         return self.gradients + self.activations + self.images + self.temporaries
 
 
-def peak_memory(config: Config, place: Place, images: int) -> PeakMemory:
+def peak_memory(config: Config, place: Hardware, images: int) -> PeakMemory:
     """The peak of a step on one device of a place, with so many images at a time."""
     with torch.device("meta"):
         jepa = build_jepa(config)
@@ -168,7 +168,7 @@ def _passes(jepa: JEPA, config: Config, batch: list[Tensor], masks: Masks, dtype
     """Forward and backward of the first two micro-batches: the second finds gradients, as all others do."""
     for shown in list(zip(*(view.chunk(micro_batches) for view in batch), strict=True))[:2]:
         images, *of_target = (normalise(view, config.images) for view in shown)
-        with lowered(CPU, dtype):
+        with autocast(CPU, dtype):
             out = jepa(images, masks, *of_target)
         (out.loss / micro_batches).backward()
 

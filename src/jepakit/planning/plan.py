@@ -20,14 +20,14 @@ from jepakit.config.phases import features_alone
 from jepakit.config.recipes import settings
 from jepakit.core.device import device_of, precision_of
 from jepakit.core.errors import UserError, checked, nearest
-from jepakit.core.files import local, save_json
+from jepakit.core.files import save_json, user_path
 from jepakit.data.loader import Batch
 from jepakit.data.opening import named
 from jepakit.data.sources import ArraySource, Source
 from jepakit.data.training_part import training_part
 from jepakit.planning import flops
 from jepakit.planning.flops import Flops
-from jepakit.planning.memory import MOST_IMAGES, RELEASED_IMAGES, RELEASED_STEPS, Place, is_released, plan_memory
+from jepakit.planning.memory import MOST_IMAGES, RELEASED_IMAGES, RELEASED_STEPS, Hardware, is_released, plan_memory
 from jepakit.planning.table import Memory, Parameters, Plan, Speed, TokenCounts
 from jepakit.training.step import loader_of
 
@@ -83,7 +83,7 @@ def plan(
     of `DEVICES`, or 'here': this machine, where real steps are timed for some `seconds`; json: a file for what is returned;
     set: 'group.key=value' words; groups: settings as keywords. Raises UserError.
     """
-    json = None if json is None else local(json, "--json")
+    json = None if json is None else user_path(json, "--json")
     if json is not None and not json.parent.is_dir():
         raise UserError(f"--json {json}: there is no such folder")
     given = given_layer(set, groups) | ({} if data is None else {"data": named(data)})
@@ -92,13 +92,13 @@ def plan(
     config, source, choice = _with_images(recipe or asked_recipe, method or asked_method, given, elsewhere)
     config = features_alone(config)
     config.masking.check(config.grid)
-    found = _plan(config, source, choice, find_place(elsewhere, devices, config), seconds)
+    found = _plan(config, source, choice, hardware_of(elsewhere, devices, config), seconds)
     if json is not None:
         save_json(json, asdict(found))
     return found
 
 
-def _plan(config: Config, source: Source | None, choice: Choice, place: Place, seconds: float) -> Plan:
+def _plan(config: Config, source: Source | None, choice: Choice, place: Hardware, seconds: float) -> Plan:
     """What a run with these settings will take at a place; here, real steps are timed for some `seconds`."""
     share = _share(config, place.devices)
     seen, at_a_time = _images_seen(config, source, place.devices), share // config.optim.accumulate
@@ -147,22 +147,22 @@ def _with_images(
     return resolve_with_data(recipe, method, *layers, device="cuda" if elsewhere else None)
 
 
-def find_place(elsewhere: Device | None, devices: int, config: Config) -> Place:
+def hardware_of(elsewhere: Device | None, devices: int, config: Config) -> Hardware:
     """Where a run would be; none: here. Raises UserError for a device that has not the precision that is set."""
     wanted = config.run.precision
     if elsewhere is None:
         device = device_of(config.run.device)
         dtype, cuda = precision_of(wanted, device), device.type == "cuda"
         if not cuda:
-            return Place("this CPU", dtype, False, False, _host_memory(), devices, device=device)
+            return Hardware("this CPU", dtype, False, False, _host_memory(), devices, device=device)
         about = torch.cuda.get_device_properties(device)
         flash = dtype == torch.bfloat16 and about.major >= 8
-        return Place(about.name, dtype, True, flash, about.total_memory, devices, device=device)
+        return Hardware(about.name, dtype, True, flash, about.total_memory, devices, device=device)
     d = elsewhere
     if wanted == "bf16" and d.bf16 is None:
         raise UserError(f"{d.name} does not compute in bf16: set run.precision=fp32")
     tflops, lower = (d.fp32, False) if wanted == "fp32" or d.bf16 is None else (d.bf16, True)
-    return Place(d.name, torch.bfloat16 if lower else torch.float32, True, lower, int(d.gigabytes * 1e9), devices, tflops)
+    return Hardware(d.name, torch.bfloat16 if lower else torch.float32, True, lower, int(d.gigabytes * 1e9), devices, tflops)
 
 
 def _host_memory() -> int:
@@ -221,7 +221,7 @@ def _work(config: Config) -> tuple[TokenCounts, Flops]:
 
 
 def _speed(
-    config: Config, place: Place, work: float, memory: Memory, at_a_time: int, seen: int | None, seconds: float
+    config: Config, place: Hardware, work: float, memory: Memory, at_a_time: int, seen: int | None, seconds: float
 ) -> Speed | None:
     """How fast: assumed of a device of the table, measured on this machine if a step fits it."""
     if place.device is None:

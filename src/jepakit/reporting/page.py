@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jepakit.core.errors import UserError, checked
-from jepakit.core.files import local
+from jepakit.core.files import user_path
 
 from .figures import finite_values, masks, neighbour_rows, panels, short
 from .reading import PROBE_NAMES, RANKS, MetricsRow, Result, RunFiles, RunFolderError, lookup, number, read
@@ -48,11 +48,11 @@ _NAMES = ("name", "kind", "preset", "size", "source", "path")  # keys whose valu
 @checked
 def report(runs: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
     """Write the page of one run, or of several side by side; by default `report.html` in the first folder."""
-    folders = [local(run, "the run") for run in ([runs] if isinstance(runs, os.PathLike | str) else runs)]
+    folders = [user_path(run, "the run") for run in ([runs] if isinstance(runs, os.PathLike | str) else runs)]
     if not folders:
         raise RunFolderError("A report needs at least one run folder.")
     found = [read(folder, index, folders) for index, folder in enumerate(folders)]
-    path = folders[0] / "report.html" if out is None else local(out, "out")
+    path = folders[0] / "report.html" if out is None else user_path(out, "out")
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

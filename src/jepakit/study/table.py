@@ -15,7 +15,7 @@ from jepakit.config.config import read_yaml, resolve
 from jepakit.config.optim import Schedule
 from jepakit.core.errors import UserError
 from jepakit.core.files import atomic_write, save_json
-from jepakit.model.method import called
+from jepakit.model.method import encoder_label
 from jepakit.study.cells import BASE, Cell, label
 from jepakit.training.collapse import MEDIAN_ROWS
 
@@ -43,7 +43,7 @@ def row_of(cell: Cell, run: Run, status: str, said: str = "") -> CellRow:
         "quarters": quarters(metrics, planned or 0),
         "alarms": [{"step": row["step"], "words": words} for row in metrics for words in row.get("alarms", ())],
         "looks": {key: probe_points(metrics, key) for key in PROBE_KEYS},
-        "judged": called(resolve(settings).which if settings else "target_encoder"),
+        "judged": encoder_label(resolve(settings).which if settings else "target_encoder"),
         **{task: _result(run.path / "evaluation" / f"{task}.json") for task in ("knn", "linear", "rankme")},
         "settings": settings,
     }  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jepakit.artifacts.run import Run, json_line
 from jepakit.config.config import Config
-from jepakit.config.optim import Now
+from jepakit.config.optim import ScheduleValues
 from jepakit.core.files import append
 from jepakit.data.loader import Batch
 from jepakit.model.jepa import Output
@@ -21,7 +21,7 @@ from jepakit.training.trackers import WriteRow, tracker_writers
 log = logging.getLogger("jepakit")
 
 
-def step_row(step: int, batch: Batch, out: Output, norm: Tensor, now: Now) -> dict[str, float]:
+def step_row(step: int, batch: Batch, out: Output, norm: Tensor, now: ScheduleValues) -> dict[str, float]:
     """The metrics of a step, of the whole batch. Standard deviations are over its tokens, then averaged over features."""
     masks = Masks.joined(batch.masks)
     image = np.repeat(masks.image_of_draw[masks.draw_of_block], masks.target_lengths)

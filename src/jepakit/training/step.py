@@ -19,10 +19,10 @@ from jepakit.artifacts.checkpoint import Checkpoint
 from jepakit.artifacts.load import build_jepa
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
-from jepakit.config.optim import Now, Schedule, gradient_norm, optimizer, set_now
+from jepakit.config.optim import Schedule, ScheduleValues, apply_schedule, gradient_norm, optimizer
 from jepakit.config.phases import Phase, kept_at_change, phases, with_pixel_steps
 from jepakit.core import rng
-from jepakit.core.device import device_of, lowered, precision_of, use_cpu
+from jepakit.core.device import autocast, configure_cpu, device_of, precision_of
 from jepakit.core.errors import UserError, plain
 from jepakit.data.identity import Identity, require_same
 from jepakit.data.loader import Batch, Loader
@@ -78,7 +78,7 @@ class Training:
         """
         config.masking.check(config.grid)
         device = device_of(config.run.device)
-        use_cpu(config.run.threads)
+        configure_cpu(config.run.threads)
         o = config.optim
         part = training_part(source, config.images)
         config = with_pixel_steps(config, len(part) // o.batch_size)
@@ -127,20 +127,20 @@ class Training:
             after.set_moments({n: x for n, x in self.moments().items() if n in names})
         return after
 
-    def train_step(self, batch: Batch, now: Now, *, check: bool, rows: bool = True) -> tuple[Output, Tensor]:
+    def train_step(self, batch: Batch, now: ScheduleValues, *, check: bool, rows: bool = True) -> tuple[Output, Tensor]:
         """One update: theta by AdamW on the loss, then theta_bar <- m theta_bar + (1 - m) theta (I-JEPA, section 3).
 
         check: raise UserError where the loss or the gradient is not finite; rows: of micro-batches hold the predictions,
         targets and features too, not the loss and its terms alone. Returns the whole batch's output, and the gradient's norm.
         """
-        set_now(self.adamw, now)
+        apply_schedule(self.adamw, now)
         self.adamw.zero_grad(set_to_none=True)
         if self.config.run.fixed_rows:
             torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs left may be overwritten
         seed = rng.torch_seed(self.config.seed, "directions", batch.step)
         micro_batches, outputs = len(batch.masks), list[Output]()
         for masks, images, *target_images in self._micro_batches(batch):
-            with lowered(self.device, self.dtype):
+            with autocast(self.device, self.dtype):
                 given = self.teacher([images, *target_images][-1]) if self.teacher else None
                 out = self.jepa(images, masks, *target_images, teacher_features=given, seed=seed)
             (out.loss / micro_batches).backward()

@@ -23,7 +23,7 @@ from jepakit.config.phases import kept_at_change
 from jepakit.config.released_yaml import ReleasedYaml, has_released_groups, released_yaml
 from jepakit.config.renamed import current_layer
 from jepakit.core.errors import UserError, checked, plain
-from jepakit.core.files import local
+from jepakit.core.files import user_path
 from jepakit.core.signals import signals
 from jepakit.data.findings import Tally
 from jepakit.data.loader import Batch
@@ -32,7 +32,7 @@ from jepakit.data.sources import Source
 from jepakit.data.statistics import fitted, measured_instead
 from jepakit.data.threads import StoppedError
 from jepakit.data.training_part import split_sentences, training_part
-from jepakit.training.online import Online
+from jepakit.training.online_probe import OnlineProbe
 from jepakit.training.step import Training
 from jepakit.training.watch import watch
 
@@ -118,7 +118,9 @@ def _chosen(
 
     Those weights' shape lies under all that the user says, and over the recipe.
     """
-    file = layer_from(config, "config") if isinstance(config, Mapping) else read_yaml(local(config, "config")) if config else {}
+    file = (
+        layer_from(config, "config") if isinstance(config, Mapping) else read_yaml(user_path(config, "config")) if config else {}
+    )
     released = None
     if has_released_groups(file):
         where = "config" if isinstance(config, Mapping) else str(config)
@@ -200,7 +202,7 @@ def _train(training: Training, run: Run) -> Run:
     with signals(ask_to_stop):
         online = None
         with suppress(StoppedError):
-            online = Online.prepare(training.config, training.source, training.loader.steps_per_epoch, stop)
+            online = OnlineProbe.prepare(training.config, training.source, training.loader.steps_per_epoch, stop)
         saved = _train_phase(training, run, online, stop)
         while training.step == training.phase.end < training.steps and not stop.is_set():
             training = training.next_phase()
@@ -216,7 +218,7 @@ def _train(training: Training, run: Run) -> Run:
     return run
 
 
-def _train_phase(training: Training, run: Run, online: Online | None, stop: Event) -> bool:
+def _train_phase(training: Training, run: Run, online: OnlineProbe | None, stop: Event) -> bool:
     """Train to the phase's end, or until `stop` is set. False where the last step could not be saved."""
     config, end, saved = training.config, training.phase.end, True
     watching = watch(run, training.phase, online, training.steps, training.step)

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
-from jepakit.config.optim import Now
+from jepakit.config.optim import ScheduleValues
 from jepakit.config.phases import Phase
 from jepakit.core.progress import progress
 from jepakit.data.loader import Batch
 from jepakit.model.jepa import JEPA, Output
 from jepakit.training.collapse import Doctor, position_counts_from
 from jepakit.training.logs import metrics_writer, step_row
-from jepakit.training.online import Online
+from jepakit.training.online_probe import OnlineProbe
 
 log = logging.getLogger("jepakit")
 
@@ -30,7 +30,7 @@ class Watch:
 
     config: Config
     doctor: Doctor
-    online: Online | None
+    online: OnlineProbe | None
     write: Callable[[dict[str, Any]], None]
     report: Callable[[int, str], None]
     logged: int
@@ -46,7 +46,9 @@ class Watch:
         self.at_start = {f"{name}_at_start": value for name, value in seen.items()}
         self.last = time.monotonic()
 
-    def log(self, step: int, batch: Batch, out: Output, norm: Tensor, now: Now, jepa: JEPA, dtype: torch.dtype) -> None:
+    def log(
+        self, step: int, batch: Batch, out: Output, norm: Tensor, now: ScheduleValues, jepa: JEPA, dtype: torch.dtype
+    ) -> None:
         """Write a row of metrics, with the online probe if it is due, and the doctor's alarms."""
         moment = time.monotonic()
         rate = (step - self.logged) * self.config.optim.batch_size / max(1e-9, moment - self.last)
@@ -65,7 +67,7 @@ class Watch:
 
 
 @contextmanager
-def watch(run: Run, phase: Phase, online: Online | None, steps: int, step: int) -> Iterator[Watch]:
+def watch(run: Run, phase: Phase, online: OnlineProbe | None, steps: int, step: int) -> Iterator[Watch]:
     """Watch a phase of a run of so many steps, from a step on; the doctor knows what was logged of the phase before."""
     rows, config = run.metrics(), phase.config
     from_step = phase.start + position_counts_from(phase.end - phase.start, phase.schedule.warmup)

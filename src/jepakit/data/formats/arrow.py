@@ -16,8 +16,8 @@ from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats import tables
 from jepakit.data.formats.folder import leaves
 from jepakit.data.labels import split_words as splits
-from jepakit.data.left_out import beside
 from jepakit.data.sources import Blocks, Source
+from jepakit.data.unread_files import beside
 
 END = struct.pack("<iI", -1, 0)  # of a stream
 NEAR = 128 << 20  # bytes of record batches that an order by blocks goes through at a time

@@ -14,8 +14,8 @@ from jepakit.data.decoding.decode import SUFFIXES, file_bytes
 from jepakit.data.labels import split_words as splits
 from jepakit.data.labels.classes import folder_classes
 from jepakit.data.labels.segmentation_masks import MaskFolders, masks_among, note_of
-from jepakit.data.left_out import Ending, LeftOut, head_of, plural, some
 from jepakit.data.sources import Labels, Source, evenly
+from jepakit.data.unread_files import Ending, LeftOut, head_of, plural, some
 
 
 @dataclass(eq=False)

@@ -22,8 +22,8 @@ from jepakit.data.findings import Finding
 from jepakit.data.formats import tables
 from jepakit.data.formats.npz_labels import COLOUR_COUNTS, Names, Stored, array_labels, split_array
 from jepakit.data.labels import split_words as splits
-from jepakit.data.left_out import beside, some
 from jepakit.data.sources import Labels, Source
+from jepakit.data.unread_files import beside, some
 from jepakit.model.images import MOST_PIXELS
 
 IMAGES = ("images", "image", "x", "data", "imgs", "img")  # names without their word for the split; looked for first

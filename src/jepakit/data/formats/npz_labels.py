@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from jepakit.core.errors import UserError
 from jepakit.data.formats import tables
 from jepakit.data.labels import split_words as splits
-from jepakit.data.left_out import some
 from jepakit.data.sources import Labels, by_default
+from jepakit.data.unread_files import some
 
 _LABELS = ("labels", "label", "y", "targets", "target", "classes", "class")  # names without their word for the split
 COLOUR_COUNTS = (1, 3, 4)  # axes of these lengths are channels

@@ -12,10 +12,10 @@ from shlex import quote
 import numpy as np
 
 from jepakit.core.errors import UserError, checked, plain
-from jepakit.core.files import local, locked
+from jepakit.core.files import locked, user_path
 from jepakit.core.progress import progress
 from jepakit.data.decoding.pixels import too_many
-from jepakit.data.formats.pack_layout import (
+from jepakit.data.formats.pack_format import (
     CLASSES,
     MANIFEST,
     PART_KINDS,
@@ -67,7 +67,7 @@ def pack(
     if size < 1:
         raise UserError(f"--size {size}: give at least 1 pixel")
     many = threads_of(threads)
-    root, source = local(out, "out"), open_source(named(data), labels, most_pixels=max_pixels)
+    root, source = user_path(out, "out"), open_source(named(data), labels, most_pixels=max_pixels)
     if isinstance(source, PackedSource) and root.resolve() == source.root.resolve():
         raise UserError(f"{root} is what is to be packed: give another --out")
     asked = {"max_bad": None if max_bad == MAX_BAD else max_bad, "threads": threads}

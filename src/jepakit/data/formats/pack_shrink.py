@@ -13,11 +13,11 @@ from jepakit.core.device import cores
 from jepakit.core.errors import UserError, plain
 from jepakit.data.crops import resize
 from jepakit.data.decoding.pixels import BadImageError, Pixels
-from jepakit.data.formats.pack_layout import Manifest
+from jepakit.data.formats.pack_format import Manifest
 from jepakit.data.opening import SECONDS
 from jepakit.data.sources import Source
 from jepakit.data.statistics import file_notes
-from jepakit.data.threads import each
+from jepakit.data.threads import run_parallel
 
 T = TypeVar("T")
 _HELD = 256 << 20  # bytes of images that wait, about, while one that comes before them is slow
@@ -109,7 +109,7 @@ def in_order(
         return "" if row < place or row in waiting else work(int(ids[row]))
 
     try:
-        each(len(ids), run, put, threads=threads, seconds=seconds, late=late)
+        run_parallel(len(ids), run, put, threads=threads, seconds=seconds, late=late)
     finally:
         with lock:  # threads that are left behind have nobody to give to
             place = len(ids)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from jepakit.core.errors import UserError, plain
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.formats.folder import unused
-from jepakit.data.formats.pack_layout import (
+from jepakit.data.formats.pack_format import (
     ALIGNED,
     CLASSES,
     DEPTHS,

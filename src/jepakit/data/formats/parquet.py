@@ -25,10 +25,10 @@ from jepakit.core.errors import UserError, line_of
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats import tables
 from jepakit.data.formats.prefetch import PrefetchCache
-from jepakit.data.formats.remote import Places, reason_of, shown, with_retries
+from jepakit.data.formats.remote import DataPaths, reason_of, shown, with_retries
 from jepakit.data.labels import split_words as splits
-from jepakit.data.left_out import beside
 from jepakit.data.sources import Blocks, Source
+from jepakit.data.unread_files import beside
 
 T = TypeVar("T")
 KEPT = 256 << 20  # bytes of row groups in memory
@@ -178,12 +178,12 @@ def parquet(root: Path, labels: str | None) -> Source | None:
     paths = [root] if root.is_file() and root.suffix == ".parquet" else tables.table_files(root, "parquet")
     if not paths:
         return None
-    source = parquet_files(Places(LocalFileSystem(), tuple(map(str, paths))), str(root), labels)
+    source = parquet_files(DataPaths(LocalFileSystem(), tuple(map(str, paths))), str(root), labels)
     source.notes += beside(paths, len(source)) if root.is_dir() else ()
     return source
 
 
-def parquet_files(places: Places, name: str, labels: str | None) -> Source:
+def parquet_files(places: DataPaths, name: str, labels: str | None) -> Source:
     """The Parquet files at places, in their order; for the rest as `parquet`. Raises UserError."""
     tables.require_pyarrow(name)
     with ThreadPoolExecutor(OPENED) as pool:

@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 from jepakit.core.errors import UserError
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.disk_cache import cached_copy
-from jepakit.data.formats.remote import PATIENCE, Places, is_permanent, reason_of, shown, with_retries
+from jepakit.data.formats.remote import PATIENCE, DataPaths, is_permanent, reason_of, shown, with_retries
 
 T = TypeVar("T")
 log = logging.getLogger("jepakit")
@@ -195,7 +195,7 @@ class Fetched(PrefetchCache[OpenFile]):
     stamp: gives text that changes when the file of a number does; without it nothing is kept in the user's cache folder.
     """
 
-    def __init__(self, places: Places, capacity: int, stamp: Callable[[int], str] | None = None) -> None:
+    def __init__(self, places: DataPaths, capacity: int, stamp: Callable[[int], str] | None = None) -> None:
         super().__init__(self._copy, lambda index: 1, capacity, _BEHIND, "jepakit-shard")
         self.places, self.stamp = places, stamp
         self._drafts: dict[int, Path] = {}

@@ -28,7 +28,7 @@ class NothingThereError(UserError):
 
 
 @dataclass(frozen=True)
-class Places:
+class DataPaths:
     """Files of one file system, which may be the local one; in natural order."""
 
     fs: AbstractFileSystem
@@ -49,7 +49,7 @@ def is_pattern(data: str) -> bool:
     return any(c in data for c in PATTERN_SIGNS) and not os.path.exists(os.path.expanduser(data))
 
 
-def expand(data: str) -> Places:
+def expand(data: str) -> DataPaths:
     """The files that a path, an address or a pattern of either names: braces ({000..146}, {a,b}), then * ? [] and **.
 
     Raises UserError where nothing matches, a package is missing, or the place cannot be reached.
@@ -58,13 +58,13 @@ def expand(data: str) -> Places:
     if len(words) > MOST_PATHS:
         raise UserError(f"{shown(data)} stands for more than {MOST_PATHS} files: check the range in its braces")
     if data.startswith("file://") or not is_remote(data):
-        return Places(LocalFileSystem(), natural(_local(words, data)))
+        return DataPaths(LocalFileSystem(), natural(_local(words, data)))
     try:
         reached = [url_to_fs(word, **_options(word)) for word in words]
         fs = reached[0][0]
         if any(other != fs for other, _ in reached):
             raise UserError(f"{shown(data)} names several places: its files must lie in one")
-        return Places(fs, natural(_remote(fs, [path for _, path in reached], data)))
+        return DataPaths(fs, natural(_remote(fs, [path for _, path in reached], data)))
     except UserError:
         raise
     except ImportError as error:

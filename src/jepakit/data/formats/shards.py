@@ -21,13 +21,13 @@ from jepakit.core.progress import progress
 from jepakit.data.decoding.decode import MOST_FILE_BYTES, SUFFIXES
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.prefetch import Fetched, OpenFile
-from jepakit.data.formats.remote import Places, is_permanent, natural, reason_of, shown, titles_below, with_retries
+from jepakit.data.formats.remote import DataPaths, is_permanent, natural, reason_of, shown, titles_below, with_retries
 from jepakit.data.formats.tars import TarIndex, cached_index, new_index
 from jepakit.data.labels import split_words as splits
 from jepakit.data.labels.classes import folder_classes
 from jepakit.data.labels.segmentation_masks import NO_MASKS, masks_among, note_of
-from jepakit.data.left_out import LeftOut, beside
 from jepakit.data.sources import Blocks, Labels, Source, by_default, pick
+from jepakit.data.unread_files import LeftOut, beside
 
 T = TypeVar("T")
 log = logging.getLogger("jepakit")
@@ -108,7 +108,7 @@ def tar_shards(path: Path, labels: str | None) -> Source | None:
     found = [path] if is_tar else _tars(path) if path.is_dir() else []
     if not found:
         return None
-    source = shards_of(Places(LocalFileSystem(), natural(map(os.path.abspath, found))), str(path), labels)
+    source = shards_of(DataPaths(LocalFileSystem(), natural(map(os.path.abspath, found))), str(path), labels)
     source.notes += beside(found, len(source)) if path.is_dir() else ()
     return source
 
@@ -132,7 +132,7 @@ def _tars(root: Path) -> list[Path]:
     return [path for folder in folders for path in _tars(folder)]
 
 
-def shards_of(places: Places, name: str, labels: str | None) -> ShardSource:
+def shards_of(places: DataPaths, name: str, labels: str | None) -> ShardSource:
     """The source of these shards. Raises UserError for one that is no tar or cannot be read, and if none holds images."""
     fetched = None if places.local else Fetched(places, 2 * TOGETHER, lambda i: _stamp(places, i)[0])
     file = fetched.file if fetched else lru_cache(OPEN)(lambda i: OpenFile(places.paths[i]))
@@ -161,7 +161,7 @@ def shards_of(places: Places, name: str, labels: str | None) -> ShardSource:
     return source
 
 
-def _indexes(places: Places, file: Callable[[int], OpenFile], name: str) -> list[TarIndex]:
+def _indexes(places: DataPaths, file: Callable[[int], OpenFile], name: str) -> list[TarIndex]:
     """The index of each shard, kept from an earlier opening or read now. Raises UserError."""
     addresses = [str(places.fs.unstrip_protocol(path)) for path in places.paths]
 
@@ -186,7 +186,7 @@ def _indexes(places: Places, file: Callable[[int], OpenFile], name: str) -> list
     return [next(found)[0] if index is None else index for index in indexes]
 
 
-def _by_threads(places: Places, work: Callable[[int], T], numbers: Sequence[int], title: str) -> list[T]:
+def _by_threads(places: DataPaths, work: Callable[[int], T], numbers: Sequence[int], title: str) -> list[T]:
     """What `work` gives for each of these shards, in their order; progress is shown where it takes long. Raises UserError."""
 
     def worked(i: int) -> T:
@@ -216,7 +216,7 @@ def _by_threads(places: Places, work: Callable[[int], T], numbers: Sequence[int]
     return results
 
 
-def _stamp(places: Places, i: int) -> tuple[str, int | None]:
+def _stamp(places: DataPaths, i: int) -> tuple[str, int | None]:
     """Text that changes when a file does: its size, and its time or the server's mark; and the size, None where it is unknown."""
     path = places.paths[i]
     if places.local:
@@ -227,7 +227,7 @@ def _stamp(places: Places, i: int) -> tuple[str, int | None]:
     return repr(marks if len(marks) > 1 else [*marks, places.fs.ukey(path)]), info.get("size")
 
 
-def _missing(places: Places, indexes: list[TarIndex]) -> tuple[str, ...]:
+def _missing(places: DataPaths, indexes: list[TarIndex]) -> tuple[str, ...]:
     """Notes for the user on what these shards hold that is not used."""
     cut = [(path, index.cut) for path, index in zip(places.paths, indexes, strict=True) if index.cut]
     notes = [

@@ -18,8 +18,8 @@ from jepakit.data.formats.folder import leaves
 from jepakit.data.formats.remote import shown, titles_below
 from jepakit.data.labels import split_words as splits
 from jepakit.data.labels.split_words import class_values, split_of
-from jepakit.data.left_out import plural, some
 from jepakit.data.sources import Labels, Source, by_default, pick
+from jepakit.data.unread_files import plural, some
 
 IMAGE_NAMES = ("image", "img")  # looked for first
 LABEL_NAMES = ("label", "fine_label", "labels", "class")

@@ -23,7 +23,7 @@ from jepakit.data.decoding.decode import SUFFIXES
 from jepakit.data.decoding.file_kinds import HEAD_BYTES
 from jepakit.data.formats.disk_cache import cache_folder, written_aside
 from jepakit.data.formats.prefetch import OpenFile
-from jepakit.data.left_out import LeftOut
+from jepakit.data.unread_files import LeftOut
 
 VERSION = 5  # of what is cached
 MOST_HEADER = 1 << 17  # bytes of headers that one member may have

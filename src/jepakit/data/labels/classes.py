@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.data.labels.folder_layout import Folders, read_layout
+from jepakit.data.labels.folder_split import Folders, read_layout
 from jepakit.data.labels.segmentation_masks import folder_words
-from jepakit.data.left_out import some
+from jepakit.data.unread_files import some
 
 ALL = re.compile(r"(jpe?g|png|rgb|left)?(images?|imgs?)|rgb|inputs?|originals?")  # a word of a folder of all images
 BESIDE = re.compile(r"jpe?g|png|left|right|bit|raw|train|test|val")  # words that may stand beside it

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.data.decoding.pixels import BadImageError, Pixels
-from jepakit.data.left_out import some
 from jepakit.data.sources import evenly
 from jepakit.data.threads import time_limited
+from jepakit.data.unread_files import some
 
 WORD = re.compile(
     r"(masks?|seg(s|m|mentations?|mentationclass|mentationobject)?|annot(s|ations?)?|gts?|groundtruth|truth|trimaps?|mattes?|"

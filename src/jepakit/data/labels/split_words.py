@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.core.errors import UserError
-from jepakit.data.left_out import some
-from jepakit.data.sources import Labels, fifths
+from jepakit.data.sources import Labels, every_fifth_held_out
+from jepakit.data.unread_files import some
 
 _PARTS = {
     "train": re.compile(r"train(ing)?(val|set|data|images?|imgs?)?"),
@@ -105,7 +105,7 @@ def split_labels(
     train, labelled = of("train"), values >= 0
     held = next((test for test in (of("test"), of("validation")) if (test & labelled).any()), None)
     if held is None or not (train & labelled).any():
-        return Labels(name, classes, values, fifths(values), own_split=False)
+        return Labels(name, classes, values, every_fifth_held_out(values), own_split=False)
     apart = int((labelled & of("validation") & ~held).sum())
     return Labels(name, classes, np.where(train | held, values, -1), held, apart=apart)
 

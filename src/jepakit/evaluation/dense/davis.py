@@ -152,7 +152,7 @@ def davis(
 
 
 @dataclass(frozen=True)
-class Sequence:
+class Video:
     """A video: files of its frames, and for each frame a label image: 0 the background, 1, 2, ... the objects."""
 
     name: str
@@ -171,7 +171,7 @@ class Sequence:
         return truth
 
 
-def open_sequences(root: Path) -> list[Sequence]:
+def open_sequences(root: Path) -> list[Video]:
     """The videos named in root/ImageSets/2017/val.txt: JPEGImages/480p/NAME/*.jpg and Annotations/480p/NAME/*.png.
 
     Raises UserError where something is missing, or a video has fewer than three frames.
@@ -227,7 +227,7 @@ def _edges(mask: Mask) -> Mask:
     return edges
 
 
-def _carried(sequence: Sequence, first: _Labels, tokens: PatchTokens, short_side: int) -> _Labels:
+def _carried(sequence: Video, first: _Labels, tokens: PatchTokens, short_side: int) -> _Labels:
     """Predicted labels (F, H, W) of a sequence from its first mask (H, W)."""
     height, width = first.shape
     size = frame_size(height, width, tokens.patch, short_side)
@@ -250,7 +250,7 @@ def _nearest(labels: _Labels, height: int, width: int) -> _Labels:
     return np.array(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
 
 
-def _sequence(root: Path, name: str) -> Sequence:
+def _sequence(root: Path, name: str) -> Video:
     frames = sorted((root / "JPEGImages" / "480p" / name).glob("*.jpg"))
     folder = root / "Annotations" / "480p" / name
     masks = [folder / f"{frame.stem}.png" for frame in frames]
@@ -259,7 +259,7 @@ def _sequence(root: Path, name: str) -> Sequence:
     missing = [mask for mask in masks if not mask.is_file()]
     if missing:
         raise UserError(f"{len(missing)} of the {len(frames)} frames of {name} have no mask, first {missing[0]}")
-    return Sequence(name, tuple(frames), tuple(masks))
+    return Video(name, tuple(frames), tuple(masks))
 
 
 def _row(name: str, by_sequence: list[NDArray[np.float64]]) -> dict[str, Any]:

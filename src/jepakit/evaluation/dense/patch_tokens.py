@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jepakit.core.device import lowered
+from jepakit.core.device import autocast
 from jepakit.core.errors import UserError
 from jepakit.data.crops import channels_of
 from jepakit.data.decoding.decode import read_image
@@ -45,7 +45,7 @@ class PatchTokens:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images as they come (B, C, H, W), H and W multiples of the patch -> (B, h, w, D), without gradient."""
-        with torch.no_grad(), lowered(self.device, self.precision):
+        with torch.no_grad(), autocast(self.device, self.precision):
             pixels = self.encoder.normalise(images.to(self.device))
             tokens = patchify(pixels, self.patch) if self.raw else self.encoder(pixels)
         rows, columns = (side // self.patch for side in images.shape[2:])

@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jepakit.core import rng
-from jepakit.core.device import lowered
+from jepakit.core.device import autocast
 from jepakit.core.errors import UserError, plain
 from jepakit.core.progress import progress
 from jepakit.data.crops import Crops, flips, resize, stacked
 from jepakit.data.decoding.pixels import BadImageError
-from jepakit.data.samples import ahead, read_each
+from jepakit.data.samples import read_ahead, read_many
 from jepakit.data.sources import Source
-from jepakit.evaluation.features import pixels_of, seen
+from jepakit.evaluation.features import evaluation_crop, pixels_of
 from jepakit.evaluation.probes.finetune_recipe import FineTuning, drop_rates, parameter_groups, peak_rate, rate, steps_an_epoch
 from jepakit.model.encoder import Encoder
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 from jepakit.model.layout import Layout
 from jepakit.model.vit import NORM_EPS, Block
 
@@ -151,7 +151,7 @@ def finetune(
     settings = settings or FineTuning()
     model = Classifier(encoder, classes, settings, seed).to(encoder.device)
     view = _View(source, encoder.images, source.labels is not None and source.labels.whole_image, settings, seed, seconds)
-    with lowered(encoder.device, precision):
+    with autocast(encoder.device, precision):
         loss = _fit(model, view, train_rows, torch.as_tensor(labels), settings, seed)
         predicted = _predict(model, view, test_rows)
     return predicted, {"lr": peak_rate(len(train_rows), settings), "loss": loss, **settings.model_dump(mode="json")}
@@ -169,9 +169,9 @@ def _fit(model: Classifier, view: "_View", rows: _Rows, labels: Tensor, settings
         order = rng.permutation(seed, "fine-tuning", step // batches, len(rows))
         return rows[np.array_split(order, batches)[step % batches]]
 
-    seen = ahead(view.of(batch(step), step // batches) for step in range(steps))
+    evaluation_crop = read_ahead(view.of(batch(step), step // batches) for step in range(steps))
     with progress("fine-tuning", steps) as report:
-        for step, (ids, images) in enumerate(seen):
+        for step, (ids, images) in enumerate(evaluation_crop):
             for group in adamw.param_groups:
                 group["lr"] = rate(step / batches, top, settings) * group["scale"]
             targets = smoothed(labels[torch.from_numpy(ids)].to(device), len(model.head.bias), settings.label_smoothing)
@@ -189,8 +189,8 @@ def _fit(model: Classifier, view: "_View", rows: _Rows, labels: Tensor, settings
 @torch.no_grad()
 def _predict(model: Classifier, view: "_View", rows: _Rows) -> Tensor:
     device, batches = model.head.weight.device, np.array_split(rows, -(-len(rows) // TEST_BATCH))
-    seen = ahead(view.of(rows_of_batch, None) for rows_of_batch in batches)
-    return torch.cat([model(model.encoder.normalise(images.to(device))).argmax(1).cpu() for _, images in seen])
+    evaluation_crop = read_ahead(view.of(rows_of_batch, None) for rows_of_batch in batches)
+    return torch.cat([model(model.encoder.normalise(images.to(device))).argmax(1).cpu() for _, images in evaluation_crop])
 
 
 def _chances(depth: int, ids: _Rows, seed: int, step: int) -> Tensor:
@@ -204,7 +204,7 @@ class _View:
     """What is shown of a sample: in an epoch a random crop, flipped or not; in a test (None) always the same."""
 
     source: Source
-    images: Images
+    images: ImageSettings
     whole_image: bool
     settings: FineTuning
     seed: int
@@ -213,7 +213,7 @@ class _View:
     def of(self, rows: _Rows, epoch: int | None) -> tuple[_Rows, Tensor]:
         """Rows and their images (B, C, H, W). Raises UserError for one that cannot be read."""
         images: list[Tensor] = []
-        found = read_each(self.source, rows, lambda row: self(row, epoch), seconds=self.seconds)
+        found = read_many(self.source, rows, lambda row: self(row, epoch), seconds=self.seconds)
         for row, image in zip(rows.tolist(), found, strict=True):
             if isinstance(image, BadImageError):
                 raise UserError(f"fine-tuning: {plain(self.source.title(row))} cannot be read: {plain(str(image))}; mend it")
@@ -224,7 +224,7 @@ class _View:
         """(C, H, W). Raises BadImageError, and UserError for other bands than the encoder's."""
         pixels = pixels_of(self.source, row, self.images)
         if epoch is None:
-            return seen(pixels, self.images, self.whole_image)
+            return evaluation_crop(pixels, self.images, self.whole_image)
         if not self.whole_image:
             law = self.images.model_copy(update={"crop_scale": self.settings.crop_scale})
             pixels = Crops.draw(law, np.array([row]), self.seed, epoch).cut(0, pixels)

@@ -85,8 +85,8 @@ def linear_probe(
     classes = int(torch.cat([labels, truth]).max()) + 1
     there = [layers for layers in settings.layers if layers in train] or ["last"]  # baselines have no last four
 
-    def banks(x: dict[str, Tensor]) -> list[Bank]:
-        return [Bank(x[layers], kind, layers, settings, classes, seed) for layers in there for kind in settings.heads]
+    def banks(x: dict[str, Tensor]) -> list[LinearHeads]:
+        return [LinearHeads(x[layers], kind, layers, settings, classes, seed) for layers in there for kind in settings.heads]
 
     first = banks({layers: copy_rows(x, learnt.nonzero().flatten()) for layers, x in train.items()})
     asked = {layers: copy_rows(x, validation.nonzero().flatten()) for layers, x in train.items()}
@@ -103,7 +103,7 @@ def linear_probe(
     return predicted[best], about
 
 
-class Bank:
+class LinearHeads:
     """Heads on the same features that share their batch norm: weight (G, D, K), bias (G, K), perhaps scale and shift (G, D)."""
 
     def __init__(self, x: Tensor, kind: str, layers: str, settings: LinearProbe, classes: int, seed: int) -> None:
@@ -122,7 +122,7 @@ class Bank:
             self.parameters += [torch.ones(len(pairs), x.shape[1]), torch.zeros(len(pairs), x.shape[1])]
         self.mean, self.variance = torch.zeros(x.shape[1]), torch.ones(x.shape[1])
 
-    def fit(self, labels: Tensor) -> "Bank":
+    def fit(self, labels: Tensor) -> "LinearHeads":
         """Train all heads; returns itself."""
         momenta = [torch.zeros_like(p) for p in self.parameters]
         for factor, rows in self._steps():

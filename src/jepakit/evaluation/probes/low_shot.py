@@ -20,7 +20,7 @@ from torch import Tensor
 
 from jepakit.core import rng
 from jepakit.core.errors import UserError
-from jepakit.core.files import local
+from jepakit.core.files import user_path
 from jepakit.evaluation.probes.logistic import predictions, standardised
 
 log = logging.getLogger("jepakit")
@@ -116,7 +116,7 @@ def names_in(list_file: str | Path, titles: Sequence[str]) -> _Rows:
     the file cannot be read, no line fits a title, or a line fits several.
     """
     try:
-        lines = local(list_file).read_text(errors="surrogateescape").splitlines()
+        lines = user_path(list_file).read_text(errors="surrogateescape").splitlines()
     except OSError as error:
         raise UserError(f"cannot read the list {list_file}: {error.strerror}; give a text file of image names") from None
     by_title: dict[str, set[int]] = defaultdict(set)

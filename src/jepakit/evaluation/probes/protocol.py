@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from jepakit.core.settings import Settings
-from jepakit.evaluation.features import Frozen
+from jepakit.evaluation.features import FrozenFeatures
 from jepakit.evaluation.probes.attentive import attentive
 from jepakit.evaluation.probes.finetune_recipe import FineTuning
 from jepakit.evaluation.probes.knn import knn
@@ -74,7 +74,7 @@ class Protocol(Settings):
 
 
 @dataclass(frozen=True)
-class Problem:
+class ProbeLabels:
     """Labels of training (n,) and test samples (m,), int64 below `classes`; titles: gives the names of the n training images;
     whole_image: whether a label speaks of all of an image, so that a crop may have another."""
 
@@ -89,27 +89,27 @@ Correct = NDArray[np.float64]  # (m,): whether each test sample was named rightl
 Outcome = tuple[Correct, dict[str, Any]]
 
 
-def _knn(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
+def _knn(train: FrozenFeatures, test: FrozenFeatures, y: ProbeLabels, p: Protocol) -> Outcome:
     return _correct(knn(train.last, y.train, test.last, k=p.knn.k, temperature=p.knn.temperature), y), {}
 
 
-def _linear(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
+def _linear(train: FrozenFeatures, test: FrozenFeatures, y: ProbeLabels, p: Protocol) -> Outcome:
     predicted, about = linear_probe(train.layers, y.train, test.layers, y.test, p.linear, p.seed)
     return _correct(predicted, y), about
 
 
-def _transfer(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
+def _transfer(train: FrozenFeatures, test: FrozenFeatures, y: ProbeLabels, p: Protocol) -> Outcome:
     settings = p.transfer.over(TRANSFER_CLEVR if y.whole_image else TRANSFER)
     predicted, about = linear_probe(train.layers, y.train, test.layers, y.test, settings, p.seed)
     return _correct(predicted, y), {**about, "settings": settings.model_dump(mode="json")}
 
 
-def _logistic(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
+def _logistic(train: FrozenFeatures, test: FrozenFeatures, y: ProbeLabels, p: Protocol) -> Outcome:
     predicted, c = logistic(train.last, y.train, test.last)
     return _correct(predicted, y), {"C": c}
 
 
-def _low_shot(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
+def _low_shot(train: FrozenFeatures, test: FrozenFeatures, y: ProbeLabels, p: Protocol) -> Outcome:
     s = p.low_shot
     rows = names_in(Path(s.list), y.titles()) if s.list else None
     drawn = {"shots": s.shots, "share": None if s.shots else s.share, "draws": s.draws, "rows": rows, "seed": p.seed}
@@ -118,17 +118,17 @@ def _low_shot(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
     return result.correct.numpy(), {"accuracies": result.accuracies, "n_train": result.n_train, **over_draws}
 
 
-def _attentive(train: Frozen, test: Frozen, y: Problem, p: Protocol) -> Outcome:
+def _attentive(train: FrozenFeatures, test: FrozenFeatures, y: ProbeLabels, p: Protocol) -> Outcome:
     assert train.tokens is not None and test.tokens is not None  # asked for by TOKENS
     predicted, about = attentive(train.tokens, y.train, test.tokens, y.classes, seed=p.seed, **dict(p.attentive))
     return _correct(predicted, y), about
 
 
-def _correct(predicted: Tensor, y: Problem) -> Correct:
+def _correct(predicted: Tensor, y: ProbeLabels) -> Correct:
     return (predicted.cpu() == y.test).double().numpy()
 
 
-PROBES: dict[str, Callable[[Frozen, Frozen, Problem, Protocol], Outcome]] = {
+PROBES: dict[str, Callable[[FrozenFeatures, FrozenFeatures, ProbeLabels, Protocol], Outcome]] = {
     "knn": _knn,
     "linear": _linear,
     "transfer": _transfer,

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from jepakit.core.device import lowered
+from jepakit.core.device import autocast
 from jepakit.core.errors import UserError
 from jepakit.core.progress import progress
 from jepakit.core.settings import Settings
 from jepakit.data.crops import centre_crop, channels_of, crop_boxes, resize, stacked
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.sources import Source, evenly
-from jepakit.evaluation.features import Frozen, batches
+from jepakit.evaluation.features import FrozenFeatures, batches
 from jepakit.model.encoder import Encoder
-from jepakit.model.images import Images
+from jepakit.model.images import ImageSettings
 from jepakit.model.jepa import encode_windows
 from jepakit.model.layout import segment_mean
 from jepakit.model.masking.masks import Masking
@@ -58,7 +58,7 @@ class LiDAR(Settings):
 _Row = dict[str, Any]
 
 
-def rankme_rows(features: Mapping[str, Frozen], settings: RankMe, conditioned: Collection[str] = ()) -> list[_Row]:
+def rankme_rows(features: Mapping[str, FrozenFeatures], settings: RankMe, conditioned: Collection[str] = ()) -> list[_Row]:
     """RankMe of each encoder and baseline; `conditioned` are the names of those that are told positions, as at inference."""
     rows = []
     for name, frozen in features.items():
@@ -86,7 +86,7 @@ def lidar_rows(
     scatter = {name: Discriminant() for name in encoders}
     first, used, q = next(iter(encoders.values())), 0, settings.views
     ids = np.arange(len(source))[evenly(len(source), settings.images)]
-    with progress("lidar", len(ids)) as report, torch.inference_mode(), lowered(first.device, precision):
+    with progress("lidar", len(ids)) as report, torch.inference_mode(), autocast(first.device, precision):
         for who, images in _groups(source, ids, first.images, seconds):
             views: dict[str, list[Tensor]] = {name: [] for name in encoders}
             x = first.normalise(_view(images, first.images, settings.by, who, seed).to(first.device))
@@ -120,7 +120,7 @@ def _lidar_row(name: str, scatter: Discriminant, encoder: Encoder, settings: LiD
 
 
 def _groups(
-    source: Source, ids: NDArray[np.int64], images: Images, seconds: float
+    source: Source, ids: NDArray[np.int64], images: ImageSettings, seconds: float
 ) -> Iterator[tuple[NDArray[np.int64], list[Pixels]]]:
     """Places and pixels of a few readable images at a time."""
 
@@ -132,7 +132,7 @@ def _groups(
         yield np.array([index for index, _ in some]), [pixels for _, pixels in some]
 
 
-def _view(originals: list[Pixels], images: Images, by: str, draws: NDArray[np.int64], seed: int) -> Tensor:
+def _view(originals: list[Pixels], images: ImageSettings, by: str, draws: NDArray[np.int64], seed: int) -> Tensor:
     """One view of each image: (B, C, H, W); draws (B,) is what its crop depends on."""
     if by == "masks":
         return stacked([centre_crop(pixels, *images.height_width) for pixels in originals])

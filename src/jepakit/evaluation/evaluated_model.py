@@ -10,20 +10,20 @@ from jepakit.artifacts.checkpoint import pointed, step_name
 from jepakit.artifacts.load import build_jepa, jepa_from_checkpoint, load, run_and_step
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config, RunSettings
-from jepakit.core.device import device_of, precision_of, use_cpu
+from jepakit.core.device import configure_cpu, device_of, precision_of
 from jepakit.core.errors import UserError
-from jepakit.core.files import local
-from jepakit.evaluation.seen import Trained
+from jepakit.core.files import user_path
+from jepakit.evaluation.train_test_overlap import PretrainingRecord
 from jepakit.model.encoder import Encoder
 from jepakit.model.masking.masks import Masking, MultiBlock
-from jepakit.model.method import Which, called
+from jepakit.model.method import Which, encoder_label
 from jepakit.model.vit import ViT
 
 UNTRAINED_NAME = "untrained encoder"
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """What is judged, and how: encoders by name, the judged one first, and the folder that results go to.
 
     data, config: of the run, None for an encoder that is not a run's. trained: what it was pretrained on, None if not known.
@@ -35,7 +35,7 @@ class Subject:
     precision: torch.dtype
     data: str | None
     config: Config | None
-    trained: Trained | None = None
+    trained: PretrainingRecord | None = None
     seconds: float = 60.0  # in which an image must come
 
     @property
@@ -49,17 +49,17 @@ class Subject:
         return self.encoders[self.name]
 
 
-def subject(path: Run | str | Path, out: str | Path | None = None) -> Subject:
+def subject(path: Run | str | Path, out: str | Path | None = None) -> EvaluatedModel:
     """The encoders at `path`, a run, RUN@step (results in RUN/evaluation/step-…), or all that `load` takes.
 
     Raises UserError for a run without a checkpoint, or an encoder of no run without `out`.
     """
-    given, path = path, local(path, "the run")
+    given, path = path, user_path(path, "the run")
     run, step = run_and_step(path)
     if step is not None:
-        return _run_subject(Run.open(run), local(out, "out") if out else run / "evaluation" / step_name(step), step)
+        return _run_subject(Run.open(run), user_path(out, "out") if out else run / "evaluation" / step_name(step), step)
     if (path / "config.yaml").is_file():
-        return _run_subject(Run.open(path), local(out, "out") if out else path / "evaluation")
+        return _run_subject(Run.open(path), user_path(out, "out") if out else path / "evaluation")
     if path.is_dir() and not any((path / name).exists() for name in ("config.json", "state.json")):
         Run.open(path)  # says that it is none
     encoder = load(given)
@@ -71,31 +71,31 @@ def subject(path: Run | str | Path, out: str | Path | None = None) -> Subject:
         fresh = Encoder(
             ViT(vit.config, vit.grid, vit.channels, vit.eps, vit.activation), encoder.images, encoder.training_conditioning
         )
-    encoders = {called(encoder.which): encoder, UNTRAINED_NAME: fresh}
-    return _subject(encoders, local(out, "out"), MultiBlock(min_keep=1), RunSettings(), None, None, _trained(path))
+    encoders = {encoder_label(encoder.which): encoder, UNTRAINED_NAME: fresh}
+    return _subject(encoders, user_path(out, "out"), MultiBlock(min_keep=1), RunSettings(), None, None, _trained(path))
 
 
-def _run_subject(run: Run, folder: Path, step: int | None = None) -> Subject:
+def _run_subject(run: Run, folder: Path, step: int | None = None) -> EvaluatedModel:
     path = run.path if step is None else run.checkpoints / step_name(step)
     jepa = jepa_from_checkpoint(path)
     config = jepa.method
     assert isinstance(config, Config)  # that of a run always is
     both: dict[Which, ViT] = {config.which: jepa.to_use, "target_encoder": jepa.target_encoder, "encoder": jepa.encoder}
-    vits = {**{called(which): vit for which, vit in both.items()}, UNTRAINED_NAME: build_jepa(config).encoder}
+    vits = {**{encoder_label(which): vit for which, vit in both.items()}, UNTRAINED_NAME: build_jepa(config).encoder}
     encoders = {name: Encoder(vit, config.images, config.conditioning) for name, vit in vits.items()}
     return _subject(encoders, folder, config.masking, config.run, config.data, config, _trained(path))
 
 
-def _trained(path: Path) -> Trained | None:
+def _trained(path: Path) -> PretrainingRecord | None:
     """What an encoder was pretrained on: that of a run, of a run's model/, or of a checkpoint."""
     run = path.resolve().parent if path.resolve().name == "model" else path
     if (run / "config.yaml").is_file():
-        return Trained.from_state(Run.open(run).state, str(run))
+        return PretrainingRecord.from_state(Run.open(run).state, str(run))
     try:
         state = json.loads((pointed(path) / "state.json").read_text())
     except (OSError, ValueError):
         return None
-    return Trained.from_state(state, str(path)) if isinstance(state, dict) else None
+    return PretrainingRecord.from_state(state, str(path)) if isinstance(state, dict) else None
 
 
 def _subject(
@@ -105,9 +105,11 @@ def _subject(
     run: RunSettings,
     data: str | None,
     config: Config | None,
-    trained: Trained | None = None,
-) -> Subject:
-    use_cpu(run.threads)
+    trained: PretrainingRecord | None = None,
+) -> EvaluatedModel:
+    configure_cpu(run.threads)
     device = device_of(run.device)
     ready = {name: encoder.to(device).requires_grad_(False).eval() for name, encoder in encoders.items()}
-    return Subject(ready, folder, masking, precision_of(run.precision, device), data, config, trained, run.read_timeout_seconds)
+    return EvaluatedModel(
+        ready, folder, masking, precision_of(run.precision, device), data, config, trained, run.read_timeout_seconds
+    )

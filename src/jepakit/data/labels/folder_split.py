@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jepakit.data.labels.split_words import joined, name_words, part_of_word
-from jepakit.data.left_out import some
+from jepakit.data.unread_files import some
 
 # words beside the one for the part, as in 'seg_train', 'training_set' and 'trainA'
 FILLERS = re.compile(r"sets?|data|dataset|images?|imgs?|seg|splits?|part|folder|files|photos|pictures|raw|classification|[a-z]")

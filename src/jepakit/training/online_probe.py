@@ -11,27 +11,27 @@ from torch import Tensor
 
 from jepakit.config.config import Config
 from jepakit.core import rng
-from jepakit.core.device import lowered
+from jepakit.core.device import autocast
 from jepakit.core.errors import UserError
 from jepakit.data.crops import stacked
 from jepakit.data.decoding.pixels import BadImageError
-from jepakit.data.samples import read_each
+from jepakit.data.samples import read_many
 from jepakit.data.sources import Blocks, Labels, Source
 from jepakit.data.statistics import ordered_by
-from jepakit.evaluation.features import BATCH, as_seen
+from jepakit.evaluation.features import BATCH, evaluation_view
 from jepakit.evaluation.probes.knn import knn
 from jepakit.model.encoder import Encoder
 from jepakit.model.jepa import JEPA
 from jepakit.model.metrics import rankme
 
 log = logging.getLogger("jepakit")
-PROBE_STEP = 2.5  # what a step costs an image, in passes of the target encoder over whole images (low: most steps cost more)
-TEST_SHARE = 0.03  # of the work between two probes, the most that one may take
+STEP_COST = 2.5  # what a step costs an image, in passes of the target encoder over whole images (low: most steps cost more)
+MAX_PROBE_SHARE = 0.03  # of the work between two probes, the most that one may take
 BLOCKS = 4  # of which images are drawn at least, where an epoch goes by blocks
 
 
 @dataclass(frozen=True)
-class Online:
+class OnlineProbe:
     """The images (n, C, H, W) of every probe, as evaluation sees them; labels (n,), if any; test (n,): those held out."""
 
     images: Tensor
@@ -40,7 +40,7 @@ class Online:
     every_steps: int
 
     @classmethod
-    def prepare(cls, config: Config, source: Source, steps_per_epoch: int, stop: Event | None = None) -> "Online | None":
+    def prepare(cls, config: Config, source: Source, steps_per_epoch: int, stop: Event | None = None) -> "OnlineProbe | None":
         """Reads images that the seed draws, a third of them held out where there are labels. None where probes are turned off.
 
         Raises StuckError where nothing answers, StoppedError once `stop` is set.
@@ -52,12 +52,12 @@ class Online:
 
         def read(index: int) -> Tensor:
             try:
-                return as_seen(source, index, config.images, whole_images)
+                return evaluation_view(source, index, config.images, whole_images)
             except UserError as error:  # the loader will say it
                 raise BadImageError(str(error)) from None
 
         threads, seconds = config.run.loader_threads, config.run.read_timeout_seconds
-        found = zip(order.tolist(), read_each(source, order, read, threads=threads, seconds=seconds, stop=stop), strict=True)
+        found = zip(order.tolist(), read_many(source, order, read, threads=threads, seconds=seconds, stop=stop), strict=True)
         good = [(index, image) for index, image in found if not isinstance(image, BadImageError)]  # the loader names others
         ids, images = [index for index, _ in good], [image for _, image in good]
         if len(ids) < 2:
@@ -70,7 +70,7 @@ class Online:
         else:
             images = [image for image, use in zip(images, usable.tolist(), strict=True) if use]
             values, test = values[usable], test[usable]
-        least = len(images) / (TEST_SHARE * PROBE_STEP * config.optim.batch_size)
+        least = len(images) / (MAX_PROBE_SHARE * STEP_COST * config.optim.batch_size)
         epochs = config.run.probe_every_epochs or max(1, -(-least // steps_per_epoch))
         every = config.run.log_every_steps  # results go into rows of metrics, so probes fall on logged steps
         return cls(stacked(images), values, test, int(-(-epochs * steps_per_epoch // every) * every))
@@ -83,7 +83,7 @@ class Online:
     def probe(self, jepa: JEPA, config: Config, dtype: torch.dtype) -> dict[str, float]:
         """'probe/knn' (share of test images named rightly) or 'probe/rankme' of the encoder that users will get."""
         encoder = Encoder(jepa.to_use, config.images, config.conditioning)
-        with lowered(encoder.device, dtype):
+        with autocast(encoder.device, dtype):
             batches = (x.to(encoder.device) for x in self.images.split(BATCH))
             x = torch.cat([encoder.embed(encoder.normalise(batch)).float().cpu() for batch in batches])
         if self.labels is None:

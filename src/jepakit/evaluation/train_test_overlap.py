@@ -19,20 +19,20 @@ from jepakit.data.training_part import TrainingPart, training_part
 
 
 @dataclass(frozen=True)
-class Trained:
+class PretrainingRecord:
     """What an encoder was trained on: its run's settings, and the identity of the images that it saw, where it was noted."""
 
     config: Config
     identity: Identity | None
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], where: str) -> "Trained | None":
+    def from_state(cls, state: Mapping[str, Any], where: str) -> "PretrainingRecord | None":
         """From a checkpoint's state; None where it has no config. Raises UserError for a config that is not valid."""
         config = state.get("config")
         return cls(resolve(config, where=where), Identity.from_state(state)) if isinstance(config, Mapping) else None
 
 
-def seen_in_training(trained: Trained, source: Source, place: str) -> NDArray[np.bool_] | None:
+def seen_in_training(trained: PretrainingRecord, source: Source, place: str) -> NDArray[np.bool_] | None:
     """Whether a run was trained on each sample of a source, (n,), which was opened from `place`; None where that is not known.
 
     The source is the run's own if its place is the same, or if its training part has the same identity (`Identity.is_of`).
