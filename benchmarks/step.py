@@ -217,7 +217,7 @@ def all_rows(step: OurStep) -> AbstractContextManager[Any]:
     def forward_rows(block: Block, x: Tensor, layout: Layout, rows: Tensor, queries: Layout) -> Tensor:
         return take(block(x, layout), rows)
 
-    return mock.patch.object(Block, "of_rows", forward_rows)
+    return mock.patch.object(Block, "forward_rows", forward_rows)
 
 
 def padded_contexts(step: OurStep) -> AbstractContextManager[Any]:
@@ -366,8 +366,8 @@ def differences(case: Case, steps: int, device: torch.device) -> dict[str, float
     plain = losses(case.plain(device).step, "dense", max(6, steps))
     found = {"fp32, most in 6 steps": losses(OurStep.of(case, "fp32", device).step, "trimmed", 6) / plain[:6] - 1}
     if steps:
-        ours, autocast = losses(OurStep.of(case, "bf16", device).step, "trimmed", steps), case.plain(device, True).step
-        plain_bf16 = losses(autocast, "dense", steps)
+        ours, lowered = losses(OurStep.of(case, "bf16", device).step, "trimmed", steps), case.plain(device, True).step
+        plain_bf16 = losses(lowered, "dense", steps)
         for name, a, b in (
             ("bf16", ours, plain),
             ("plain in bf16", plain_bf16, plain),

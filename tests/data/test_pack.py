@@ -31,7 +31,7 @@ from jepakit.core.errors import UserError
 from jepakit.data.crops import resize
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats import pack as packing
-from jepakit.data.formats import pack_layout as packfiles
+from jepakit.data.formats import pack_format as packfiles
 from jepakit.data.formats.pack_format import INDEX, Texts
 from jepakit.data.formats.pack_shrink import in_order, shrunk
 from jepakit.data.formats.pack_source import PackedSource
@@ -298,7 +298,7 @@ def test_stopped_at_any_point_it_goes_on_to_the_same_bytes(
 
 SCRIPT = """
 import sys, time
-from jepakit.data.formats import pack, pack_layout as packfiles
+from jepakit.data.formats import pack, pack_format as packfiles
 pack._PART = 3000
 write = packfiles.store
 def slow(path, content):
@@ -778,7 +778,7 @@ def test_nothing_is_taken_once_the_caller_has_left(monkeypatch: pytest.MonkeyPat
         put(0, 5)
         raise KeyboardInterrupt  # while another thread is at work
 
-    monkeypatch.setattr("jepakit.data.formats.pack_shrink.each", each)
+    monkeypatch.setattr("jepakit.data.formats.pack_shrink.run_parallel", each)
     with pytest.raises(KeyboardInterrupt):
         in_order(np.arange(3), lambda index: index, lambda index, value: found.append(index), 2, 1.0)
     puts[0](1, 6)

@@ -133,7 +133,7 @@ def test_a_signal_during_the_first_look_ends_the_run_politely(
 ) -> None:
     for i in range(12):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    answer, real = threading.Event(), features.as_seen
+    answer, real = threading.Event(), features.evaluation_view
 
     def hang(*of: Any) -> Tensor:
         os.kill(os.getpid(), number)
@@ -141,7 +141,7 @@ def test_a_signal_during_the_first_look_ends_the_run_politely(
         return real(*of)
 
     with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "jepakit"):
-        patch.setattr("jepakit.training.online_probe.as_seen", hang)
+        patch.setattr("jepakit.training.online_probe.evaluation_view", hang)
         run = pretrain(tmp_path, tmp_path / "run", method="ijepa", set=[*TINY, "run.loader_threads=1"])
     answer.set()
     assert not run.finished and "stopped at step 0 of" in caplog.text and f"--resume {run.path}" in caplog.text

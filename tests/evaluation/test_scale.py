@@ -126,7 +126,7 @@ def test_what_is_learnt_from_may_have_a_gradient_whatever_mode_it_was_made_in(in
 
 
 def test_rows_are_taken_as_by_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rooms, "BYTES_AT_ONCE", 7)
+    monkeypatch.setattr(rooms, "ROWS_AT_ONCE", 7)
     x, rows = torch.randn(40, 3, 2).half(), np.random.default_rng(0).integers(0, 40, 33)
     assert torch.equal(copy_rows(x, rows), x[rows]) and torch.equal(copy_rows(x, torch.from_numpy(rows)), x[rows])
     assert copy_rows(x, rows[:0]).shape == (0, 3, 2)

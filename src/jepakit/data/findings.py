@@ -1,4 +1,4 @@
-"""What of an image is not used, or seems to be wrong: found in one, counted over many, said in a sentence a kind."""
+"""Warnings about the content of images: found per image, counted over the set, one sentence per kind."""
 
 import math
 from dataclasses import dataclass, field

@@ -60,7 +60,8 @@ class Batch:
 class Loader:
     """Batches of a source; whole batches only, each sample at most once an epoch.
 
-    batch_size is that of all processes together: process p of n has the p-th n-th of every micro-batch.
+    batch_size is that of all processes together: of each micro-batch process p has
+    slice p of `processes` equal ones.
     pin: buffers that CUDA copies from while it computes.
     """
 

@@ -1,4 +1,4 @@
-"""The samples that pretraining sees: images.split. Held-out images of a set's own split are kept from it."""
+"""The samples that pretraining sees: images.split. What a set holds out is dropped from pretraining."""
 
 from collections.abc import Sequence
 

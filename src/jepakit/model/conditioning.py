@@ -1,4 +1,5 @@
-"""EC-IJEPA's conditioning of the encoders (arXiv 2410.10773, section 3): each gets the positions of the other window.
+"""EC-IJEPA's conditioning of the encoders (arXiv 2410.10773, section 3): the context encoder
+gets the positions of the targets, the target encoder those of the context.
 
 The positions are appended to the sequence as tokens, pooled so that they cost little: windows of positions in raster
 order are averaged in runs of m//2 (m the patches of a target block) in training, in 4x4 squares at inference. The tokens
@@ -100,7 +101,8 @@ class PositionConditioning(Settings):
 def _chunks(index: Indices, lengths: Indices, kernel: Indices, *, partial: bool) -> tuple[Indices, Indices]:
     """Runs of `kernel` indices of each window, as rows padded with -1, and the number of runs of each window.
 
-    A window shorter than its kernel is one run. As AvgPool1d with stride = kernel: the tail is dropped unless `partial`.
+    Like AvgPool1d(kernel, stride=kernel): an incomplete last run is dropped, or with `partial` averaged. A window shorter than
+    its kernel is one run.
     """
     kernel = np.clip(kernel, 1, lengths)
     count = -(-lengths // kernel) if partial else lengths // kernel

@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         """Images as they come, a tensor or an array (B, C, H, W) -> float32 for `forward`, as the loader makes them.
 
         uint8 is divided by 255, deeper integers by images.white (65535); floats are in units of white (0 black, 1 white).
-        An encoder of floats takes floats in the units of its own images, and no integers. Raises ImagesError, a UserError
+        An encoder trained on floats takes floats in the same units, and refuses integers. Raises ImagesError, a UserError
         and a ValueError, for other shapes, types and ranges.
         """
         images = as_tensor(images)

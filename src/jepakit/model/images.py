@@ -34,7 +34,7 @@ class ImageSettings(Settings):
         None, description="value of white in images deeper than 8 bits (10000: Sentinel-2); none: 65535, or 1 for floats"
     )
     depth: Literal["uint8", "uint16", "float32"] | None = Field(
-        None, description="of the images' values, as pretrain finds them: what an encoder takes floats and wide integers for"
+        None, description="type of the training images' values, found by pretrain: how floats and wide integers are scaled later"
     )
     crop_scale: tuple[float, float] = Field((0.3, 1.0), description="area of a crop over the image's")
     crop_aspect: tuple[float, float] = Field((0.75, 4 / 3), description="width over height of a crop")

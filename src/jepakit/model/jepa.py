@@ -144,7 +144,7 @@ class JEPA(nn.Module):
         return targets, features if len(features) == masks.images else features[masks.first_draws]
 
     def fix_rows(self, batches: Sequence[Masks]) -> None:
-        """Have blocks see the same number of rows at every step: as many as nearly all batches such as these fit into.
+        """Pad packed batches to one number of rows, so that shapes are static: one that nearly all of `batches` fit into.
 
         A larger batch takes a multiple of it. Rows beyond the tokens are in no sequence, and nothing of them comes out.
         """
@@ -175,7 +175,7 @@ class JEPA(nn.Module):
     def recompute_blocks(self) -> None:
         """Keep the input of each block only, and compute the rest again in the backward pass: the same numbers, less memory."""
         for block in (*self.encoder.blocks, *self.predictor.predictor_blocks):
-            for name in ("forward", "of_rows"):
+            for name in ("forward", "forward_rows"):
                 again = partial(checkpoint, getattr(block, name), use_reentrant=False, preserve_rng_state=False)
                 setattr(block, name, again)
 

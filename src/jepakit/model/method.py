@@ -17,7 +17,10 @@ Which = Literal["target_encoder", "encoder"]
 
 
 class Method(Settings):
-    """What is predicted from what, by what, and what keeps it from collapsing. An option is its own settings."""
+    """One method: masks, conditioning, target, loss, regulariser, encoder, predictor.
+
+    Each field is a settings object that also does what it names.
+    """
 
     masking: Masking = Field(default_factory=MultiBlock)
     conditioning: PositionConditioning | None = None

@@ -21,7 +21,8 @@ class FeatureTargets(Settings):
 
     kind: Literal["features"] = "features"
     norm: Literal["layer", "batch", "none"] = Field(
-        "layer", description="layer norm (released code), per dimension over the batch (a part of it, on one process), or none"
+        "layer",
+        description="over features (layer; released code), each feature over the tokens of a micro-batch (batch), or none",
     )
 
     pixels_first: float = Field(

@@ -36,7 +36,7 @@ USABLE_CUDA = 0.9  # of a device's memory: the rest is for what its allocator ca
 USABLE_CPU = 0.5  # gaps in the heap grow: measured, over hundreds of steps a process came to 1.8 times its first steps
 # What a CPU's heap leaves between tensors in first steps, over what the passes hold; micro-batches and bf16 add to it: measured
 GAPS, GAPS_OF_MICRO_BATCHES, GAPS_OF_BF16 = 0.25, 0.2, 0.12
-PROCESS_CPU = {torch.float32: 550_000_000, torch.bfloat16: 600_000_000}  # measured, with oneDNN's kernels (jepakit.linear)
+PROCESS_CPU = {torch.float32: 550_000_000, torch.bfloat16: 600_000_000}  # measured, with oneDNN's kernels (model/linear.py)
 PROCESS_CUDA = 700_000_000  # CUDA's context and libraries, assumed
 RELEASED_STEPS, RELEASED_IMAGES = 24, 2048  # looked at under the released law
 MOST_IMAGES = 1 << 16  # at a time; more are not tried

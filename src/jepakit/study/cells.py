@@ -17,7 +17,7 @@ BASE = "base"  # the lever of a cell in which none is turned; a lever's value th
 
 @dataclass(frozen=True)
 class Lever:
-    """One thing to turn, and its values; regulariser: that which they are settings of, put in where the base has another."""
+    """One thing to turn, and its values; regulariser: what they are settings of, put in where the base has another."""
 
     name: str
     values: tuple[Change, ...]

@@ -25,8 +25,8 @@ from jepakit.model.jepa import JEPA
 from jepakit.model.metrics import rankme
 
 log = logging.getLogger("jepakit")
-STEP_COST = 2.5  # what a step costs an image, in passes of the target encoder over whole images (low: most steps cost more)
-MAX_PROBE_SHARE = 0.03  # of the work between two probes, the most that one may take
+STEP_COST = 2.5  # of a training step per image, in forward passes of the target encoder (a low estimate)
+MAX_PROBE_SHARE = 0.03  # the most that a probe may take of the work between two
 BLOCKS = 4  # of which images are drawn at least, where an epoch goes by blocks
 
 
@@ -131,7 +131,7 @@ def _usable_by_knn(values: Tensor, test: Tensor) -> Tensor | None:
 
 
 def _first(order: NDArray[np.int64], count: int, blocks: Blocks | None) -> NDArray[np.int64]:
-    """The first `count` of an order (n,); with blocks, the first of those blocks that it meets first and that hold as many."""
+    """The first `count` of an order (n,); with blocks, from the first blocks of the order that together hold `count`."""
     if blocks is None or not len(order):
         return order[:count]
     block = blocks.of(order)

@@ -130,8 +130,8 @@ class Training:
     def train_step(self, batch: Batch, now: ScheduleValues, *, check: bool, rows: bool = True) -> tuple[Output, Tensor]:
         """One update: theta by AdamW on the loss, then theta_bar <- m theta_bar + (1 - m) theta (I-JEPA, section 3).
 
-        check: raise UserError where the loss or the gradient is not finite; rows: of micro-batches hold the predictions,
-        targets and features too, not the loss and its terms alone. Returns the whole batch's output, and the gradient's norm.
+        check: raise UserError where the loss or the gradient is not finite; rows: keep predictions, targets
+        and features of micro-batches too, for the log. Returns the whole batch's output, and the gradient's norm.
         """
         apply_schedule(self.adamw, now)
         self.adamw.zero_grad(set_to_none=True)
@@ -154,7 +154,7 @@ class Training:
         return out, norm
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Any, ...]]:
-        """Of each micro-batch masks, normalised images (B, C, H, W) on the device, and those of targets if they are others."""
+        """Yields (masks, images[, target_images]) of each micro-batch: normalised (B, C, H, W), on the device."""
         views = [mirrored(v.to(self.device, non_blocking=True), m) for v, m in zip(batch.views, batch.mirrored, strict=True)]
         for masks, *shown in zip(batch.masks, *(view.chunk(len(batch.masks)) for view in views), strict=True):
             yield masks, *(normalise(view, self.config.images) for view in shown)

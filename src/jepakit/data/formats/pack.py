@@ -1,4 +1,4 @@
-"""`jepakit data pack`: any source to a folder of raw images that training crops without decoding (layout: pack_layout.py).
+"""`jepakit data pack`: any source to a folder of raw images that training crops without decoding (layout: pack_format.py).
 
 Files are written in order, so that the same source gives the same bytes for any number of threads and of kills.
 """

@@ -1,4 +1,4 @@
-"""The packed cache: images decoded and shrunk once, cropped from a memory map without decoding (layout: pack_layout.py)."""
+"""The packed cache: images decoded and shrunk once, cropped from a memory map without decoding (layout: pack_format.py)."""
 
 import hashlib
 import re

@@ -30,10 +30,10 @@ class Folders:
 def read_layout(folders: Sequence[str], counts: Sequence[int] | None = None) -> Folders:
     """Classes and parts by the folders that images lie in, as in 'cat', 'train/cat', 'set/Training/cat', 'cat/train'.
 
-    Folders around all are left away. Where folders of one level are named as train and as something held out, they are the
-    parts, and the class is the uppermost other folder: an image right in a part has none, as in a test whose labels are
-    hidden. Beside parts at the top a third folder has no part: its images are no probe's. Else the tops are classes.
-    counts: images right in each folder, to say how many a guess is about.
+    Folders that all images share are stripped. If one level names train and test or validation, that level is the split and
+    the uppermost other folder the class: files directly in a split folder are unlabelled, as in a test whose labels are hidden.
+    A folder beside the split's folders is in no part, so no probe uses its images. Without a split the top folders are the
+    classes. counts: images directly in each folder, to say how many a guess is about.
     """
     many = [1] * len(folders) if counts is None else counts
     paths = [folder.split("/") if folder else [] for folder in folders]

@@ -1,4 +1,4 @@
-"""SIGReg, LeJEPA's regulariser (arXiv 2511.08544): features of a batch are to be as N samples of the normal N(0, I).
+"""SIGReg, LeJEPA's regulariser (arXiv 2511.08544): pushes a batch's features towards N(0, I).
 
     L = L_JEPA + weight * mean over directions a of T(a . z_1, ..., a . z_N)
     T = N * integral |phi_N(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) dt,   phi_N(t) = mean over n of exp(i t x_n)   (Epps-Pulley)

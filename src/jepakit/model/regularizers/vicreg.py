@@ -50,8 +50,10 @@ class VICReg(Settings):
             if self.tensor == "pred_blocks":
                 sim = invariance(z)
             else:
-                said, aim = (segment_mean(full_precision(x), masks.target_lengths) for x in (predictions, targets))
-                sim = F.mse_loss(project(said), project(aim)) if self.sim else z.new_zeros(())
+                of_predictions, of_targets = (
+                    segment_mean(full_precision(x), masks.target_lengths) for x in (predictions, targets)
+                )
+                sim = F.mse_loss(project(of_predictions), project(of_targets)) if self.sim else z.new_zeros(())
             # VICReg's code has two views: it averages their variance terms and sums their covariance terms.
             views = z.unbind(1)
             pair = 1 if len(views) == 1 else 2
