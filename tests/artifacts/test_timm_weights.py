@@ -244,6 +244,7 @@ def test_what_does_not_fit_is_one_sentence(tmp_path: Path) -> None:
         "odd positions": (state | {"pos_embed": torch.zeros(1, 15, WIDTH)}, "15 positions are no square grid"),
         "not finite": (state | {"norm.bias": torch.full((WIDTH,), torch.nan)}, "not finite"),
         "integers": (state | {"norm.bias": torch.zeros(WIDTH, dtype=torch.int64)}, "real floats"),
+        "complex": (state | {"blocks.0.ls1.gamma": torch.ones(WIDTH, dtype=torch.complex64)}, "real floats"),
         "shape": (state | {"norm.bias": torch.zeros(3)}, "do not fit"),
         "long patches": (state | {"patch_embed.proj.weight": torch.zeros(WIDTH, 3, 4, 8)}, "square patches"),
         "a list": ([state], "no weights by name"),

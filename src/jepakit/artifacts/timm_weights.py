@@ -105,6 +105,8 @@ def fold_layer_scale(state: State) -> list[str]:
         if (match := re.fullmatch(r"(blocks\.\d+)\.(?:ls|gamma_)([12])(?:\.gamma)?", name))
     }
     for name, before in gammas.items():
+        if not state[name].is_floating_point():
+            raise ValueError(f"weights must be real floats, and {name} is not")
         gamma = state.pop(name).double()
         for leaf, factor in (("weight", gamma[:, None]), ("bias", gamma)):
             own = state.get(f"{before}.{leaf}")

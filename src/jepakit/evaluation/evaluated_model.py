@@ -1,6 +1,7 @@
 """What is judged: a run, or any encoder that `jepakit.load` takes, with its untrained twin."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from jepakit.model.masking.masks import Masking, MultiBlock
 from jepakit.model.method import Which, encoder_label
 from jepakit.model.vit import ViT
 
+log = logging.getLogger("jepakit")
 UNTRAINED_NAME = "untrained encoder"
 
 
@@ -80,6 +82,8 @@ def _run_subject(run: Run, folder: Path, step: int | None = None) -> EvaluatedMo
     jepa = jepa_from_checkpoint(path)
     config = jepa.method
     assert isinstance(config, Config)  # that of a run always is
+    if config.init.path:
+        log.warning("%s began with weights of %s: whether those saw the test images is not known", run.path, config.init.path)
     both: dict[Which, ViT] = {config.which: jepa.to_use, "target_encoder": jepa.target_encoder, "encoder": jepa.encoder}
     vits = {**{encoder_label(which): vit for which, vit in both.items()}, UNTRAINED_NAME: build_jepa(config).encoder}
     encoders = {name: Encoder(vit, config.images, config.conditioning) for name, vit in vits.items()}
