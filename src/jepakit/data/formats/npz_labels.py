@@ -72,16 +72,7 @@ def array_labels(
     """
     others = {base: keys for base, keys in others.items() if base not in splits.COLUMNS or base == labels}
     rows = {split: arrays[key].shape[0] for split, key in images.items()}
-    fit: dict[str, dict[str, tables.Coded]] = {}
-    plain: list[str] = []
-    notes: dict[str, str] = {}
-    for base, keys in others.items():
-        shared = {split: arrays[key] for split, key in keys.items() if split in rows}
-        if shared and all(array.is_labels(rows[split]) for split, array in shared.items()):
-            plain.append(base)
-        elif base in (*_LABELS, labels) or (not tables.NO_CLASS.search(base) and _look_like_labels(shared, rows)):
-            found, notes[base] = _unusual(keys, arrays, rows)
-            fit |= {base: found} if found else {}
+    plain, fit, notes = _fitting(others, arrays, rows, labels)
     can = [base for base in others if base in fit or base in plain]
     if labels in notes and labels not in can:
         raise UserError(f"{name}: {notes[labels]}")
@@ -92,12 +83,30 @@ def array_labels(
         could = some([repr(base) for base in can if not tables.NO_CLASS.search(base)])
         return None, (*why, *([f"no labels are taken: {could} may be such; --labels NAME takes one"] if could else []))
     coded = fit.get(chosen) or {s: _encoded(arrays[key].load()) for s, key in others[chosen].items() if s in rows}
-    parts: list[tables.Coded] = [coded.get(s, ([], np.full(n, -1))) for s, n in rows.items()]
-    unique, codes = splits.merged(parts)
+    unique, codes = splits.merged([coded.get(s, ([], np.full(n, -1))) for s, n in rows.items()])
     classes, values = splits.class_values(unique, codes, named.get(chosen), f"{name}, array '{chosen}'")
     kinds = [base for base in can if base in (*_LABELS, *named) or base == chosen]
-    found_labels = splits.split_labels(chosen, classes, values, *of_parts)
-    return found_labels, (*by_default(labels, chosen, kinds), *(notes[base] for base in notes if base in (*_LABELS, chosen)))
+    return splits.split_labels(chosen, classes, values, *of_parts), (
+        *by_default(labels, chosen, kinds),
+        *(notes[base] for base in notes if base in (*_LABELS, chosen)),
+    )
+
+
+def _fitting(
+    others: dict[str, Names], arrays: dict[str, Stored], rows: dict[str, int], labels: str | None
+) -> tuple[list[str], dict[str, dict[str, tables.Coded]], dict[str, str]]:
+    """Arrays that are labels as they are; those that are in another form, coded; and what is to be said of these, by name."""
+    plain: list[str] = []
+    fit: dict[str, dict[str, tables.Coded]] = {}
+    notes: dict[str, str] = {}
+    for base, keys in others.items():
+        shared = {split: arrays[key] for split, key in keys.items() if split in rows}
+        if shared and all(array.is_labels(rows[split]) for split, array in shared.items()):
+            plain.append(base)
+        elif base in (*_LABELS, labels) or (not tables.NO_CLASS.search(base) and _look_like_labels(shared, rows)):
+            found, notes[base] = _unusual(keys, arrays, rows)
+            fit |= {base: found} if found else {}
+    return plain, fit, notes
 
 
 def split_array(

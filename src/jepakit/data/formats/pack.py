@@ -77,14 +77,7 @@ def pack(
         plan = plan.model_copy(update={"notes": notes_of(source, max_pixels, many)})
         for note in plan.notes:
             log.warning("%s", note)
-        _require_ours(root)
-        root.mkdir(parents=True, exist_ok=True)
-        with locked(root):
-            begun = _begun(root, plan, source, many, overwrite)
-            if (root / MANIFEST).is_file():
-                (root / UNFINISHED).unlink(missing_ok=True)
-            else:
-                _go_on(root, begun, source, many, max_bad)
+        _write(root, plan, source, many, max_bad, overwrite)
     except KeyboardInterrupt:
         log.warning("stopped; go on with: %s", again)
         raise
@@ -92,6 +85,18 @@ def pack(
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{root}: packing stopped ({why}); put that right, and go on with: {again}") from None
     return root
+
+
+def _write(root: Path, plan: Manifest, source: Source, threads: int, max_bad: float, overwrite: bool) -> None:
+    """Write the pack to its folder, or what of it is not there yet."""
+    _require_ours(root)
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root):
+        begun = _begun(root, plan, source, threads, overwrite)
+        if (root / MANIFEST).is_file():
+            (root / UNFINISHED).unlink(missing_ok=True)
+        else:
+            _go_on(root, begun, source, threads, max_bad)
 
 
 def amount(count: float) -> str:
