@@ -84,6 +84,8 @@ def _run_subject(run: Run, folder: Path, step: int | None = None) -> EvaluatedMo
     assert isinstance(config, Config)  # that of a run always is
     if config.init.path:
         log.warning("%s began with weights of %s: whether those saw the test images is not known", run.path, config.init.path)
+    if config.target.kind == "features" and config.target.teacher:
+        log.warning("%s learnt from %s: whether that saw the test images is not known", run.path, config.target.teacher)
     both: dict[Which, ViT] = {config.which: jepa.to_use, "target_encoder": jepa.target_encoder, "encoder": jepa.encoder}
     vits = {**{encoder_label(which): vit for which, vit in both.items()}, UNTRAINED_NAME: build_jepa(config).encoder}
     encoders = {name: Encoder(vit, config.images, config.conditioning) for name, vit in vits.items()}
