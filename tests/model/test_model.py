@@ -321,8 +321,9 @@ REGULARIZERS: list[dict[str, Any] | None] = [
     None,
     *({"kind": "vicreg", "tensor": t, "projector": (16, 16, 8)} for t in ("pred_blocks", "context_pooled", "pred_pairs")),
     *({"kind": "sigreg", "tensor": t, "projector": (16, 16, 8)} for t in ("pred_blocks", "context_pooled")),
+    *({"kind": "visreg", "tensor": t, "projector": (16, 16, 8)} for t in ("pred_blocks", "context_pooled")),
 ]
-TERMS = {"vicreg": {"sim", "std", "cov"}, "sigreg": {"sigreg"}}
+TERMS = {"vicreg": {"sim", "std", "cov"}, "sigreg": {"sigreg"}, "visreg": {"scale", "center", "shape"}}
 
 
 @pytest.mark.parametrize("masking", MASKINGS, ids=lambda m: m["kind"])
@@ -347,7 +348,7 @@ def test_every_combination_of_parts_trains_every_parameter(
         out.loss.backward()
         for name, p in model.trained_parameters():
             assert p.grad is not None and p.grad.isfinite().all(), name
-            # variances, covariances and differences do not see the projector's last bias; SIGReg does
+            # variances, covariances and differences do not see the projector's last bias; SIGReg and VISReg do
             unseen = regularizer is not None and regularizer["kind"] == "vicreg" and name == "projector.6.bias"
             assert bool(p.grad.abs().max() > 1e-14) != unseen, name
         assert any(name == "projector.6.bias" for name, _ in model.trained_parameters()) == projected

@@ -309,7 +309,7 @@ def test_a_method_with_it_has_no_name_of_the_family() -> None:
 def test_what_is_wrong_with_a_kind_is_said() -> None:
     with pytest.raises(UserError, match=r"regularizer\.directions: .*another regularizer\.kind"):
         settings("demo", None, overrides(["regularizer.directions=8"]))
-    with pytest.raises(UserError, match=r"sigregg.*'vicreg', 'sigreg'"):
+    with pytest.raises(UserError, match=r"sigregg.*'vicreg', 'sigreg', 'visreg'"):
         settings("demo", None, overrides(["regularizer.kind=sigregg"]))
     with pytest.raises(UserError, match=r"regularizer\.projector=\[\]"):
         words = ["target.kind=pixels", "regularizer.kind=sigreg", "regularizer.projector=[8]"]

@@ -104,7 +104,7 @@ class JEPA(nn.Module):
         targets, features = self.encode_target(seen, masks, teacher_features)  # no gradient
         prediction = LOSSES[self.method.loss](full_precision(predictions), full_precision(targets))
         terms = {"prediction": prediction}
-        if self.method.regularizer:  # C-JEPA, equations 21-22; or SIGReg
+        if self.method.regularizer:  # C-JEPA, equations 21-22; SIGReg; or VISReg
             terms |= self.method.regularizer.terms(context, predictions, targets, masks, self.projector, seed)
         if features is None:
             features = segment_mean(full_precision(context.detach()), masks.context_lengths)[masks.first_draws]

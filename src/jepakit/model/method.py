@@ -63,7 +63,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def method_name(method: Method) -> str | None:
-    """The name of the method that has these parts, if it is one of the family (with SIGReg none is)."""
+    """The name of the method that has these parts, if it is one of the family (with SIGReg or VISReg none is)."""
     parts = method.conditioning is not None, method.regularizer and method.regularizer.kind, method.target.kind
     for name, p in METHODS.items():
         if parts == (p["conditioning"] is not None, p["regularizer"] and p["regularizer"]["kind"], p["target"]["kind"]):

@@ -15,6 +15,7 @@ from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
 from jepakit.model.regularizers.sigreg import SIGReg
 from jepakit.model.regularizers.vicreg import blocks_per_draw
+from jepakit.model.regularizers.visreg import VISReg
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _pairs(queries: Indices, keys: Indices, padded: bool) -> int:
 
 
 def _regularizer(method: Method, pixels: int, masks: Masks) -> int:
-    """The projector's passes, and the covariance of each view or SIGReg's projections, forward and backward."""
+    """The projector's passes, and the covariance of each view or SIGReg's and VISReg's projections, forward and backward."""
     r, width = method.regularizer, method.encoder.width
     if r is None:
         return 0
@@ -119,7 +120,7 @@ def _regularizer(method: Method, pixels: int, masks: Masks) -> int:
     rows = draws if of_context else blocks
     widths = (width if of_context else method.target.width(width, pixels), *r.projector)
     layers = [linear_flops(1, *ends) for ends in pairwise(widths)]  # a row of each
-    if isinstance(r, SIGReg):  # directions need no gradient
+    if isinstance(r, SIGReg | VISReg):  # directions need no gradient
         return 3 * sum(layers) * rows + 2 * linear_flops(rows, widths[-1], r.directions)
     views = 1 if of_context else blocks_per_draw(masks)
     total = 3 * sum(layers) * rows + 3 * views * linear_flops(draws, widths[-1], widths[-1])

@@ -33,6 +33,9 @@ TERMS = {
     "std": "Variance term",
     "cov": "Covariance term",
     "sigreg": "SIGReg term",
+    "scale": "Scale term",
+    "center": "Centre term",
+    "shape": "Shape term",
 }
 # Title, what the reader should know, and the logged names: the first drawn solid, the second dashed.
 PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (

@@ -1,4 +1,4 @@
-"""What keeps features apart beside the prediction: VICReg (C-JEPA) or SIGReg (LeJEPA), and the projector before either."""
+"""What keeps features apart beside the prediction: VICReg (C-JEPA), SIGReg (LeJEPA) or VISReg; the projector before each."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -8,6 +8,7 @@ from torch import nn
 
 from jepakit.model.regularizers.sigreg import SIGReg
 from jepakit.model.regularizers.vicreg import VICReg
+from jepakit.model.regularizers.visreg import VISReg
 
 
 def _name_kind(value: Any) -> Any:
@@ -15,7 +16,7 @@ def _name_kind(value: Any) -> Any:
     return {"kind": "vicreg", **value} if isinstance(value, Mapping) else value
 
 
-Regularizer = Annotated[VICReg | SIGReg, Field(discriminator="kind"), BeforeValidator(_name_kind)]
+Regularizer = Annotated[VICReg | SIGReg | VISReg, Field(discriminator="kind"), BeforeValidator(_name_kind)]
 
 
 def projector(widths: tuple[int, ...], width: int) -> nn.Module:
