@@ -316,7 +316,7 @@ MASKINGS: list[dict[str, Any]] = [
     {"kind": "block"},
     {"kind": "random"},
 ]
-TARGET_KINDS: list[dict[str, Any]] = [{"kind": "features"}, {"kind": "pixels"}]
+TARGET_KINDS: list[dict[str, Any]] = [{"kind": "features"}, {"kind": "features", "layers": (0, 1)}, {"kind": "pixels"}]
 REGULARIZERS: list[dict[str, Any] | None] = [
     None,
     *({"kind": "vicreg", "tensor": t, "projector": (16, 16, 8)} for t in ("pred_blocks", "context_pooled", "pred_pairs")),

@@ -140,6 +140,7 @@ def config_of(*words: str) -> Config:
         ("method=ijepa",),
         ("method=ijepa", "images.target_crop=same", "target.norm=layer"),
         ("method=ec_ijepa", "masking.draws=2"),
+        ("method=c_jepa", "target.layers=[0,1]", "regularizer.projector=[256,256]"),
         ("method=c_jepa", "regularizer.projector=[256,256]", "images.flip=true"),
         ("method=c_jepa", "masking.kind=random", "optim.accumulate=2", "images.target_crop=same", "target.norm=layer"),
     ],

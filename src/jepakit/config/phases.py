@@ -58,7 +58,9 @@ def features_alone(config: Config) -> Config:
     """The settings that a forecast is made of: no pixels first, and in a frozen teacher's place a target encoder."""
     if not isinstance(config.target, FeatureTargets):
         return config
-    plain = {"pixels_first": 0.0, "teacher": None, "teacher_width": None}
+    plain: dict[str, object] = {"pixels_first": 0.0, "teacher": None, "teacher_width": None}
+    if config.target.teacher and config.target.layers:  # as many, of another encoder
+        plain["layers"] = tuple(min(layer, config.encoder.depth - 1) for layer in config.target.layers)
     return config.model_copy(update={"target": config.target.model_copy(update=plain)})
 
 

@@ -3,6 +3,8 @@
 B images, T patch tokens, D width.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -45,7 +47,12 @@ class Encoder(nn.Module):
         return self.layers(images, last=1)[0]
 
     def layers(self, images: Given, last: int = 4) -> list[Tensor]:
-        """Patch tokens (B, T, D) of the `last` blocks, first to last, each through the encoder's last norm."""
+        """Patch tokens (B, T, D) of the `last` blocks, first to last, each through the encoder's last norm, as VISSL takes
+        layers for probes."""
+        return [self.vit.norm(x) for x in self.block_outputs(images, range(self.vit.config.depth)[-last:])]
+
+    def block_outputs(self, images: Given, which: Sequence[int]) -> list[Tensor]:
+        """Patch tokens (B, T, D) as they leave these blocks (from 0), without a norm. Takes and raises what `forward` does."""
         p, images = self.vit.config.patch_size, as_tensor(images)
         require_shape(images, self.vit.channels, p)
         require_normalised(images, self.images)
@@ -53,16 +60,16 @@ class Encoder(nn.Module):
         b, n, positions = len(images), grid[0] * grid[1], self._positions(grid)
         images = images.to(positions.device, positions.dtype)
         if not b:
-            return [images.new_zeros(0, n, self.width)] * min(last, self.vit.config.depth)
+            return [images.new_zeros(0, n, self.width)] * len(which)
         tokens = self.vit.patch_embed(patchify(images, p)) + positions.repeat(b, 1)
         lengths = np.full(b, n)
         if self.conditioning is None:
-            return [x.view(b, n, -1) for x in self.vit.layers(tokens, Layout(lengths, images.device), last)]
+            return [x.view(b, n, -1) for x in self.vit.block_outputs(tokens, Layout(lengths, images.device), which)]
         extra = self.conditioning.for_inference(positions, grid)
         sequences = interleave(lengths, np.full(b, len(extra)), images.device)
         both = sequences.join(tokens, extra.repeat(b, 1).to(tokens.dtype))
-        layers = self.vit.layers(both, sequences.layout, last)
-        return [take(x, sequences.a_rows).view(b, n, -1) for x in layers]
+        outputs = self.vit.block_outputs(both, sequences.layout, which)
+        return [take(x, sequences.a_rows).view(b, n, -1) for x in outputs]
 
     def embed(self, images: Given) -> Tensor:
         """Mean over patch tokens: (B, C, H, W) -> (B, D). Takes and raises what `forward` does."""

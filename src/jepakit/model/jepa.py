@@ -68,7 +68,9 @@ class JEPA(nn.Module):
         self.target_encoder = deepcopy(self.encoder).requires_grad_(False)
         target_width = method.target.width(method.encoder.width, channels * method.encoder.patch_size**2)
         self.predictor = Predictor(method.predictor, method.encoder, grid, target_width)
-        self.projector = projector(method.regularizer.projector if method.regularizer else (), target_width)
+        self.projector = projector(
+            method.regularizer.projector if method.regularizer else (), target_width // method.target.levels
+        )
 
     @property
     def to_use(self) -> ViT:
@@ -105,7 +107,8 @@ class JEPA(nn.Module):
         prediction = LOSSES[self.method.loss](full_precision(predictions), full_precision(targets))
         terms = {"prediction": prediction}
         if self.method.regularizer:  # C-JEPA, equations 21-22; SIGReg; or VISReg
-            terms |= self.method.regularizer.terms(context, predictions, targets, masks, self.projector, seed)
+            predicted, wanted = (_last_level(x, self.method.target.levels) for x in (predictions, targets))
+            terms |= self.method.regularizer.terms(context, predicted, wanted, masks, self.projector, seed)
         if features is None:
             features = segment_mean(full_precision(context.detach()), masks.context_lengths)[masks.first_draws]
         return Output(sum(terms.values(), prediction.new_zeros(())), terms, predictions, targets, context, features)
@@ -128,19 +131,21 @@ class JEPA(nn.Module):
             if teacher_features is None:
                 raise UserError("target.teacher is set: give the teacher's features of the images with teacher_features")
             return self.method.target.normalise(full_precision(teacher_features)).index_select(0, rows), None
-        encoder, conditioning = self.target_encoder, self.method.conditioning
+        encoder, conditioning, layers = self.target_encoder, self.method.conditioning, self.method.target.layers or ()
         index = torch.arange(n, device=device).repeat(len(patches) // n)
         tokens = encoder.embed(patches, index)
         if conditioning is None or not conditioning.target_encoder:
-            full = encoder(tokens, Layout(np.full(len(tokens) // n, n), device))
+            full = encoder(tokens, Layout(np.full(len(tokens) // n, n), device), layers)
         else:  # the context is part of the input, so each draw is a pass of its own
             extra, counts = conditioning.for_target_encoder(masks, encoder.positions, self.grid)
             draws = len(masks.image_of_draw)
             tokens = tokens.unflatten(0, (-1, n))[torch.from_numpy(masks.image_of_draw).to(device)].flatten(0, 1)
-            full = conditioned(encoder, tokens, np.full(draws, n), extra, counts)
+            full = conditioned(encoder, tokens, np.full(draws, n), extra, counts, layers)
             rows = _patch_rows(masks.draw_of_block, masks.target_lengths, masks.targets, self.grid).to(device)
-        targets = self.method.target.normalise(full_precision(full)).index_select(0, rows)
-        features = full_precision(full).unflatten(0, (-1, n)).mean(1)
+        full = full_precision(full)
+        levels, full = (full[:, : -encoder.config.width], full[:, -encoder.config.width :]) if layers else (full, full)
+        targets = self.method.target.normalise(levels).index_select(0, rows)
+        features = full.unflatten(0, (-1, n)).mean(1)
         return targets, features if len(features) == masks.images else features[masks.first_draws]
 
     def fix_rows(self, batches: Sequence[Masks]) -> None:
@@ -202,11 +207,18 @@ def encode_windows(
     return conditioned(encoder, tokens, masks.context_lengths, extra, counts)
 
 
-def conditioned(encoder: ViT, tokens: Tensor, lengths: Indices, extra: Tensor, counts: Indices) -> Tensor:
-    """The encoder on sequences with conditioning tokens behind them, whose outputs are dropped: (S, D) -> (S, D)."""
+def conditioned(
+    encoder: ViT, tokens: Tensor, lengths: Indices, extra: Tensor, counts: Indices, levels: Sequence[int] = ()
+) -> Tensor:
+    """The encoder on sequences with conditioning tokens behind them, whose outputs are dropped: as `ViT.forward`."""
     padded_length = None if encoder.row_multiple else choose_padded_length(lengths + counts, tokens.device)
     sequences = interleave(lengths, counts, tokens.device, padded_length=padded_length, row_multiple=encoder.row_multiple)
-    return take(encoder(sequences.join(tokens, extra.to(tokens.dtype)), sequences.layout), sequences.a_rows)
+    return take(encoder(sequences.join(tokens, extra.to(tokens.dtype)), sequences.layout, levels), sequences.a_rows)
+
+
+def _last_level(features: Tensor, levels: int) -> Tensor:
+    """Of targets of several layers the last one's: (S', levels * D) -> (S', D)."""
+    return features if levels == 1 else features[:, -(features.shape[1] // levels) :]
 
 
 def _most_rows(rows: Sequence[int]) -> int:

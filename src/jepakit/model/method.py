@@ -10,7 +10,7 @@ from jepakit.model.losses import Loss
 from jepakit.model.masking.masks import Masking, MultiBlock
 from jepakit.model.predictor import PredictorConfig
 from jepakit.model.regularizers import Regularizer
-from jepakit.model.targets import FeatureTargets, Target
+from jepakit.model.targets import FeatureTargets, Target, require_layers
 from jepakit.model.vit import ViTConfig
 
 Which = Literal["target_encoder", "encoder"]
@@ -35,6 +35,12 @@ class Method(Settings):
         """Which of the two encoders is the run's: judged, loaded and exported. The average where it gives the targets; with
         pixels or a frozen teacher's features as targets it is not used, so the encoder."""
         return "target_encoder" if self.target.learned else "encoder"
+
+    @model_validator(mode="after")
+    def _layers_are_there(self) -> "Method":
+        if self.target.learned:  # else they are the teacher's
+            require_layers(self.target.layers, self.encoder.depth, "the encoder")
+        return self
 
     @model_validator(mode="after")
     def _one_projector(self) -> "Method":

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings
 
 
@@ -36,12 +37,25 @@ class FeatureTargets(Settings):
         description="weights of a frozen encoder whose features are the targets; all that `jepakit.load` reads",
     )
     teacher_width: int | None = Field(None, ge=1, description="features of the teacher; read off its weights")
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="blocks, from 0, of the encoder that makes the targets whose outputs side by side are the target; none: "
+        "that encoder's output",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "FeatureTargets":
         if self.teacher and self.pixels_first:
             raise ValueError("a frozen teacher needs no pixels_first: set one of the two")
+        if self.layers and list(self.layers) != sorted({*self.layers}):
+            raise ValueError(f"target.layers names each block once, from the first to the last: {sorted({*self.layers})}")
         return self
+
+    @property
+    def levels(self) -> int:
+        """How many layers a target is made of (Bootleg, arXiv 2603.15553; V-JEPA 2.1, arXiv 2603.14482)."""
+        return len(self.layers or (-1,))
 
     @property
     def learned(self) -> bool:
@@ -55,12 +69,14 @@ class FeatureTargets(Settings):
         return "none" if value is None else value
 
     def width(self, encoder_width: int, patch_pixels: int) -> int:
-        return self.teacher_width or encoder_width
+        """Features of a target: of all its levels."""
+        return (self.teacher_width or encoder_width) * self.levels
 
     def normalise(self, features: Tensor) -> Tensor:
-        """(tokens, D) -> (tokens, D), without learned scale."""
+        """(tokens, levels * D) -> (tokens, levels * D), each level by itself, without learned scale."""
         if self.norm == "layer":
-            return F.layer_norm(features, features.shape[-1:])
+            by_level = features.unflatten(-1, (self.levels, -1))
+            return F.layer_norm(by_level, by_level.shape[-1:]).flatten(-2)
         if self.norm == "batch":
             return (features - features.mean(0)) / (features.var(0) + 1e-5).sqrt()
         return features
@@ -72,6 +88,8 @@ class PixelTargets(Settings):
     kind: Literal["pixels"] = "pixels"
     norm: bool = Field(True, description="zero mean and unit variance in each patch")
     learned: ClassVar[bool] = False  # they do not move with the encoder
+    layers: ClassVar[None] = None
+    levels: ClassVar[int] = 1
 
     def width(self, encoder_width: int, patch_pixels: int) -> int:
         return patch_pixels
@@ -81,6 +99,12 @@ class PixelTargets(Settings):
         if not self.norm:
             return patches
         return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def require_layers(layers: tuple[int, ...] | None, depth: int, whose: str) -> None:
+    """Raises UserError unless an encoder of that depth has these layers."""
+    if layers and layers[-1] >= depth:
+        raise UserError(f"target.layers names block {layers[-1]}, and {whose} has {depth}: from 0 to {depth - 1}")
 
 
 Target = Annotated[FeatureTargets | PixelTargets, Field(discriminator="kind")]

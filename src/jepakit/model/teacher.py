@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from jepakit.core.errors import UserError
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import ImageSettings
+from jepakit.model.targets import require_layers
 
 
 class Teacher(nn.Module):
@@ -20,9 +21,14 @@ class Teacher(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, encoder: Encoder, images: ImageSettings, grid: tuple[int, int]) -> None:
-        """images, grid: the student's. Raises UserError for images of other bands or another depth than the teacher's."""
+    def __init__(
+        self, encoder: Encoder, images: ImageSettings, grid: tuple[int, int], layers: tuple[int, ...] | None = None
+    ) -> None:
+        """images, grid: the student's; layers: target.layers. Raises UserError for images of other bands or another depth than
+        the teacher's, and for a layer that it does not have."""
         super().__init__()
+        require_layers(layers, encoder.vit.config.depth, "the teacher")
+        self.layers = layers
         own = encoder.images
         if (own.channels, own.depth or "uint8", own.white) != (images.channels, images.depth or "uint8", images.white):
             raise UserError(
@@ -36,13 +42,15 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """The student's normalised images (B, C, H, W) -> features of each patch of its grid (B * N, D')."""
+        """The student's normalised images (B, C, H, W) -> features of each patch of its grid (B * N, D'), or those
+        of its layers side by side."""
         patch = self.encoder.vit.config.patch_size
         size = (self.grid[0] * patch, self.grid[1] * patch)
         x = images * self.scale + self.shift
         if x.shape[2:] != size:
             x = F.interpolate(x, size, mode="bilinear", antialias=True)
-        return self.encoder(x).flatten(0, 1)  # type: ignore[no-any-return]
+        outputs = self.encoder.block_outputs(x, self.layers) if self.layers else [self.encoder(x)]
+        return torch.cat(outputs, -1).flatten(0, 1)
 
     def digest(self) -> str:
         """sha256 of the weights, by which a resume knows its teacher."""

@@ -4,7 +4,7 @@ Parameter names and shapes are those of the released I-JEPA code and of timm. S 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -201,19 +201,21 @@ class ViT(nn.Module):
         # an embedding, whose gradient is summed in one order on CUDA too, where index_select's is not
         return self.patch_embed(patches) + F.embedding(index, self.positions)  # type: ignore[no-any-return]
 
-    def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """(S, D) -> (S, D), attention within each sequence of `layout`."""
-        return self.layers(tokens, layout, last=1)[0]
+    def forward(self, tokens: Tensor, layout: Layout, levels: Sequence[int] = ()) -> Tensor:
+        """(S, D) -> (S, D), attention within each sequence of `layout`; of K levels: (S, (K + 1) * D), what leaves those blocks
+        (from 0) as it is, and then the output."""
+        *inner, last = self.block_outputs(tokens, layout, (*levels, len(self.blocks) - 1))
+        return torch.cat([*inner, self.norm(last)], 1) if inner else self.norm(last)  # type: ignore[no-any-return]
 
-    def layers(self, tokens: Tensor, layout: Layout, last: int) -> list[Tensor]:
-        """What leaves the `last` blocks, (S, D) each, through the last norm, as VISSL takes layers for probes."""
-        outputs, layout = [], layout.with_row_multiple(self.row_multiple)
+    def block_outputs(self, tokens: Tensor, layout: Layout, which: Sequence[int]) -> list[Tensor]:
+        """What leaves these blocks (from 0), (S, D) each, without a norm."""
+        outputs, layout = {}, layout.with_row_multiple(self.row_multiple)
         tokens = layout.fill(tokens)
-        for depth, block in enumerate(self.blocks, start=1):
+        for place, block in enumerate(self.blocks):
             tokens = block(tokens, layout)
-            if depth > len(self.blocks) - last:
-                outputs.append(self.norm(tokens[: layout.used]))
-        return outputs
+            if place in which:
+                outputs[place] = tokens[: layout.used]
+        return [outputs[place] for place in which]
 
 
 def initialise(module: nn.Module, blocks: nn.ModuleList, depth_rescale: bool) -> None:

@@ -118,7 +118,7 @@ def _regularizer(method: Method, pixels: int, masks: Masks) -> int:
     draws, blocks = len(masks.context_lengths), len(masks.target_lengths)
     of_context = r.tensor == "context_pooled"
     rows = draws if of_context else blocks
-    widths = (width if of_context else method.target.width(width, pixels), *r.projector)
+    widths = (width if of_context else method.target.width(width, pixels) // method.target.levels, *r.projector)
     layers = [linear_flops(1, *ends) for ends in pairwise(widths)]  # a row of each
     if isinstance(r, SIGReg | VISReg):  # directions need no gradient
         return 3 * sum(layers) * rows + 2 * linear_flops(rows, widths[-1], r.directions)

@@ -104,7 +104,7 @@ class Training:
         dtype, schedule = precision_of(config.run.precision, device), phase.schedule
         if schedule.warmup >= schedule.steps:
             log.warning("warm-up takes %d of %d steps: the learning rate never reaches optim.lr", schedule.warmup, schedule.steps)
-        shown = Teacher(teacher, config.images, config.grid).to(device) if teacher else None
+        shown = Teacher(teacher, config.images, config.grid, config.target.layers).to(device) if teacher else None
         adamw, steps, identity = optimizer(jepa, o), parts[-1].end, Identity.of(part)
         return cls(config, device, dtype, jepa, adamw, source, loader, phase, steps, identity, shown)
 
