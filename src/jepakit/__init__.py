@@ -2,7 +2,7 @@
 
 run     = jepakit.pretrain(data="photos/", out="runs/a", recipe="small", method="ec_ijepa")
 encoder = jepakit.load("runs/a")
-vectors = encoder.embed(images)          # (B, 3, H, W) normalised floats -> (B, D)
+vectors = encoder.embed(paths)           # or PIL images, uint8 arrays, normalised floats (B, C, H, W) -> (B, D)
 """
 
 from importlib import import_module
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 _PLACES = {
-    "Encoder": "model.encoder",
+    "Encoder": "artifacts.load",
     "JEPA": "artifacts.load",
     "Masks": "model.masking.packed_masks",
     "Method": "model.method",

@@ -142,11 +142,22 @@ def test_what_is_not_normalised_is_not_embedded(runs: dict[str, Run], kind: str)
         torch.testing.assert_close(encoder(same).mean(1), expected)
     bright = np.full_like(array, KINDS[kind] if "bits" in kind else 255 if kind == "uint8" else 40)
     assert encoder.embed(encoder.normalise(bright)).isfinite().all()  # rare, but an image
-    raw = [array.astype(np.float32) * (200 if kind == "float32" else 1), first(stored("uint8")), array.astype(np.int64)]
-    for images in raw:
-        for use in (encoder, encoder.embed, encoder.layers):
+    floats = array.astype(np.float32) * (200 if kind == "float32" else 1)
+    with pytest.raises(UserError, match="not normalised"):
+        encoder.embed(floats)
+    with pytest.raises(UserError, match="holds int64: give uint8, uint16 or floats"):
+        encoder.embed(array.astype(np.int64))
+    for images in (floats, first(stored("uint8")), array.astype(np.int64)):
+        for use in (encoder, encoder.layers):
             with pytest.raises(UserError, match="not normalised"):
                 use(images)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stored_integers_are_embedded_as_normalise_makes_them(runs: dict[str, Run], kind: str) -> None:
+    encoder, array = jepakit.load(runs[kind].path), first(stored(kind, 3))
+    if array.dtype.kind == "u":  # of the encoder's own size: nothing is cut or resized
+        torch.testing.assert_close(encoder.embed(array), encoder.embed(encoder.normalise(array)))
 
 
 def of(**images: Any) -> Encoder:

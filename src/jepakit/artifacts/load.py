@@ -21,6 +21,7 @@ from jepakit.config.config import Config, resolve
 from jepakit.config.phases import at_step
 from jepakit.core.errors import UserError, nearest
 from jepakit.core.files import user_path
+from jepakit.data.transform import EvaluationTransform
 from jepakit.model.conditioning import PositionConditioning
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import ImageSettings
@@ -112,6 +113,7 @@ def _from_checkpoint(cls: type[JEPA], path: str | os.PathLike[str], heads: int |
 
 
 JEPA.from_checkpoint = classmethod(_from_checkpoint)  # type: ignore[assignment]  # the model knows of no files
+Encoder.transform_for = EvaluationTransform
 
 
 def load(path: str | os.PathLike[str], which: Which | None = None, heads: int | None = None) -> Encoder:

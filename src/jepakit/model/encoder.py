@@ -3,7 +3,8 @@
 B images, T patch tokens, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -17,8 +18,18 @@ from jepakit.model.method import Which
 from jepakit.model.vit import ViT, patchify, resample_positions, sincos
 
 
+class Transform(Protocol):
+    """What makes normalised floats of images as they come: of one, (C, H, W), and of many, (B, C, H, W) each."""
+
+    def __call__(self, image: Any) -> Tensor: ...
+
+    def batches(self, images: Any) -> Iterator[Tensor]: ...
+
+
 class Encoder(nn.Module):
     """A ViT with what it needs to see images: their normalisation, and EC-IJEPA's conditioning where it was trained with it."""
+
+    transform_for: ClassVar[Callable[[ImageSettings], Transform]]  # where files are read: artifacts/load.py
 
     def __init__(
         self, vit: ViT, images: ImageSettings, conditioning: PositionConditioning | None = None, which: Which = "target_encoder"
@@ -71,9 +82,26 @@ class Encoder(nn.Module):
         outputs = self.vit.block_outputs(both, sequences.layout, which)
         return [take(x, sequences.a_rows).view(b, n, -1) for x in outputs]
 
-    def embed(self, images: Given) -> Tensor:
-        """Mean over patch tokens: (B, C, H, W) -> (B, D). Takes and raises what `forward` does."""
-        return self(images).mean(1)  # type: ignore[no-any-return]
+    def embed(self, images: Any) -> Tensor:
+        """Mean over patch tokens, (B, D), one row for one image too.
+
+        Floats (B, C, H, W) are taken to be normalised, as `forward` takes them. All else goes through `transform`: a path, a PIL
+        image, a list of them, or uint8 or uint16 of one image (H, W, C) or many (B, H, W, C); channels may come before
+        rows. Raises ImagesError, a UserError and a ValueError.
+        """
+        if isinstance(images, Tensor | np.ndarray) and as_tensor(images).is_floating_point():
+            return self(images).mean(1)  # type: ignore[no-any-return]
+        rows = [self(batch).mean(1) for batch in self.transform.batches(images)]
+        return torch.cat(rows) if rows else self.vit.positions.new_zeros(0, self.width)
+
+    @property
+    def transform(self) -> Transform:
+        """What evaluation does to an image: its largest centre crop, resized with antialias, and normalised.
+
+        Of a path, a PIL image, or a tensor or an array (C, H, W) or (H, W, C), of uint8, uint16, or floats in units of white,
+        to float32 (C, height, width) on the CPU. It can be pickled, used by many threads, and be a torchvision `transform=`.
+        """
+        return Encoder.transform_for(self.images)
 
     def normalise(self, images: Given) -> Tensor:
         """Images as they come, a tensor or an array (B, C, H, W) -> float32 for `forward`, as the loader makes them.

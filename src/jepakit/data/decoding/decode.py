@@ -282,6 +282,12 @@ def _pixels(image: Image.Image) -> Pixels:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
+def opened_pixels(image: Image.Image) -> Pixels:
+    """Pixels of an image that Pillow has loaded, as `decode` gives those of its file, if of no more than 8 bits a colour."""
+    pixels = _by_parts(*image.size, lambda a, b: _pixels(_rows(image, a, b)))
+    return _upright(pixels, 0 if image.format == "TIFF" else pillow_turn(image.info))  # load() turns a TIFF
+
+
 def pillow_turn(info: dict[Any, Any]) -> int:
     """The orientation that a PNG or WebP gives: in EXIF, in ImageMagick's hexadecimal of it, or in XMP."""
     exif, raw = info.get("exif", b""), info.get("Raw profile type exif", "")
