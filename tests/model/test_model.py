@@ -327,10 +327,10 @@ TERMS = {"vicreg": {"sim", "std", "cov"}, "sigreg": {"sigreg"}, "visreg": {"scal
 
 
 @pytest.mark.parametrize("masking", MASKINGS, ids=lambda m: m["kind"])
-@pytest.mark.parametrize("conditioning", [None, {}], ids=["plain", "ec"])
+@pytest.mark.parametrize(("conditioning", "stop"), [(None, 0.0), ({}, 0.0), (None, 0.25)], ids=["plain", "ec", "stop"])
 @pytest.mark.parametrize("regularizer", REGULARIZERS, ids=lambda r: f"{r['kind']}-{r['tensor']}" if r else "none")
 def test_every_combination_of_parts_trains_every_parameter(
-    masking: dict[str, Any], conditioning: dict[str, Any] | None, regularizer: dict[str, Any] | None
+    masking: dict[str, Any], conditioning: dict[str, Any] | None, stop: float, regularizer: dict[str, Any] | None
 ) -> None:
     images = pictures(6)
     for target, loss in itertools.product(TARGET_KINDS, LOSSES):
@@ -338,7 +338,8 @@ def test_every_combination_of_parts_trains_every_parameter(
         own = regularizer
         if own and own["tensor"] == "context_pooled" and target["kind"] == "pixels":  # no projector fits both
             own, projected = own | {"projector": ()}, False
-        parts = SMALL | {"masking": masking, "conditioning": conditioning, "regularizer": own}
+        parts = {"masking": masking, "conditioning": conditioning, "regularizer": own}
+        parts["predictor"] = {**SMALL["predictor"], "stop": stop}
         model = build(**parts | {"target": target, "loss": loss})
         out = model(images, model.method.masking.sample(GRID, np.arange(6), seed=0))
         assert set(out.terms) == {"prediction"} | (TERMS[regularizer["kind"]] if regularizer else set())

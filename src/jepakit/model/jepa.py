@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from jepakit.core import rng
 from jepakit.core.errors import UserError
 from jepakit.core.torch_private import lerp_
 from jepakit.model.conditioning import PositionConditioning
@@ -85,11 +86,13 @@ class JEPA(nn.Module):
         *,
         teacher_features: Tensor | None = None,
         seed: int = 0,
+        part: int = 0,
     ) -> Output:
         """One pass over a batch. Raises UserError for images or masks that do not fit the grid or each other.
 
         target_images: what targets are taken from, if not from `images`; teacher_features (B * N, D'): a frozen teacher's of
-        each patch of them; seed: of what the regulariser draws, another each step.
+        each patch of them; seed: of what the regulariser and StoP draw, another each step; part: which micro-batch of
+        the step this is, whose noise in StoP is not that of another.
         """
         height, width = (n * self.method.encoder.patch_size for n in self.grid)
         if images.shape[2:] != (height, width):
@@ -101,7 +104,7 @@ class JEPA(nn.Module):
         masks.require_on_grid(self.grid[0] * self.grid[1])
         patches = patchify(images, self.method.encoder.patch_size)
         context = self.encode_context(patches, masks)  # EC-IJEPA: conditioned on the targets' positions
-        predictions = self.predictor(context, masks)  # I-JEPA, section 3
+        predictions = self.predictor(context, masks, rng.torch_seed(seed, "stop", part))  # I-JEPA, section 3
         seen = patches if target_images is None else patchify(target_images, self.method.encoder.patch_size)
         targets, features = self.encode_target(seen, masks, teacher_features)  # no gradient
         prediction = LOSSES[self.method.loss](full_precision(predictions), full_precision(targets))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jepakit.core.settings import Settings
 from jepakit.model.layout import Layout, interleave
-from jepakit.model.linear import Linear
+from jepakit.model.linear import Linear, linear
 from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.vit import NORM_EPS, Block, ViTConfig, initialise, sincos
 
@@ -22,6 +22,9 @@ class PredictorConfig(Settings):
     depth: int = Field(6, ge=1, description="blocks")
     width: int = Field(384, ge=4, multiple_of=4, description="features of a token")
     heads: int | None = Field(None, ge=1, description="attention heads; none: the encoder's")
+    stop: float = Field(
+        0.0, ge=0, description="standard deviation of the noise on target positions (StoP: .25); 0: where they are is certain"
+    )
 
 
 class Predictor(nn.Module):
@@ -35,6 +38,7 @@ class Predictor(nn.Module):
         heads = config.heads or encoder.heads
         if config.width % heads:
             raise ValueError(f"predictor.width {config.width} is not a multiple of its {heads} heads; set predictor.heads")
+        self.stop = config.stop
         self.predictor_embed = Linear(encoder.width, config.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.predictor_blocks = nn.ModuleList(Block(config.width, heads, encoder.mlp_ratio) for _ in range(config.depth))
@@ -44,16 +48,28 @@ class Predictor(nn.Module):
         initialise(self, self.predictor_blocks, encoder.depth_rescale)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
-    def forward(self, context: Tensor, masks: Masks) -> Tensor:
-        """Context features (S, D) -> predictions (targets, D), block by block in the order of `masks`."""
+    def queries(self, wanted: Tensor, seed: int = 0) -> Tensor:
+        """What is asked for at positions (S',): mask token + position, (S', P).
+
+        With `stop`, + A n for n ~ N(0, stop^2 I) of each token (StoP, arXiv 2308.00566, section 3): A is the weight that
+        also embeds the context, so that it cannot shrink to be rid of the noise; n (S', D) is a function of the seed.
+        """
+        certain = self.mask_token[0] + self.positions.index_select(0, wanted)
+        if not self.stop:
+            return certain
+        a, generator = self.predictor_embed.weight, torch.Generator(wanted.device).manual_seed(seed)
+        n = self.stop * torch.randn(len(wanted), a.shape[1], generator=generator, device=wanted.device)
+        return certain + linear(n.to(a), a, None)
+
+    def forward(self, context: Tensor, masks: Masks, seed: int = 0) -> Tensor:
+        """Context features (S, D) -> predictions (targets, D), block by block in the order of `masks`. seed: of the noise."""
         device = context.device
         seen, wanted = (torch.from_numpy(x).to(device, non_blocking=True) for x in (masks.context, masks.targets))
         tokens = self.predictor_embed(context) + self.positions.index_select(0, seen)
-        queries = self.mask_token[0] + self.positions.index_select(0, wanted)
         sequences = interleave(
             masks.context_lengths, masks.target_lengths, device, masks.draw_of_block, row_multiple=self.row_multiple
         )
-        x = sequences.join(tokens, queries)
+        x = sequences.join(tokens, self.queries(wanted, seed))
         *blocks, last = cast(list[Block], self.predictor_blocks)
         for block in blocks:
             x = block(x, sequences.layout)

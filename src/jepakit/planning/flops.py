@@ -65,13 +65,14 @@ def step(method: Method, grid: tuple[int, int], channels: int, masks: Masks, *, 
         target = linear_flops(patches * masks.images, pixels, encoder.width) + _encoder(
             method, sequences, padded, may_pad=extra_of_target is not None
         )
-    predict = _predictor(method, pixels, masks, padded)
+    noise = linear_flops(len(masks.targets), encoder.width, method.predictor.width) if method.predictor.stop else 0
+    predict = _predictor(method, pixels, masks, padded) + noise
     return Flops(
         target_encoder=target,
         encoder_forward=embed + encode,
         encoder_backward=embed + 2 * encode,  # images need no gradient
         predictor_forward=predict,
-        predictor_backward=2 * predict,
+        predictor_backward=2 * predict - noise,  # nor does StoP's noise
         regularizer=_regularizer(method, pixels, masks),
     )
 

@@ -139,10 +139,10 @@ class Training:
             torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs left may be overwritten
         seed = rng.torch_seed(self.config.seed, "directions", batch.step)
         micro_batches, outputs = len(batch.masks), list[Output]()
-        for masks, images, *target_images in self._micro_batches(batch):
+        for part, (masks, images, *target_images) in enumerate(self._micro_batches(batch)):
             with autocast(self.device, self.dtype):
                 given = self.teacher([images, *target_images][-1]) if self.teacher else None
-                out = self.jepa(images, masks, *target_images, teacher_features=given, seed=seed)
+                out = self.jepa(images, masks, *target_images, teacher_features=given, seed=seed, part=part)
             (out.loss / micro_batches).backward()
             outputs.append(out.detached(rows=rows) if micro_batches > 1 else out)
         out = Output.joined(outputs) if micro_batches > 1 else out
