@@ -13,7 +13,8 @@ from jepakit.evaluation.probes.protocol import Protocol
 
 SOURCE = Path(jepakit.__file__).parent
 ROOMS = ["core", "model", "data", "config", "artifacts", "evaluation", "training", "planning", "study", "cli"]
-VERBS = {"demo", "pretrain", "evaluate", "report", "study", "recipes", "plan", "check", "pack"}  # functions, and commands
+# functions, and commands of the same name
+VERBS = {"demo", "pretrain", "evaluate", "embed", "search", "report", "study", "recipes", "plan", "check", "pack"}
 
 
 def imported(path: Path) -> Iterator[str]:

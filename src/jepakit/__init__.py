@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jepakit.artifacts.run import Run
     from jepakit.core.errors import UserError
     from jepakit.data.formats.pack import pack
+    from jepakit.evaluation.embeddings.embedding import embed
     from jepakit.evaluation.tasks import evaluate
     from jepakit.model.encoder import Encoder
     from jepakit.model.jepa import JEPA
@@ -33,6 +34,7 @@ __all__ = [
     "Run",
     "UserError",
     "check",
+    "embed",
     "evaluate",
     "load",
     "metrics",
@@ -50,6 +52,7 @@ _PLACES = {
     "Run": "artifacts.run",
     "UserError": "core.errors",
     "check": "planning.check",
+    "embed": "evaluation.embeddings.embedding",
     "evaluate": "evaluation.tasks",
     "load": "artifacts.load",
     "pack": "data.formats.pack",

@@ -89,7 +89,7 @@ GUESSES = {
     "pretrain bs=3": "did you mean 'optim.batch_size'?",
     "pretrain optimizer.lr=3": "did you mean 'optim.lr'?",
     "evaluate r k=3": "did you mean 'knn.k'?",
-    "embed r --data d": "jepakit.load('r').embed(images)",
+    "features r --data d": "jepakit embed r --data SRC --out FILE.parquet, or in Python jepakit.load('r').embed(images)",
     "export r": "r/model",
     "train --data d": "jepakit pretrain --data",
     "eval r": "jepakit evaluate r",

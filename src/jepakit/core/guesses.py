@@ -65,8 +65,8 @@ VERBS = {
     "version": "jepakit --version",
     **dict.fromkeys(("list", "models", "presets", "configs", "config"), "jepakit recipes"),
     **dict.fromkeys(
-        ("embed", "encode", "embeddings", "features", "extract", "predict", "infer", "inference", "load"),
-        "in Python, jepakit.load('{run}').embed(images)",
+        ("encode", "embeddings", "features", "extract", "predict", "infer", "inference", "load"),
+        "jepakit embed {run} --data SRC --out FILE.parquet, or in Python jepakit.load('{run}').embed(images)",
     ),
     **dict.fromkeys(
         ("export", "save", "convert", "deploy", "publish"),

@@ -1,0 +1,29 @@
+"""Commands on vectors of images: embed, search."""
+
+from pathlib import Path
+from shlex import quote
+from typing import Annotated
+
+import typer
+
+from jepakit.cli.options import LabelsOption, app
+
+
+@app.command()
+def embed(
+    run: Annotated[str, typer.Argument(help="A run, or any encoder that jepakit.load takes.")],
+    out: Annotated[Path, typer.Option(help="The file, .parquet or .npz; the same command again goes on after a stop.")],
+    data: Annotated[str | None, typer.Option(help="Images: all that pretrain takes; default: the run's own.")] = None,
+    layer: Annotated[str, typer.Option(help="last; last4: the last four blocks side by side; or a block's number.")] = "last",
+    pool: Annotated[str, typer.Option(help="mean over the patch tokens; none: all of them, as half floats.")] = "mean",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16 (stored as half floats too) or bf16; default: the run's own.")
+    ] = None,
+    labels: LabelsOption = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+) -> None:
+    """A vector of every image, in a Parquet or .npz file; images that cannot be read are named in OUT.bad.csv."""
+    from jepakit.evaluation.embeddings.embedding import embed as write
+
+    path = write(run, data, out, layer=layer, pool=pool, precision=precision, labels=labels, overwrite=overwrite)
+    print(f"embeddings: {path}" + (f"\nnext: jepakit search {quote(str(path))} IMAGE" if pool == "mean" else ""))
