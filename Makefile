@@ -3,7 +3,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test parity lint bench clean
 
 install: $(VENV)/.core
 
@@ -21,6 +21,12 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev
 	$(PY) -m pytest -n auto
+
+# Beside timm, which brings torchvision: in an environment of its own (a torchvision of another build breaks transformers)
+parity:
+	python3 -m venv $(VENV)-parity
+	$(VENV)-parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,parity]"
+	$(VENV)-parity/bin/python -m pytest tests/artifacts/test_export_timm.py
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

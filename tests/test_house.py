@@ -14,7 +14,21 @@ from jepakit.evaluation.probes.protocol import Protocol
 SOURCE = Path(jepakit.__file__).parent
 ROOMS = ["core", "model", "data", "config", "artifacts", "evaluation", "training", "planning", "study", "cli"]
 # functions, and commands of the same name
-VERBS = {"demo", "pretrain", "evaluate", "embed", "search", "report", "study", "recipes", "plan", "check", "pack"}
+VERBS = {
+    "demo",
+    "pretrain",
+    "evaluate",
+    "embed",
+    "search",
+    "export",
+    "push",
+    "report",
+    "study",
+    "recipes",
+    "plan",
+    "check",
+    "pack",
+}
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jepakit import metrics
+    from jepakit.artifacts.export.exporting import export
     from jepakit.artifacts.load import load
     from jepakit.artifacts.run import Run
     from jepakit.core.errors import UserError
@@ -36,6 +37,7 @@ __all__ = [
     "check",
     "embed",
     "evaluate",
+    "export",
     "load",
     "metrics",
     "pack",
@@ -54,6 +56,7 @@ _PLACES = {
     "check": "planning.check",
     "embed": "evaluation.embeddings.embedding",
     "evaluate": "evaluation.tasks",
+    "export": "artifacts.export.exporting",
     "load": "artifacts.load",
     "pack": "data.formats.pack",
     "plan": "planning.plan",

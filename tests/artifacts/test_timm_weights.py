@@ -183,7 +183,7 @@ def test_another_image_size_has_learnt_positions_as_transformers_makes_them(tmp_
         grid = (height // PATCH, width // PATCH)
         tokens = torch.zeros(1, 1 + grid[0] * grid[1], WIDTH)
         theirs = model.embeddings.interpolate_pos_encoding(tokens, height, width)[0, 1:]
-        assert torch.equal(encoder._positions(grid), theirs)
+        assert torch.equal(encoder.positions_of(grid), theirs)
 
 
 @pytest.mark.parametrize("kind", ["vit", "vit_mae"])

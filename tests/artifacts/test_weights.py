@@ -130,7 +130,7 @@ def test_an_encoder_takes_other_sizes_and_shapes(runs: dict[str, Run]) -> None:
 
 def test_other_sizes_get_positions_within_the_known_range(runs: dict[str, Run]) -> None:
     encoder = jepakit.load(runs["ijepa"].path)
-    half, known = encoder._positions((8, 8)), encoder.vit.positions
+    half, known = encoder.positions_of((8, 8)), encoder.vit.positions
     equal(half.unflatten(0, (8, 8))[::2, ::2].flatten(0, 1), known, 1e-6)  # a grid twice as fine, on the same picture
 
 

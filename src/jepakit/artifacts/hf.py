@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -23,7 +24,7 @@ from jepakit.model.encoder import Encoder
 from jepakit.model.images import ImageSettings
 from jepakit.model.jepa import JEPA
 from jepakit.model.method import Which
-from jepakit.model.vit import NORM_EPS, Activation, ViT, ViTConfig, is_sincos
+from jepakit.model.vit import Activation, ViT, ViTConfig, is_sincos
 
 _State = dict[str, Tensor]
 log = logging.getLogger("jepakit")
@@ -118,36 +119,47 @@ def from_hf(state: _State) -> _State:
 
 
 def save_model(jepa: JEPA, images: ImageSettings, folder: Path, which: Which | None = None) -> None:
-    """Write the encoder for use: transformers' I-JEPA layout where the method fits it, renamed into place file by file.
-
-    `which` is the method's by default (`Method.which`).
-    """
+    """Write the encoder for use, as `save_encoder`; `which` is the method's by default (`Method.which`)."""
     which = which or jepa.method.which
-    vit: ViT = getattr(jepa, which)
-    shape, side = vit.config, images.height_width
-    conditioning = jepa.method.conditioning
-    fits = conditioning is None or not conditioning.encoder
+    save_encoder(Encoder(getattr(jepa, which), images, jepa.method.conditioning, which), folder)
+
+
+def save_encoder(
+    encoder: Encoder,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    custom: tuple[Mapping[str, Any], Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Write an encoder in transformers' I-JEPA layout where that can hold it, renamed into place file by file.
+
+    custom: config.json's entries, and the weights by name, of a model that comes with code of its own, instead.
+    """
+    vit, images, training = encoder.vit, encoder.images, encoder.training_conditioning
+    shape, side, fits = vit.config, images.height_width, encoder.conditioning is None
+    kind = {"architectures": ["IJepaModel"], "model_type": "ijepa"} if fits else {"why_not_transformers": WHY_NOT_HF}
     config: dict[str, Any] = {
-        **({"architectures": ["IJepaModel"], "model_type": "ijepa"} if fits else {"why_not_transformers": WHY_NOT_HF}),
+        **(kind if custom is None else custom[0]),
         "hidden_size": shape.width,
         "num_hidden_layers": shape.depth,
         "num_attention_heads": shape.heads,
         "intermediate_size": round(shape.width * shape.mlp_ratio),
-        "hidden_act": "gelu",
-        "layer_norm_eps": NORM_EPS,
+        "hidden_act": next(name for name, function in ACTIVATIONS.items() if function is vit.activation),
+        "layer_norm_eps": vit.eps,
         "image_size": side[0] if side[0] == side[1] else list(side),
         "patch_size": shape.patch_size,
         "num_channels": vit.channels,
         "qkv_bias": True,
+        **({} if dtype is torch.float32 else {"torch_dtype": str(dtype).removeprefix("torch.")}),
         "jepakit": {
-            "which": which,
+            "which": encoder.which,
             "images": images.model_dump(mode="json"),
-            "conditioning": conditioning.model_dump(mode="json") if conditioning and not fits else None,
+            "conditioning": training.model_dump(mode="json") if training else None,
         },
     }
+    state = to_hf(vit) if custom is None else custom[1]
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "model.safetensors") as draft:
-        save_file(to_hf(vit), draft, {"format": "pt"})
+        save_file({name: value.to(dtype) for name, value in state.items()}, draft, {"format": "pt"})
     save_json(folder / "config.json", config)
     save_json(folder / "preprocessor_config.json", processor(images))
 
@@ -200,7 +212,11 @@ def _vit(config: dict[str, Any], own: dict[str, Any], folder: Path) -> tuple[ViT
         left_out += ["embeddings.cls_token", *(name for name in state if name.startswith("decoder."))]
         notes = ["without its class token: our encoder has patch tokens alone, so its features are others"]
         positions = positions if positions is None else positions[:, 1:]
-    ours = from_hf({name: value for name, value in state.items() if name not in left_out})
+    if own and "encoder.positions" in state:  # exported with code of its own, in our names
+        ours = {name.removeprefix("encoder."): value for name, value in state.items() if not name.endswith("conditioning_tokens")}
+        positions = ours.pop("positions")
+    else:
+        ours = from_hf({name: value for name, value in state.items() if name not in left_out})
     if not config["qkv_bias"]:
         ours |= {f"blocks.{layer}.attn.qkv.bias": torch.zeros(3 * shape.width) for layer in range(count_blocks(ours, "blocks"))}
     images = read_image_settings(folder, size, config["num_channels"], own)

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from jepakit.cli import embeddings, experiments, images, mistakes, plans  # noqa: F401  # imported, their commands are in `app`
+from jepakit.cli import embeddings, experiments, exports, images, mistakes, plans  # noqa: F401  # their commands are in `app`
 from jepakit.cli.options import app
 from jepakit.core.errors import UserError
 from jepakit.core.signals import quiet_interrupts

@@ -68,10 +68,7 @@ VERBS = {
         ("encode", "embeddings", "features", "extract", "predict", "infer", "inference", "load"),
         "jepakit embed {run} --data SRC --out FILE.parquet, or in Python jepakit.load('{run}').embed(images)",
     ),
-    **dict.fromkeys(
-        ("export", "save", "convert", "deploy", "publish"),
-        "each run has its encoder exported already, {run}/model: in the layout of transformers, and jepakit.load reads it",
-    ),
+    **dict.fromkeys(("save", "convert", "deploy", "publish"), "jepakit export {run} --format hf --out DIR"),
 }
 
 

@@ -68,7 +68,7 @@ class Encoder(nn.Module):
         require_shape(images, self.vit.channels, p)
         require_normalised(images, self.images)
         grid = (images.shape[2] // p, images.shape[3] // p)
-        b, n, positions = len(images), grid[0] * grid[1], self._positions(grid)
+        b, n, positions = len(images), grid[0] * grid[1], self.positions_of(grid)
         images = images.to(positions.device, positions.dtype)
         if not b:
             return [images.new_zeros(0, n, self.width)] * len(which)
@@ -117,7 +117,8 @@ class Encoder(nn.Module):
             require_like(x, self.images)
         return x
 
-    def _positions(self, grid: tuple[int, int]) -> Tensor:
+    def positions_of(self, grid: tuple[int, int]) -> Tensor:
+        """Positions (T, D) of images of that grid (rows, columns), within the range that the encoder knows."""
         if grid == self.vit.grid:
             return self.vit.positions
         known = self.vit.positions

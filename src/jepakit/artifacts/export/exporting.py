@@ -1,0 +1,150 @@
+"""The verb `export`: written beside its place, checked against the run, then renamed; never half an export."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jepakit import __version__
+from jepakit.artifacts.checkpoint import step_name
+from jepakit.artifacts.export.card import card
+from jepakit.artifacts.export.exported_encoder import DTYPES, ExportChoice, at_size
+from jepakit.artifacts.export.folders import write_hf, write_timm
+from jepakit.artifacts.export.graphs import write_onnx, write_torch
+from jepakit.artifacts.export.verify import Checked, compare, trials
+from jepakit.artifacts.load import load, run_and_step
+from jepakit.artifacts.run import Run
+from jepakit.config.config import Config
+from jepakit.core.errors import UserError, checked, nearest
+from jepakit.core.files import save_json, user_path
+
+log = logging.getLogger("jepakit")
+WRITERS = {"hf": write_hf, "timm": write_timm, "onnx": write_onnx, "torch": write_torch}
+MARK = "export.json"  # by which a folder is known to be an export
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written: its folder, how far each program that ran it was from the run, and why on real images none was ('')."""
+
+    path: Path
+    checks: tuple[Checked, ...]
+    unchecked: str
+
+    @property
+    def largest(self) -> float:
+        """The largest difference of a value from the run's."""
+        return max(check.difference for check in self.checks)
+
+
+@checked
+def export(
+    run: Run | str | Path,
+    format: str,
+    out: str | Path,
+    *,
+    precision: str = "fp32",
+    images_size: tuple[int, int] | int | None = None,
+    which: str | None = None,
+    heads: int | None = None,
+    preprocess: bool = False,
+    custom_code: bool = False,
+    overwrite: bool = False,
+) -> Export:
+    """Write the encoder of a run, or of all else that `jepakit.load` takes, for another program, in the new folder `out`.
+
+    format: hf (transformers), timm, onnx or torch (torch.export). precision: of the weights, and of the graph's arithmetic.
+    images_size: height and width, the run's own by default. preprocess: onnx and torch take uint8 images and normalise them.
+    custom_code: an encoder that transformers has no model for goes out with a model of its own. Raises UserError where the
+    format cannot hold the encoder, where what was written differs from the run, and where `out` is there (unless `overwrite`,
+    and it is an export).
+    """
+    choice = _choice(format, precision, preprocess, custom_code)
+    place = _place(user_path(out, "out"), overwrite)
+    name: Any = which
+    encoder = at_size(load(run, name, heads), _size(images_size))
+    tried, unchecked = trials(encoder, choice, data_of(run))
+    with _draft(place) as draft:
+        runs = WRITERS[format](encoder, choice, draft)
+        if not runs:
+            raise UserError(f"--format {format}: {format} must be installed to check this export: pip install {format}")
+        checks = tuple(compare(runs, tried, choice.dtype))
+        notes = [*(check.sentence() for check in checks), *([unchecked] if unchecked else [])]
+        config, results = of_run(run)
+        (draft / "README.md").write_text(card(encoder, choice, config, results, notes))
+        mark = {"jepakit": __version__, "format": format, "precision": precision, "which": encoder.which, "checks": notes}
+        save_json(draft / MARK, mark)
+    for note in notes:
+        log.info("%s", note)
+    return Export(place, checks, unchecked)
+
+
+def _choice(format: str, precision: str, preprocess: bool, custom_code: bool) -> ExportChoice:
+    """Raises UserError for unknown words, and for what a format has no use for."""
+    for option, word, known in (("format", format, WRITERS), ("precision", precision, DTYPES)):
+        if word not in known:
+            raise UserError(f"--{option} {word}: choose {', '.join(known)}{nearest(word, known)}")
+    if preprocess and format not in ("onnx", "torch"):
+        raise UserError(f"--preprocess is for onnx and torch; of {format} the folder says how images are prepared")
+    if custom_code and format != "hf":
+        raise UserError(f"--custom-code is for hf, not for {format}")
+    return ExportChoice(format, DTYPES[precision], preprocess, custom_code)
+
+
+def _size(size: tuple[int, int] | int | None) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _place(out: Path, overwrite: bool) -> Path:
+    """The folder to be made. Raises UserError where something is there that is not to be replaced."""
+    place = Path(os.path.abspath(out))
+    if place.is_dir() and not any(place.iterdir()):
+        return place
+    if os.path.lexists(place):
+        if not overwrite:
+            raise UserError(f"--out {out} is there: give a new folder, or replace an export with --overwrite")
+        if not (place / MARK).is_file():
+            raise UserError(f"--out {out} is no export (it has no {MARK}), so it is not replaced: give a new folder")
+    return place
+
+
+@contextmanager
+def _draft(place: Path) -> Iterator[Path]:
+    """A folder beside `place` to write in, which takes its place at the end; after an error it is removed."""
+    draft = place.with_name(f".tmp-{place.name}-{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        old = place.with_name(f".tmp-old-{place.name}-{os.getpid()}")
+        if place.exists():
+            place.rename(old)
+        draft.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _run_of(path: Run | str | Path) -> tuple[Run | None, int | None]:
+    """The run that an encoder lies in, or beside (RUN/model, RUN/checkpoints/...), and the step that was named."""
+    given, step = run_and_step(user_path(path, "the encoder"))
+    near = [given, *given.absolute().parents[:2]]
+    return next((Run(place) for place in near if (place / "config.yaml").is_file() and Run(place).is_ours()), None), step
+
+
+def of_run(path: Run | str | Path) -> tuple[Config | None, Path | None]:
+    """The settings of the run that an encoder is of, and the folder with its results; None where there is none."""
+    run, step = _run_of(path)
+    if run is None:
+        return None, None
+    return run.config, run.path / "evaluation" / (step_name(step) if step is not None else "")
+
+
+def data_of(path: Run | str | Path) -> str | None:
+    """Where the images lie that an encoder was trained on, if it is one of a run."""
+    config, _ = of_run(path)
+    return config.data if config else None
