@@ -10,7 +10,7 @@ from jepakit.core.errors import UserError
 from jepakit.model.encoder import Encoder
 from jepakit.model.vit import ViT
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

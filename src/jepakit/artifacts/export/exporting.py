@@ -12,10 +12,10 @@ from typing import Any
 from jepakit import __version__
 from jepakit.artifacts.checkpoint import step_name
 from jepakit.artifacts.export.card import card
-from jepakit.artifacts.export.exported_encoder import DTYPES, ExportChoice, at_size
+from jepakit.artifacts.export.exported_encoder import PRECISIONS, ExportChoice, at_size
 from jepakit.artifacts.export.folders import write_hf, write_timm
 from jepakit.artifacts.export.graphs import write_onnx, write_torch
-from jepakit.artifacts.export.verify import Checked, compare, trials
+from jepakit.artifacts.export.verify import CheckedOutput, compare, trials
 from jepakit.artifacts.load import load, run_and_step
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
@@ -32,7 +32,7 @@ class Export:
     """What was written: its folder, how far each program that ran it was from the run, and why on real images none was ('')."""
 
     path: Path
-    checks: tuple[Checked, ...]
+    checks: tuple[CheckedOutput, ...]
     unchecked: str
 
     @property
@@ -85,14 +85,14 @@ def export(
 
 def _choice(format: str, precision: str, preprocess: bool, custom_code: bool) -> ExportChoice:
     """Raises UserError for unknown words, and for what a format has no use for."""
-    for option, word, known in (("format", format, WRITERS), ("precision", precision, DTYPES)):
+    for option, word, known in (("format", format, WRITERS), ("precision", precision, PRECISIONS)):
         if word not in known:
             raise UserError(f"--{option} {word}: choose {', '.join(known)}{nearest(word, known)}")
     if preprocess and format not in ("onnx", "torch"):
         raise UserError(f"--preprocess is for onnx and torch; of {format} the folder says how images are prepared")
     if custom_code and format != "hf":
         raise UserError(f"--custom-code is for hf, not for {format}")
-    return ExportChoice(format, DTYPES[precision], preprocess, custom_code)
+    return ExportChoice(format, PRECISIONS[precision], preprocess, custom_code)
 
 
 def _size(size: tuple[int, int] | int | None) -> tuple[int, int] | None:

@@ -36,7 +36,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedOutput:
     """The largest difference that one program showed from the run, the largest value there, and on which images."""
 
     by: str
@@ -88,13 +88,13 @@ def real_images(encoder: Encoder, data: str | None) -> Tensor:
     return stacked([centre_crop(channels_of(each, images), *images.height_width) for each in pixels])
 
 
-def compare(runs: list[Runs], tried: list[Trial], dtype: torch.dtype) -> list[Checked]:
+def compare(runs: list[Runs], tried: list[Trial], dtype: torch.dtype) -> list[CheckedOutput]:
     """How far what was written is from the run, for each program that runs it. Raises UserError beyond the limit."""
     found = []
     for by, run in runs:
         differences = [_difference(by, run, trial, dtype) for trial in tried]
         largest = max(float(trial.tokens.abs().max()) for trial in tried)
-        found.append(Checked(by, ", ".join(trial.what for trial in tried), max(differences), largest))
+        found.append(CheckedOutput(by, ", ".join(trial.what for trial in tried), max(differences), largest))
     return found
 
 
