@@ -118,19 +118,24 @@ class UserSettings(Settings):
 
 
 def resolve_with_data(
-    recipe: str | None, method: str | None, *layers: dict[str, Any], labels: str | None = None, device: str | None = None
+    recipe: str | None,
+    method: str | None,
+    *layers: dict[str, Any],
+    labels: str | None = None,
+    device: str | None = None,
+    source: Source | None = None,
 ) -> tuple[Config, Source, Choice]:
     """The settings of a run, all images of its source, and what was chosen: nothing where a recipe is named. Raises UserError.
 
     method: where no layer says another; layers: settings over the recipe, later over earlier, `data` among them; device: cpu
-    or cuda, where the run will be elsewhere.
+    or cuda, where the run will be elsewhere; source: the images, where they are open already.
     """
     if recipe:
         config, choice = settings(recipe, method, *layers), Choice()
-        source = _open(config, labels)
+        source = source or _open(config, labels)
     else:
         user = _user_settings(layers)
-        source = _open(user, labels)
+        source = source or _open(user, labels)
         part = training_part(source, with_split(user.images, source))
         choice = choose(summarise(part, user, device), user)
         config = settings(None, method, choice.settings, *layers)

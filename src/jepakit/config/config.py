@@ -58,7 +58,7 @@ class Config(Method):
     method: str | None = Field(None, description="the method's name in the family")
     data: str | None = Field(
         None,
-        description="where the images are: a folder, a pack, tar or Parquet files, npz, emoji",
+        description="where the images are: a folder, pack, tar or Parquet files, npz, emoji; 'in memory: ...': Python held them",
     )
     init: Init = Field(default_factory=Init)
     images: ImageSettings = Field(default_factory=ImageSettings)

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_typ
 P = ParamSpec("P")
 R = TypeVar("R")
 OWN_SENTENCES = ("data", "config", "set")  # arguments that are looked at where they are used
-_KINDS = {str: "a name", int: "a whole number", float: "a number", bool: "True or False"}
+_KINDS: dict[Any, str] = {str: "a name", int: "a whole number", float: "a number", bool: "True or False", Callable: "a function"}
 
 
 class UserError(Exception):

@@ -1,7 +1,13 @@
 """From what the user names to a source of images."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from jepakit.core.errors import UserError, plain
 from jepakit.data.decoding.decode import SUFFIXES
@@ -14,7 +20,9 @@ from jepakit.data.sets.known_sets import labelled_set
 from jepakit.data.sources import Source, pick
 from jepakit.model.images import MOST_PIXELS
 
+GivenImages = str | os.PathLike[str] | Sequence[Any] | NDArray[Any] | Tensor | Dataset[Any]  # what verbs take as data
 NAMED = ("emoji", "scenes")  # sets that need no path
+MEMORY_PREFIX = "in memory: "  # begins what a run notes of images that Python held
 SECONDS = 60.0  # in which a look at an image must come back
 _KINDS = (".parquet", ".tar")  # of files that an address or a pattern may name
 
@@ -25,9 +33,25 @@ def named(data: str | os.PathLike[str]) -> str:
         return os.path.expanduser(os.fsdecode(data))
     except TypeError:
         raise UserError(
-            f"images are named by a path, a pattern, an address or a set's name, not by a {type(data).__name__}: arrays go "
-            f"into a file first, numpy.savez('images.npz', images=...)"
+            f"images are named by a path, a pattern, an address or a set's name, not by a {type(data).__name__}: here "
+            f"arrays go into a file first, numpy.savez('images.npz', images=...)"
         ) from None
+
+
+def given_images(data: object, labels: str | None = None) -> tuple[str, Source | None]:
+    """What names the images of a verb's `data`, and, where Python holds them, their source. Raises UserError."""
+    if isinstance(data, str | os.PathLike):
+        return named(data), None
+    from jepakit.data.sets.held import held_source
+
+    source = held_source(data, labels)
+    require_readable(source)
+    return f"{MEMORY_PREFIX}{source.name}", source
+
+
+def is_in_memory(name: str | None) -> bool:
+    """Whether a run's `data` says that Python held its images."""
+    return bool(name) and str(name).startswith(MEMORY_PREFIX)
 
 
 def open_source(data: str | os.PathLike[str], labels: str | None = None, most_pixels: int = MOST_PIXELS) -> Source:
@@ -37,6 +61,9 @@ def open_source(data: str | os.PathLike[str], labels: str | None = None, most_pi
     or .parquet files. `labels` picks one of several that a set has. Raises UserError.
     """
     data = named(data)
+    if is_in_memory(data):
+        was = data.removeprefix(MEMORY_PREFIX)
+        raise UserError(f"the images were in Python's memory, {was}: give them again from Python, as data=")
     if data == "scenes":
         from jepakit.data.sets.scenes import SceneSource
 
@@ -56,7 +83,7 @@ def open_source(data: str | os.PathLike[str], labels: str | None = None, most_pi
 
 def absolute(data: str) -> str:
     """The same from any working folder: named sets and addresses as they are, a path or a pattern from the root."""
-    if data in NAMED or is_remote(data):
+    if data in NAMED or is_in_memory(data) or is_remote(data):
         return data
     path = named(data)
     if not is_pattern(data):

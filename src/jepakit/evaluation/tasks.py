@@ -19,7 +19,7 @@ from jepakit.config.config import overrides, validation_sentence
 from jepakit.core.errors import UserError, checked, nearest, plain
 from jepakit.core.files import user_path
 from jepakit.core.progress import progress
-from jepakit.data.opening import named, open_source
+from jepakit.data.opening import GivenImages, given_images, open_source
 from jepakit.data.sources import Source, evenly
 from jepakit.data.statistics import read_usable
 from jepakit.evaluation.compare import Difference
@@ -47,7 +47,7 @@ DEFAULT = ("rankme", "knn", "linear")
 @checked
 def evaluate(
     run: Run | str | Path,
-    data: str | Path | None = None,
+    data: GivenImages | None = None,
     tasks: Sequence[str] | str = DEFAULT,
     *,
     labels: str | None = None,
@@ -57,8 +57,9 @@ def evaluate(
 ) -> dict[str, list[ResultRow]]:
     """Judge a run, or anything that `jepakit.load` takes, on images (default: the run's own), beside baselines.
 
-    tasks: names of TASKS, or 'frozen': the papers' tasks on frozen features, all but logistic. labels: which labels, where a
-    set has several. out: the folder for results (default RUN/evaluation). set: settings of the protocol as 'group.key=value'.
+    data: as of `jepakit.pretrain`; (images, labels) where Python holds both. tasks: names of TASKS, or 'frozen': the papers'
+    tasks on frozen features, all but logistic. labels: which labels, where a set has several. out: the folder for results
+    (default RUN/evaluation). set: settings of the protocol as 'group.key=value'.
     Returns rows by task; a probe's have name, accuracy, low and high of its 95 % interval, and how it was trained. Raises
     UserError for mistakes that the user can mend.
     """
@@ -68,7 +69,7 @@ def evaluate(
 
 def evaluate_both(
     runs: Sequence[Run | str | Path],
-    data: str | Path | None = None,
+    data: GivenImages | None = None,
     tasks: Sequence[str] | str = DEFAULT,
     *,
     labels: str | None = None,
@@ -92,18 +93,20 @@ def evaluate_both(
 
 
 def _evaluated(
-    judged: EvaluatedModel, data: str | Path | None, tasks: Sequence[str], labels: str | None, protocol: Protocol
+    judged: EvaluatedModel, data: GivenImages | None, tasks: Sequence[str], labels: str | None, protocol: Protocol
 ) -> dict[str, list[ResultRow]]:
-    place = judged.data or "" if data is None else named(data)
+    place, opened = (judged.data or "", None) if data is None else given_images(data, labels)
     if not place:
         raise UserError("which images? give --data SRC")
     dense = [task for task in tasks if task in DENSE]
+    if dense and opened:
+        raise UserError(f"{' and '.join(dense)} read a data set in its folder: give its path, not {opened.name}")
     if dense:
         return {
             task: save_rows(judged.folder, task, place, _dense(judged, task, user_path(place), protocol), protocol)
             for task in dense
         }
-    source = open_source(place, labels)
+    source = opened or open_source(place, labels)
     for note in source.notes:
         log.warning("%s", plain(note))
     seen = seen_in_training(judged.trained, source, place) if judged.trained else None

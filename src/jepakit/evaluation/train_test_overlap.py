@@ -13,7 +13,7 @@ from jepakit.config.config import Config, resolve
 from jepakit.core.errors import UserError
 from jepakit.data.formats.folder import FilesSource
 from jepakit.data.identity import Identity
-from jepakit.data.opening import absolute, open_source
+from jepakit.data.opening import absolute, is_in_memory, open_source
 from jepakit.data.sources import Source
 from jepakit.data.training_part import TrainingPart, training_part
 
@@ -39,14 +39,15 @@ def seen_in_training(trained: PretrainingRecord, source: Source, place: str) -> 
     Otherwise, if both are folders of files and one lies in the other, paths of files are compared.
     """
     config, identity = trained.config, trained.identity
+    same_place = absolute(place) == config.data and not is_in_memory(place)  # what Python holds has no place of its own
     first = source  # with the labels that pretraining went by
-    if absolute(place) == config.data and config.images.split == "train" and source.labels and not source.labels.own_split:
+    if same_place and config.images.split == "train" and source.labels and not source.labels.own_split:
         first = open_source(place)
     try:
         trained_on = training_part(first, config.images)
     except UserError:
         trained_on = source
-    if absolute(place) == config.data or (identity is not None and identity.is_of(trained_on)):
+    if same_place or (identity is not None and identity.is_of(trained_on)):
         seen = np.ones(len(source), np.bool_)
         if isinstance(trained_on, TrainingPart):
             seen = np.zeros(len(source), np.bool_)

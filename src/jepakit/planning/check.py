@@ -31,7 +31,7 @@ from jepakit.data.formats.pack_format import DEPTHS, part_path
 from jepakit.data.formats.pack_shrink import ready, threads_of
 from jepakit.data.formats.pack_source import PackedSource
 from jepakit.data.formats.remote import shown
-from jepakit.data.opening import named
+from jepakit.data.opening import GivenImages, given_images
 from jepakit.data.sources import Labels, Source, groups_at_hand
 from jepakit.data.threads import run_parallel
 from jepakit.data.training_part import split_sentences, training_part
@@ -58,7 +58,7 @@ RECORD = np.dtype(
 
 @checked
 def check(
-    data: str | Path,
+    data: GivenImages,
     recipe: str | None = None,
     *,
     labels: str | None = None,
@@ -78,7 +78,8 @@ def check(
     many = threads_of(threads)
     given = overrides(set)
     asked, method = given.pop("recipe", None), given.pop("method", None)
-    config, source, choice = resolve_with_data(recipe or asked, method, given, {"data": named(data)}, labels=labels)
+    name, opened = given_images(data, labels)
+    config, source, choice = resolve_with_data(recipe or asked, method, given, {"data": name}, labels=labels, source=opened)
     config.masking.check(config.grid)
     survey = _Survey(source, config.images.max_pixels)
     with progress("checking", len(source)) as report:
@@ -89,7 +90,7 @@ def check(
                 survey.at(ids[rows], many, config.run.read_timeout_seconds)
             report(int(ids[-1]) + 1, f"{len(survey.bad)} broken" if survey.bad else "")
     altered = _altered(source) if isinstance(source, PackedSource) else ()
-    checked = _checked(shown(named(data)), source, survey, altered, config, choice)
+    checked = _checked(shown(name), source, survey, altered, config, choice)
     if json is not None:
         save_json(json, asdict(checked))
     return checked

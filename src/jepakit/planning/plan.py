@@ -22,7 +22,7 @@ from jepakit.core.device import device_of, precision_of
 from jepakit.core.errors import UserError, checked, nearest
 from jepakit.core.files import save_json, user_path
 from jepakit.data.loader import Batch
-from jepakit.data.opening import named
+from jepakit.data.opening import GivenImages, given_images
 from jepakit.data.sources import ArraySource, Source
 from jepakit.data.training_part import training_part
 from jepakit.planning import flops
@@ -69,7 +69,7 @@ def plan(
     recipe: str | None = None,
     method: str | None = None,
     *,
-    data: str | Path | None = None,
+    data: GivenImages | None = None,
     device: str = "here",
     devices: int = 1,
     json: str | Path | None = None,
@@ -86,10 +86,11 @@ def plan(
     json = None if json is None else user_path(json, "--json")
     if json is not None and not json.parent.is_dir():
         raise UserError(f"--json {json}: there is no such folder")
-    given = given_layer(set, groups) | ({} if data is None else {"data": named(data)})
+    name, opened = (None, None) if data is None else given_images(data)
+    given = given_layer(set, groups) | ({} if name is None else {"data": name})
     asked_recipe, asked_method = given.pop("recipe", None), given.pop("method", None)
     elsewhere = None if device == "here" else _known(device)
-    config, source, choice = _with_images(recipe or asked_recipe, method or asked_method, given, elsewhere)
+    config, source, choice = _with_images(recipe or asked_recipe, method or asked_method, given, elsewhere, opened)
     config = features_alone(config)
     config.masking.check(config.grid)
     found = _plan(config, source, choice, hardware_of(elsewhere, devices, config), seconds)
@@ -135,7 +136,7 @@ def _known(name: str) -> Device:
 
 
 def _with_images(
-    recipe: str | None, method: str | None, given: dict[str, Any], elsewhere: Device | None
+    recipe: str | None, method: str | None, given: dict[str, Any], elsewhere: Device | None, opened: Source | None
 ) -> tuple[Config, Source | None, Choice]:
     """The settings, the images if there are any, and what was chosen; devices of the table are CUDA's."""
     start = read_start([given], sizes_are_chosen=not recipe)  # the shape of weights that it would begin from
@@ -144,7 +145,7 @@ def _with_images(
         config = settings(recipe, method, *layers)
         if config.data is None:
             return config, None, Choice()
-    return resolve_with_data(recipe, method, *layers, device="cuda" if elsewhere else None)
+    return resolve_with_data(recipe, method, *layers, device="cuda" if elsewhere else None, source=opened)
 
 
 def hardware_of(elsewhere: Device | None, devices: int, config: Config) -> Hardware:

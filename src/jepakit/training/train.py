@@ -27,11 +27,12 @@ from jepakit.core.files import user_path
 from jepakit.core.signals import signals
 from jepakit.data.findings import Tally
 from jepakit.data.loader import Batch
-from jepakit.data.opening import absolute, named, open_source
+from jepakit.data.opening import GivenImages, absolute, given_images, is_in_memory, open_source
 from jepakit.data.sources import Source
 from jepakit.data.statistics import fitted, measured_instead
 from jepakit.data.threads import StoppedError
 from jepakit.data.training_part import split_sentences, training_part
+from jepakit.training.hooks import Hooks, OnCheckpoint, OnLog
 from jepakit.training.online_probe import OnlineProbe
 from jepakit.training.step import Training
 from jepakit.training.watch import watch
@@ -42,7 +43,7 @@ CHANGE = "step %d: features are predicted from here on, not pixels; kept: the en
 
 @checked
 def pretrain(
-    data: str | Path | None = None,
+    data: GivenImages | None = None,
     out: str | Path | None = None,
     recipe: str | None = None,
     method: str | None = None,
@@ -52,32 +53,42 @@ def pretrain(
     init_from: Run | str | Path | None = None,
     overwrite: bool = False,
     set: Sequence[str] | str | None = None,
+    on_log: OnLog | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
     **groups: Any,
 ) -> Run:
     """Pretrain an encoder; all settings as on the command line.
 
-    data: a folder of images, or 'emoji'; out: the run's folder; recipe, method: names; config: a YAML file, or its content;
+    data: a folder of images, 'emoji', or all else that `open_source` takes; or images that Python holds (`held_source`), to be
+    given again on a resume; out: the run's folder; recipe, method: names; config: a YAML file, or its content;
     with neither recipe nor config, settings that suit the images are chosen; resume: a run to go on with instead (then only
     `run` settings may differ, and data, where the same images lie elsewhere now); init_from: weights to begin from, all that
     `jepakit.load` takes (`init.parts` says which parts); set: 'group.key=value' words; groups: settings as keywords, such as
-    optim={"lr": 1e-3}, seed=1.
+    optim={"lr": 1e-3}, seed=1. on_log(row): called with each row of metrics; on_checkpoint(path, step): once each checkpoint is
+    saved, that of step 0 too. What they raise ends the run, which can be resumed from its last checkpoint.
     Raises UserError for anything the user can mend. Returns the run, finished or, after SIGINT or SIGTERM, saved.
     """
-    given = given_layer(set, groups)
+    given, hooks = given_layer(set, groups), Hooks(on_log, on_checkpoint)
     if resume is not None:
         if any((out, recipe, method, config, init_from)):
             raise UserError("--resume goes on with the run's own settings: leave out out, recipe, method, config and init-from")
-        return _resume(Run.open(resume), given if data is None else {**given, "data": named(data)})
+        return _resume(Run.open(resume), given, data, hooks)
     if init_from is not None:
         given = merge(given, {"init": {"path": os.fspath(init_from)}})
     if out is None:
         raise UserError("where shall the run go? give --out RUN (a new folder), or --resume RUN")
     Run.new(out, overwrite=overwrite)  # says what is wrong with the place before any work is done
-    return _begin(*_chosen(data, recipe, method, config, given), out, overwrite)
+    return _begin(*_chosen(data, recipe, method, config, given), out, overwrite, hooks)
 
 
 def _begin(
-    chosen: Config, source: Source, choice: Choice | ReleasedYaml, start: Start | None, out: str | Path, overwrite: bool
+    chosen: Config,
+    source: Source,
+    choice: Choice | ReleasedYaml,
+    start: Start | None,
+    out: str | Path,
+    overwrite: bool,
+    hooks: Hooks,
 ) -> Run:
     """A new run with these settings: its folder, the first lines of its log, a first checkpoint, and the training."""
     if start:  # before the images are measured
@@ -102,13 +113,13 @@ def _begin(
         warnings += [*source.notes, *measured_instead(given_images, images), *tally.notes(part, len(part))]
         for warning in warnings:
             log.warning("%s", plain(warning))
-        if not training.save(run):  # so that there is always something to go on from
+        if not hooks.save(training, run):  # so that there is always something to go on from
             raise UserError(f"no checkpoint can be written to {run.path} (run.log says why): make room, start with --overwrite")
-        return _train(training, run)
+        return _train(training, run, hooks)
 
 
 def _chosen(
-    data: str | Path | None,
+    data: GivenImages | None,
     recipe: str | None,
     method: str | None,
     config: str | Path | Mapping[str, Any] | None,
@@ -133,18 +144,21 @@ def _chosen(
         also = "" if released else ", or 'recipe' in the file"
         raise UserError(f"the config holds recipe {file['recipe']}, not {recipe}: leave out --recipe{also}")
     recipe = recipe or file.get("recipe") or ("small" if config else None)
-    layers = [file, method_layer(method) if method else {}, given, {} if data is None else {"data": named(data)}]
+    name, opened = (None, None) if data is None else given_images(data)
+    layers = [file, method_layer(method) if method else {}, given, {} if data is None else {"data": name}]
     try:
         start = read_start(layers, sizes_are_chosen=not recipe)
         if start:
             layers = [start.settings, *layers, {"init": {"path": start.path, "parts": start.parts}}]
-        found, source, choice = resolve_with_data(recipe, file.get("method"), *layers)
+        found, source, choice = resolve_with_data(recipe, file.get("method"), *layers, source=opened)
     except UserError as error:
         raise UserError(released.in_their_words(str(error), given) if released else str(error)) from None
     return found, source, released or choice, start
 
 
-def _resume(run: Run, changes: Mapping[str, Any]) -> Run:
+def _resume(run: Run, changes: Mapping[str, Any], data: GivenImages | None, hooks: Hooks) -> Run:
+    name, opened = (None, None) if data is None else given_images(data)
+    changes = changes if name is None else {**changes, "data": name}
     fixed = [key for key in changes if key not in ("run", "data") and not (key == "images" and set(changes[key]) == {"max_bad"})]
     if fixed:
         length = fixed[0] == "optim" and {"epochs", "steps"} & {*changes["optim"]}
@@ -166,7 +180,7 @@ def _resume(run: Run, changes: Mapping[str, Any]) -> Run:
             raise UserError("which images? give --data, where those lie that the run began with")
         config = config.model_copy(update={"data": absolute(config.data)})
         config, teacher = with_teacher(config)
-        source = _open_images(config, "" if "data" in changes else again)
+        source = opened or _open_images(config, run, "" if "data" in changes else again)
         training = Training.prepare(config, source, teacher, step=found.state["step"])
         training.restore(found)
         if with_free_settings(edited, config) != edited:
@@ -174,7 +188,7 @@ def _resume(run: Run, changes: Mapping[str, Any]) -> Run:
         checkpoint.set_aside(run.checkpoints, training.step)
         run.rewind(training.step)
         log.info("resumed at step %d of %d", training.step, training.steps)
-        return _train(training, run)
+        return _train(training, run, hooks)
 
 
 def with_free_settings(config: Config, other: Config) -> Config:
@@ -183,15 +197,20 @@ def with_free_settings(config: Config, other: Config) -> Config:
     return config.model_copy(update={"run": other.run, "data": other.data, "images": images})
 
 
-def _open_images(config: Config, hint: str) -> Source:
+def _open_images(config: Config, run: Run, hint: str) -> Source:
     """A run's images. Raises UserError, with a hint, where they cannot be had."""
+    if is_in_memory(config.data):
+        raise UserError(
+            f"the run's images were {config.data}: only Python can give them again, "
+            f"jepakit.pretrain(resume={str(run.path)!r}, data=...)"
+        )
     try:
         return open_source(str(config.data), most_pixels=config.images.max_pixels)
     except UserError as error:
         raise UserError(f"{error}{hint}") from None
 
 
-def _train(training: Training, run: Run) -> Run:
+def _train(training: Training, run: Run, hooks: Hooks) -> Run:
     """Train to the end, or to a signal; leaves a checkpoint and the model either way."""
     stop, again = Event(), f"jepakit pretrain --resume {quote(str(run.path))}"
 
@@ -203,11 +222,11 @@ def _train(training: Training, run: Run) -> Run:
         online = None
         with suppress(StoppedError):
             online = OnlineProbe.prepare(training.config, training.source, training.loader.steps_per_epoch, stop)
-        saved = _train_phase(training, run, online, stop)
+        saved = _train_phase(training, run, online, stop, hooks)
         while training.step == training.phase.end < training.steps and not stop.is_set():
             training = training.next_phase()
             log.info(CHANGE, training.step, "".join(f", {name}" for name in kept_at_change(training.config)))
-            saved = _train_phase(training, run, online, stop)
+            saved = _train_phase(training, run, online, stop, hooks)
         if stop.is_set() and saved:
             log.info("stopped at step %d of %d; go on with: %s", training.step, training.steps, again)
     if not saved:
@@ -218,11 +237,11 @@ def _train(training: Training, run: Run) -> Run:
     return run
 
 
-def _train_phase(training: Training, run: Run, online: OnlineProbe | None, stop: Event) -> bool:
+def _train_phase(training: Training, run: Run, online: OnlineProbe | None, stop: Event, hooks: Hooks) -> bool:
     """Train to the phase's end, or until `stop` is set. False where the last step could not be saved."""
     config, end, saved = training.config, training.phase.end, True
-    watching = watch(run, training.phase, online, training.steps, training.step)
-    with watching as watched, closing(_batches(training, run)) as batches:
+    watching = watch(run, training.phase, online, training.steps, training.step, hooks.on_log)
+    with watching as watched, closing(_batches(training, run, hooks)) as batches:
         if watched.fresh and not stop.is_set() and not (training.step and config.init.path):  # those weights are not read again
             start = training.jepa if not training.step else build_jepa(training.phase.config).to(training.device)
             watched.start(start, training.dtype)
@@ -238,7 +257,7 @@ def _train_phase(training: Training, run: Run, online: OnlineProbe | None, stop:
                 watched.log(done, batch, out, norm, now, training.jepa, training.dtype)
             if save_now or stop.is_set():
                 training.require_finite(out, norm)
-                saved = training.save(run)
+                saved = hooks.save(training, run)
             if stop.is_set():
                 break
     return saved
@@ -252,13 +271,13 @@ def _export(training: Training, run: Run, again: str) -> None:
         raise UserError(f"{run.path / 'model'} cannot be written ({error}): make room, then: {again}") from None
 
 
-def _batches(training: Training, run: Run) -> Generator[Batch]:
+def _batches(training: Training, run: Run, hooks: Hooks) -> Generator[Batch]:
     """The batches still to come. Where they cannot be made (too many bad images, no answer), what was learnt is saved."""
     try:
         yield from training.loader(training.step, training.phase.end)
     except UserError:
         try:
-            if training.save(run):
+            if hooks.save(training, run):
                 log.info("saved at step %d; to go on: jepakit pretrain --resume %s", training.step, quote(str(run.path)))
         except UserError as error:  # what was learnt is no use; the first error is raised all the same
             log.warning("%s", error)

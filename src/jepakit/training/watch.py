@@ -36,6 +36,7 @@ class Watch:
     logged: int
     steps: int
     fresh: bool  # nothing was logged before
+    on_log: Callable[[dict[str, Any]], object] | None = None
     started: float = field(default_factory=time.monotonic)
     last: float = field(default_factory=time.monotonic)
     at_start: dict[str, float] = field(default_factory=dict)
@@ -61,16 +62,26 @@ class Watch:
         for alarm in alarms:
             log.warning("%s collapse at step %d: %s", alarm.kind, step, alarm.words)
         alarm_lines = {"alarms": [f"{alarm.kind} collapse: {alarm.words}" for alarm in alarms]} if alarms else {}
-        self.write(row | alarm_lines)
+        row |= alarm_lines
+        self.write(row)
+        if self.on_log:
+            self.on_log(dict(row))
         self.report(step, f"loss {row['loss']:.4f}  {rate:.0f} images/s")
         self.last, self.logged, self.at_start = time.monotonic(), step, {}
 
 
 @contextmanager
-def watch(run: Run, phase: Phase, online: OnlineProbe | None, steps: int, step: int) -> Iterator[Watch]:
+def watch(
+    run: Run,
+    phase: Phase,
+    online: OnlineProbe | None,
+    steps: int,
+    step: int,
+    on_log: Callable[[dict[str, Any]], object] | None = None,
+) -> Iterator[Watch]:
     """Watch a phase of a run of so many steps, from a step on; the doctor knows what was logged of the phase before."""
     rows, config = run.metrics(), phase.config
     from_step = phase.start + position_counts_from(phase.end - phase.start, phase.schedule.warmup)
     doctor = Doctor(config.target.learned, from_step, [row for row in rows if row["step"] > phase.start])
     with metrics_writer(run, config, step) as write, progress("pretrain", steps, step) as report:
-        yield Watch(config, doctor, online, write, report, step, steps, not rows)
+        yield Watch(config, doctor, online, write, report, step, steps, not rows, on_log)
