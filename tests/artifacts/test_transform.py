@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 import jepakit
@@ -59,6 +59,20 @@ def test_a_transform_is_what_evaluation_shows(folder: Path) -> None:
     again = pickle.loads(pickle.dumps(encoder.transform))
     assert torch.equal(again(files[0]), expected[0])
     assert expected[5].shape == (3, 16, 16) and not torch.equal(expected[5], expected[0]), "the one on its side was turned"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_an_opened_image_is_turned_as_its_file_is(kind: str, turn: int, tmp_path: Path) -> None:
+    """Once, whatever of Pillow's it went through on the way."""
+    colour = Image.fromarray(np.random.default_rng(0).integers(0, 256, (11, 17, 3), dtype=np.uint8)).resize((34, 22))
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    colour.save(tmp_path / "image", kind, exif=exif)
+    transform = encoder_of().transform
+    expected = transform(tmp_path / "image")
+    for change in (Image.Image.copy, ImageOps.exif_transpose, lambda image: image, lambda image: image.convert("RGB")):
+        assert torch.equal(transform(change(Image.open(tmp_path / "image"))), expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -78,7 +78,7 @@ def files_of(folder: Path) -> list[Path]:
 LABELS = [i // 20 for i in range(40)]
 HELD: dict[str, Callable[[NDArray[np.uint8], Path], Any]] = {
     "array": lambda array, folder: (array, LABELS),
-    "channels first": lambda array, folder: (array.transpose(0, 3, 1, 2), np.array(LABELS)),
+    "channels first": lambda array, folder: (array.transpose(0, 3, 1, 2), np.array(LABELS)[:, None]),
     "tensor": lambda array, folder: (torch.from_numpy(array), torch.tensor(LABELS)),
     "PIL": lambda array, folder: ([Image.fromarray(image) for image in array], LABELS),
     "opened": lambda array, folder: (tuple(Image.open(file) for file in files_of(folder)), [CLASSES[i] for i in LABELS]),
@@ -240,7 +240,7 @@ def test_labels_of_a_dataset(array: NDArray[np.uint8]) -> None:
 
     source = held_source(Counted([*array], LABELS))
     assert source.labels is not None and source.labels.classes == CLASSES and source.labels.values.tolist() == LABELS
-    assert {*reads} == {0}, "with targets no more than the first sample is read"
+    assert len({*reads}) <= 8, "with targets no more than a few samples are read"
     part = held_source(Subset(Known([*array], LABELS), [39, 0, 20, 1]))
     assert part.labels is not None and part.labels.values.tolist() == [1, 0, 1, 0] and np.array_equal(part.raw(0), array[39])
     changed = Known([*array], [1 - label for label in LABELS])
@@ -311,6 +311,8 @@ class Noise(Pairs):
         ([np.zeros((9, 9, 3), np.uint8), "a.png"], r"data\[1\] is a str: give a list of one kind"),
         ((np.zeros((4, 9, 9, 3), np.uint8), [0, 1]), "2 labels for 4 images"),
         ((np.zeros((2, 9, 9, 3), np.uint8), [0, "a"]), "are numbers and words"),
+        ((np.zeros((2, 9, 9, 3), np.uint8), np.zeros((2, 10))), "labels are to be a whole number or a word for each"),
+        ((np.zeros((2, 9, 9, 3), np.uint8), [0.5, 1]), "labels are to be a whole number or a word for each"),
         (Stream(), "an IterableDataset has no order"),
         (Noise([0] * 4, [0] * 4), "another image each time it is read: leave out its random transforms"),
         (Pairs([{"image": 1}] * 4, [0] * 4), "no readable image in a Dataset .Pairs. of 4 images.*a dict: give PIL images"),

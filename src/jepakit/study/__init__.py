@@ -21,7 +21,7 @@ from jepakit.core.errors import UserError, checked, nearest
 from jepakit.core.files import atomic_write, locked
 from jepakit.core.progress import progress
 from jepakit.core.signals import signals
-from jepakit.data.opening import absolute, open_source
+from jepakit.data.opening import absolute, named, open_source
 from jepakit.data.sources import Source
 from jepakit.data.training_part import training_part, with_split
 from jepakit.evaluation.split import labelled, train_and_test
@@ -160,7 +160,7 @@ def _base(recipe: str, data: str | Path | None, words: list[str]) -> dict[str, A
     """The layer of settings that all cells share: the recipe's name, the images, the user's words. Raises UserError."""
     layer = overrides(words)
     layer = {**layer, "recipe": layer.get("recipe") or recipe}
-    config = configuration(layer, {} if data is None else {"data": str(data)})
+    config = configuration(layer, {} if data is None else {"data": named(data)})
     if not config.data:
         raise UserError("which images? give --data SRC")
     return {**layer, "data": absolute(config.data)}

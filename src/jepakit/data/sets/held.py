@@ -29,6 +29,7 @@ TAKEN = (
     "Dataset; or (images, labels)"
 )
 _LOOKED = 64  # files of a list that are looked for at once
+_TWICE = 8  # samples of a Dataset that are read twice: of random flips 1 in 256 is missed
 _OTHER = object()  # what is no label
 _MANY = (list, tuple, np.ndarray, Tensor)
 
@@ -71,6 +72,8 @@ def held_source(data: object, labels: str | None = None) -> HeldSource:
         if len(data[1]) != len(source):
             raise UserError(f"data: {len(data[1]):,} labels for {len(source):,} images: give one each")
     else:
+        if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], np.ndarray | Tensor) and data[0].ndim == 4:
+            raise UserError("data: of (images, labels) the labels are to be a whole number or a word for each image")
         source = _of_images(data)
         values = _labels_of(data, source) if _is_dataset(data) else None
     if values is not None:
@@ -145,7 +148,7 @@ def _of_dataset(data: Any) -> HeldSource:
         return found[0] if isinstance(found, tuple | list) and found else found
 
     source = HeldSource(f"a Dataset ({type(data).__name__}) of {plural(n, 'image')}", n, image)
-    for index in range(min(n, 1)):
+    for index in evenly(n, _TWICE).tolist() if n else ():
         try:
             same = np.array_equal(held_pixels(image(index)), held_pixels(image(index)))
         except BadImageError:
@@ -211,16 +214,18 @@ def _class_names(data: Any) -> list[str] | None:
 
 
 def _are_labels(values: object) -> bool:
-    """Whether it is one whole number or word each; -1 or None for no label."""
+    """Whether it is one whole number or word each, (n,) or (n, 1); -1 or None for no label."""
+    if isinstance(values, np.ndarray | Tensor) and (values.ndim not in (1, 2) or values.shape[1:] not in ((), (1,))):
+        return False
     if isinstance(values, np.ndarray):
-        return values.ndim == 1 and values.dtype.kind in "iuUb"
+        return values.dtype.kind in "iuUb"
     if isinstance(values, Tensor):
-        return values.ndim == 1 and not values.is_floating_point() and not values.is_complex()
+        return not values.is_floating_point() and not values.is_complex()
     return isinstance(values, list | tuple) and all(_label(each) is not _OTHER for each in values)
 
 
 def _listed(values: Any) -> list[Any]:
-    return [_label(each) for each in (values.tolist() if isinstance(values, np.ndarray | Tensor) else values)]
+    return [_label(each) for each in (values.reshape(-1).tolist() if isinstance(values, np.ndarray | Tensor) else values)]
 
 
 def _label(value: Any) -> Any:
