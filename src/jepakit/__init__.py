@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from jepakit.core.errors import UserError
     from jepakit.data.formats.pack import pack
     from jepakit.evaluation.embeddings.embedding import embed
+    from jepakit.evaluation.embeddings.index import Index
+    from jepakit.evaluation.embeddings.search import search
     from jepakit.evaluation.tasks import evaluate
     from jepakit.model.encoder import Encoder
     from jepakit.model.jepa import JEPA
@@ -30,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "JEPA",
     "Encoder",
+    "Index",
     "Masks",
     "Method",
     "Run",
@@ -44,10 +47,12 @@ __all__ = [
     "plan",
     "pretrain",
     "report",
+    "search",
 ]
 
 _PLACES = {
     "Encoder": "artifacts.load",
+    "Index": "evaluation.embeddings.index",
     "JEPA": "artifacts.load",
     "Masks": "model.masking.packed_masks",
     "Method": "model.method",
@@ -62,6 +67,7 @@ _PLACES = {
     "plan": "planning.plan",
     "pretrain": "training.train",
     "report": "reporting",
+    "search": "evaluation.embeddings.search",
 }
 
 

@@ -252,7 +252,8 @@ def test_a_recipe_prints_every_value_with_its_source(name: str, capsys: pytest.C
 def test_help_is_there_at_once_for_every_verb_without_torch() -> None:
     code = (
         "import sys\nfrom jepakit import cli\n"
-        "for words in (['--help'], *([verb, '--help'] for verb in 'demo pretrain evaluate embed report recipes'.split())):\n"
+        "verbs = 'demo pretrain evaluate embed search report recipes'.split()\n"
+        "for words in (['--help'], *([verb, '--help'] for verb in verbs)):\n"
         "    try: cli.main(words)\n"
         "    except SystemExit as end: assert not end.code\n"
         "assert not {'torch', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules)\n"

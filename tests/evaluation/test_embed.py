@@ -141,6 +141,17 @@ def test_labels_split_group_and_the_images_that_are_not_there(photos: Path, tmp_
     assert pq.read_schema(tmp_path / "none.parquet").names == ["index", "path", "vector"]
 
 
+def test_images_that_python_holds_are_those_of_their_files(photos: Path, tmp_path: Path) -> None:
+    files = sorted(photos.glob("green/0*.png"))
+    images = [Image.open(file) for file in files]
+    out = embed(encoder(), (images, ["a", "b"] * (len(images) // 2)), tmp_path / "a.parquet")
+    assert np.array_equal(vectors_in(out), vectors_in(embed(encoder(), files, tmp_path / "b.npz")))
+    assert pq.read_table(out).to_pydict()["label"][:3] == ["a", "b", "a"]
+    assert embed(encoder(), (images, ["a", "b"] * (len(images) // 2)), out) == out
+    with pytest.raises(UserError, match="other images"):
+        embed(encoder(), (images[::-1], ["a", "b"] * (len(images) // 2)), out)
+
+
 def test_the_schema_says_what_it_is_of(photos: Path, tmp_path: Path, small_parts: None) -> None:
     e = encoder()
     schema = pq.read_schema(embed(e, photos, tmp_path / "a.parquet", pool="none"))

@@ -27,3 +27,28 @@ def embed(
 
     path = write(run, data, out, layer=layer, pool=pool, precision=precision, labels=labels, overwrite=overwrite)
     print(f"embeddings: {path}" + (f"\nnext: jepakit search {quote(str(path))} IMAGE" if pool == "mean" else ""))
+
+
+@app.command()
+def search(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What jepakit embed wrote.")],
+    query: Annotated[str | None, typer.Argument(metavar="[IMAGE]", help="An image file, or a folder of images.")] = None,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many neighbours.")] = 10,
+    row: Annotated[int | None, typer.Option(min=0, help="Look for the neighbours of this row, from 0 on.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the images, too, that needs nothing else.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Where the encoder that made the file lies now, if not where it was.")
+    ] = None,
+) -> None:
+    """The images of a file of embeddings nearest to an image, to each of a folder, or to a row: cosine, exact."""
+    from jepakit.evaluation.embeddings.search import pictures_of, search_table
+    from jepakit.evaluation.embeddings.search import search as look
+
+    results = look(file, query, k, row=row, encoder=encoder)
+    print(search_table(results))
+    if html is not None:
+        from jepakit.reporting.contact_sheet import contact_sheet
+
+        note = f"The nearest images of {file}, by cosine, nearest first."
+        title = f"row {row}" if query is None else query
+        print(f"page: {contact_sheet(pictures_of(file, results), html, title, note)}")

@@ -15,7 +15,7 @@ from jepakit.core.errors import UserError, checked, plain
 from jepakit.core.files import locked, user_path
 from jepakit.core.progress import progress
 from jepakit.data.identity import Identity
-from jepakit.data.opening import absolute, named, open_source
+from jepakit.data.opening import GivenImages, absolute, given_images, open_source
 from jepakit.data.sources import Source
 from jepakit.data.statistics import require_bands
 from jepakit.evaluation.embeddings.embedder import (
@@ -51,7 +51,7 @@ MUST_AGREE = {  # what must be the same where a file goes on, and how to say wha
 @checked
 def embed(
     run: Encoder | Run | str | Path,
-    data: str | Path | None,
+    data: GivenImages | None,
     out: str | Path,
     *,
     layer: str | int = "last",
@@ -60,27 +60,28 @@ def embed(
     labels: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a row for each image of `data` (None: the run's own) that can be read, in the order of the source, to `out`.
+    """Write a row for each image of `data` that can be read, in the order of the source, to `out`.
 
-    run: a run, anything that `jepakit.load` takes, or an encoder. out: .parquet, or .npz. A row has the image's place in the
-    source (index) and path, label, split and group where there are, and the vector that evaluation would see: layer 'last',
-    'last4' or a block from 1 on; pool 'mean' over the patch tokens, or 'none' for all of them (half floats); precision fp32,
-    fp16 (stored as half floats, too) or bf16, by default the run's own. Images that cannot be read are named in OUT.bad.csv.
-    After a stop or kill the same call goes on; a call whose file is there returns at once. Raises UserError where the file,
-    or what a stopped call left, is of something else and `overwrite` is not set, and as `load` and `open_source` do.
+    data: as of `jepakit.pretrain`; None: the run's own. run: a run, anything that `jepakit.load` takes, or an encoder. out:
+    .parquet, or .npz. A row has the image's place in the source (index) and path, label, split and group where there are, and
+    the vector that evaluation would see: layer 'last', 'last4' or a block from 1 on; pool 'mean' over the patch tokens, or
+    'none' for all of them (half floats); precision fp32, fp16 (stored as half floats, too) or bf16, by default the run's own.
+    Images that cannot be read are named in OUT.bad.csv. After a stop or kill the same call goes on; a call whose file is there
+    returns at once. Raises UserError where the file, or what a stopped call left, is of something else and `overwrite` is not
+    set, and as `load` and `open_source` do.
     """
     out = _place(out)
     encoder, settings, own, where = encoder_and_settings(run)
-    place = own or "" if data is None else named(data)
+    place, opened = (own or "", None) if data is None else given_images(data, labels)
     if not place:
         raise UserError("which images? give --data SRC")
-    source = open_source(place, labels)
+    source = opened or open_source(place, labels)
     for note in source.notes:
         log.warning("%s", plain(note))
     whole = source.labels is not None and source.labels.whole_image
     embedder = embedder_of(encoder, settings, layer, pool, precision, whole)
     require_bands(source, encoder.images, settings.read_timeout_seconds)
-    return embed_source(embedder, source, out, encoder=where, data=absolute(place), overwrite=overwrite)
+    return embed_source(embedder, source, out, encoder=where, data=place if opened else absolute(place), overwrite=overwrite)
 
 
 def embed_source(embedder: Embedder, source: Source, out: Path, *, encoder: str, data: str, overwrite: bool = False) -> Path:

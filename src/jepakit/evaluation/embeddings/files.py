@@ -71,7 +71,7 @@ class ParquetEmbeddings(Embeddings):
 
         try:
             self.file = pq.ParquetFile(path)
-            self.about = json.loads(self.file.schema_arrow.metadata[b"jepakit"])
+            self.about = _described(self.file.schema_arrow.metadata[b"jepakit"])
         except (OSError, pa.ArrowException, TypeError, KeyError, ValueError):
             raise not_ours(path) from None
         self.names = tuple(self.file.schema_arrow.names)
@@ -110,9 +110,17 @@ def open_embeddings(path: Path) -> Embeddings:
         return ParquetEmbeddings(path)
     try:
         arrays = _mapped(path)
-        return ArrayEmbeddings(arrays, json.loads(str(arrays.pop("metadata"))))
+        return ArrayEmbeddings(arrays, _described(str(arrays.pop("metadata"))))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, struct.error):
         raise not_ours(path) from None
+
+
+def _described(text: str | bytes) -> dict[str, Any]:
+    """What a file says of itself. Raises KeyError, TypeError or ValueError for what is no such description."""
+    about: dict[str, Any] = json.loads(text)
+    if missing := {"weights", "shape", "pool", "images", "data"} - about.keys():
+        raise KeyError(*missing)
+    return about
 
 
 def not_ours(path: Path) -> UserError:
