@@ -173,7 +173,7 @@ import numpy as np, torch
 from jepakit.config.config import overrides
 from jepakit.data.loader import Batch
 from jepakit.data.sources import ArraySource
-from jepakit.planning.memory import Place, step_memory
+from jepakit.planning.memory import Hardware, step_memory
 from jepakit.config.recipes import settings
 from jepakit.training.step import Training
 
@@ -197,7 +197,7 @@ steps(4, *words, "encoder.size=tiny", "encoder.width=24", "encoder.depth=1", "im
 before = most()
 config = steps(count, *words)
 measured = most() - before
-memory = step_memory(config, Place("", torch.float32, False, False, 10**12), count // config.optim.accumulate)
+memory = step_memory(config, Hardware("", torch.float32, False, False, 10**12), count // config.optim.accumulate)
 print(json.dumps([measured, memory.total - memory.process - memory.loader]))
 """
 
