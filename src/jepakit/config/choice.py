@@ -20,6 +20,7 @@ from jepakit.data.sources import Source
 from jepakit.data.statistics import shapes_of
 from jepakit.data.training_part import training_part, with_split
 from jepakit.model.images import ImageSettings
+from jepakit.model.masking.masks import MultiBlock
 from jepakit.model.predictor import PredictorConfig
 from jepakit.model.vit import SHAPE, ViTConfig
 
@@ -139,7 +140,10 @@ def resolve_with_data(
         part = training_part(source, with_split(user.images, source))
         choice = choose(summarise(part, user, device), user)
         config = settings(None, method, choice.settings, *layers)
-    decided = {"data": absolute(config.data or ""), "images": with_split(config.images, source)}
+    decided: dict[str, Any] = {"data": absolute(config.data or ""), "images": with_split(config.images, source)}
+    masking = config.masking
+    if isinstance(masking, MultiBlock) and masking.prior_folder:
+        decided["masking"] = masking.model_copy(update={"prior_folder": absolute(masking.prior_folder)})
     return config.model_copy(update=decided), source, choice  # to be opened from anywhere
 
 

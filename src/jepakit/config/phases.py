@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jepakit.config.config import Config
 from jepakit.config.optim import Schedule
 from jepakit.core.errors import UserError
+from jepakit.model.masking.masks import MultiBlock
 from jepakit.model.targets import FeatureTargets, PixelTargets
 
 
@@ -55,7 +56,10 @@ def at_step(config: Config, step: int) -> Config:
 
 
 def features_alone(config: Config) -> Config:
-    """The settings that a forecast is made of: no pixels first, and in a frozen teacher's place a target encoder."""
+    """The settings that a forecast is made of: no pixels first, in a frozen teacher's place a target encoder,
+    and masks without a prior, which knows no images here."""
+    if isinstance(config.masking, MultiBlock):
+        config = config.model_copy(update={"masking": config.masking.model_copy(update={"prior": None, "prior_folder": None})})
     if not isinstance(config.target, FeatureTargets):
         return config
     plain: dict[str, object] = {"pixels_first": 0.0, "teacher": None, "teacher_width": None}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from queue import Full, Queue
 from threading import Event, Lock, Thread
 
@@ -19,13 +20,15 @@ from torch import Tensor
 from jepakit.core.errors import UserError, plain
 from jepakit.data.crops import Crops, channels_of, flips, resize, stacked
 from jepakit.data.decoding.pixels import BadImageError, Pixels, too_many
+from jepakit.data.foreground import of_contrast, of_mask, read_mask
 from jepakit.data.order import order
+from jepakit.data.samples import errors_of_all
 from jepakit.data.sources import Source, groups_at_hand
 from jepakit.data.statistics import ordered_by, read_usable, require_bands
 from jepakit.data.threads import run_parallel, time_limited
 from jepakit.model.images import ImageSettings
 from jepakit.model.masking.masks import Masking
-from jepakit.model.masking.packed_masks import Masks
+from jepakit.model.masking.packed_masks import Grids, Masks
 
 log = logging.getLogger("jepakit")
 AHEAD = 3
@@ -95,6 +98,9 @@ class Loader:
                 f"{self.micro_batches} micro-batches"
             )
         require_bands(self.source, self.images, self.read_timeout_seconds)
+        if isinstance(self.masking.foreground, Path):
+            for index, error in errors_of_all(self.source, 8, self._read, self.read_timeout_seconds)[-1:]:
+                raise UserError(plain(f"none of eight images has a mask; of {self.source.title(index)}: {error}"))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -116,12 +122,15 @@ class Loader:
         made = _BatchViews(self, ids, epoch)
         for rows in groups_at_hand(self.source, ids):
             made.fill(rows, stop)
-        masks = tuple(
-            self.masking.sample(self.grid, some, seed=self.seed, epoch=epoch, step=step * self.micro_batches + i).of_images(own)
-            for i, some in enumerate(micro_batches)
-        )
         turned = (torch.from_numpy(flips(self.seed, epoch, ids, view)) for view in range(self.images.views))
         mirrored = tuple(turned) if self.images.flip else (None,) * self.images.views
+        law = partial(self.masking.sample, self.grid, seed=self.seed, epoch=epoch)
+        if self.masking.foreground:  # known of this process's images alone, which suffice where the law is of each image
+            told = np.split(made.foreground_as_shown(mirrored[-1]), self.micro_batches)
+            masks = tuple(law(some[own], foreground=f) for some, f in zip(micro_batches, told, strict=True))
+        else:
+            steps = range(step * self.micro_batches, (step + 1) * self.micro_batches)
+            masks = tuple(law(some, step=i).of_images(own) for some, i in zip(micro_batches, steps, strict=True))
         return Batch(step, epoch, made.images(), mirrored, masks)
 
     def __call__(self, first: int, steps: int) -> Iterator[Batch]:
@@ -164,7 +173,7 @@ class Loader:
         known, self.bad, self._late = self.bad, {}, set()
         for index, reason in known.items():
             try:
-                time_limited(self.read_timeout_seconds, partial(read_usable, self.source, index, self.images))
+                time_limited(self.read_timeout_seconds, partial(self._read, index))
             except BadImageError:
                 self.bad[index] = reason
         if len(known) > len(self.bad):
@@ -179,8 +188,15 @@ class Loader:
         ids = self._order(epoch)[place : place + PREFETCHED]
         return ids if len(ids) == PREFETCHED else np.concatenate([ids, self._order(epoch + 1)[: PREFETCHED - len(ids)]])
 
-    def _readable(self, row: int, places: NDArray[np.int64]) -> Pixels:
-        """The image of a row, or for a bad one the next that can be read: the same replacement in every run."""
+    def _read(self, index: int) -> tuple[Pixels, Pixels | None]:
+        """A sample's pixels, and its mask where masks tell the foreground. Raises BadImageError where one of them is bad."""
+        pixels, folder = read_usable(self.source, index, self.images), self.masking.foreground
+        if not isinstance(folder, Path):
+            return pixels, None
+        return pixels, read_mask(folder, self.source.title(index), pixels.shape[:2], self.images.max_pixels)
+
+    def _readable(self, row: int, places: NDArray[np.int64]) -> tuple[Pixels, Pixels | None]:
+        """The image and mask of a row, or for a bad one the next that can be read: the same replacement in every run."""
         first = int(places[row])
         for other in range(len(self.source)):
             index = (first + other) % len(self.source)
@@ -188,7 +204,7 @@ class Loader:
                 continue
             places[row] = index
             try:
-                return read_usable(self.source, index, self.images)
+                return self._read(index)
             except BadImageError as error:
                 if index in self._late:  # this thread was given up: another one fills the row
                     raise
@@ -222,23 +238,30 @@ class _BatchViews:
         shape = len(ids), *settings.height_width, settings.channels  # channels last, as images are resized
         empty = (torch.empty(shape, dtype=torch.uint8, pin_memory=loader.pin) for _ in self.crops)
         self.buffers = [buffer.permute(0, 3, 1, 2) for buffer in empty]
+        self.foreground = np.ones((len(ids), loader.grid[0] * loader.grid[1]), bool)  # of the crop that targets are taken from
         self.deep: list[dict[int, Tensor]] = [{} for _ in self.crops]  # rows that are not uint8
 
     def fill(self, rows: list[int], stop: Event | None) -> None:
         """Read, crop and store these rows, by threads. Raises what `run_parallel` and the loader do."""
         loader, settings, seconds = self.loader, self.loader.images, self.loader.read_timeout_seconds
 
-        def views(i: int) -> list[Tensor]:
-            pixels = loader._readable(rows[i], self.reading)
+        def views(i: int) -> tuple[list[Tensor], Grids | None]:
+            pixels, mask = loader._readable(rows[i], self.reading)
             crops = (channels_of(crop.cut(rows[i], pixels), settings) for crop in self.crops)
-            return [resize(crop, *settings.height_width) for crop in crops]
+            images = [resize(crop, *settings.height_width) for crop in crops]
+            if mask is not None:
+                return images, of_mask(self.crops[-1].cut(rows[i], mask), loader.grid)
+            return images, of_contrast(images[-1], loader.grid) if loader.masking.foreground else None
 
         def late(i: int) -> None:
             index = int(self.reading[rows[i]])
             loader._late.add(index)
             loader._note(index, f"no answer within {seconds:g} s")
 
-        def put(i: int, images: list[Tensor]) -> None:
+        def put(i: int, made: tuple[list[Tensor], Grids | None]) -> None:
+            images, foreground = made
+            if foreground is not None:
+                self.foreground[rows[i]] = foreground
             for image, buffer, others in zip(images, self.buffers, self.deep, strict=True):
                 if image.dtype == torch.uint8:
                     buffer[rows[i]] = image
@@ -247,6 +270,13 @@ class _BatchViews:
 
         loader.source.wait_for(self.ids[rows], seconds)
         run_parallel(len(rows), views, put, threads=loader.threads, seconds=seconds, late=late, stop=stop)
+
+    def foreground_as_shown(self, mirrored: Tensor | None) -> Grids:
+        """The foreground (B, N) of the last view, turned where the device will turn it: mirrored (B,)."""
+        if mirrored is None:
+            return self.foreground
+        grids = self.foreground.reshape(-1, *self.loader.grid)
+        return np.where(mirrored.numpy()[:, None, None], grids[..., ::-1], grids).reshape(self.foreground.shape)
 
     def images(self) -> tuple[Tensor, ...]:
         """Each view (B, C, H, W): uint8, or floats in units of white where some are."""

@@ -6,6 +6,7 @@ B images, R draws (one sampling of masks), M target blocks of a draw, N patches.
 """
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from jepakit.core.settings import Settings
 from jepakit.model.layout import Indices
 from jepakit.model.masking.masks_released import released_grids, require_released
 from jepakit.model.masking.packed_masks import Grids, Masks
+from jepakit.model.masking.weighted_places import place_weights, weighted_firsts
 
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 _MAX_TRIES = 400  # with the least acceptance that `check` lets pass, a failure in 1e18 draws
@@ -29,20 +31,38 @@ class _Law(Settings):
 
     makes_room: ClassVar[str] = "a larger grid"
 
-    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
-        """One try a key: context (R, C, N), C contexts that share targets (R, M, N). A pure function of the key."""
+    @property
+    def foreground(self) -> Literal["contrast"] | Path | None:
+        """What tells an image's foreground: its contrast, or the masks of a folder; None where its places are all alike."""
+        return None
+
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64], foreground: Grids | None = None) -> tuple[Grids, Grids]:
+        """One try a key: context (R, C, N), C contexts that share targets (R, M, N). A pure function of the key, and of the
+        foreground (R, N) where the law has a prior."""
         raise NotImplementedError
 
-    def sample(self, grid: tuple[int, int], ids: Indices, *, seed: int, epoch: int = 0, step: int = 0) -> Masks:
-        """Masks for the samples `ids` (B,): a function of (seed, epoch, id), whatever else is in the batch."""
+    def sample(
+        self,
+        grid: tuple[int, int],
+        ids: Indices,
+        *,
+        seed: int,
+        epoch: int = 0,
+        step: int = 0,
+        foreground: Grids | None = None,
+    ) -> Masks:
+        """Masks for the samples `ids` (B,): a function of (seed, epoch, id) and of the foreground (B, N) where the law has a
+        prior, whatever else is in the batch."""
         image_of_draw = np.repeat(np.arange(len(ids)), self.draws)
         key = rng.keys(seed, "masks", epoch, ids[image_of_draw], np.tile(np.arange(self.draws), len(ids)))
-        context, targets = self.try_grids(grid, key)
+        of_draw = None if foreground is None else foreground[image_of_draw]
+        context, targets = self.try_grids(grid, key, of_draw)
         for attempt in range(1, _MAX_TRIES):
             small = np.nonzero((context.view(np.uint8).sum(-1, dtype=np.uint32) < self.min_keep).any(-1))[0]  # bool is slow
             if not len(small):
                 break
-            context[small], targets[small] = self.try_grids(grid, rng.keys(attempt, "retry", key[small].view(np.int64)))
+            again = rng.keys(attempt, "retry", key[small].view(np.int64))
+            context[small], targets[small] = self.try_grids(grid, again, None if of_draw is None else of_draw[small])
         else:
             raise UserError(f"no context of {self.min_keep} patches in {_MAX_TRIES} tries: lower masking.min_keep")
         contexts = context.shape[1]
@@ -84,6 +104,20 @@ class MultiBlock(_Law):
         None, description="'released': the released collator, draw for draw, trimming included"
     )
 
+    prior: Literal["contrast", "file"] | None = Field(
+        None,
+        description="target blocks rather on the foreground: patches of high contrast (contrast), or marked by masks (file)",
+    )
+    prior_folder: str | None = Field(
+        None, description="with prior=file: a folder with a mask for each image, of the same path and name; 0 is background"
+    )
+    bias: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="with a prior: places are drawn by their mean weight, 1 on the foreground and 1 - bias off it",
+    )
+
     makes_room: ClassVar[str] = "a smaller masking.target_scale or fewer masking.targets"
 
     @model_validator(mode="after")
@@ -91,9 +125,19 @@ class MultiBlock(_Law):
         _require_ranges(self, "target_scale", "target_aspect", "context_scale", "context_aspect")
         if self.compat and self.draws > 1:
             raise ValueError("compat=released draws once per image; set draws=1")
+        if self.compat and self.prior:
+            raise ValueError("compat=released knows no prior; set masking.compat=none or masking.prior=none")
+        if (self.prior == "file") != (self.prior_folder is not None):
+            raise ValueError("masking.prior=file and masking.prior_folder=FOLDER go together: set both, or none of them")
         return self
 
-    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
+    @property
+    def foreground(self) -> Literal["contrast"] | Path | None:
+        if not self.prior or not self.bias:
+            return None
+        return Path(self.prior_folder) if self.prior_folder else "contrast"
+
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64], foreground: Grids | None = None) -> tuple[Grids, Grids]:
         u = rng.uniform(key, 4 + 2 * (self.targets + self.contexts))
         rows, columns = grid
         # One size an image for its targets and one for its contexts, scale and aspect drawn apart; targets in patches,
@@ -102,13 +146,23 @@ class MultiBlock(_Law):
         scale, aspect = _between(u[:, 2], self.context_scale), _between(u[:, 3], self.context_aspect)
         context_size = _whole(rows * np.sqrt(scale * aspect), rows), _whole(columns * np.sqrt(scale / aspect), columns)
         places = u[:, 4:].reshape(len(key), -1, 2)
-        targets = _blocks(grid, target_size, places[:, : self.targets])
+        weights = None if foreground is None else place_weights(foreground, self.bias)
+        targets = _blocks(grid, target_size, places[:, : self.targets], weights)
         context = _blocks(grid, context_size, places[:, self.targets :])
         return (context if self.allow_overlap else context & ~targets.any(1, keepdims=True)), targets
 
-    def sample(self, grid: tuple[int, int], ids: Indices, *, seed: int, epoch: int = 0, step: int = 0) -> Masks:
+    def sample(
+        self,
+        grid: tuple[int, int],
+        ids: Indices,
+        *,
+        seed: int,
+        epoch: int = 0,
+        step: int = 0,
+        foreground: Grids | None = None,
+    ) -> Masks:
         if self.compat is None:
-            return super().sample(grid, ids, seed=seed, epoch=epoch, step=step)
+            return super().sample(grid, ids, seed=seed, epoch=epoch, step=step, foreground=foreground)
         # The released sizes are a function of the step; its positions come from the process's generator.
         context, targets = released_grids(self, grid, len(ids), step, rng.torch_seed(seed, "released", step))
         return Masks.from_grids(
@@ -129,7 +183,7 @@ class Quadrants(_Law):
 
     kind: Literal["quadrants"] = "quadrants"
 
-    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64], foreground: Grids | None = None) -> tuple[Grids, Grids]:
         low, left = (np.arange(n) < n // 2 for n in grid)
         quarters = np.stack([np.logical_and.outer(r, c).ravel() for r in (low, ~low) for c in (left, ~left)])
         chosen = (rng.uniform(key, 1)[:, 0] * 4).astype(np.int64)
@@ -149,7 +203,7 @@ class SingleBlock(_Law):
         _require_ranges(self, "target_scale", "target_aspect")
         return self
 
-    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64], foreground: Grids | None = None) -> tuple[Grids, Grids]:
         u = rng.uniform(key, 4)
         targets = _blocks(grid, _target_size(self, grid, u), u[:, None, 2:])
         return ~targets, targets
@@ -162,7 +216,7 @@ class RandomPatches(_Law):
     target_ratio: float = Field(0.6, gt=0, lt=1, description="share of patches that are target")
     makes_room: ClassVar[str] = "a smaller masking.target_ratio"
 
-    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64]) -> tuple[Grids, Grids]:
+    def try_grids(self, grid: tuple[int, int], key: NDArray[np.uint64], foreground: Grids | None = None) -> tuple[Grids, Grids]:
         patches = grid[0] * grid[1]
         rank = rng.uniform(key, patches).argsort(-1).argsort(-1)
         targets = (rank < max(1, round(self.target_ratio * patches)))[:, None]
@@ -197,11 +251,20 @@ def _whole(size: NDArray[np.float64], most: int) -> Indices:
     return np.minimum(np.maximum(np.rint(size), 1), most).astype(np.int64)  # clip takes three times as long on few numbers
 
 
-def _blocks(grid: tuple[int, int], size: tuple[Indices, Indices], places: NDArray[np.float64]) -> Grids:
-    """Rectangles of a size (R,), (R,) at places (R, n, 2) in [0, 1), every position of the grid alike: (R, n, N)."""
+def _blocks(
+    grid: tuple[int, int],
+    size: tuple[Indices, Indices],
+    places: NDArray[np.float64],
+    weights: NDArray[np.float64] | None = None,
+) -> Grids:
+    """Rectangles of a size (R,), (R,) at places (R, n, 2) in [0, 1): (R, n, N); every position of the grid alike, or by the
+    mean of its weights (R, N)."""
+    if weights is None:
+        firsts = [(places[..., i] * (grid[i] - size[i] + 1)[:, None]).astype(np.int64) for i in (0, 1)]
+    else:
+        firsts = weighted_firsts(grid, size, places, weights)
     bands = []
-    for axis, (length, extent) in enumerate(zip(size, grid, strict=True)):
-        first = (places[..., axis] * (extent - length + 1)[:, None]).astype(np.int64)
+    for axis, (length, first) in enumerate(zip(size, firsts, strict=True)):
         before, to_end = (_below(grid, axis).take(end, 0) for end in (first, first + length[:, None]))
         bands.append(np.bitwise_xor(before, to_end, out=to_end))  # what lies before the first lies before the end, too
     return np.bitwise_and(bands[0], bands[1], out=bands[0])
