@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jepakit import metrics
     from jepakit.artifacts.export.exporting import export
+    from jepakit.artifacts.export.pushing import push
     from jepakit.artifacts.load import load
     from jepakit.artifacts.run import Run
     from jepakit.core.errors import UserError
@@ -46,6 +47,7 @@ __all__ = [
     "pack",
     "plan",
     "pretrain",
+    "push",
     "report",
     "search",
 ]
@@ -66,6 +68,7 @@ _PLACES = {
     "pack": "data.formats.pack",
     "plan": "planning.plan",
     "pretrain": "training.train",
+    "push": "artifacts.export.pushing",
     "report": "reporting",
     "search": "evaluation.embeddings.search",
 }

@@ -144,6 +144,7 @@ def test_torch_export_runs_the_same(name: str, size: tuple[int, int], runs: dict
     encoder = jepakit.load(runs[name])
     run = torch.export.load(tmp_path / "out/model.pt2").module()
     images = trials(encoder, data, size)
+    assert str(Path(jepakit.__file__).parent).encode() not in (tmp_path / "out/model.pt2").read_bytes()  # nor other places
     require_equal(encoder, lambda x: run(x)[0], images)
     for given in images:
         torch.testing.assert_close(run(given)[1], encoder.embed(given), rtol=0, atol=1e-5)
@@ -151,7 +152,11 @@ def test_torch_export_runs_the_same(name: str, size: tuple[int, int], runs: dict
 
 def test_torch_export_takes_bytes_where_asked(runs: dict[str, Run], data: Path, tmp_path: Path) -> None:
     jepakit.export(runs["ec_ijepa"], "torch", tmp_path / "out", preprocess=True)
-    encoder, run = jepakit.load(runs["ec_ijepa"]), torch.export.load(tmp_path / "out/model.pt2").module()
+    about = {"jepakit.json": ""}
+    run = torch.export.load(tmp_path / "out/model.pt2", extra_files=about).module()
+    encoder = jepakit.load(runs["ec_ijepa"])
+    said = json.loads(about["jepakit.json"])
+    assert said["normalises"] and tuple(said["images"]["mean"]) == encoder.images.mean
     images = real_images(encoder, str(data))
     assert images.dtype == torch.uint8
     torch.testing.assert_close(run(images)[1], encoder.embed(encoder.normalise(images)), rtol=0, atol=1e-5)
@@ -168,6 +173,7 @@ def test_onnx_runs_the_same_in_onnxruntime(
     jepakit.export(runs[name], "onnx", tmp_path / "out", images_size=size, preprocess=preprocess)
     path = tmp_path / "out/model.onnx"
     onnx.checker.check_model(str(path))
+    assert str(Path(jepakit.__file__).parent).encode() not in path.read_bytes()
     opset = {each.domain: each.version for each in onnx.load(str(path)).opset_import}[""]
     assert f"opset {opset};" in (tmp_path / "out/README.md").read_text()
     encoder = at_size(jepakit.load(runs[name]), size)
@@ -263,8 +269,10 @@ def test_images_that_are_gone_are_said_to_be(data: Path, tmp_path: Path) -> None
     run = made_run(photos(tmp_path / "gone"), tmp_path / "run", "ijepa")
     (tmp_path / "gone").rename(tmp_path / "elsewhere")
     made = jepakit.export(run, "torch", tmp_path / "out")
-    assert "not checked on the run's images" in made.unchecked and made.checks
-    assert made.unchecked in (tmp_path / "out/README.md").read_text()
+    assert "gone" in made.unchecked and made.checks
+    assert "not checked on the run's images" in (tmp_path / "out/README.md").read_text()
+    for path in (tmp_path / "out").iterdir():  # where images lay is not for others to read
+        assert str(tmp_path).encode() not in path.read_bytes()
 
 
 @pytest.mark.parametrize(

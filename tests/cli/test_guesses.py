@@ -90,6 +90,7 @@ GUESSES = {
     "pretrain optimizer.lr=3": "did you mean 'optim.lr'?",
     "evaluate r k=3": "did you mean 'knn.k'?",
     "features r --data d": "jepakit embed r --data SRC --out FILE.parquet, or in Python jepakit.load('r').embed(images)",
+    "upload r": "jepakit push r OWNER/NAME",
     "convert r": "jepakit export r --format hf --out DIR",
     "train --data d": "jepakit pretrain --data",
     "eval r": "jepakit evaluate r",

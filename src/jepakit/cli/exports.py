@@ -1,4 +1,4 @@
-"""Commands that hand an encoder on to other programs: export."""
+"""Commands that hand an encoder on to other programs: export, push."""
 
 from pathlib import Path
 from shlex import quote
@@ -48,6 +48,23 @@ def export(
         overwrite=overwrite,
     )
     print(f"exported: {made.path} (largest difference {made.largest:.1e})\nhow to use it: {quote(str(made.path / 'README.md'))}")
+
+
+@app.command()
+def push(
+    run: RunArgument,
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The model's name on the Hugging Face Hub.")],
+    precision: PrecisionOption = "fp32",
+    which: WhichOption = None,
+    custom_code: CustomOption = False,
+    public: Annotated[bool, typer.Option("--public", help="For all to see. Default: private.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="A new commit of a model that is there.")] = False,
+) -> None:
+    """Upload a run's encoder, or an hf export that is there, to the Hugging Face Hub (extra 'hub')."""
+    from jepakit.artifacts.export.pushing import push as upload
+
+    address = upload(run, repo, precision=precision, which=which, custom_code=custom_code, public=public, overwrite=overwrite)
+    print(f"pushed: {address}")
 
 
 def _size(words: str | None) -> tuple[int, int] | None:

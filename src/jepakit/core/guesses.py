@@ -68,7 +68,8 @@ VERBS = {
         ("encode", "embeddings", "features", "extract", "predict", "infer", "inference", "load"),
         "jepakit embed {run} --data SRC --out FILE.parquet, or in Python jepakit.load('{run}').embed(images)",
     ),
-    **dict.fromkeys(("save", "convert", "deploy", "publish"), "jepakit export {run} --format hf --out DIR"),
+    **dict.fromkeys(("save", "convert", "deploy"), "jepakit export {run} --format hf --out DIR"),
+    **dict.fromkeys(("publish", "upload"), "jepakit push {run} OWNER/NAME"),
 }
 
 

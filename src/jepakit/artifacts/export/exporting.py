@@ -24,6 +24,7 @@ from jepakit.core.files import save_json, user_path
 
 log = logging.getLogger("jepakit")
 WRITERS = {"hf": write_hf, "timm": write_timm, "onnx": write_onnx, "torch": write_torch}
+NOT_REAL = "not checked on the run's images"
 MARK = "export.json"  # by which a folder is known to be an export
 
 
@@ -73,13 +74,14 @@ def export(
         if not runs:
             raise UserError(f"--format {format}: {format} must be installed to check this export: pip install {format}")
         checks = tuple(compare(runs, tried, choice.dtype))
-        notes = [*(check.sentence() for check in checks), *([unchecked] if unchecked else [])]
+        # why images cannot be read names places of this machine: it is for the one who exports, not for a file that goes out
+        notes = [*(check.sentence() for check in checks), *([NOT_REAL] if unchecked else [])]
         config, results = of_run(run)
         (draft / "README.md").write_text(card(encoder, choice, config, results, notes))
         mark = {"jepakit": __version__, "format": format, "precision": precision, "which": encoder.which, "checks": notes}
         save_json(draft / MARK, mark)
-    for note in notes:
-        log.info("%s", note)
+    for line in [*(check.sentence() for check in checks), *([f"{NOT_REAL}: {unchecked}"] if unchecked else [])]:
+        log.info("%s", line)
     return Export(place, checks, unchecked)
 
 

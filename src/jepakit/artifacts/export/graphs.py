@@ -4,9 +4,10 @@ Each writer gives the function that runs what was written: images (B, C, H, W) a
 """
 
 import importlib.util
+import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from torch import Tensor
 from jepakit.artifacts.export.dense import DenseFeatures
 from jepakit.artifacts.export.exported_encoder import ExportChoice, dense_of
 from jepakit.artifacts.export.folders import Runs
-from jepakit.core.errors import UserError
+from jepakit.core.errors import UserError, line_of
 from jepakit.model.encoder import Encoder
 
 OPSET = 18  # of ONNX: what torch's exporter writes, without a conversion
 ONE_FILE = 1 << 30  # bytes of weights; above, they lie in a file beside the graph, as a protobuf ends at 2 GiB
+ABOUT = "jepakit.json"  # what goes along in a file of either kind
 OUTPUTS = ("patch_tokens", "embedding")
 
 
@@ -31,6 +33,11 @@ def features_of(encoder: Encoder, choice: ExportChoice) -> DenseFeatures:
         raise UserError(f"--preprocess takes 8-bit images, and this encoder was trained on {images.depth}: leave it out")
     normalisation = (images.mean, images.std) if choice.preprocess else None
     return DenseFeatures(dense_of(encoder).to(choice.dtype), normalisation).eval()
+
+
+def about(encoder: Encoder, choice: ExportChoice) -> str:
+    """What a graph alone does not say of the images that it takes, in JSON."""
+    return json.dumps({"which": encoder.which, "normalises": choice.preprocess, "images": encoder.images.model_dump(mode="json")})
 
 
 def _example(encoder: Encoder, choice: ExportChoice) -> Tensor:
@@ -56,7 +63,9 @@ def write_torch(encoder: Encoder, choice: ExportChoice, folder: Path) -> list[Ru
     program = torch.export.export(
         features_of(encoder, choice), (_example(encoder, choice),), dynamic_shapes={"images": {0: batch}}
     )
-    torch.export.save(program, folder / "model.pt2")
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    torch.export.save(program, folder / "model.pt2", extra_files={ABOUT: about(encoder, choice)})
     run = torch.export.load(folder / "model.pt2").module()
     return [("torch.export", lambda images: run(images)[0])]
 
@@ -68,8 +77,6 @@ def write_onnx(encoder: Encoder, choice: ExportChoice, folder: Path) -> list[Run
         raise UserError(f"--format onnx needs {', '.join(missing)}: pip install 'jepakit[onnx]'")
     if choice.dtype is torch.bfloat16:
         raise UserError("--format onnx: onnxruntime has no bf16 products on a CPU, so it is not checked: take fp16 or fp32")
-    import onnxruntime
-
     model = features_of(encoder, choice)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     with warnings.catch_warnings(action="ignore"), _quiet():
@@ -84,8 +91,21 @@ def write_onnx(encoder: Encoder, choice: ExportChoice, folder: Path) -> list[Run
             dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=1 << 16)}},
         )
     assert program is not None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # paths of this machine
+    program.model.metadata_props[ABOUT] = about(encoder, choice)
     program.save(str(folder / "model.onnx"), external_data=size > ONE_FILE)
+    return [("onnxruntime", _onnxruntime(folder / "model.onnx"))]
+
+
+def _onnxruntime(path: Path) -> Callable[[Tensor], Tensor]:
+    """What runs a graph. Raises UserError for one that onnxruntime does not take."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    return [("onnxruntime", lambda images: torch.from_numpy(session.run(["patch_tokens"], {"images": images.numpy()})[0]))]
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common class
+        raise UserError(f"not exported: onnxruntime does not take the graph: {line_of(error)}") from None
+    return lambda images: torch.from_numpy(session.run(["patch_tokens"], {"images": images.numpy()})[0])

@@ -66,7 +66,7 @@ def trials(encoder: Encoder, choice: ExportChoice, data: str | None) -> tuple[li
         given = real if choice.preprocess else encoder.normalise(real)
         found.append(_trial(f"{len(real)} of the run's images", given, encoder))
     except (UserError, OSError) as error:
-        why = f"not checked on the run's images: {error}"
+        why = str(error)
     return found, why
 
 

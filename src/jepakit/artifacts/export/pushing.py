@@ -1,0 +1,66 @@
+"""The verb `push`: an export for transformers, uploaded to the Hugging Face Hub."""
+
+import json
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+
+from jepakit.artifacts.export.exporting import MARK, export
+from jepakit.artifacts.load import HUB_ID
+from jepakit.artifacts.run import Run
+from jepakit.core.errors import UserError, checked
+from jepakit.core.files import user_path
+
+
+@checked
+def push(
+    run: Run | str | Path,
+    repo: str,
+    *,
+    precision: str = "fp32",
+    which: str | None = None,
+    custom_code: bool = False,
+    public: bool = False,
+    overwrite: bool = False,
+) -> str:
+    """Export an encoder for transformers and upload it as the hub's model `repo` (owner/name), private unless `public`.
+
+    run: as for `export`; an hf export that is there already is uploaded as it is. Needs huggingface_hub, and its login.
+    Returns the model's address. Raises UserError as `export` does, where the repository is there (unless `overwrite`, which
+    makes a new commit of it), and where the hub refuses.
+    """
+    if not HUB_ID.fullmatch(repo):
+        raise UserError(f"'{repo}' is no name of a repository: give owner/name")
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise UserError("push needs huggingface_hub: pip install 'jepakit[hub]'") from None
+    place = user_path(run, "the encoder")
+    ready = _is_hf_export(place)
+    if ready and (precision, which, custom_code) != ("fp32", None, False):
+        raise UserError(f"{place} is an export already: its precision, encoder and code are as they are")
+    with nullcontext(None) if ready else tempfile.TemporaryDirectory(prefix="jepakit-") as folder:
+        if folder is not None:
+            place = Path(folder) / "model"
+            export(run, "hf", place, precision=precision, which=which, custom_code=custom_code)
+            text = (place / "README.md").read_text()
+            (place / "README.md").write_text(text.replace('"FOLDER"', f'"{repo}"'))
+        try:
+            api = HfApi(library_name="jepakit")
+            if not overwrite and api.repo_exists(repo):
+                raise UserError(f"the hub has {repo} already: give another name, or replace its files with --overwrite")
+            address = api.create_repo(repo, private=not public, exist_ok=overwrite)
+            api.upload_folder(repo_id=repo, folder_path=place, commit_message="jepakit push")
+        except UserError:
+            raise
+        except Exception as error:  # the hub's errors are many: no login, not allowed, offline
+            raise UserError(f"not pushed: the hub says: {str(error).strip().splitlines()[0][:200]}") from None
+    return str(address)
+
+
+def _is_hf_export(folder: Path) -> bool:
+    """Whether a folder is what `export --format hf` wrote."""
+    try:
+        return bool(json.loads((folder / MARK).read_text())["format"] == "hf")
+    except (OSError, ValueError, LookupError, TypeError):
+        return False

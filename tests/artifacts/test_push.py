@@ -1,0 +1,131 @@
+"""Pushing to a stand-in for the hub: what arrives is the export, once, and what is there is not replaced unasked."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import jepakit
+from exported import made_run, photos
+from jepakit.artifacts.run import Run
+
+pytest.importorskip("huggingface_hub")
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """The few answers of the hub that a small upload needs; repositories are held in `repos` as {name: {path: bytes}}."""
+
+    repos: dict[str, dict[str, bytes]]
+    private: dict[str, bool]
+
+    def do_GET(self) -> None:
+        name = re.match(r"/api/models/([^/]+/[^/?]+)", self.path)
+        if name and name[1] in self.repos:
+            return self.say(200, {"id": name[1], "sha": "0" * 40, "siblings": []})
+        self.say(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Authorization") != "Bearer hf_stand_in":
+            return self.say(401, {"error": "Invalid credentials in Authorization header"})
+        if self.path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else f"me/{asked['name']}"
+            self.repos.setdefault(name, {})
+            self.private[name] = bool(asked.get("private") or asked.get("visibility") == "private")
+            return self.say(200, {"url": f"http://{self.headers['Host']}/{name}", "id": name})
+        if self.path == "/api/validate-yaml":
+            return self.say(200, {"errors": [], "warnings": []})
+        name = re.match(r"/api/models/([^/]+/[^/?]+)/(preupload|commit)/", self.path)
+        assert name, self.path
+        if name[2] == "preupload":
+            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]
+            return self.say(200, {"files": files})
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                self.repos[name[1]][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        self.say(200, {"success": True, "commitOid": "1" * 40, "commitUrl": f"http://{self.headers['Host']}/{name[1]}/commit/1"})
+
+    def say(self, code: int, answer: Any, headers: dict[str, str] | None = None) -> None:
+        self.send_response(code)
+        text = json.dumps(answer).encode()
+        for key, value in {"Content-Type": "application/json", "Content-Length": str(len(text)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[Any]:
+    handler = type("OneHub", (StandIn,), {"repos": {}, "private": {}})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    root = tmp_path_factory.mktemp("push")
+    return made_run(photos(root / "photos"), root / "run", "ijepa")
+
+
+def push(hub: Any, home: Path, *words: str, token: str = "hf_stand_in") -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as the hub's address is read once."""
+    address = f"http://127.0.0.1:{hub.server_address[1]}"
+    own = {"HF_ENDPOINT": address, "HF_TOKEN": token, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment = {**{k: v for k, v in os.environ.items() if "proxy" not in k.lower()}, **own, "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "jepakit", "push", *words], env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_what_is_pushed_is_the_export_and_is_private(hub: Any, run: Run, tmp_path: Path) -> None:
+    done = push(hub, tmp_path / "home", str(run.path), "me/encoder")
+    assert done.returncode == 0, done.stderr
+    assert "/me/encoder" in done.stdout
+    handler = hub.RequestHandlerClass
+    assert handler.private == {"me/encoder": True}
+    here = tmp_path / "arrived"
+    here.mkdir()
+    for name, content in handler.repos["me/encoder"].items():
+        (here / name).write_bytes(content)
+    assert {p.name for p in here.iterdir()} >= {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert 'from_pretrained("me/encoder")' in (here / "README.md").read_text()
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(jepakit.load(here)(x), jepakit.load(run)(x))
+
+
+def test_a_card_that_was_filled_in_is_pushed_as_it_is_and_not_replaced_unasked(hub: Any, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    jepakit.export(run, "hf", out)
+    card = (out / "README.md").read_text().replace("license: unknown", "license: mit")
+    (out / "README.md").write_text(card)
+    assert push(hub, tmp_path / "home", str(out), "me/mine", "--public").returncode == 0
+    held = hub.RequestHandlerClass.repos["me/mine"]
+    assert held["README.md"].decode() == card and hub.RequestHandlerClass.private == {"me/mine": False}
+    again = push(hub, tmp_path / "home", str(run.path), "me/mine")
+    assert again.returncode == 2 and "--overwrite" in again.stderr and held["README.md"].decode() == card
+    assert push(hub, tmp_path / "home", str(run.path), "me/mine", "--overwrite").returncode == 0
+    assert "license: unknown" in held["README.md"].decode()
+
+
+def test_a_hub_that_refuses_and_a_name_that_is_none_end_in_a_sentence(hub: Any, run: Run, tmp_path: Path) -> None:
+    for words, token in ((("me/encoder",), "hf_wrong"), (("encoder",), "hf_stand_in")):
+        done = push(hub, tmp_path / "home", str(run.path), *words, token=token)
+        assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: "), done.stderr
+        assert "Traceback" not in done.stderr
+    assert not hub.RequestHandlerClass.repos
