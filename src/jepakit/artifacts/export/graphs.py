@@ -22,7 +22,7 @@ from jepakit.model.encoder import Encoder
 
 OPSET = 18  # of ONNX: what torch's exporter writes, without a conversion
 ONE_FILE = 1 << 30  # bytes of weights; above, they lie in a file beside the graph, as a protobuf ends at 2 GiB
-ABOUT = "jepakit.json"  # what goes along in a file of either kind
+ALONG = "jepakit.json"  # what goes along in a file of either kind
 OUTPUTS = ("patch_tokens", "embedding")
 
 
@@ -65,7 +65,7 @@ def write_torch(encoder: Encoder, choice: ExportChoice, folder: Path) -> list[Ru
     )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
-    torch.export.save(program, folder / "model.pt2", extra_files={ABOUT: about(encoder, choice)})
+    torch.export.save(program, folder / "model.pt2", extra_files={ALONG: about(encoder, choice)})
     run = torch.export.load(folder / "model.pt2").module()
     return [("torch.export", lambda images: run(images)[0])]
 
@@ -93,7 +93,7 @@ def write_onnx(encoder: Encoder, choice: ExportChoice, folder: Path) -> list[Run
     assert program is not None
     for node in program.model.graph:
         node.metadata_props.clear()  # paths of this machine
-    program.model.metadata_props[ABOUT] = about(encoder, choice)
+    program.model.metadata_props[ALONG] = about(encoder, choice)
     program.save(str(folder / "model.onnx"), external_data=size > ONE_FILE)
     return [("onnxruntime", _onnxruntime(folder / "model.onnx"))]
 
