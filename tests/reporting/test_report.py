@@ -12,7 +12,7 @@ import pytest
 from jepakit.evaluation import results as written
 from jepakit.evaluation.tasks import TASKS
 from jepakit.reporting import RunFolderError, reading, report
-from jepakit.reporting.figures import POINTS, short, thinned
+from jepakit.reporting.figures import CHANGED, POINTS, short, thinned
 from jepakit.training import collapse
 
 SECTIONS = ("summary", "curves", "masks", "probes", "neighbours", "configuration")
@@ -402,3 +402,16 @@ def test_cosines_share_a_panel_and_position_has_one(tmp_path: Path) -> None:
     assert cosine.count("stroke: var(--c0)") == 2 and "stroke-dasharray" in cosine
     assert ">0.8</span>" in cosine and ">0.5</span>" in cosine
     assert ">0.3</span>" in part(text, "Position share")
+
+
+def test_a_change_of_targets_is_drawn_and_said_once_and_a_frozen_teacher_is_not_called_healthy(tmp_path: Path) -> None:
+    plain = log_rows(make_run(tmp_path / "plain"), [healthy(i) for i in range(9)])
+    changed = log_rows(make_run(tmp_path / "changed"), [healthy(i) for i in range(9)])
+    with changed.joinpath("config.yaml").open("a") as config:
+        config.write("target: {kind: features, pixels_first: 4}\n")
+    assert "change" not in part(render(plain), "Loss").replace("changed", "")
+    text = render(changed)
+    assert 'id="change"' in part(text, "Effective rank") and text.count(CHANGED) == 1
+    with plain.joinpath("config.yaml").open("a") as config:
+        config.write("target: {kind: features, teacher: somewhere}\n")
+    assert reading.read(changed, 0, [changed]).watched and not reading.read(plain, 0, [plain]).watched

@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 PALETTE = 8  # CSS variables --c0 … --c7 in page.html: one per run, and one per target
+CHANGED = "Dotted upright: the targets change from pixels to features, so that left and right of it are losses of two things."
 POINTS = 200  # a longer curve is averaged into this many pieces
 WIDTH, HEIGHT = 340, 190
 
@@ -68,16 +69,19 @@ class Line:
     dashed: bool = False
 
 
-def panels(runs: Sequence[Series]) -> list[dict[str, Any]]:
-    """One small chart per logged quantity, the runs overlaid."""
+def panels(runs: Sequence[Series], changes: Sequence[float] = ()) -> list[dict[str, Any]]:
+    """One small chart per logged quantity, the runs overlaid; changes: steps at which a run's targets changed, upright lines."""
     terms = list(dict.fromkeys(key for series in runs for key in series if key.startswith("loss/")))
     terms = terms if len(terms) > 1 else []  # a single term is the loss itself
     shown = [(TERMS.get(key[5:], key[5:]), "A term of the loss.", (key,)) for key in terms]
-    chosen = [("Loss", "What the optimiser lowers.", ("loss",)), *shown, *PANELS]
-    return [panel for title, note, keys in chosen if (panel := _panel(title, note, keys, runs))]
+    lowered = f"What the optimiser lowers.{' ' + CHANGED if changes else ''}"
+    chosen = [("Loss", lowered, ("loss",)), *shown, *PANELS]
+    return [panel for title, note, keys in chosen if (panel := _panel(title, note, keys, runs, changes))]
 
 
-def _panel(title: str, note: str, keys: tuple[str, ...], runs: Sequence[Series]) -> dict[str, Any] | None:
+def _panel(
+    title: str, note: str, keys: tuple[str, ...], runs: Sequence[Series], changes: Sequence[float]
+) -> dict[str, Any] | None:
     lines, last, bad = [], [], 0
     for index, series in enumerate(runs):
         for key in keys:
@@ -90,7 +94,7 @@ def _panel(title: str, note: str, keys: tuple[str, ...], runs: Sequence[Series])
             bad += len(values) - len(finite)
             if key == keys[0] or len(runs) == 1:
                 last.append({"colour": index % PALETTE, "text": short(finite[-1])})
-    return {"title": title, "note": note, "svg": curve(title, lines), "last": last, "bad": bad} if lines else None
+    return {"title": title, "note": note, "svg": curve(title, lines, changes), "last": last, "bad": bad} if lines else None
 
 
 def finite_values(series: Series, key: str) -> _Floats:
@@ -99,8 +103,8 @@ def finite_values(series: Series, key: str) -> _Floats:
     return values[np.isfinite(values)]
 
 
-def curve(title: str, lines: Sequence[Line]) -> Markup:
-    """The lines over the training steps, as inline SVG; non-finite values leave gaps."""
+def curve(title: str, lines: Sequence[Line], changes: Sequence[float] = ()) -> Markup:
+    """The lines over the training steps, as inline SVG; non-finite values leave gaps; upright lines at `changes`."""
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10, "path.simplify": True}):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
         axes = figure.add_axes((0.135, 0.125, 0.845, 0.84))
@@ -111,6 +115,8 @@ def curve(title: str, lines: Sequence[Line]) -> Markup:
                 steps, values, color=f"#0a0b{line.colour:02x}", linewidth=1.6, solid_joinstyle="round",
                 linestyle=(0, (3, 2)) if line.dashed else "-", marker="o" if alone else "", markersize=4,
             )  # fmt: skip
+        for step in changes:
+            axes.axvline(step, color=_INK, linewidth=0.8, linestyle=(0, (1, 3)), gid="change")
         axes.patch.set_visible(False)
         figure.patch.set_visible(False)
         axes.spines[["top", "right", "left"]].set_visible(False)

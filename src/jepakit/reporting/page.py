@@ -73,7 +73,7 @@ def _render(runs: Sequence[RunFiles]) -> str:
         runs=runs,
         summaries={run.name: _summary(run) for run in runs},
         facts=_facts(runs),
-        panels=panels([run.metrics.series for run in runs]),
+        panels=panels([run.metrics.series for run in runs], sorted({run.change for run in runs} - {0})),
         probes=[_probe_table(task, runs) for task in PROBE_NAMES if any(task in run.results for run in runs)],
         ranks=_rank_table(runs),
         masks={run.name: masks(run.pictures, 8 if len(runs) == 1 else 4) for run in runs},

@@ -73,11 +73,17 @@ class RunFiles:
         return next((name for result in self.results.values() for name in result["rows"]), "encoder")
 
     @property
+    def change(self) -> float:
+        """The step at which targets change from pixels to features; 0 where they do not."""
+        return max(0.0, number(lookup(self.config, "target.pixels_first") or 0))
+
+    @property
     def watched(self) -> bool:
-        """Whether the doctor has had what it looks at, to the end; targets of pixels cannot collapse, it leaves them alone."""
+        """Whether the doctor has had what it looks at, to the end; fixed targets (pixels, a teacher) cannot collapse."""
         signs = [self.metrics.series[sign][1][-PROBE_METRICS:] for sign in SIGN_KEYS if sign in self.metrics.series]
         seen = len(signs) == len(SIGN_KEYS) and all(len(sign) == PROBE_METRICS and np.isfinite(sign).all() for sign in signs)
-        return seen and lookup(self.config, "target.kind") != "pixels"
+        fixed = lookup(self.config, "target.kind") == "pixels" or lookup(self.config, "target.teacher")
+        return seen and not fixed
 
 
 def read(folder: Path, index: int, folders: Sequence[Path]) -> RunFiles:
