@@ -265,6 +265,18 @@ def test_the_card_says_what_the_run_is_and_not_where_it_lay(runs: dict[str, Run]
         assert str(data.parent).encode() not in path.read_bytes() and str(runs["ijepa"].path).encode() not in path.read_bytes()
 
 
+def test_results_are_those_of_what_is_exported(runs: dict[str, Run], tmp_path: Path) -> None:
+    """A step's are in a folder of their own, and weights that only lie in a run are not of it."""
+    run = runs["gray"]
+    checkpoint = (run.checkpoints / "latest").resolve()
+    assert exporting.of_run(run)[1] == exporting.of_run(run.path / "model")[1] == run.path / "evaluation"
+    for place in (f"{run.path}@2", checkpoint, run.checkpoints / "latest"):
+        assert exporting.of_run(place)[1] == run.path / "evaluation/step-00000002"
+    jepakit.export(run, "hf", run.path / "copy")
+    assert exporting.of_run(run.path / "copy") == (None, None)
+    assert exporting.of_run(tmp_path / "nothing") == (None, None)
+
+
 def test_images_that_are_gone_are_said_to_be(data: Path, tmp_path: Path) -> None:
     run = made_run(photos(tmp_path / "gone"), tmp_path / "run", "ijepa")
     (tmp_path / "gone").rename(tmp_path / "elsewhere")

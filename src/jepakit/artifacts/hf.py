@@ -120,8 +120,8 @@ def from_hf(state: _State) -> _State:
 
 def save_model(jepa: JEPA, images: ImageSettings, folder: Path, which: Which | None = None) -> None:
     """Write the encoder for use, as `save_encoder`; `which` is the method's by default (`Method.which`)."""
-    which = which or jepa.method.which
-    save_encoder(Encoder(getattr(jepa, which), images, jepa.method.conditioning, which), folder)
+    name = which or jepa.method.which
+    save_encoder(Encoder(getattr(jepa, name), images, jepa.method.conditioning, name), folder)
 
 
 def save_encoder(
@@ -130,23 +130,21 @@ def save_encoder(
     dtype: torch.dtype = torch.float32,
     custom: tuple[Mapping[str, Any], Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Write an encoder in transformers' I-JEPA layout where that can hold it, renamed into place file by file.
-
-    custom: config.json's entries, and the weights by name, of a model that comes with code of its own, instead.
-    """
-    vit, images, training = encoder.vit, encoder.images, encoder.training_conditioning
-    shape, side, fits = vit.config, images.height_width, encoder.conditioning is None
-    kind = {"architectures": ["IJepaModel"], "model_type": "ijepa"} if fits else {"why_not_transformers": WHY_NOT_HF}
+    """Write an encoder in transformers' I-JEPA layout where that can hold it, renamed into place file by file; or, with
+    `custom`, the entries of config.json and the weights by name of a model with code of its own."""
+    vit, images, training, side = encoder.vit, encoder.images, encoder.training_conditioning, encoder.images.height_width
+    fits = {"architectures": ["IJepaModel"], "model_type": "ijepa"}
+    kind = fits if encoder.conditioning is None else {"why_not_transformers": WHY_NOT_HF}
     config: dict[str, Any] = {
         **(kind if custom is None else custom[0]),
-        "hidden_size": shape.width,
-        "num_hidden_layers": shape.depth,
-        "num_attention_heads": shape.heads,
-        "intermediate_size": round(shape.width * shape.mlp_ratio),
+        "hidden_size": vit.config.width,
+        "num_hidden_layers": vit.config.depth,
+        "num_attention_heads": vit.config.heads,
+        "intermediate_size": round(vit.config.width * vit.config.mlp_ratio),
         "hidden_act": next(name for name, function in ACTIVATIONS.items() if function is vit.activation),
         "layer_norm_eps": vit.eps,
         "image_size": side[0] if side[0] == side[1] else list(side),
-        "patch_size": shape.patch_size,
+        "patch_size": vit.config.patch_size,
         "num_channels": vit.channels,
         "qkv_bias": True,
         **({} if dtype is torch.float32 else {"torch_dtype": str(dtype).removeprefix("torch.")}),

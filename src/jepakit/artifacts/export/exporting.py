@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from jepakit import __version__
-from jepakit.artifacts.checkpoint import step_name
+from jepakit.artifacts.checkpoint import pointed, step_name
 from jepakit.artifacts.export.card import card
 from jepakit.artifacts.export.exported_encoder import PRECISIONS, ExportChoice, at_size
 from jepakit.artifacts.export.folders import write_hf, write_timm
@@ -19,7 +21,7 @@ from jepakit.artifacts.export.verify import CheckedOutput, compare, trials
 from jepakit.artifacts.load import load, run_and_step
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
-from jepakit.core.errors import UserError, checked, nearest
+from jepakit.core.errors import UserError, checked, line_of, nearest
 from jepakit.core.files import save_json, user_path
 
 log = logging.getLogger("jepakit")
@@ -127,23 +129,25 @@ def _draft(place: Path) -> Iterator[Path]:
             place.rename(old)
         draft.rename(place)
         shutil.rmtree(old, ignore_errors=True)
+    except SafetensorError as error:  # its own for a full disk
+        raise UserError(f"not exported: {place} cannot be written: {line_of(error)}") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _run_of(path: Run | str | Path) -> tuple[Run | None, int | None]:
-    """The run that an encoder lies in, or beside (RUN/model, RUN/checkpoints/...), and the step that was named."""
-    given, step = run_and_step(user_path(path, "the encoder"))
-    near = [given, *given.absolute().parents[:2]]
-    return next((Run(place) for place in near if (place / "config.yaml").is_file() and Run(place).is_ours()), None), step
-
-
 def of_run(path: Run | str | Path) -> tuple[Config | None, Path | None]:
-    """The settings of the run that an encoder is of, and the folder with its results; None where there is none."""
-    run, step = _run_of(path)
-    if run is None:
+    """The settings of the run that an encoder is of (the run, RUN@step, RUN/model, RUN/checkpoints/...), and the folder with
+    that step's results; None for what is of no run: a file that only lies in one is not taken to be of it."""
+    given, step = run_and_step(user_path(path, "the encoder"))
+    given, name = given.absolute(), "" if step is None else step_name(step)
+    if given.parent.name == "checkpoints":
+        given, name = given.parents[1], pointed(given).resolve().name
+    elif given.name == "model":
+        given = given.parent
+    run = Run(given)
+    if not (given / "config.yaml").is_file() or not run.is_ours():
         return None, None
-    return run.config, run.path / "evaluation" / (step_name(step) if step is not None else "")
+    return run.config, given / "evaluation" / name
 
 
 def data_of(path: Run | str | Path) -> str | None:

@@ -1,5 +1,6 @@
 """The verb `push`: an export for transformers, uploaded to the Hugging Face Hub."""
 
+import importlib.util
 import json
 import tempfile
 from contextlib import nullcontext
@@ -31,10 +32,8 @@ def push(
     """
     if not HUB_ID.fullmatch(repo):
         raise UserError(f"'{repo}' is no name of a repository: give owner/name")
-    try:
-        from huggingface_hub import HfApi
-    except ImportError:
-        raise UserError("push needs huggingface_hub: pip install 'jepakit[hub]'") from None
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise UserError("push needs huggingface_hub: pip install 'jepakit[hub]'")
     place = user_path(run, "the encoder")
     ready = _is_hf_export(place)
     if ready and (precision, which, custom_code) != ("fp32", None, False):
@@ -45,16 +44,23 @@ def push(
             export(run, "hf", place, precision=precision, which=which, custom_code=custom_code)
             text = (place / "README.md").read_text()
             (place / "README.md").write_text(text.replace('"FOLDER"', f'"{repo}"'))
-        try:
-            api = HfApi(library_name="jepakit")
-            if not overwrite and api.repo_exists(repo):
-                raise UserError(f"the hub has {repo} already: give another name, or replace its files with --overwrite")
+        return _upload(place, repo, public=public, overwrite=overwrite)
+
+
+def _upload(place: Path, repo: str, *, public: bool, overwrite: bool) -> str:
+    """The address of what was uploaded. Raises UserError."""
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi(library_name="jepakit")
+        there = not overwrite and api.repo_exists(repo)
+        if not there:
             address = api.create_repo(repo, private=not public, exist_ok=overwrite)
             api.upload_folder(repo_id=repo, folder_path=place, commit_message="jepakit push")
-        except UserError:
-            raise
-        except Exception as error:  # the hub's errors are many: no login, not allowed, offline
-            raise UserError(f"not pushed: the hub says: {str(error).strip().splitlines()[0][:200]}") from None
+    except Exception as error:  # the hub's errors are many: no login, not allowed, offline
+        raise UserError(f"not pushed: the hub says: {(str(error).strip().splitlines() or ['nothing'])[0][:200]}") from None
+    if there:
+        raise UserError(f"the hub has {repo} already: give another name, or replace its files with --overwrite")
     return str(address)
 
 
