@@ -42,6 +42,7 @@ bench: $(VENV)/.dev
 	$(PY) benchmarks/step.py --smoke
 	$(PY) benchmarks/gpu.py --smoke
 	$(PY) benchmarks/growth.py --smoke
+	$(PY) benchmarks/embed.py --smoke
 	$(VENV)/bin/jepakit study small-data --smoke --out $$(mktemp -d)
 
 clean:
