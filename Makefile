@@ -43,7 +43,7 @@ bench: $(VENV)/.dev
 	$(PY) benchmarks/gpu.py --smoke
 	$(PY) benchmarks/growth.py --smoke
 	$(PY) benchmarks/embed.py --smoke
-	$(VENV)/bin/jepakit study small-data --smoke --out $$(mktemp -d)
+	$(VENV)/bin/jepakit study small-data --scale smoke --out $$(mktemp -d)
 
 clean:
 	rm -rf $(VENV)

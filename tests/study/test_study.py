@@ -490,7 +490,7 @@ def test_names_of_folders_tell_values_apart() -> None:
 
 
 def test_a_small_study_of_real_runs(tmp_path: Path) -> None:
-    rows = study("small-data", out=tmp_path / "out", levers=["target-crop"], processes=1, smoke=True)
+    rows = study("small-data", out=tmp_path / "out", levers=["target-crop"], processes=1, scale="smoke")
     assert [r["cell"] for r in rows] == ["base", "target-crop-own"]
     for r, crop in zip(rows, ("same", "own"), strict=True):
         assert r["status"] == "finished" and r["steps"] == r["planned_steps"] == 6 and r["minutes"] > 0

@@ -8,6 +8,11 @@ import typer
 from jepakit.cli.options import LabelsOption, SettingWords, app
 from jepakit.core.errors import UserError
 
+STUDY_NAMES = (
+    "Which one: methods, context-scale, sample-efficiency, pooling, masking, vicreg, targets, predictor, ema, theory (papers' "
+    "tables and figures), or small-data."
+)
+
 
 @app.command()
 def demo(
@@ -110,15 +115,24 @@ def report(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="Which one: small-data.")],
-    data: Annotated[str | None, typer.Option(help="Images: all that pretrain takes; default: the embedded ones.")] = None,
+    name: Annotated[str, typer.Argument(help=STUDY_NAMES)],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Images: all that pretrain takes, or a folder with left/ to train on and probe/ to judge on."),
+    ] = None,
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="smoke: some steps. cpu: 800 updates, 3 minutes of a core a run. gpu: recipe small whole, hours. "
+            "paper: prints command lines and forecasts, runs nothing."
+        ),
+    ] = "cpu",
     labels: LabelsOption = None,
     out: Annotated[Path | None, typer.Option(help="The study's folder; given again, it goes on. Default: runs/NAME.")] = None,
-    levers: Annotated[str, typer.Option(help="Comma-separated: what is turned, one at a time; all, or none.")] = "all",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each cell.")] = 1,
+    levers: Annotated[str, typer.Option(help="Comma-separated: levers, or panels of a paper's study; all, or none.")] = "all",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each cell; default 3, of small-data and at smoke 1.")] = None,
     trials: Annotated[int, typer.Option(min=0, help="Runs of a search over the levers together (extra 'study').")] = 0,
     processes: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one a core, on CUDA one.")] = None,
-    smoke: Annotated[bool, typer.Option(help="Three runs of a few steps, to see that it works.")] = False,
     settings: SettingWords = None,
 ) -> None:
     """Many runs that differ in one thing each, and one table of what came of them: OUT/table.md."""
@@ -126,7 +140,6 @@ def study(
 
     wanted = None if levers == "all" else [] if levers == "none" else [lever.strip() for lever in levers.split(",")]
     place, given = out or Path("runs") / name, settings or []
-    if turn(
-        name, data, place, labels=labels, levers=wanted, seeds=seeds, trials=trials, processes=processes, smoke=smoke, set=given
-    ):
-        print(f"{(place.expanduser() / 'table.md').read_text()}\ntable and curves: {place}")
+    how = {"labels": labels, "levers": wanted, "seeds": seeds, "trials": trials, "processes": processes}
+    if turn(name, data, place, scale=scale, set=given, **how):  # type: ignore[arg-type]
+        print(f"{(place.expanduser() / 'table.md').read_text()}\ntable and figures: {place}")

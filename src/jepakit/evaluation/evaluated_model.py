@@ -2,8 +2,10 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,6 +51,21 @@ class EvaluatedModel:
     def encoder(self) -> Encoder:
         """The judged encoder."""
         return self.encoders[self.name]
+
+    def conditioned(self, given: Mapping[str, Any]) -> "EvaluatedModel":
+        """The same with these settings of the run's conditioning at inference (none: as it is). Raises UserError where the
+        encoder was trained without conditioning."""
+        changed = {key: value for key, value in given.items() if value is not None}
+        if not changed:
+            return self
+        trained = self.encoder.training_conditioning
+        if trained is None or not trained.encoder:
+            raise UserError(f"conditioning.{next(iter(changed))}: the encoder was not trained with conditioning")
+        update = trained.model_copy(update=changed)
+        encoders = {
+            name: Encoder(encoder.vit, encoder.images, update, encoder.which).eval() for name, encoder in self.encoders.items()
+        }
+        return replace(self, encoders=encoders)
 
 
 def subject(path: Run | str | Path, out: str | Path | None = None) -> EvaluatedModel:

@@ -64,7 +64,7 @@ def evaluate(
     UserError for mistakes that the user can mend.
     """
     tasks, protocol = chosen_tasks(tasks), protocol or settings_of(set)
-    return _evaluated(subject(run, out), data, tasks, labels, protocol)
+    return _evaluated(subject(run, out).conditioned(dict(protocol.conditioning)), data, tasks, labels, protocol)
 
 
 def evaluate_both(
@@ -82,7 +82,8 @@ def evaluate_both(
     cannot be compared.
     """
     tasks, protocol = chosen_tasks(tasks), settings_of(set)
-    judged = [subject(run, None if out is None else user_path(out, "out") / str(n)) for n, run in enumerate(runs)]
+    places = [None if out is None else user_path(out, "out") / str(n) for n in range(len(runs))]
+    judged = [subject(run, place).conditioned(dict(protocol.conditioning)) for run, place in zip(runs, places, strict=True)]
     if data is None and judged[0].data != judged[1].data:
         raise UserError(f"the runs saw other images, {judged[0].data} and {judged[1].data}: say with --data which to compare on")
     if not {*tasks} & {*PROBES, "finetune"}:

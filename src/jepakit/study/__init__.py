@@ -4,12 +4,12 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from shlex import join
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -18,7 +18,7 @@ from jepakit.config.config import Config, overrides, read_yaml, setting_words
 from jepakit.config.optim import Schedule
 from jepakit.core.device import cores, device_of
 from jepakit.core.errors import UserError, checked, nearest
-from jepakit.core.files import atomic_write, locked
+from jepakit.core.files import atomic_write, locked, save_json
 from jepakit.core.progress import progress
 from jepakit.core.signals import signals
 from jepakit.data.opening import absolute, named, open_source
@@ -27,32 +27,48 @@ from jepakit.data.training_part import training_part, with_split
 from jepakit.evaluation.split import labelled, train_and_test
 from jepakit.study import small_data
 from jepakit.study.cells import BASE, Cell, Lever, chosen, configuration, grid, turning
+from jepakit.study.comparison import as_data, comparison, comparison_table
+from jepakit.study.comparison_figure import save_figure
 from jepakit.study.curves import save_curves
-from jepakit.study.running import Job, Runner, run_jobs
+from jepakit.study.panels import PaperStudy, chosen_panels, layout, snapshot_settings
+from jepakit.study.papers import PAPER_STUDIES
+from jepakit.study.running import Forked, Job, Runner, run_jobs
+from jepakit.study.scales import (
+    RECIPE_OF_PAPERS,
+    SCALES,
+    SMOKE,
+    SMOKE_EVALUATION,
+    SMOKE_LOOKS,
+    Scale,
+    about_base,
+    at_paper_scale,
+    base_words,
+)
 from jepakit.study.search import Search
 from jepakit.study.table import CellRow, save_table
+from jepakit.study.theory import theory
 
 log = logging.getLogger("jepakit")
 
 
-@dataclass(frozen=True)
-class Design:
-    """What a study is: the recipe that its base begins with, and its levers, given all settings of the base."""
-
-    recipe: str
-    levers: Callable[[Config], tuple[Lever, ...]]
-
-
-STUDIES = {"small-data": Design(small_data.RECIPE, small_data.levers)}
-# Seconds instead of hours, to see that it runs: settings of the base, and of the evaluation.
-SMOKE = [
-    *("encoder.width=16", "encoder.depth=1", "encoder.heads=2", "predictor.width=8", "predictor.depth=1", "optim.steps=6"),
-    *("optim.batch_size=32", "optim.warmup_steps=2", "run.log_every_steps=1", "run.probe_images=60"),
-]
-SMOKE_EVALUATION = ["images_limit=300", "linear.epochs=2"]
+SMALL_DATA, THEORY = "small-data", "theory"
+STUDIES = (SMALL_DATA, *PAPER_STUDIES, THEORY)
 # One linear head instead of six: what is compared is cells, and there are many
 EVALUATION = ["linear.layers=[last]", "linear.heads=[bn]", "linear.weight_decay=[0]"]
+TEXTURES = ": python benchmarks/textures.py textures makes a set to try it on, for --data textures"
 PROBES_PER_RUN = 8  # online probes in a run; one a pass where it has fewer passes
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a study runs: cells, the levers of a search, names in the table's order, settings of `run`, and the text above the
+    table of cells, which is written with a figure once there are rows."""
+
+    cells: list[Cell]
+    levers: Sequence[Lever]
+    order: list[str]
+    run: Mapping[str, int]
+    head: Callable[[Sequence[CellRow]], str]
 
 
 @checked
@@ -61,77 +77,154 @@ def study(
     data: str | Path | None = None,
     out: str | Path | None = None,
     *,
+    scale: Scale = "cpu",
     labels: str | None = None,
     levers: Sequence[str] | None = None,
-    seeds: int = 1,
+    seeds: int | None = None,
     trials: int = 0,
     processes: int | None = None,
-    smoke: bool = False,
     set: Sequence[str] | str = (),
-) -> list[CellRow]:
-    """Run a study's grid (each lever alone, against the base), then a search of `trials` runs over its levers together.
+) -> list[dict[str, Any]]:
+    """Run a study: a grid of runs that differ in one thing each, or a paper's tables and figures (docs/study.md).
 
-    data: images (default: the recipe's); out: the study's folder (default runs/NAME), which goes on where it was stopped;
-    labels: which of a set's labels the evaluation takes; levers: names, none of them for no grid (a search then takes all);
-    seeds: runs of each cell of the grid; processes: cells at a time (default: one a core, on CUDA one); smoke: three cells
-    of a few steps; set: 'group.key=value' words of the base. Leaves table.json, table.md and curves.png in `out`; returns
-    the rows of all cells that are over. A cell that fails is a row. Raises UserError for what can be mended beforehand.
+    data: images; for a paper's also a folder with left/ to pretrain on and probe/ to judge on; out: the study's folder (default
+    runs/NAME), which goes on where it was stopped; scale: smoke (some steps), cpu, gpu, or paper, which prints command lines
+    and forecasts; labels: which of a set's the evaluation takes; levers: names of levers or panels, none of them for no grid;
+    seeds: runs of each cell (default 3; of small-data and at smoke 1); trials: of small-data's search over its levers together;
+    processes: cells at a time (default: one a core, on CUDA one); set: 'group.key=value' words of the base. Leaves table.json,
+    table.md and drawings in `out`; returns rows of all cells that are over, of which one that failed is one. Raises UserError.
     """
-    design = _design(name)
-    out = Path(out or Path("runs") / name).expanduser()
-    words = setting_words(set)
-    base = _base(design.recipe, data, [*(SMOKE if smoke else []), *words])
-    config = configuration(base, {})
-    every = turning(base, design.levers(config))
-    turned = chosen(every, levers)
-    cells = grid(base, turned, seeds)[: 3 if smoke else None] if turned else []
-    source = open_source(str(config.data), labels)
-    train_images = training_part(source, with_split(config.images, source))
-    evaluation = [*_tasks(source, labels), *EVALUATION, *(SMOKE_EVALUATION if smoke else [])]
-    most = processes or (1 if device_of(config.run.device).type == "cuda" else cores())
-    runner = Runner(out, _how(config, base.get("run", {}), len(train_images), most), tuple(evaluation))
-    about, order = {"study": name, "base": base, "evaluation": evaluation}, [BASE, *(lever.name for lever in every)]
-    rows = _run_in_folder(runner, about, cells, turned or every, trials, most, order)
-    if runner.stopping:
+    _require(name, scale, trials)
+    out, words, paper = Path(out or Path("runs") / name).expanduser(), setting_words(set), PAPER_STUDIES.get(name)
+    number = seeds or (1 if scale == "smoke" or name == SMALL_DATA else 3)
+    if name == THEORY:
+        return theory(out, number, smoke=scale == "smoke")
+    if paper and scale == "paper":
+        for line in at_paper_scale(name, paper, number, words, EVALUATION):
+            print(line, flush=True)
+        return []
+    prepared = _prepared(name, data, out, scale, labels, levers, number, processes, words)
+    rows = _run_in_folder(*prepared, trials)
+    if prepared.runner.stopping:
         flags = {"data": data, "labels": labels, "levers": levers, "seeds": seeds, "trials": trials, "processes": processes}
-        log.info("stopped with %d cells over; go on with: %s", len(rows), _command(name, out, flags, smoke, words))
+        log.info("stopped with %d cells over; go on with: %s", len(rows), _command(name, out, flags, scale, words))
     return rows
 
 
-def _design(name: str) -> Design:
-    """The study of this name. Raises UserError, with the nearest name."""
+class _Prepared(NamedTuple):
+    """All that a study's runs need; about: what study.yaml holds; most: cells at a time."""
+
+    runner: Runner
+    about: dict[str, Any]
+    work: _Work
+    most: int
+
+
+def _prepared(
+    name: str,
+    data: str | Path | None,
+    out: Path,
+    scale: Scale,
+    labels: str | None,
+    levers: Sequence[str] | None,
+    seeds: int,
+    processes: int | None,
+    words: list[str],
+) -> _Prepared:
+    """What `study` was asked for, checked against the images, before anything is written. Raises UserError."""
+    paper, smoke = PAPER_STUDIES.get(name), scale == "smoke"
+    train, judged = _two_sets(data) if paper else (data, None)
+    recipe, start = (RECIPE_OF_PAPERS, base_words(scale)) if paper else (small_data.RECIPE, SMOKE if smoke else [])
+    base = _base(recipe, train, [*start, *words], TEXTURES if paper else "")
+    config = configuration(base, {})
+    source = open_source(str(config.data), None if judged else labels)
+    images = len(training_part(source, with_split(config.images, source)))
+    quick = (SMOKE_LOOKS if paper else SMOKE_EVALUATION) if smoke else []
+    tasks = _tasks(open_source(judged, labels) if judged else source, labels, paper.tasks if paper else "rankme,knn,linear")
+    evaluation = [*(["--data", judged] if judged else []), *tasks, *EVALUATION, *quick]
+    work = _panels(paper, out, base, levers, seeds, images, evaluation, scale) if paper else _levers(base, levers, seeds, scale)
+    most = processes or (1 if device_of(config.run.device).type == "cuda" else cores())
+    runner = Runner(out, {**_how(config, base.get("run", {}), images, most), **work.run}, tuple(evaluation))
+    if paper and smoke:
+        runner.launch = Forked
+    return _Prepared(runner, {"study": name, "base": base, "evaluation": evaluation}, work, most)
+
+
+def _require(name: str, scale: str, trials: int) -> None:
+    """Raise UserError for an unknown study or scale, and for what a study has not."""
     if name not in STUDIES:
         raise UserError(f"unknown study '{name}': choose from {', '.join(STUDIES)}{nearest(name, STUDIES)}")
-    return STUDIES[name]
+    if scale not in SCALES:
+        raise UserError(f"--scale: unknown scale '{scale}': choose from {', '.join(SCALES)}{nearest(scale, SCALES)}")
+    if scale == "paper" and name not in PAPER_STUDIES:
+        raise UserError(f"{name} repeats no paper's runs: leave --scale paper out")
+    if trials and name != SMALL_DATA:
+        raise UserError(f"--trials is a search over the levers of {SMALL_DATA}: {name} has none")
 
 
-def _command(name: str, out: Path, flags: Mapping[str, Any], smoke: bool, words: Sequence[str]) -> str:
+def _levers(base: dict[str, Any], names: Sequence[str] | None, seeds: int, scale: str) -> _Work:
+    """The work of small-data: the base, and each lever alone; at smoke three cells of it."""
+    every = turning(base, small_data.levers(configuration(base, {})))
+    turned = chosen(every, names)
+    cells = grid(base, turned, seeds)[: 3 if scale == "smoke" else None] if turned else []
+    return _Work(cells, turned or every, [BASE, *(lever.name for lever in every)], {}, lambda rows: "")
+
+
+def _panels(
+    paper: PaperStudy,
+    out: Path,
+    base: dict[str, Any],
+    names: Sequence[str] | None,
+    seeds: int,
+    images: int,
+    evaluation: list[str],
+    scale: str,
+) -> _Work:
+    """The work of a paper's study: the runs of its panels. images: that are trained on. Raises UserError."""
+    config = configuration(base, {})
+    panels = chosen_panels(paper.panels(config), names)
+    steps = Schedule(config.optim, max(1, images // config.optim.batch_size)).steps
+    looks = [replace(look, words=(*look.words, *EVALUATION, *(SMOKE_LOOKS if scale == "smoke" else []))) for look in paper.also]
+    made = layout(base, panels, seeds, steps, evaluation, looks)
+
+    def head(rows: Sequence[CellRow]) -> str:
+        lines = comparison(paper, panels, made, rows)
+        save_json(out / "comparison.json", as_data(lines))
+        save_figure(out / "figure.svg", lines)
+        sources = {panel.name: panel.source for panel in panels}
+        return f"{paper.asks}\n\n{about_base(scale)}\n\n{comparison_table(lines, sources)}\n\n## How each run went"
+
+    return _Work(made.cells, (), [panel.name for panel in panels], snapshot_settings(panels, steps), head)
+
+
+def _two_sets(data: str | Path | None) -> tuple[str | Path | None, str | None]:
+    """What to pretrain on, and what to judge on: left/ and probe/ of a folder that has both, as benchmarks/textures.py makes
+    it; else the images themselves, and none."""
+    folder = Path(data).expanduser() if data else None
+    if folder and (folder / "left").is_dir() and (folder / "probe").is_dir():
+        return folder / "left", absolute(str(folder / "probe"))
+    return data, None
+
+
+def _command(name: str, out: Path, flags: Mapping[str, Any], scale: str, words: Sequence[str]) -> str:
     """The command line that goes on with a study."""
     levers = flags["levers"]
     flags = {**flags, "levers": None if levers is None else ",".join(levers) or "none"}
-    given = [f"--{flag}={value}" for flag, value in flags.items() if value] + ["--smoke"] * smoke
+    given = [f"--{flag}={value}" for flag, value in flags.items() if value] + ([] if scale == "cpu" else [f"--scale={scale}"])
     return join(["jepakit", "study", name, f"--out={out}", *given, *words])
 
 
-def _run_in_folder(
-    runner: Runner,
-    about: dict[str, Any],
-    cells: Sequence[Cell],
-    levers: Sequence[Lever],
-    trials: int,
-    most: int,
-    order: Sequence[str],
-) -> list[CellRow]:
+def _run_in_folder(runner: Runner, about: dict[str, Any], work: _Work, most: int, trials: int) -> list[CellRow]:
     """Run the cells, then a search of `trials` over the levers, in a folder that is locked meanwhile; the rows of all cells.
 
-    about: what study.yaml holds; most: cells at a time; order: names of levers, as in the table. Raises UserError.
+    about: what study.yaml holds; most: cells at a time. Raises UserError.
     """
     out = runner.out
     with _claimed(out, about):
-        search = Search.open(runner, about["base"], levers, cells, trials) if trials else None
-        save = partial(_save, out, about["study"], about["base"], order)
+        search = Search.open(runner, about["base"], work.levers, work.cells, trials) if trials else None
+        save = partial(_save, out, about["study"], about["base"], work)
         with signals(runner.stop):
-            _go(runner, cells, search, most, save)
+            _go(runner, work.cells, search, most, save)
         rows = save()
         save_curves(out / "curves.png", rows, [Run(out / "cells" / row["run"]).metrics() for row in rows])
     return rows
@@ -156,13 +249,13 @@ def _go(runner: Runner, cells: Sequence[Cell], search: Search | None, most: int,
         run_jobs(map(counted, jobs), most, lambda: runner.stopping)
 
 
-def _base(recipe: str, data: str | Path | None, words: list[str]) -> dict[str, Any]:
+def _base(recipe: str, data: str | Path | None, words: list[str], advice: str = "") -> dict[str, Any]:
     """The layer of settings that all cells share: the recipe's name, the images, the user's words. Raises UserError."""
     layer = overrides(words)
     layer = {**layer, "recipe": layer.get("recipe") or recipe}
     config = configuration(layer, {} if data is None else {"data": named(data)})
     if not config.data:
-        raise UserError("which images? give --data SRC")
+        raise UserError(f"which images? give --data SRC{advice}")
     return {**layer, "data": absolute(config.data)}
 
 
@@ -174,9 +267,8 @@ def _how(config: Config, given: Mapping[str, Any], images: int, most: int) -> di
     return {**own, **{key: value for key, value in given.items() if key in own}}
 
 
-def _tasks(source: Source, labels: str | None) -> list[str]:
-    """Words for `evaluate`: what these images and labels allow."""
-    tasks = "rankme,knn,linear"
+def _tasks(source: Source, labels: str | None, tasks: str) -> list[str]:
+    """Words for `evaluate`: of these tasks, what the images and labels allow."""
     try:
         if source.labels is None:
             raise UserError(f"{source.name} has no labels")
@@ -207,10 +299,11 @@ def _claimed(out: Path, about: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def _save(out: Path, name: str, base: dict[str, Any], order: Sequence[str]) -> list[CellRow]:
+def _save(out: Path, name: str, base: dict[str, Any], work: _Work) -> list[CellRow]:
     """Write the table of all cells that are over, lever by lever, the search's last; returns its rows."""
     found = [json.loads(path.read_text()) for path in sorted((out / "cells").glob("*.json"))]
-    places = {lever: place for place, lever in enumerate(order)}
-    rows = sorted(found, key=lambda row: places.get(row["lever"], len(order)))
-    save_table(out, rows, f"# {name}\n\nBase: `{yaml.safe_dump(base, default_flow_style=True, width=1000).strip()}`")
+    places = {lever: place for place, lever in enumerate(work.order)}
+    rows = sorted(found, key=lambda row: places.get(row["lever"], len(work.order)))
+    settings, head = yaml.safe_dump(base, default_flow_style=True, width=1000).strip(), work.head(rows)
+    save_table(out, rows, f"# {name}\n\nBase: `{settings}`" + (f"\n\n{head}" if head else ""))
     return rows

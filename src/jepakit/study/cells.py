@@ -29,6 +29,15 @@ class Lever:
 
 
 @dataclass(frozen=True)
+class Look:
+    """One evaluation of a run beside its own: words for `jepakit evaluate`, and the step of the checkpoint (0: the run's end)."""
+
+    name: str
+    words: tuple[str, ...] = ()
+    step: int = 0
+
+
+@dataclass(frozen=True)
 class Cell:
     """One run of a study: the lever that is turned, what that changes, and what it is called whatever the seed."""
 
@@ -36,6 +45,8 @@ class Cell:
     change: Change
     called: str
     seed: int
+    looks: tuple[Look, ...] = ()  # evaluations beside the run's own
+    teacher: str = ""  # what the cell is called whose encoder gives the targets, of the same seed
 
     @property
     def name(self) -> str:
@@ -48,7 +59,7 @@ def configuration(base: Mapping[str, Any], change: Change) -> Config:
     layer: dict[str, Any] = {}
     for key, value in change.items():
         layer = merge(layer, nested(key, value))
-    return settings(base["recipe"], base.get("method"), dict(base), layer)
+    return settings(base["recipe"], layer.pop("method", base.get("method")), dict(base), layer)
 
 
 def grid(base: Mapping[str, Any], levers: Iterable[Lever], seeds: int) -> list[Cell]:
@@ -90,6 +101,15 @@ def _possible(base: Mapping[str, Any], change: Change) -> Config | None:
 def words(change: Change) -> list[str]:
     """The same as words of the command line."""
     return [f"{key}={_yaml(value)}" for key, value in change.items()]
+
+
+def evaluations(cell: Cell, run: str, own: Sequence[str]) -> list[list[str]]:
+    """Command lines that judge a cell's run: its own evaluation, with the words `own`, and then its further looks."""
+    looks = [
+        ["evaluate", f"{run}@{look.step}" if look.step else run, "--out", f"{run}/evaluation/{look.name}", *look.words]
+        for look in cell.looks
+    ]
+    return [["evaluate", run, *own], *looks]
 
 
 def label(change: Change) -> str:

@@ -7,12 +7,14 @@ written when the cell is over: finished, pruned or failed. A cell without a row 
 import json
 import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,14 @@ from jepakit.artifacts.checkpoint import steps
 from jepakit.artifacts.run import Run
 from jepakit.core.errors import UserError
 from jepakit.core.files import locked, save_json
-from jepakit.study.cells import Cell, words
+from jepakit.study.cells import Cell, evaluations, words
 from jepakit.study.table import CellRow, row_of
 
 log = logging.getLogger("jepakit")
 POLL_SECONDS = 0.2
 STOPPED = (0, -signal.SIGTERM, -signal.SIGINT)  # exit codes of a process that did not come to its end, and did not fail
 Job = Generator[None, None, None]  # yields while it waits for a process
-Launch = Callable[[Sequence[str], Path, int], "subprocess.Popen[bytes]"]
+Launch = Callable[[Sequence[str], Path, int], "subprocess.Popen[bytes] | Forked"]
 Prune = Callable[[Run], bool]  # asked again and again while a run goes on
 
 
@@ -39,6 +41,41 @@ def launch(arguments: Sequence[str], said: Path, threads: int) -> "subprocess.Po
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
         )
+
+
+class Forked:
+    """A `jepakit` process that is forked from a server with the imports done, for runs that are shorter than these; used as a
+    Popen."""
+
+    def __init__(self, arguments: Sequence[str], said: Path, threads: int) -> None:
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["jepakit.training.train", "jepakit.evaluation.tasks", "jepakit.cli"])
+        self.process = context.Process(target=_in_child, args=(list(arguments), str(said)))
+        self.process.start()
+        self.terminate, self.kill = self.process.terminate, self.process.kill
+
+    def poll(self) -> int | None:
+        """The exit status; none while it runs."""
+        return self.process.exitcode
+
+    def wait(self) -> int | None:
+        """Until it has ended."""
+        self.process.join()
+        return self.process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status; none while it runs."""
+        return self.process.exitcode
+
+
+def _in_child(arguments: list[str], said: str) -> None:
+    os.setsid()  # Ctrl-C reaches it once, by way of the study
+    with open(said, "ab") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    sys.argv = ["jepakit", *arguments]
+    runpy.run_module("jepakit", run_name="__main__")
 
 
 @dataclass
@@ -68,6 +105,8 @@ class Runner:
     def job(self, cell: Cell, prune: Prune = lambda run: False) -> Job:
         """Pretrain and evaluate, as far as that is not done; a row at the end, unless the study is stopped before."""
         run, status = Run(self.path(cell)), ""
+        while cell.teacher and not self.stopping and self._teachers_row(cell) is None:
+            yield
         while _busy(run.path) and not self.stopping:  # a process that outlived a killed study
             yield
         if self.row(cell) or self.stopping:
@@ -77,8 +116,11 @@ class Runner:
             code, cut = yield from self._process(cell, self._pretraining(cell), lambda: prune(run))
             status = "pruned" if cut else "" if code in STOPPED else "failed"
         if run.finished and not self.stopping:
-            code, _ = yield from self._process(cell, ["evaluate", str(run.path), *self.evaluation], lambda: False)
-            status = "finished" if code == 0 else "" if code in STOPPED else "failed"
+            for arguments in evaluations(cell, str(run.path), self.evaluation):
+                code, _ = yield from self._process(cell, arguments, lambda: False)
+                status = "finished" if code == 0 else "" if code in STOPPED else "failed"
+                if status != "finished" or self.stopping:
+                    break
         if status and not self.stopping:
             said = _last_words(self.path(cell, ".log"), code) if status == "failed" else ""
             save_json(self.path(cell, ".json"), row_of(cell, run, status, said))
@@ -96,11 +138,14 @@ class Runner:
                     if asked:
                         process.terminate()
                 yield
-            return process.returncode, cut
+            return process.returncode or 0, cut
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+    def _teachers_row(self, cell: Cell) -> CellRow | None:
+        return self.row(replace(cell, called=cell.teacher))
 
     def _pretraining(self, cell: Cell) -> list[str]:
         path = self.path(cell)
@@ -108,7 +153,8 @@ class Runner:
         if steps(path / "checkpoints"):
             return ["pretrain", "--resume", str(path), *how]
         start = ["pretrain", "--config", str(self.out / "base.yaml"), "--out", str(path), "--overwrite"]
-        return [*start, *how, *words(cell.change), f"seed={cell.seed}"]
+        teacher = [f"target.teacher={self.path(replace(cell, called=cell.teacher))}"] if cell.teacher else []
+        return [*start, *how, *words(cell.change), *teacher, f"seed={cell.seed}"]
 
 
 def run_jobs(jobs: Iterable[Job], most: int, stopping: Callable[[], bool]) -> None:

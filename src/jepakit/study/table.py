@@ -21,6 +21,8 @@ from jepakit.training.collapse import MEDIAN_ROWS
 
 CellRow = dict[str, Any]
 _UNTRAINED = "untrained encoder"
+OWN = "own"  # the name of the evaluation that every run has, at its end
+SPECTRA = ("rankme", "lidar")  # tasks whose figure is no accuracy
 PROBE_KEYS = ("probe/knn", "probe/rankme")
 HEAD = ("lever", "value", "kNN", "linear", "RankMe", "rank at 25/50/75/100 %", "position, end", "alarms", "minutes")
 SIGNS = {
@@ -45,6 +47,8 @@ def row_of(cell: Cell, run: Run, status: str, said: str = "") -> CellRow:
         "looks": {key: probe_points(metrics, key) for key in PROBE_KEYS},
         "judged": encoder_label(resolve(settings).which if settings else "target_encoder"),
         **{task: _result(run.path / "evaluation" / f"{task}.json") for task in ("knn", "linear", "rankme")},
+        "evaluations": {OWN: _tasks(run.path / "evaluation")}
+        | {look.name: _tasks(run.path / "evaluation" / look.name) for look in cell.looks},
         "settings": settings,
     }  # fmt: skip
 
@@ -187,10 +191,15 @@ def _result(path: Path) -> dict[str, list[float]]:
     """Each encoder's figure in a result of `evaluate`, with the interval where there is one."""
     if not path.is_file():
         return {}
-    keys = ("rankme",) if path.stem == "rankme" else ("accuracy", "low", "high")
+    keys = (path.stem,) if path.stem in SPECTRA else ("accuracy", "low", "high")
     return {
         row["name"]: [np.nan if row[key] is None else row[key] for key in keys] for row in json.loads(path.read_text())["rows"]
     }
+
+
+def _tasks(folder: Path) -> dict[str, dict[str, list[float]]]:
+    """The results of all tasks in a folder, by task and encoder."""
+    return {path.stem: _result(path) for path in sorted(folder.glob("*.json"))}
 
 
 def _median(values: Iterable[float | None]) -> float | None:

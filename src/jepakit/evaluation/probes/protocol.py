@@ -54,11 +54,20 @@ class Davis(Settings):
     short_side: int = Field(480, ge=16, description="pixels of the shorter side that frames are resized to")
 
 
+class AtInference(Settings):
+    """How an encoder that was trained with conditioning is conditioned when it is judged."""
+
+    inference: bool | None = Field(None, description="condition on all positions at inference; none: as the run says")
+    infer_kernel: int | None = Field(None, ge=1, description="side of the square averaged into one token; none: as the run says")
+    infer_stride: int | None = Field(None, ge=1, description="step between the squares; none: as the run says")
+
+
 class Protocol(Settings):
     """Settings of all tasks; `jepakit evaluate RUN --tasks T group.key=value` sets them."""
 
     seed: int = Field(0, ge=0, description="draws, orders and first weights of probes are functions of it")
     images_limit: int | None = Field(None, ge=10, description="labelled images at most, evenly over the set")
+    conditioning: AtInference = Field(default_factory=AtInference)
     rankme: RankMe = Field(default_factory=RankMe)
     lidar: LiDAR = Field(default_factory=LiDAR)
     knn: KNN = Field(default_factory=KNN)

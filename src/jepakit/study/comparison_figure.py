@@ -1,0 +1,63 @@
+"""OUT/figure.svg: a study's points, a row for each panel: mean and interval over seeds, and what is published beside it."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jepakit.core.files import atomic_write
+from jepakit.study.comparison import ComparisonLine, mean_and_half
+
+_OURS, _THEIRS = "#1f77b4", "#8c564b"
+_PREFERRED = ("linear", "kNN", "RankMe")  # the first that all have is drawn
+
+
+def save_figure(path: Path, lines: Sequence[ComparisonLine], measure: str | None = None) -> None:
+    """Draw one measure of every point (default: linear, kNN or RankMe), with the published numbers on an axis of their own."""
+    measure = measure or next((m for m in _PREFERRED if any(m in line.measures for line in lines)), _PREFERRED[0])
+    panels = list(dict.fromkeys(line.panel for line in lines))
+    heights = [max(2, sum(line.panel == panel for line in lines)) for panel in panels]
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem, "font.size": 9}):
+        figure = Figure(figsize=(9, 0.9 * len(panels) + 0.26 * sum(heights)), layout="constrained")
+        both = figure.subplots(len(panels), 2, squeeze=False, width_ratios=(3, 2), height_ratios=heights)
+        for (left, right), panel in zip(both, panels, strict=True):
+            own = [line for line in lines if line.panel == panel]
+            _draw(left, own, measure)
+            _draw_published(right, own)
+            left.set_title(f"{panel}: {measure}", fontsize=9, loc="left")
+            if left is not both[0, 0]:
+                left.sharex(both[0, 0])
+        with atomic_write(path) as draft:
+            figure.savefig(draft, format="svg", metadata={"Date": None})
+
+
+def _draw(axes: Axes, lines: Sequence[ComparisonLine], measure: str) -> None:
+    for place, line in enumerate(lines):
+        values = line.measures.get(measure, ())
+        if values:
+            mean, half = mean_and_half(values)
+            axes.errorbar(mean, place, xerr=half, fmt="o", color=_OURS, capsize=3, markersize=5)
+            axes.plot(values, [place] * len(values), "|", color=_OURS, alpha=0.5)
+    axes.set_yticks(range(len(lines)), [line.called for line in lines])
+    _dress(axes, len(lines))
+
+
+def _draw_published(axes: Axes, lines: Sequence[ComparisonLine]) -> None:
+    numbers = [(place, float(found[0])) for place, line in enumerate(lines) if (found := re.match(r"\d[\d.]*", line.published))]
+    if not numbers:
+        axes.set_axis_off()
+        return
+    axes.plot([number for _, number in numbers], [place for place, _ in numbers], "D", color=_THEIRS, fillstyle="none")
+    axes.set_title("published", fontsize=9, loc="left")
+    axes.set_yticks([])
+    _dress(axes, len(lines))
+
+
+def _dress(axes: Axes, count: int) -> None:
+    axes.set_ylim(count - 0.5, -0.5)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis="x", linewidth=0.6, alpha=0.5)
+    axes.tick_params(length=0)
