@@ -349,6 +349,38 @@ def test_mistakes_are_one_sentence(photos: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("*.parts")] == []
 
 
+def test_a_folder_of_the_users_is_not_taken_for_parts(tmp_path: Path) -> None:
+    mine = tmp_path / "a.npz.parts/notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"holds notes\.txt, which jepakit embed did not write"):
+            embed_source(Embedder(encoder()), Generated(3), tmp_path / "a.npz", encoder="", data="", overwrite=overwrite)
+    assert mine.read_text() == "precious" and not (tmp_path / "a.npz").exists()
+    mine.rename(mine.with_name("embedding.json"))  # no JSON
+    with pytest.raises(UserError, match="broken: begin again with --overwrite"):
+        embed_source(Embedder(encoder()), Generated(3), tmp_path / "a.npz", encoder="", data="")
+    embed_source(Embedder(encoder()), Generated(3), tmp_path / "a.npz", encoder="", data="", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "npz"])
+def test_a_full_disk_leaves_no_half_of_a_file_and_the_same_call_goes_on(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(parts: Any, rows: int, draft: Path, about: Any) -> None:
+        draft.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / f"a.{ending}"
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot write .*No space left"):
+        patch.setattr(f"jepakit.evaluation.embeddings.parts._write_{ending}", full)
+        embed_source(Embedder(encoder()), Generated(3), out, encoder="", data="")
+    assert [path.name for path in tmp_path.iterdir()] == [f"a.{ending}.parts"]
+    embed_source(Embedder(encoder()), Generated(3), out, encoder="", data="")
+    assert [path.name for path in tmp_path.iterdir()] == [f"a.{ending}"]
+
+
 def test_features_that_are_not_finite_stop_it_with_the_image_named(tmp_path: Path) -> None:
     e = encoder()
     e.vit.norm.weight.data[:] = 1e6  # tokens are stored as half floats

@@ -81,6 +81,17 @@ def test_what_float32_cannot_tell_apart_is_in_the_right_order() -> None:
     assert found.paths[0] == [str(i) for i in range(40)]
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_a_cosine_is_of_directions_whatever_the_lengths(scale: float) -> None:
+    """Neither float32 nor the square of such numbers holds them."""
+    draw = np.random.default_rng(0)
+    x, q = draw.standard_normal((9, 5)), draw.standard_normal((4, 5))
+    scores, rows = brute_force(x, q, 3)
+    found = Index((x * scale, [*"abcdefghi"])).search(q * scale, 3)
+    assert found.indices.tolist() == rows.tolist()
+    np.testing.assert_allclose(found.scores, scores, atol=1e-12)
+
+
 @pytest.mark.parametrize("ending", ["parquet", "npz"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_file_gives_what_its_vectors_give(ending: str, precision: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +176,10 @@ def test_mistakes_of_a_search_are_one_sentence(collection: tuple[Run, Path, Path
         (lambda: Index(file).search(np.zeros((1, 3), np.float32)), "vectors of 16 numbers, the query has 3"),
         (lambda: Index(file).search(np.full(16, np.nan)), "not finite"),
         (lambda: Index((np.zeros((2, 3)), ["a"])), "n paths"),
+        (lambda: Index((np.zeros((2, 3)), None)), "vectors, paths"),  # type: ignore[arg-type]
+        (lambda: Index(([[1, 2], [3]], ["a", "b"])), "different lengths"),
+        (lambda: Index(file).search([[1.0, 2.0], [3.0]]), "different lengths"),
+        (lambda: search(file, ""), "what to look for"),
         (lambda: Index((np.ones((2, 3)), ["a", "b"])).search("a.png"), "give encoder="),
         (lambda: Index(file).search(photos / "green/00.png", 0), "k=0"),
         (lambda: Index(file).search([3 + 1j]), "a path or a PIL image"),
@@ -204,6 +219,10 @@ def test_the_command_prints_a_table_and_a_page_that_needs_nothing_else(
     assert "red &amp; &lt;b&gt;/03.png" in text and "prefers-color-scheme: dark" in text
     cli.main(["search", str(file), "--row", "0", "-k", "2", "--html", str(page)])
     assert page.read_text().count("data:image/jpeg") == 3
+    before = file.read_bytes()
+    with pytest.raises(SystemExit):  # a slip of the tongue costs no file
+        cli.main(["search", str(file), "--row", "0", "--html", str(file)])
+    assert "ends with .html" in capsys.readouterr().err and file.read_bytes() == before
 
 
 def test_a_page_without_the_images_says_so(

@@ -243,6 +243,10 @@ def test_labels_of_a_dataset(array: NDArray[np.uint8]) -> None:
     assert len({*reads}) <= 8, "with targets no more than a few samples are read"
     part = held_source(Subset(Known([*array], LABELS), [39, 0, 20, 1]))
     assert part.labels is not None and part.labels.values.tolist() == [1, 0, 1, 0] and np.array_equal(part.raw(0), array[39])
+    short = Known([*array], LABELS)
+    short.targets = LABELS[:9]  # not those of the samples
+    part = held_source(Subset(short, [39, 0, 20, 1]))
+    assert part.labels is not None and part.labels.values.tolist() == [1, 0, 1, 0], "as the samples say it"
     changed = Known([*array], [1 - label for label in LABELS])
     changed.targets, changed.target_transform = LABELS, abs  # type: ignore[attr-defined]
     other = held_source(changed)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jepakit.core.errors import UserError
+from jepakit.core.errors import UserError, plain
 
 log = logging.getLogger("jepakit")
 NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
@@ -21,6 +21,8 @@ def user_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     """A path that the user gave, '~' expanded; `what` names it in errors. Raises UserError for what cannot be a path."""
     try:
         place = Path(path).expanduser()
+        if "\0" in str(place):
+            raise UserError(f"{what} {plain(str(place)[:100])}: no path has a null character")
         place.exists()
         return place
     except OSError as error:  # no file could be called so

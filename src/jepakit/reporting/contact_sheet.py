@@ -17,9 +17,11 @@ def contact_sheet(
 ) -> Path:
     """Write rows of pictures, (JPEG or None, title, note) each, the first of a row being what was looked for, to `out`.
 
-    Raises UserError where that cannot be written.
+    Raises UserError where that cannot be written, and for a name of another kind.
     """
-    path = user_path(out, "out")
+    path = user_path(out, "the page")
+    if path.suffix.lower() not in (".html", ".htm"):  # rather than write over an image, or the file that was searched
+        raise UserError(f"the page {path}: give the name of a file that ends with .html")
     tiles = [[{"src": _data_uri(jpeg), "title": name, "note": words} for jpeg, name, words in row] for row in rows]
     loader = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -197,7 +197,8 @@ def _known_labels(data: Any) -> list[Any] | None:
     """`targets` or `labels` of a Dataset, or of what it is a Subset of; None where they are not those of the samples."""
     if isinstance(data, Subset):
         whole = _known_labels(data.dataset)
-        return None if whole is None else [whole[index] for index in data.indices]
+        known = whole is not None and len(whole) == len(data.dataset)  # type: ignore[arg-type]
+        return [whole[index] for index in data.indices] if whole is not None and known else None
     if getattr(data, "target_transform", None) is not None:
         return None
     found = (getattr(data, name, None) for name in ("targets", "labels"))

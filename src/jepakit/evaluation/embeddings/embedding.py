@@ -1,6 +1,5 @@
 """The verb `embed`: a vector, or patch tokens, of every image of a collection, in a Parquet or .npz file; a kill loses little."""
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from jepakit.artifacts.run import Run
 from jepakit.core.errors import UserError, checked, plain
 from jepakit.core.files import locked, user_path
 from jepakit.core.progress import progress
+from jepakit.data.formats.remote import shown
 from jepakit.data.identity import Identity
 from jepakit.data.opening import GivenImages, absolute, given_images, open_source
 from jepakit.data.sources import Source
@@ -29,7 +29,7 @@ from jepakit.evaluation.embeddings.embedder import (
     in_batches,
 )
 from jepakit.evaluation.embeddings.files import open_embeddings
-from jepakit.evaluation.embeddings.parts import DESCRIPTION, Columns, EmbeddingParts, bad_path, begin, join
+from jepakit.evaluation.embeddings.parts import Columns, EmbeddingParts, bad_path, begin, described, join, require_ours
 from jepakit.evaluation.features import BATCH
 from jepakit.model.encoder import Encoder
 
@@ -81,7 +81,9 @@ def embed(
     whole = source.labels is not None and source.labels.whole_image
     embedder = embedder_of(encoder, settings, layer, pool, precision, whole)
     require_bands(source, encoder.images, settings.read_timeout_seconds)
-    return embed_source(embedder, source, out, encoder=where, data=place if opened else absolute(place), overwrite=overwrite)
+    return embed_source(
+        embedder, source, out, encoder=where, data=place if opened else shown(absolute(place)), overwrite=overwrite
+    )
 
 
 def embed_source(embedder: Embedder, source: Source, out: Path, *, encoder: str, data: str, overwrite: bool = False) -> Path:
@@ -93,6 +95,7 @@ def embed_source(embedder: Embedder, source: Source, out: Path, *, encoder: str,
         return out
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        require_ours(folder)
         with locked(folder):
             if _is_done(out, folder, about, overwrite):
                 shutil.rmtree(folder)
@@ -150,14 +153,13 @@ def _about(embedder: Embedder, source: Source, encoder: str, data: str) -> dict[
 
 def _is_done(out: Path, folder: Path, about: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether the file is there already, made of the same. Raises UserError where other work is there and must stay."""
-    begun = (folder / DESCRIPTION).exists()
     if overwrite:
         for path in folder.iterdir():
             if path.name != ".lock":
                 path.unlink()
         return False
-    if begun:
-        _require_same(json.loads((folder / DESCRIPTION).read_text()), about, str(folder))
+    if (begun := described(folder)) is not None:
+        _require_same(begun, about, str(folder))
     elif out.exists():
         _require_same(open_embeddings(out).about, about, str(out))
     return out.exists() and _differs(open_embeddings(out).about, about) is None

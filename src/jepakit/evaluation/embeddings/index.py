@@ -53,6 +53,8 @@ class Index:
         self.rows: Embeddings
         self._embedder: Embedder | None = None
         if isinstance(of, tuple):
+            if len(of) != 2 or not isinstance(of[1], Sequence | np.ndarray) or isinstance(of[1], str):
+                raise UserError("an index is of a file that jepakit.embed wrote, or of (vectors, paths)")
             vectors, paths = as_vectors(of[0]), np.asarray(list(of[1]), np.str_)
             if len(vectors) != len(paths):
                 raise UserError(f"an index is of vectors (n, D) and n paths, not of {len(vectors)} and {len(paths)}")
@@ -127,6 +129,7 @@ def nearest_rows(rows: Embeddings, queries: Floats, k: int) -> tuple[NDArray[np.
 
 def _unit32(vectors: Floats) -> torch.Tensor:
     """Rows (n, D) of length 1 in float32, but for rounding; those of length 0 stay."""
+    vectors = _unit(vectors) if vectors.dtype == np.float64 else vectors  # float32 may not hold them
     x = torch.from_numpy(np.array(vectors, np.float32))  # a copy: what Arrow and maps give is read-only
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64).float()
     return x / torch.where(length > 0, length, 1)
@@ -159,13 +162,18 @@ def _keep_best(
 def _unit(vectors: Floats) -> NDArray[np.float64]:
     """Rows (n, D) of length 1; those of length 0 stay."""
     x = np.asarray(vectors, np.float64)
+    largest = np.abs(x).max(1, keepdims=True)
+    x = np.divide(x, largest, out=np.zeros_like(x), where=largest > 0)  # so that no square over- or underflows
     length = np.sqrt((x * x).sum(1, keepdims=True))
     return np.asarray(np.divide(x, length, out=np.zeros_like(x), where=length > 0))
 
 
 def as_vectors(given: Any) -> Floats:
     """Vectors (n, D), of one (D,) or several, as an array. Raises UserError for others, and numbers that are not finite."""
-    x = given.detach().cpu().float().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+    try:
+        x = given.detach().cpu().float().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+    except ValueError:  # lists of different lengths
+        raise UserError("give vectors (n, D), or one (D,): these are of different lengths") from None
     x = x[None] if x.ndim == 1 else x
     if x.ndim != 2 or x.dtype.kind not in "fiu" or not x.size:
         raise UserError(f"give vectors (n, D), or one (D,), of numbers, not {tuple(x.shape)} of {x.dtype}")

@@ -8,6 +8,7 @@ that a row group in it would be no use before the last one.
 import csv
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from jepakit.evaluation.embeddings.embedder import UnreadRow
 Columns = dict[str, NDArray[Any]]
 SPLITS = ("train", "test")
 DESCRIPTION = "embedding.json"
+_OURS = re.compile(r"\.lock|(\.tmp-)?(embedding\.json|\d{6,}\.npz)")  # all that a folder of parts may hold
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,24 @@ class EmbeddingParts:
                 yield columns
 
 
+def require_ours(folder: Path) -> None:
+    """Raises UserError for a folder that holds anything but parts, as it is removed when all is done."""
+    if other := next((path.name for path in sorted(folder.iterdir()) if path.is_dir() or not _OURS.fullmatch(path.name)), None):
+        raise UserError(f"{folder} holds {plain(other)}, which jepakit embed did not write: move it, or give another --out")
+
+
+def described(folder: Path) -> dict[str, Any] | None:
+    """What a folder of parts was begun with; None for one that was not begun. Raises UserError for a broken one."""
+    place = folder / DESCRIPTION
+    try:
+        about = json.loads(place.read_text()) if place.exists() else None
+    except ValueError:
+        about = ()
+    if not isinstance(about, dict | None):
+        raise UserError(f"{place} is broken: begin again with --overwrite")
+    return about
+
+
 def begin(folder: Path, about: Mapping[str, Any]) -> None:
     """Make the folder of parts with what is to be made."""
     for draft in folder.glob(".tmp-*"):
@@ -103,9 +123,12 @@ def bad_path(out: Path) -> Path:
 def written(path: Path) -> Iterator[Path]:
     """A path to write to; then the file is synced, renamed to `path`, and its folder synced."""
     draft = path.with_name(f".tmp-{path.name}")
-    yield draft
-    _sync(draft)
-    draft.replace(path)
+    try:
+        yield draft
+        _sync(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)  # there after an error alone, such as a full disk
     _sync(path.parent)
 
 

@@ -58,7 +58,7 @@ def search(
     encoder: where the one that made the file lies now, if not where the file says. Raises UserError for a query that cannot
     be read, an encoder of other weights, and files that `embed` did not write.
     """
-    if (query is None) == (row is None):
+    if (query is None) == (row is None) or query == "":
         raise UserError("what to look for? give an image, a folder of images, or --row N")
     if k < 1:
         raise UserError(f"k={k}: give a whole number from 1 on")
