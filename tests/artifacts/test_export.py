@@ -18,6 +18,7 @@ import jepakit
 from exported import made_run, photos
 from jepakit import cli
 from jepakit.artifacts.export import exporting
+from jepakit.artifacts.export.card import _training as training_lines
 from jepakit.artifacts.export.exported_encoder import at_size, dense_of
 from jepakit.artifacts.export.verify import real_images
 from jepakit.artifacts.run import Run
@@ -250,6 +251,63 @@ def test_what_is_there_is_not_replaced_unasked_and_only_an_export_is_at_all(runs
         with pytest.raises(UserError, match=r"no export|is there"):
             jepakit.export(runs["ijepa"], "hf", place, overwrite=True)
     assert (thesis / "thesis.txt").read_text() == "precious" and {p.name for p in tmp_path.iterdir()} == {"out", "thesis"}
+
+
+@pytest.mark.parametrize("format", ["hf", "timm", "torch"])
+def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing(format: str, runs: dict[str, Run], tmp_path: Path) -> None:
+    """In a process of its own, as libraries written in C++ may end it; files of more than 3,000 bytes cannot be written."""
+    code = (
+        "import resource, signal, sys, jepakit\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "try:\n"
+        "    jepakit.export(*sys.argv[1:])\n"
+        "except jepakit.UserError as error:\n"
+        "    print('said:', error)\n"
+    )
+    words = [sys.executable, "-c", code, str(runs["ijepa"].path), format, str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "cannot be written: " in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_cannot_take_its_place_leaves_the_old_one(
+    runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = jepakit.export(runs["ijepa"], "timm", tmp_path / "out").path
+    before, rename = (place / "config.json").read_bytes(), Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if target == place and "old" not in self.name:
+            raise OSError(13, "Permission denied")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="Permission denied"):
+        patch.setattr(Path, "rename", refused)
+        jepakit.export(runs["gray"], "timm", place, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (place / "config.json").read_bytes() == before
+    (tmp_path / "link").symlink_to("out")
+    jepakit.export(runs["gray"], "timm", tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink() and (place / "config.json").read_bytes() != before
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "link"}
+
+
+@pytest.mark.parametrize(("out", "size"), [("out", (16, 16, 16)), ("o\0ut", 16), ("file/out", 16)])
+def test_mistakes_from_python_are_users_errors(out: str, size: Any, runs: dict[str, Run], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="height and width|null character|cannot be written: Not a directory"):
+        jepakit.export(runs["ijepa"], "timm", tmp_path / out, images_size=size)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_card_tells_no_password(runs: dict[str, Run]) -> None:
+    config = runs["ijepa"].config
+    for address, kept in (
+        ("https://me:secret@host/a.tar?X-Signature=secret", "https://host/a.tar"),
+        ("hf://datasets/owner/name", "hf://datasets/owner/name"),
+    ):
+        told = training_lines(config.model_copy(update={"data": address}))
+        assert "secret" not in told and f"images: {kept}" in told
 
 
 def test_the_card_says_what_the_run_is_and_not_where_it_lay(runs: dict[str, Run], data: Path, tmp_path: Path) -> None:

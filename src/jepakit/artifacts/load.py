@@ -19,7 +19,7 @@ from jepakit.artifacts.timm_weights import vit_of
 from jepakit.artifacts.weight_files import State, encoders_in, images_of, left_out_note, read_weights_file
 from jepakit.config.config import Config, resolve
 from jepakit.config.phases import at_step
-from jepakit.core.errors import UserError, nearest
+from jepakit.core.errors import UserError, line_of, nearest
 from jepakit.core.files import user_path
 from jepakit.data.transform import EvaluationTransform
 from jepakit.model.conditioning import PositionConditioning
@@ -210,4 +210,4 @@ def _from_hub(name: str) -> Path:
     except ImportError:
         raise UserError(f"no such path: {name}; if it is a hub id, pip install huggingface_hub") from None
     except Exception as error:  # the hub's errors are many: offline, no such repository, not allowed
-        raise UserError(f"no such path: {name}, and the hub gave none: {str(error).splitlines()[0][:150]}") from None
+        raise UserError(f"no such path: {name}, and the hub gave none: {line_of(error)[:150]}") from None

@@ -10,7 +10,7 @@ from jepakit.artifacts.export.folders import timm_call
 from jepakit.artifacts.export.graphs import OPSET
 from jepakit.config.config import Config
 from jepakit.core.errors import plain
-from jepakit.data.formats.remote import is_remote
+from jepakit.data.formats.remote import is_remote, shown
 from jepakit.model.encoder import Encoder
 from jepakit.model.method import encoder_label
 
@@ -114,7 +114,7 @@ def _training(config: Config | None) -> str:
     if config is None:
         return "Not known: these weights are not of a run of jepakit."
     data = config.data or "not said"
-    name = data if is_remote(data) else PurePath(data).name  # where it lies on this machine is nobody's business
+    name = shown(data) if is_remote(data) else PurePath(data).name  # where it lies on this machine is nobody's business
     optim = config.optim
     length = f"{optim.steps:,} steps" if optim.steps else f"{optim.epochs:g} epochs"
     lines = [

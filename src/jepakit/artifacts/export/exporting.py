@@ -100,12 +100,16 @@ def _choice(format: str, precision: str, preprocess: bool, custom_code: bool) ->
 
 
 def _size(size: tuple[int, int] | int | None) -> tuple[int, int] | None:
-    return (size, size) if isinstance(size, int) else size
+    if size is None or isinstance(size, int):
+        return None if size is None else (size, size)
+    if len(size) != 2:
+        raise UserError(f"images_size={tuple(size)}: give a side, or height and width")
+    return size[0], size[1]
 
 
 def _place(out: Path, overwrite: bool) -> Path:
     """The folder to be made. Raises UserError where something is there that is not to be replaced."""
-    place = Path(os.path.abspath(out))
+    place = Path(os.path.realpath(out))  # of a link to a folder, that folder
     if place.is_dir() and not any(place.iterdir()):
         return place
     if os.path.lexists(place):
@@ -121,16 +125,22 @@ def _draft(place: Path) -> Iterator[Path]:
     """A folder beside `place` to write in, which takes its place at the end; after an error it is removed."""
     draft = place.with_name(f".tmp-{place.name}-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
     try:
+        draft.mkdir(parents=True)
         yield draft
         old = place.with_name(f".tmp-old-{place.name}-{os.getpid()}")
         if place.exists():
             place.rename(old)
-        draft.rename(place)
+        try:
+            draft.rename(place)
+        except OSError:
+            if old.exists():
+                old.rename(place)
+            raise
         shutil.rmtree(old, ignore_errors=True)
-    except SafetensorError as error:  # its own for a full disk
-        raise UserError(f"not exported: {place} cannot be written: {line_of(error)}") from None
+    except (OSError, SafetensorError) as error:  # the latter is safetensors' own for a full disk
+        reason = getattr(error, "strerror", None) or line_of(error)
+        raise UserError(f"not exported: {place} cannot be written: {reason}") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

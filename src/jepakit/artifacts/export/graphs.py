@@ -4,6 +4,7 @@ Each writer gives the function that runs what was written: images (B, C, H, W) a
 """
 
 import importlib.util
+import io
 import json
 import logging
 import warnings
@@ -65,7 +66,9 @@ def write_torch(encoder: Encoder, choice: ExportChoice, folder: Path) -> list[Ru
     )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
-    torch.export.save(program, folder / "model.pt2", extra_files={ALONG: about(encoder, choice)})
+    content = io.BytesIO()  # torch's own writing to a file ends the process where the disk is full
+    torch.export.save(program, content, extra_files={ALONG: about(encoder, choice)})
+    (folder / "model.pt2").write_bytes(content.getbuffer())
     run = torch.export.load(folder / "model.pt2").module()
     return [("torch.export", lambda images: run(images)[0])]
 
