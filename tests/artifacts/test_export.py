@@ -295,7 +295,7 @@ def test_an_export_that_cannot_take_its_place_leaves_the_old_one(
 @pytest.mark.parametrize(("out", "size"), [("out", (16, 16, 16)), ("o\0ut", 16), ("file/out", 16)])
 def test_mistakes_from_python_are_users_errors(out: str, size: Any, runs: dict[str, Run], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="height and width|null character|cannot be written: Not a directory"):
+    with pytest.raises(UserError, match=r"height and width|null character|cannot be written: Not a directory"):
         jepakit.export(runs["ijepa"], "timm", tmp_path / out, images_size=size)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

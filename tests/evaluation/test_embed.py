@@ -373,7 +373,7 @@ def test_a_full_disk_leaves_no_half_of_a_file_and_the_same_call_goes_on(
         raise OSError(28, "No space left on device")
 
     out = tmp_path / f"a.{ending}"
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot write .*No space left"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"cannot write .*No space left"):
         patch.setattr(f"jepakit.evaluation.embeddings.parts._write_{ending}", full)
         embed_source(Embedder(encoder()), Generated(3), out, encoder="", data="")
     assert [path.name for path in tmp_path.iterdir()] == [f"a.{ending}.parts"]

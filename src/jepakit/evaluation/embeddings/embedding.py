@@ -81,9 +81,8 @@ def embed(
     whole = source.labels is not None and source.labels.whole_image
     embedder = embedder_of(encoder, settings, layer, pool, precision, whole)
     require_bands(source, encoder.images, settings.read_timeout_seconds)
-    return embed_source(
-        embedder, source, out, encoder=where, data=place if opened else shown(absolute(place)), overwrite=overwrite
-    )
+    lies = place if opened else shown(absolute(place))  # without a password: the file may go to others
+    return embed_source(embedder, source, out, encoder=where, data=lies, overwrite=overwrite)
 
 
 def embed_source(embedder: Embedder, source: Source, out: Path, *, encoder: str, data: str, overwrite: bool = False) -> Path:
