@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from jepakit.artifacts.checkpoint import load_state
-from jepakit.artifacts.load import Weights, read_weights, run_and_step
+from jepakit.artifacts.load import Weights, absolute_weights, read_weights
 from jepakit.artifacts.resample import change_channels, resize_patches
 from jepakit.config.choice import size_for
 from jepakit.config.config import Config, validation_sentence
@@ -55,14 +55,6 @@ class Taken:
         save_json(run / FILE, asdict(self))
 
 
-def absolute_init(path: str) -> str:
-    """A path of weights as a run records it, to be found from anywhere; a hub id as it is."""
-    run, step = run_and_step(Path(path).expanduser())
-    if step is not None:
-        return f"{run.resolve()}@{step}"
-    return str(run.resolve()) if run.exists() else path
-
-
 @dataclass(frozen=True)
 class Start:
     """Weights that a run begins from, their path and parts as they are recorded, and the settings that follow from them."""
@@ -99,7 +91,7 @@ def read_start(layers: Iterable[Mapping[str, Any]], *, sizes_are_chosen: bool) -
     own = (vit.grid[0] * vit.config.patch_size, vit.grid[1] * vit.config.patch_size)
     if sizes_are_chosen and not groups["images"].keys() & {"size"} and not size_for(1 << 20, 1 << 20, vit.config.patch_size):
         settings["images"] = {"size": own[0] if own[0] == own[1] else own}  # as none that is chosen is of such patches
-    return Start(found, absolute_init(init.path), init.parts or USUAL_PARTS, settings)
+    return Start(found, absolute_weights(init.path), init.parts or USUAL_PARTS, settings)
 
 
 def _encoder_layer(found: Weights, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,6 +103,14 @@ def run_and_step(path: Path) -> tuple[Path, int | None]:
     return run, int(step)
 
 
+def absolute_weights(path: str) -> str:
+    """A path of weights as a run records it, to be found from anywhere; a hub id as it is."""
+    run, step = run_and_step(Path(path).expanduser())
+    if step is not None:
+        return f"{run.resolve()}@{step}"
+    return str(run.resolve()) if run.exists() else path
+
+
 def _from_checkpoint(cls: type[JEPA], path: str | os.PathLike[str], heads: int | None = None) -> JEPA:
     """Encoder, target encoder and predictor of a run, RUN@step, a checkpoint folder, or a released `.pth.tar` (I-JEPA's format).
 

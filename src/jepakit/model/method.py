@@ -44,11 +44,14 @@ class Method(Settings):
 
     @model_validator(mode="after")
     def _one_projector(self) -> "Method":
-        r = self.regularizer
-        if r and r.projector and r.tensor == "context_pooled" and self.target.kind == "pixels":
+        r, target = self.regularizer, self.target
+        wide = target.teacher_width if target.kind == "features" else None  # of a teacher that was looked at
+        other = "pixels" if target.kind == "pixels" else f"a teacher's {wide} features"
+        fits = target.kind == "features" and wide in (None, self.encoder.width)
+        if r and r.projector and r.tensor == "context_pooled" and not fits:
             raise ValueError(
-                "regularizer.tensor=context_pooled projects features, but the projector is as wide as what is predicted: pixels; "
-                "set regularizer.projector=[]"
+                f"regularizer.tensor=context_pooled projects the encoder's features, but the projector is as wide as what is "
+                f"predicted: {other}; set regularizer.projector=[]"
             )
         return self
 

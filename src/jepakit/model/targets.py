@@ -48,6 +48,12 @@ class FeatureTargets(Settings):
     def _one_source(self) -> "FeatureTargets":
         if self.teacher and self.pixels_first:
             raise ValueError("a frozen teacher needs no pixels_first: set one of the two")
+        if self.kept and not self.pixels_first:
+            raise ValueError("kept says what outlives pixels_first: set that too, or leave target.kept out")
+        if self.teacher_width and not self.teacher:
+            raise ValueError(
+                "teacher_width is read off a teacher's weights: set target.teacher, or leave target.teacher_width out"
+            )
         if self.layers and list(self.layers) != sorted({*self.layers}):
             raise ValueError(f"target.layers names each block once, from the first to the last: {sorted({*self.layers})}")
         return self

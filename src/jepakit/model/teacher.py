@@ -4,6 +4,7 @@ B images, N patches of the student's grid, D' teacher width.
 """
 
 import hashlib
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -52,8 +53,9 @@ class Teacher(nn.Module):
         outputs = self.encoder.block_outputs(x, self.layers) if self.layers else [self.encoder(x)]
         return torch.cat(outputs, -1).flatten(0, 1)
 
+    @cached_property
     def digest(self) -> str:
-        """sha256 of the weights, by which a resume knows its teacher."""
+        """sha256 of the weights, by which a resume knows its teacher; they are never updated, so it is computed once."""
         digest = hashlib.sha256()
         for name, value in sorted(self.encoder.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().contiguous().float().numpy().tobytes())

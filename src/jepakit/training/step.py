@@ -181,7 +181,7 @@ class Training:
             "bad": {str(k): v for k, v in self.loader.bad_now().items()},
             "torch": torch.__version__,
             "config": self.config.model_dump(mode="json"),
-            **({"teacher": self.teacher.digest()} if self.teacher else {}),
+            **({"teacher": self.teacher.digest} if self.teacher else {}),
         }
         tensors = {"model": self.jepa.state_dict(), **({"optimizer": moments} if moments else {})}
         if bad := checkpoint.not_finite(tensors):
@@ -199,8 +199,11 @@ class Training:
         own = absolute(found.state["config"].get("data") or "")
         before, moved_from = Identity.from_state(found.state), None if own == self.config.data else own
         require_same(before, self.identity, plain(source.name), moved_from)
-        if self.teacher and self.teacher.digest() != found.state.get("teacher"):
-            raise UserError("target.teacher holds other weights than when the run began: give the same with target.teacher=PATH")
+        if self.teacher and self.teacher.digest != found.state.get("teacher"):
+            raise UserError(
+                "target.teacher holds other weights than when the run began: where those are now, say with --resume RUN "
+                "target.teacher=PATH (PATH@STEP of a run that went on)"
+            )
         self.jepa.load_state_dict(found.tensors["model"])
         self.set_moments(found.tensors.get("optimizer", {}))
         self.loader.bad = {int(k): v for k, v in found.state["bad"].items()}

@@ -32,6 +32,8 @@ from jepakit.data.sources import Source
 from jepakit.data.statistics import fitted, measured_instead
 from jepakit.data.threads import StoppedError
 from jepakit.data.training_part import split_sentences, training_part
+from jepakit.model.encoder import Encoder
+from jepakit.training.free_settings import require_free, with_free_settings
 from jepakit.training.hooks import Hooks, OnCheckpoint, OnLog
 from jepakit.training.online_probe import OnlineProbe
 from jepakit.training.step import Training
@@ -159,16 +161,7 @@ def _chosen(
 def _resume(run: Run, changes: Mapping[str, Any], data: GivenImages | None, hooks: Hooks) -> Run:
     name, opened = (None, None) if data is None else given_images(data)
     changes = changes if name is None else {**changes, "data": name}
-    fixed = [key for key in changes if key not in ("run", "data") and not (key == "images" and set(changes[key]) == {"max_bad"})]
-    if fixed:
-        length = fixed[0] == "optim" and {"epochs", "steps"} & {*changes["optim"]}
-        why = (
-            ": its length is fixed from the start, as the schedules run to its end; another length is a new run" if length else ""
-        )
-        raise UserError(
-            f"--resume goes on with the run's own settings; only run.* and images.max_bad may change, and data where the "
-            f"images have moved, not {fixed[0]}{why}"
-        )
+    require_free(changes, run.config)
     with run.lock(), run.logged():
         found, edited = checkpoint.load_newest(run.checkpoints, finite=True), run.config
         again = f"; where they have moved, --resume {quote(str(run.path))} --data NEW goes on"
@@ -179,7 +172,7 @@ def _resume(run: Run, changes: Mapping[str, Any], data: GivenImages | None, hook
         if not config.data:
             raise UserError("which images? give --data, where those lie that the run began with")
         config = config.model_copy(update={"data": absolute(config.data)})
-        config, teacher = with_teacher(config)
+        config, teacher = _teacher_of(config, run)
         source = opened or _open_images(config, run, "" if "data" in changes else again)
         training = Training.prepare(config, source, teacher, step=found.state["step"])
         training.restore(found)
@@ -191,10 +184,13 @@ def _resume(run: Run, changes: Mapping[str, Any], data: GivenImages | None, hook
         return _train(training, run, hooks)
 
 
-def with_free_settings(config: Config, other: Config) -> Config:
-    """A config with another's values of what may change when a run goes on: how it runs, and where its images are."""
-    images = config.images.model_copy(update={"max_bad": other.images.max_bad})
-    return config.model_copy(update={"run": other.run, "data": other.data, "images": images})
+def _teacher_of(config: Config, run: Run) -> tuple[Config, Encoder | None]:
+    """`with_teacher` of a run that goes on, whose teacher may have moved."""
+    try:
+        return with_teacher(config)
+    except UserError as error:
+        again = f"--resume {quote(str(run.path))} target.teacher=NEW goes on"
+        raise UserError(f"{error}; target.teacher is read again: where it has moved, {again}") from None
 
 
 def _open_images(config: Config, run: Run, hint: str) -> Source:
