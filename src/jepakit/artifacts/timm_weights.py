@@ -50,7 +50,7 @@ def vit_of(state: State, heads: int | None, where: str, give_heads: str) -> Fore
 
 
 def _vit_of(state: State, heads: int | None, where: str, give_heads: str) -> Foreign:
-    require_ours(state, where)
+    require_architecture(state, where)
     tokens = [name for name in _TOKENS if name in state]
     before = {0, *(state[name].shape[-2] for name in tokens), sum(state[name].shape[-2] for name in tokens)}
     left_out = [name for name in state if name in tokens or _NO_PART.match(name)]
@@ -74,7 +74,7 @@ def _vit_of(state: State, heads: int | None, where: str, give_heads: str) -> For
     return Foreign(vit, tuple(notes), tuple(left_out))
 
 
-def require_ours(state: State, where: str) -> None:
+def require_architecture(state: State, where: str) -> None:
     """Raises UserError, naming what it is, for an architecture that our ViT is not."""
     for pattern, what in _ELSEWHERE:
         found = next((name for name in state if re.search(pattern, name) and not _NO_PART.match(name)), None)
