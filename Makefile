@@ -43,6 +43,7 @@ bench: $(VENV)/.dev
 	$(PY) benchmarks/gpu.py --smoke
 	$(PY) benchmarks/growth.py --smoke
 	$(PY) benchmarks/embed.py --smoke
+	$(PY) benchmarks/studies.py
 	$(VENV)/bin/jepakit study small-data --scale smoke --out $$(mktemp -d)
 
 clean:
