@@ -24,12 +24,13 @@ from jepakit.model.vit import NORM_EPS, SHAPE, VIT_SIZES, ViT, resample_position
 
 PREDICTOR = {"width": 384, "depth": 6}  # the released predictors' width, and the depth beside ViT-B; the most for other encoders
 FILE = "init.json"
+RANDOM_TARGETS = "the target encoder is fresh beside an encoder that is not: targets are at first those of random weights"
 
 
 @dataclass(frozen=True)
 class Taken:
     """What a run began with: settings that followed, parts and how many tensors of each, what was changed (sentences), names
-    that were left out, and fresh parts."""
+    that were left out, fresh parts, and a warning where targets are of random weights at first."""
 
     path: str
     settings: dict[str, Any]
@@ -37,6 +38,7 @@ class Taken:
     changed: tuple[str, ...]
     left_out: tuple[str, ...]
     fresh: tuple[str, ...]
+    warning: str = ""
 
     def say(self, log: logging.Logger) -> None:
         """Log it, a line each."""
@@ -47,8 +49,8 @@ class Taken:
             log.info("  %s: to fit the weights (your own settings win)", " ".join(words))
         for sentence in self.changed:
             log.info("  %s", sentence)
-        if "encoder" in self.taken and "target_encoder" in self.fresh:
-            log.warning("the target encoder is fresh beside an encoder that is not: targets are at first those of random weights")
+        if self.warning:
+            log.warning(self.warning)
 
     def save(self, run: Path) -> None:
         """Write it into the run's folder."""
@@ -165,7 +167,9 @@ def put_in(jepa: JEPA, start: Start) -> Taken:
     if "predictor" in parts:
         taken["predictor"] = _put_predictor(jepa, found)
     fresh = [name for name, module in jepa.named_children() if name not in taken and any(True for _ in module.parameters())]
-    return Taken(start.path, start.settings, taken, tuple(changed), found.left_out, tuple(fresh))
+    lone = "encoder" in taken and "target_encoder" in fresh and jepa.method.target.learned  # else it gives no targets
+    warning = RANDOM_TARGETS if lone else ""
+    return Taken(start.path, start.settings, taken, tuple(changed), found.left_out, tuple(fresh), warning)
 
 
 def _fitted(vit: ViT, ours: ViT, where: str) -> tuple[dict[str, Tensor], list[str]]:
@@ -201,9 +205,12 @@ def _put_predictor(jepa: JEPA, found: Weights) -> int:
     shapes, others = ({name: value.shape for name, value in state.items()} for state in (ours, own))
     other = next((name for name in {**shapes, **others} if shapes.get(name) != others.get(name)), "")
     if other or heads[0] != heads[1]:
+        last = other.startswith("predictor_proj")  # to as many numbers as a target has
+        what = "says another number of values of a patch than this run's targets have" if last else "is of another shape"
+        mend = "begin with the same target.* and images" if last else "leave predictor.* out"
         raise UserError(
-            f"the predictor in {found.where} is of another shape ({other or 'another number of heads'}): leave predictor.* out, "
-            f"or leave predictor out of init.parts"
+            f"the predictor in {found.where} {what} ({other or 'another number of heads'}): {mend}, or leave predictor out of "
+            f"init.parts"
         )
     load_state(jepa.predictor, own, f"{found.where}: predictor")
     return len(own)

@@ -165,6 +165,8 @@ def read_weights(
         if holds_released(data):
             return _of_jepa(jepa_of_released(data, place, heads), place, which)
         return _foreign(encoders_in(data, place), place, which, heads, give_heads)
+    if not any((place / name).exists() for name in ("config.yaml", "manifest.json")) and not checkpoint.steps(place):
+        raise UserError(f"{place} holds no weights: {GIVE}")
     return _of_jepa(jepa_from_checkpoint(place, heads), place, which)
 
 

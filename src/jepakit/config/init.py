@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from jepakit.core.settings import Settings
 
@@ -25,3 +25,9 @@ class Init(Settings):
     def _listed(cls, given: Any) -> Any:
         """Words between commas, as on the command line."""
         return tuple(dict.fromkeys(word.strip() for word in given.split(","))) if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _of_something(self) -> "Init":
+        if self.parts and self.path is None:
+            raise ValueError("parts says what is taken of init.path: give that too (--init-from), or leave init.parts out")
+        return self

@@ -13,6 +13,7 @@ from jepakit.artifacts.checkpoint import step_name, steps
 from jepakit.artifacts.run import Run
 from jepakit.config.config import read_yaml, resolve
 from jepakit.config.optim import Schedule
+from jepakit.config.phases import at_step
 from jepakit.core.errors import UserError
 from jepakit.core.files import atomic_write, save_json
 from jepakit.model.method import encoder_label
@@ -36,16 +37,18 @@ SIGNS = {
 def row_of(cell: Cell, run: Run, status: str, said: str = "") -> CellRow:
     """All that a cell that is over ('finished', 'pruned', 'failed') left; accuracies are shares with their 95 % interval."""
     metrics, planned = run.metrics(), steps_of(run)
+    step = metrics[-1]["step"] if metrics else 0
     settings = read_yaml(run.path / "config.yaml") if (run.path / "config.yaml").is_file() else None
     return {
         "run": cell.name, "cell": cell.called, "lever": cell.lever, "change": dict(cell.change), "seed": cell.seed,
         "status": status, "said": said,
-        "steps": metrics[-1]["step"] if metrics else 0, "planned_steps": planned, "minutes": seconds(metrics) / 60,
+        "steps": step, "planned_steps": planned, "minutes": seconds(metrics) / 60,
         "start": {key: _number(of(metrics[0])) for key, of in SIGNS.items()} if metrics else {},
         "quarters": quarters(metrics, planned or 0),
         "alarms": [{"step": row["step"], "words": words} for row in metrics for words in row.get("alarms", ())],
         "looks": {key: probe_points(metrics, key) for key in PROBE_KEYS},
-        "judged": encoder_label(resolve(settings).which if settings else "target_encoder"),
+        # a run that ended before its targets changed is one of pixels
+        "judged": encoder_label(at_step(resolve(settings), step).which if settings else "target_encoder"),
         **{task: _result(run.path / "evaluation" / f"{task}.json") for task in ("knn", "linear", "rankme")},
         "evaluations": {OWN: _tasks(run.path / "evaluation")}
         | {look.name: _tasks(run.path / "evaluation" / look.name) for look in cell.looks},

@@ -236,7 +236,7 @@ def _train(training: Training, run: Run, hooks: Hooks) -> Run:
 def _train_phase(training: Training, run: Run, online: OnlineProbe | None, stop: Event, hooks: Hooks) -> bool:
     """Train to the phase's end, or until `stop` is set. False where the last step could not be saved."""
     config, end, saved = training.config, training.phase.end, True
-    watching = watch(run, training.phase, online, training.steps, training.step, hooks.on_log)
+    watching = watch(run, config, training.phase, online, training.steps, training.step, hooks.on_log)
     with watching as watched, closing(_batches(training, run, hooks)) as batches:
         if watched.fresh and not stop.is_set() and not (training.step and config.init.path):  # those weights are not read again
             start = training.jepa if not training.step else build_jepa(training.phase.config).to(training.device)

@@ -73,15 +73,19 @@ class Watch:
 @contextmanager
 def watch(
     run: Run,
+    whole: Config,
     phase: Phase,
     online: OnlineProbe | None,
     steps: int,
     step: int,
     on_log: Callable[[dict[str, Any]], object] | None = None,
 ) -> Iterator[Watch]:
-    """Watch a phase of a run of so many steps, from a step on; the doctor knows what was logged of the phase before."""
+    """Watch a phase of a run of so many steps, from a step on; the doctor knows what was logged of the phase before.
+
+    whole: the run's settings, as trackers show them, whatever the phase.
+    """
     rows, config = run.metrics(), phase.config
     from_step = phase.start + position_counts_from(phase.end - phase.start, phase.schedule.warmup)
     doctor = Doctor(config.target.learned, from_step, [row for row in rows if row["step"] > phase.start])
-    with metrics_writer(run, config, step) as write, progress("pretrain", steps, step) as report:
+    with metrics_writer(run, whole, step) as write, progress("pretrain", steps, step) as report:
         yield Watch(config, doctor, online, write, report, step, steps, not rows, on_log)
