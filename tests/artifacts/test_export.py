@@ -323,6 +323,20 @@ def test_the_card_says_what_the_run_is_and_not_where_it_lay(runs: dict[str, Run]
         assert str(data.parent).encode() not in path.read_bytes() and str(runs["ijepa"].path).encode() not in path.read_bytes()
 
 
+def test_the_card_says_what_it_does_not_hold(runs: dict[str, Run], tmp_path: Path) -> None:
+    """A processor that cannot cut such images, and results at another size than the export's."""
+    (runs["unconditioned"].path / "evaluation").mkdir()
+    rows = [{"name": "target encoder", "accuracy": 0.5}]
+    (runs["unconditioned"].path / "evaluation/knn.json").write_text(json.dumps({"rows": rows}))
+    texts = []
+    for number, size in enumerate([None, (16, 24)]):
+        jepakit.export(runs["unconditioned"], "hf", tmp_path / str(number), images_size=size)
+        texts.append((tmp_path / str(number) / "README.md").read_text())
+    uncut, elsewhere = "The processor above does not do all of that", "measured at 16x16 pixels"
+    assert uncut not in texts[0] and elsewhere not in texts[0]
+    assert uncut in texts[1] and "give arrays of 16x24 pixels" in texts[1] and elsewhere in texts[1]
+
+
 def test_results_are_those_of_what_is_exported(runs: dict[str, Run], tmp_path: Path) -> None:
     """A step's are in a folder of their own, and weights that only lie in a run are not of it."""
     run = runs["gray"]

@@ -349,6 +349,13 @@ def test_mistakes_are_one_sentence(photos: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("*.parts")] == []
 
 
+def test_an_address_is_held_without_its_password(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(photos)
+    monkeypatch.setattr(embedding, "open_source", lambda place, labels: source)
+    out = embed(encoder(), "https://me:secret@host/a.tar?X-Signature=secret", tmp_path / "a.npz")
+    assert open_embeddings(out).about["data"] == "https://host/a.tar" and b"secret" not in out.read_bytes()
+
+
 def test_a_folder_of_the_users_is_not_taken_for_parts(tmp_path: Path) -> None:
     mine = tmp_path / "a.npz.parts/notes.txt"
     mine.parent.mkdir()

@@ -8,6 +8,7 @@ from typing import Any
 from jepakit.artifacts.export.exported_encoder import ExportChoice
 from jepakit.artifacts.export.folders import timm_call
 from jepakit.artifacts.export.graphs import OPSET
+from jepakit.artifacts.processor import processor
 from jepakit.config.config import Config
 from jepakit.core.errors import plain
 from jepakit.data.formats.remote import is_remote, shown
@@ -56,7 +57,7 @@ def card(encoder: Encoder, choice: ExportChoice, config: Config | None, results:
         _what(encoder, choice, config),
         f"## How to use it\n\n```python\n{_use(encoder, choice)}\n```\n\n{_images(encoder, choice)}",
         f"## What it was trained on\n\n{_training(config)}",
-        f"## How good it is\n\n{_table(results, encoder)}",
+        f"## How good it is\n\n{_table(results, encoder, config)}",
         "## How the export was checked\n\n" + "\n".join(f"- {note}" for note in notes),
         "## Licence\n\nNot stated: `license` at the top of this file is for whoever publishes it to fill in.",
     ]
@@ -107,7 +108,9 @@ def _images(encoder: Encoder, choice: ExportChoice) -> str:
     scaled = f"divided by {white}, less {list(images.mean)}, over {list(images.std)} ({images.depth or 'uint8'} images)"
     inside = " The model scales and normalises them itself." if choice.preprocess else ""
     opset = f" ONNX opset {OPSET}; any number of images." if choice.format == "onnx" else ""
-    return f"Images were shown as: {cut}; values {scaled}.{inside}{opset}"
+    why = processor(images).get("why_not_resized") if choice.format == "hf" else None
+    uncut = f" The processor above does not do all of that: {why}." if why else ""
+    return f"Images were shown as: {cut}; values {scaled}.{inside}{opset}{uncut}"
 
 
 def _training(config: Config | None) -> str:
@@ -126,7 +129,7 @@ def _training(config: Config | None) -> str:
     return "\n".join(lines)
 
 
-def _table(results: Path | None, encoder: Encoder) -> str:
+def _table(results: Path | None, encoder: Encoder, config: Config | None) -> str:
     found = {path.stem: _rows(path) for path in sorted(results.glob("*.json"))} if results and results.is_dir() else {}
     found = {task: rows for task, rows in found.items() if rows}
     if not found:
@@ -138,6 +141,9 @@ def _table(results: Path | None, encoder: Encoder) -> str:
         bold = "**" if name == encoder_label(encoder.which) else ""
         lines.append(f"| {bold}{name}{bold} | " + " | ".join(cells) + " |")
     about = "This export is the row in bold. Accuracies in per cent with 95 % intervals, on the images that RUN was evaluated on."
+    if config is not None and config.images.height_width != encoder.images.height_width:
+        height, width = config.images.height_width
+        about += f" They were measured at {height}x{width} pixels; at the size of this export they may be others."
     return "\n".join([*lines, "", about])
 
 
