@@ -162,8 +162,8 @@ def _keep_best(
 def _unit(vectors: Floats) -> NDArray[np.float64]:
     """Rows (n, D) of length 1; those of length 0 stay."""
     x = np.asarray(vectors, np.float64)
-    largest = np.abs(x).max(1, keepdims=True)
-    x = np.divide(x, largest, out=np.zeros_like(x), where=largest > 0)  # so that no square over- or underflows
+    _, power = np.frexp(np.abs(x).max(1, keepdims=True))
+    x = np.ldexp(x, -power)  # exact, and no square over- or underflows
     length = np.sqrt((x * x).sum(1, keepdims=True))
     return np.asarray(np.divide(x, length, out=np.zeros_like(x), where=length > 0))
 
