@@ -406,7 +406,7 @@ def test_cosines_share_a_panel_and_position_has_one(tmp_path: Path) -> None:
 
 def test_a_change_of_targets_is_drawn_and_said_once_and_a_frozen_teacher_is_not_called_healthy(tmp_path: Path) -> None:
     plain = log_rows(make_run(tmp_path / "plain"), [healthy(i) for i in range(9)])
-    changed = log_rows(make_run(tmp_path / "changed"), [healthy(i) for i in range(9)])
+    changed = log_rows(make_run(tmp_path / "changed"), [healthy(i) for i in range(10)])
     with changed.joinpath("config.yaml").open("a") as config:
         config.write("target: {kind: features, pixels_first: 4}\n")
     assert "change" not in part(render(plain), "Loss").replace("changed", "")
@@ -415,3 +415,16 @@ def test_a_change_of_targets_is_drawn_and_said_once_and_a_frozen_teacher_is_not_
     with plain.joinpath("config.yaml").open("a") as config:
         config.write("target: {kind: features, teacher: somewhere}\n")
     assert reading.read(changed, 0, [changed]).watched and not reading.read(plain, 0, [plain]).watched
+
+
+@pytest.mark.parametrize(("first", "reached", "watched"), [(30, True, True), (60, True, False), (500, False, False)])
+def test_a_run_that_is_not_past_its_pixels_is_not_called_healthy(
+    first: int, reached: bool, watched: bool, tmp_path: Path
+) -> None:
+    rows = [{**healthy(i), "step": i * 10} for i in range(9)]  # up to step 80; 5 rows of features are what the doctor wants
+    run = log_rows(make_run(tmp_path / "run"), rows)
+    with run.joinpath("config.yaml").open("a") as config:
+        config.write(f"target: {{kind: features, pixels_first: {first}}}\n")
+    text = render(run)
+    assert ('id="change"' in text, CHANGED in text) == (reached, reached)
+    assert reading.read(run, 0, [run]).watched == watched == ("Collapse doctor: no alarm" in text)

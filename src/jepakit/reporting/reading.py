@@ -74,13 +74,19 @@ class RunFiles:
 
     @property
     def change(self) -> float:
-        """The step at which targets change from pixels to features; 0 where they do not."""
+        """The step at which targets changed from pixels to features; 0 where they did not, or not yet."""
+        last = max((steps[-1] for steps, _ in self.metrics.series.values() if len(steps)), default=0.0)
+        return self._pixels_first if last > self._pixels_first else 0.0
+
+    @property
+    def _pixels_first(self) -> float:
         return max(0.0, number(lookup(self.config, "target.pixels_first") or 0))
 
     @property
     def watched(self) -> bool:
         """Whether the doctor has had what it looks at, to the end; fixed targets (pixels, a teacher) cannot collapse."""
-        signs = [self.metrics.series[sign][1][-PROBE_METRICS:] for sign in SIGN_KEYS if sign in self.metrics.series]
+        found = [self.metrics.series[sign] for sign in SIGN_KEYS if sign in self.metrics.series]
+        signs = [values[steps > (self._pixels_first or -1)][-PROBE_METRICS:] for steps, values in found]
         seen = len(signs) == len(SIGN_KEYS) and all(len(sign) == PROBE_METRICS and np.isfinite(sign).all() for sign in signs)
         fixed = lookup(self.config, "target.kind") == "pixels" or lookup(self.config, "target.teacher")
         return seen and not fixed
