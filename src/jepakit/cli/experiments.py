@@ -133,6 +133,7 @@ def study(
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each cell; default 3, of small-data and at smoke 1.")] = None,
     trials: Annotated[int, typer.Option(min=0, help="Runs of a search over the levers together (extra 'study').")] = 0,
     processes: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one a core, on CUDA one.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="As --scale smoke.", hidden=True)] = False,
     settings: SettingWords = None,
 ) -> None:
     """Many runs that differ in one thing each, and one table of what came of them: OUT/table.md."""
@@ -141,5 +142,6 @@ def study(
     wanted = None if levers == "all" else [] if levers == "none" else [lever.strip() for lever in levers.split(",")]
     place, given = out or Path("runs") / name, settings or []
     how = {"labels": labels, "levers": wanted, "seeds": seeds, "trials": trials, "processes": processes}
-    if turn(name, data, place, scale=scale, set=given, **how):  # type: ignore[arg-type]
+    size = "smoke" if smoke else scale
+    if turn(name, data, place, scale=size, set=given, **how):  # type: ignore[arg-type]
         print(f"{(place.expanduser() / 'table.md').read_text()}\ntable and figures: {place}")

@@ -2,8 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -14,11 +13,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from jepakit.artifacts.run import Run
-from jepakit.config.config import Config, overrides, read_yaml, setting_words
+from jepakit.config.config import Config, overrides, setting_words
 from jepakit.config.optim import Schedule
 from jepakit.core.device import cores, device_of
 from jepakit.core.errors import UserError, checked, nearest
-from jepakit.core.files import atomic_write, locked, save_json
+from jepakit.core.files import save_json
 from jepakit.core.progress import progress
 from jepakit.core.signals import signals
 from jepakit.data.opening import absolute, named, open_source
@@ -30,6 +29,7 @@ from jepakit.study.cells import BASE, Cell, Lever, chosen, configuration, grid, 
 from jepakit.study.comparison import as_data, comparison, comparison_table
 from jepakit.study.comparison_figure import save_figure
 from jepakit.study.curves import save_curves
+from jepakit.study.folder import claimed
 from jepakit.study.panels import PaperStudy, chosen_panels, layout, snapshot_settings
 from jepakit.study.papers import PAPER_STUDIES
 from jepakit.study.running import Forked, Job, Runner, run_jobs
@@ -220,7 +220,7 @@ def _run_in_folder(runner: Runner, about: dict[str, Any], work: _Work, most: int
     about: what study.yaml holds; most: cells at a time. Raises UserError.
     """
     out = runner.out
-    with _claimed(out, about):
+    with claimed(out, about):
         search = Search.open(runner, about["base"], work.levers, work.cells, trials) if trials else None
         save = partial(_save, out, about["study"], about["base"], work)
         with signals(runner.stop):
@@ -277,26 +277,6 @@ def _tasks(source: Source, labels: str | None, tasks: str) -> list[str]:
         log.warning("%s: cells are judged by RankMe alone", error)
         tasks = "rankme"
     return ["--tasks", tasks, *(["--labels", labels] if labels else [])]
-
-
-@contextmanager
-def _claimed(out: Path, about: dict[str, Any]) -> Iterator[None]:
-    """Hold a folder for a study. Raises UserError where it holds another one, or anything else."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a new folder")
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        note, others = out / "study.yaml", [path.name for path in out.iterdir() if not path.name.startswith(".")]
-        if not note.is_file() and others:
-            raise UserError(f"{out} holds other files ({min(others)}); give a folder of its own")
-        if note.is_file() and (there := read_yaml(note)) != about:
-            other = next(key for key in about if there.get(key) != about[key])
-            raise UserError(f"{out} holds a study with {other} {there.get(other)}, not {about[other]}: give another --out")
-        (out / "cells").mkdir(exist_ok=True)
-        for path, value in ((note, about), (out / "base.yaml", about["base"])):
-            with atomic_write(path) as draft:
-                draft.write_text(yaml.safe_dump(value, sort_keys=False))
-        yield
 
 
 def _save(out: Path, name: str, base: dict[str, Any], work: _Work) -> list[CellRow]:
