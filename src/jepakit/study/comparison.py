@@ -61,14 +61,19 @@ def _order(task: str) -> int:
     return [*TITLES, task].index(task)
 
 
-def comparison_table(lines: Sequence[ComparisonLine], sources: Mapping[str, str], digits: int = 1) -> str:
-    """Markdown: a table for each panel; a cell has the mean, and ± half of the 95 % interval over seeds."""
+def comparison_table(
+    lines: Sequence[ComparisonLine], sources: Mapping[str, str], digits: int = 1, beside: str = "published"
+) -> str:
+    """Markdown: a table for each panel; a cell has the mean, and ± half of the 95 % interval over seeds.
+
+    beside: what the numbers are called that are not ours.
+    """
     parts = []
     for panel in dict.fromkeys(line.panel for line in lines):
         own = [line for line in lines if line.panel == panel]
         measures = list(dict.fromkeys(measure for line in own for measure in line.measures))
         published = any(line.published for line in own)
-        head = [panel, *measures, "seeds", *(["published"] if published else [])]
+        head = [panel, *measures, "seeds", *([beside] if published else [])]
         body = [
             [
                 line.called,
@@ -79,7 +84,7 @@ def comparison_table(lines: Sequence[ComparisonLine], sources: Mapping[str, str]
             for line in own
         ]
         text = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body)]
-        parts.append("\n".join([*text, *([f"\nPublished: {sources[panel]}."] if sources.get(panel) else [])]))
+        parts.append("\n".join([*text, *([f"\n{beside.capitalize()}: {sources[panel]}."] if sources.get(panel) else [])]))
     return "\n\n".join(parts)
 
 

@@ -15,8 +15,12 @@ _OURS, _THEIRS = "#1f77b4", "#8c564b"
 _PREFERRED = ("linear", "kNN", "RankMe")  # the first that all have is drawn
 
 
-def save_figure(path: Path, lines: Sequence[ComparisonLine], measure: str | None = None) -> None:
-    """Draw one measure of every point (default: linear, kNN or RankMe), with the published numbers on an axis of their own."""
+def save_figure(path: Path, lines: Sequence[ComparisonLine], measure: str | None = None, beside: str = "published") -> None:
+    """Draw one measure of every point (default: linear, kNN or RankMe); what is published on axes of their own.
+
+    A measure that is given has its own scale in each panel; accuracies share one. beside: what the other axes are called.
+    """
+    shared = measure is None
     measure = measure or next((m for m in _PREFERRED if any(m in line.measures for line in lines)), _PREFERRED[0])
     panels = list(dict.fromkeys(line.panel for line in lines))
     heights = [max(2, sum(line.panel == panel for line in lines)) for panel in panels]
@@ -26,10 +30,11 @@ def save_figure(path: Path, lines: Sequence[ComparisonLine], measure: str | None
         for (left, right), panel in zip(both, panels, strict=True):
             own = [line for line in lines if line.panel == panel]
             _draw(left, own, measure)
-            _draw_published(right, own)
+            _draw_published(right, own, beside)
             left.set_title(f"{panel}: {measure}", fontsize=9, loc="left")
-            if left is not both[0, 0]:
-                left.sharex(both[0, 0])
+        drawn = [left.get_xlim() for left in both[:, 0] if left.has_data()]
+        for left in both[:, 0] if shared and drawn else ():
+            left.set_xlim(min(low for low, _ in drawn), max(high for _, high in drawn))
         with atomic_write(path) as draft:
             figure.savefig(draft, format="svg", metadata={"Date": None})
 
@@ -45,13 +50,13 @@ def _draw(axes: Axes, lines: Sequence[ComparisonLine], measure: str) -> None:
     _dress(axes, len(lines))
 
 
-def _draw_published(axes: Axes, lines: Sequence[ComparisonLine]) -> None:
+def _draw_published(axes: Axes, lines: Sequence[ComparisonLine], title: str) -> None:
     numbers = [(place, float(found[0])) for place, line in enumerate(lines) if (found := re.match(r"\d[\d.]*", line.published))]
     if not numbers:
         axes.set_axis_off()
         return
     axes.plot([number for _, number in numbers], [place for place, _ in numbers], "D", color=_THEIRS, fillstyle="none")
-    axes.set_title("published", fontsize=9, loc="left")
+    axes.set_title(title, fontsize=9, loc="left")
     axes.set_yticks([])
     _dress(axes, len(lines))
 
