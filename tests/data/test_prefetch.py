@@ -318,11 +318,11 @@ def test_a_process_ends_while_a_row_group_hangs(tmp_path: Path) -> None:
 import sys, threading, numpy as np
 from fsspec.implementations.memory import MemoryFileSystem
 from jepakit.data.formats import parquet
-from jepakit.data.formats.remote import Places
+from jepakit.data.formats.remote import DataPaths
 parquet.LEAVE = 0.2
 store, begun = MemoryFileSystem(), threading.Event()
 store.pipe("/x.parquet", open(sys.argv[1], "rb").read())
-source = parquet.parquet_files(Places(store, ("/x.parquet",)), "x", None)
+source = parquet.parquet_files(DataPaths(store, ("/x.parquet",)), "x", None)
 store._open = lambda *args, **options: (begun.set(), threading.Event().wait())
 source.prefetch(np.arange(2))
 begun.wait()
