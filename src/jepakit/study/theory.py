@@ -120,7 +120,8 @@ def theory(out: Path, seeds: int, *, smoke: bool = False) -> list[dict[str, Any]
     out.mkdir(parents=True, exist_ok=True)
     save_json(out / "table.json", as_data(lines))
     with atomic_write(out / "table.md") as draft:
-        draft.write_text(f"# theory\n\n`jepakit study theory`\n\n{about}\n\n{comparison_table(lines, sources, digits=2, beside=CLOSED_FORM)}\n")
+        table = comparison_table(lines, sources, digits=2, beside=CLOSED_FORM)
+        draft.write_text(f"# theory\n\n`jepakit study theory`\n\n{about}\n\n{table}\n")
     save_figure(out / "figure.svg", lines, _MEASURED, CLOSED_FORM)
     return as_data(lines)
 
