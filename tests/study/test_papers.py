@@ -10,9 +10,10 @@ import pytest
 
 from jepakit.config.config import overrides
 from jepakit.core.errors import UserError
+from jepakit.evaluation.compare import mean_and_margin
 from jepakit.study import study
 from jepakit.study.cells import Cell, configuration
-from jepakit.study.comparison import ComparisonLine, comparison_table, mean_and_half
+from jepakit.study.comparison import ComparisonLine, comparison_table
 from jepakit.study.panels import StudyRuns, commands, layout
 from jepakit.study.papers import PAPER_STUDIES
 from jepakit.study.scales import Scale, base_words
@@ -86,9 +87,9 @@ def test_published_numbers_are_those_of_the_papers() -> None:
 
 
 def test_intervals_are_students() -> None:
-    mean, half = mean_and_half([1.0, 2.0, 3.0])
+    mean, half = mean_and_margin([1.0, 2.0, 3.0])
     assert mean == 2 and half == pytest.approx(4.30265 / 3**0.5, rel=1e-5)  # t of two degrees of freedom at .975
-    assert mean_and_half([5.0]) == (5.0, None)
+    assert mean_and_margin([5.0]) == (5.0, None)
 
 
 def test_a_point_without_runs_is_a_line_all_the_same() -> None:

@@ -6,9 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from jepakit.artifacts import checkpoint
 from jepakit.artifacts.init import RANDOM_TARGETS
@@ -25,14 +23,6 @@ TINY = [
     *("run.precision=fp32", "run.log_every_steps=1", "run.save_every_steps=1", "run.keep_checkpoints=99", "run.probe_images=0"),
 ]
 FIRST = "target.pixels_first=2"
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder, draw = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for i in range(16):
-        Image.fromarray(draw.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

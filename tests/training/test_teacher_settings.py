@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from jepakit.artifacts import checkpoint, load
 from jepakit.artifacts.run import Run
@@ -25,14 +24,6 @@ TINY = [
     *("run.precision=fp32", "run.log_every_steps=1", "run.save_every_steps=2", "run.keep_checkpoints=99", "run.probe_images=0"),
 ]
 WIDER = [*[w for w in TINY if "encoder.width" not in w], "encoder.width=24"]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder, draw = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for i in range(16):
-        Image.fromarray(draw.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

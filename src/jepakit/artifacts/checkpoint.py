@@ -3,7 +3,6 @@
 A folder named step-… is complete or absent; a byte that changed since is noticed; nothing in it can run code.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -19,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jepakit.core.errors import UserError
+from jepakit.core.files import sync
 
 log = logging.getLogger("jepakit")
 MANIFEST = "manifest.json"
 LATEST = "latest"  # a link to the newest, or where there are no links a file that names it
-NO_SUCH_CALL = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)  # of a file system that cannot sync a folder
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,12 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> bool:
         sums = {p.name: _sha256(p) for p in sorted(draft.iterdir())}
         (draft / MANIFEST).write_text(json.dumps(sums, indent=1))
         for path in draft.iterdir():
-            _sync(path)
-        _sync_folder(draft)
+            sync(path)
+        sync(draft)
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
         _point(folder / LATEST, final.name)
-        _sync_folder(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         shutil.rmtree(draft, ignore_errors=True)
         log.warning("checkpoint of step %d NOT saved: %s; earlier ones are kept, the run goes on", step, error)
@@ -191,23 +190,6 @@ def _verify(folder: Path, name: str, expected: str) -> None:
         raise UserError(f"{folder}: {name} is missing")
     if _sha256(folder / name) != expected:
         raise UserError(f"{folder}: {name} has changed since it was written (sha256)")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync_folder(path: Path) -> None:
-    """Sync a folder; where its file system cannot, pass: the files are synced all the same."""
-    try:
-        _sync(path)
-    except OSError as error:
-        if error.errno not in NO_SUCH_CALL:
-            raise
 
 
 def _point(link: Path, target: str) -> None:

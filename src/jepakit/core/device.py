@@ -9,6 +9,8 @@ import torch
 from jepakit.core.errors import UserError
 from jepakit.core.torch_private import cpu_has_bf16
 
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
 
 def device_of(name: str) -> torch.device:
     """'auto' is CUDA where there is one. Raises UserError for a device that is not there."""
@@ -28,7 +30,7 @@ def precision_of(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
         return torch.bfloat16 if fast else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+    return PRECISIONS[name]
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:

@@ -14,6 +14,7 @@ from typing import Any
 from jepakit.core.errors import UserError, plain
 
 log = logging.getLogger("jepakit")
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)  # of a file system that cannot sync a folder
 NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 
@@ -39,6 +40,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
     draft = path.with_name(f".tmp-{path.name}")
     yield draft
     draft.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file, or which files a folder has; of file systems that cannot sync a folder, pass. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(handle)
 
 
 def append(path: Path, text: str) -> None:

@@ -29,6 +29,13 @@ class Difference:
     comparisons: int = 1
 
 
+def mean_and_margin(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float | None]:
+    """Mean of independent values, and half of its 95 % t-interval; None for one value, which says nothing of others."""
+    n = len(values)
+    margin = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else None
+    return float(np.mean(values)), margin
+
+
 def accuracy_interval(correct: NDArray[np.float64], clusters: NDArray[np.int64] | None = None) -> tuple[float, float]:
     """95 % interval of the mean of `correct` (n,), each 0 or 1, or a share between them; clusters (n,): whose samples depend.
 

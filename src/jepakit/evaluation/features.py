@@ -30,6 +30,7 @@ from jepakit.model.vit import patchify
 
 T = TypeVar("T")
 log = logging.getLogger("jepakit")
+UnreadRow = tuple[int, str, str]  # an image that could not be read: its place in the source, its title, why
 RAW, PCA = "raw pixels", "pixel PCA"
 RAW_SIDE = 16  # pixels on a side of the raw-pixel baseline
 BATCH = 128
@@ -215,10 +216,16 @@ def batches(
 
 def readable(source: Source, ids: NDArray[np.int64], found: Sequence[T | BadImageError]) -> list[tuple[int, T]]:
     """Those that could be read, with their places; the others are named."""
-    good = []
-    for i, each in zip(ids.tolist(), found, strict=True):
-        if isinstance(each, BadImageError):
-            log.warning("left out of the evaluation: %s: %s", plain(source.title(i)), plain(str(each)))
-        else:
-            good.append((i, each))
+    good, bad = split_unread(source, ids, found)
+    for _, title, why in bad:
+        log.warning("left out of the evaluation: %s: %s", plain(title), why)
     return good
+
+
+def split_unread(
+    source: Source, ids: NDArray[np.int64], found: Sequence[T | BadImageError]
+) -> tuple[list[tuple[int, T]], list[UnreadRow]]:
+    """What was read of places `ids` (n,), with these, and what could not be."""
+    each_place = list(zip(ids.tolist(), found, strict=True))
+    bad = [(i, source.title(i), plain(str(each))) for i, each in each_place if isinstance(each, BadImageError)]
+    return [(i, each) for i, each in each_place if not isinstance(each, BadImageError)], bad

@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from scipy.stats import t
-
+from jepakit.evaluation.compare import mean_and_margin
 from jepakit.study.panels import Panel, PaperStudy, StudyRuns
 from jepakit.study.table import OWN, SPECTRA, CellRow
 
@@ -22,13 +20,6 @@ class ComparisonLine:
     called: str
     measures: Mapping[str, tuple[float, ...]]
     published: str = ""
-
-
-def mean_and_half(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and half of its 95 % interval by Student's t; none for one value, which tells nothing of other seeds."""
-    n = len(values)
-    half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else None
-    return float(np.mean(values)), half
 
 
 def comparison(study: PaperStudy, panels: Sequence[Panel], made: StudyRuns, rows: Sequence[CellRow]) -> list[ComparisonLine]:
@@ -92,7 +83,7 @@ def mean_shown(values: Sequence[float], digits: int = 1) -> str:
     """Mean ± half of the interval; a dash where there is nothing."""
     if not values:
         return "–"
-    mean, half = mean_and_half(values)
+    mean, half = mean_and_margin(values)
     return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half is not None else "")
 
 
@@ -104,7 +95,7 @@ def as_data(lines: Sequence[ComparisonLine]) -> list[dict[str, Any]]:
             "point": line.called,
             "published": line.published,
             "measures": {
-                name: {"values": list(values), "mean": mean_and_half(values)[0], "half": mean_and_half(values)[1]}
+                name: {"values": list(values), "mean": mean_and_margin(values)[0], "half": mean_and_margin(values)[1]}
                 for name, values in line.measures.items()
             },
         }

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jepakit.core.files import atomic_write
-from jepakit.study.comparison import ComparisonLine, mean_and_half
+from jepakit.evaluation.compare import mean_and_margin
+from jepakit.study.comparison import ComparisonLine
 
 _OURS, _THEIRS = "#1f77b4", "#8c564b"
 _PREFERRED = ("linear", "kNN", "RankMe")  # the first that all have is drawn
@@ -43,7 +44,7 @@ def _draw(axes: Axes, lines: Sequence[ComparisonLine], measure: str) -> None:
     for place, line in enumerate(lines):
         values = line.measures.get(measure, ())
         if values:
-            mean, half = mean_and_half(values)
+            mean, half = mean_and_margin(values)
             axes.errorbar(mean, place, xerr=half, fmt="o", color=_OURS, capsize=3, markersize=5)
             axes.plot(values, [place] * len(values), "|", color=_OURS, alpha=0.5)
     axes.set_yticks(range(len(lines)), [line.called for line in lines])

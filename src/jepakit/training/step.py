@@ -81,8 +81,9 @@ class Training:
         configure_cpu(config.run.threads)
         o = config.optim
         part = training_part(source, config.images)
-        config = with_pixel_steps(config, len(part) // o.batch_size)
-        parts = phases(config, len(part) // o.batch_size)
+        steps_per_epoch = len(part) // o.batch_size
+        config = with_pixel_steps(config, steps_per_epoch)
+        parts = phases(config, steps_per_epoch)
         phase = next(p for p in parts if step <= p.end)
         loader = loader_of(
             phase.config,
@@ -123,8 +124,8 @@ class Training:
             own = self.jepa.predictor.state_dict()
             after.jepa.predictor.load_state_dict({n: x for n, x in own.items() if "predictor_proj" not in n}, strict=False)
         if "moments" in kept:
-            names = [n for n in self.moments() if not n.startswith("predictor") or ("predictor" in kept and "_proj." not in n)]
-            after.set_moments({n: x for n, x in self.moments().items() if n in names})
+            fresh = "predictor_proj" if "predictor" in kept else "predictor"
+            after.set_moments({name: x for name, x in self.moments().items() if fresh not in name})
         return after
 
     def train_step(self, batch: Batch, now: ScheduleValues, *, check: bool, rows: bool = True) -> tuple[Output, Tensor]:

@@ -10,8 +10,6 @@ from jepakit.core.errors import UserError
 from jepakit.model.encoder import Encoder
 from jepakit.model.vit import ViT
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class ExportChoice:

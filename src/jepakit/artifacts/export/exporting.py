@@ -14,13 +14,14 @@ from safetensors import SafetensorError
 from jepakit import __version__
 from jepakit.artifacts.checkpoint import pointed, step_name
 from jepakit.artifacts.export.card import card
-from jepakit.artifacts.export.exported_encoder import PRECISIONS, ExportChoice, at_size
+from jepakit.artifacts.export.exported_encoder import ExportChoice, at_size
 from jepakit.artifacts.export.folders import write_hf, write_timm
 from jepakit.artifacts.export.graphs import write_onnx, write_torch
 from jepakit.artifacts.export.verify import CheckedOutput, compare, trials
 from jepakit.artifacts.load import load, run_and_step
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
+from jepakit.core.device import PRECISIONS
 from jepakit.core.errors import UserError, checked, line_of, nearest
 from jepakit.core.files import save_json, user_path
 

@@ -19,22 +19,19 @@ from torch import Tensor
 from jepakit.artifacts.load import load, run_and_step
 from jepakit.artifacts.run import Run
 from jepakit.config.config import RunSettings
-from jepakit.core.device import autocast, configure_cpu, cores, device_of, precision_of
+from jepakit.core.device import PRECISIONS, autocast, configure_cpu, cores, device_of, precision_of
 from jepakit.core.errors import UserError, nearest, plain
 from jepakit.core.files import user_path
 from jepakit.data.crops import stacked
-from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.samples import read_ahead, read_many
 from jepakit.data.sources import Source
-from jepakit.evaluation.features import BATCH, PREFETCH_SAMPLES, evaluation_view
+from jepakit.evaluation.features import BATCH, PREFETCH_SAMPLES, UnreadRow, evaluation_view, split_unread
 from jepakit.model.encoder import Encoder
 from jepakit.model.method import Which
 from jepakit.model.vit import SHAPE
 
 Pool = Literal["mean", "none"]
 Precision = Literal["fp32", "fp16", "bf16"]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-UnreadRow = tuple[int, str, str]  # an image that could not be read: its place in the source, its title, why
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class Embedder:
         """Images as they come (B, C, H, W) -> (B, *shape) on the encoder's device."""
         encoder, depth = self.encoder, self.encoder.vit.config.depth
         last = {"last": 1, "last4": 4}.get(self.layer) or depth - int(self.layer) + 1
-        with torch.inference_mode(), autocast(encoder.device, DTYPES[self.precision]):
+        with torch.inference_mode(), autocast(encoder.device, PRECISIONS[self.precision]):
             layers = encoder.layers(encoder.normalise(images.to(encoder.device)), last=last)
         with torch.inference_mode():
             chosen = layers if self.layer == "last4" else layers[:1]
@@ -124,9 +121,7 @@ def _read(
             return evaluation_view(source, index, embedder.encoder.images, embedder.whole_image)
 
         read_each = read_many(source, places, read, threads=threads, seconds=embedder.seconds)
-        found = list(zip(places.tolist(), read_each, strict=True))
-        bad = [(i, source.title(i), plain(str(each))) for i, each in found if isinstance(each, BadImageError)]
-        good = [(i, each) for i, each in found if not isinstance(each, BadImageError)]
+        good, bad = split_unread(source, places, read_each)
         yield [i for i, _ in good], stacked([each for _, each in good]) if good else None, bad
 
 

@@ -21,7 +21,6 @@ from jepakit.data.statistics import require_bands
 from jepakit.evaluation.embeddings.embedder import (
     Embedded,
     Embedder,
-    UnreadRow,
     embedded,
     embedder_of,
     encoder_and_settings,
@@ -30,7 +29,7 @@ from jepakit.evaluation.embeddings.embedder import (
 )
 from jepakit.evaluation.embeddings.files import open_embeddings
 from jepakit.evaluation.embeddings.parts import Columns, EmbeddingParts, bad_path, begin, described, join, require_ours
-from jepakit.evaluation.features import BATCH
+from jepakit.evaluation.features import BATCH, UnreadRow
 from jepakit.model.encoder import Encoder
 
 log = logging.getLogger("jepakit")

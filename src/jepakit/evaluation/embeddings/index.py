@@ -20,7 +20,6 @@ from jepakit.data.sets.held import HeldSource
 from jepakit.data.sources import Source
 from jepakit.evaluation.embeddings.embedder import (
     Embedder,
-    UnreadRow,
     embedded,
     embedder_of,
     encoder_and_settings,
@@ -28,6 +27,7 @@ from jepakit.evaluation.embeddings.embedder import (
     in_batches,
 )
 from jepakit.evaluation.embeddings.files import ArrayEmbeddings, Embeddings, open_embeddings
+from jepakit.evaluation.features import UnreadRow
 from jepakit.model.encoder import Encoder
 
 Floats = NDArray[np.floating]

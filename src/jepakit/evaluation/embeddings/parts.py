@@ -7,7 +7,6 @@ that a row group in it would be no use before the last one.
 
 import csv
 import json
-import os
 import re
 import shutil
 import zipfile
@@ -21,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.core.errors import UserError, plain
-from jepakit.evaluation.embeddings.embedder import UnreadRow
+from jepakit.core.files import atomic_write, sync
+from jepakit.evaluation.features import UnreadRow
 
 Columns = dict[str, NDArray[Any]]
 SPLITS = ("train", "test")
@@ -122,25 +122,13 @@ def bad_path(out: Path) -> Path:
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
     """A path to write to; then the file is synced, renamed to `path`, and its folder synced."""
-    draft = path.with_name(f".tmp-{path.name}")
     try:
-        yield draft
-        _sync(draft)
-        draft.replace(path)
+        with atomic_write(path) as draft:
+            yield draft
+            sync(draft)
     finally:
         draft.unlink(missing_ok=True)  # there after an error alone, such as a full disk
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        if not path.is_dir():  # some file systems cannot sync a folder
-            raise
-    finally:
-        os.close(handle)
+    sync(path.parent)
 
 
 def _write_bad(parts: EmbeddingParts, path: Path) -> int:

@@ -15,12 +15,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
 from jepakit.core import rng
 from jepakit.core.errors import UserError
 from jepakit.core.files import user_path
+from jepakit.evaluation.compare import mean_and_margin
 from jepakit.evaluation.probes.logistic import predictions, standardised
 
 log = logging.getLogger("jepakit")
@@ -103,10 +103,8 @@ def drawn(labels: _Rows, *, shots: int | None, share: float | None, seed: int, d
 
 def draws_interval(values: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
     """95 % t-interval of the mean of independent values; none of fewer than two."""
-    if len(values) < 2:
-        return None, None
-    mean, margin = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(mean - margin), float(mean + margin)
+    mean, margin = mean_and_margin(values)
+    return (None, None) if margin is None else (mean - margin, mean + margin)
 
 
 def names_in(list_file: str | Path, titles: Sequence[str]) -> _Rows:
