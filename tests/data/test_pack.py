@@ -144,7 +144,7 @@ def test_deep_images_and_many_bands_keep_their_depth(tmp_path: Path) -> None:
 def test_labels_split_classes_clusters_and_titles_are_those_of_the_source(tmp_path: Path) -> None:
     source, found = EmojiSource(), opened(pack("emoji", tmp_path / "packed", 32))
     ours, theirs = labels_of(found), labels_of(source)
-    for name in ("values", "test", "clusters"):
+    for name in ("values", "test", "groups"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
     assert (ours.name, ours.classes, ours.whole_image) == (theirs.name, theirs.classes, theirs.whole_image)
     assert fingerprint(found) == fingerprint(source) and len(found) == len(source)
@@ -167,7 +167,7 @@ def test_what_labels_say_of_themselves_is_kept(
     labels = labels_of(opened(pack("photos", tmp_path / "packed", SIZE)))
     assert labels.classes == classes and labels.whole_image is whole and labels.values.tolist() == values.tolist()
     assert labels.test.tolist() == (np.arange(10) % 3 == 0).tolist()
-    assert (labels.clusters is None) is (group is None) and (group is None or np.array_equal(labels.clusters, group))
+    assert (labels.groups is None) is (group is None) and (group is None or np.array_equal(labels.groups, group))
 
 
 def test_a_set_without_labels_has_none_when_packed(tmp_path: Path) -> None:

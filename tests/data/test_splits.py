@@ -276,8 +276,8 @@ def test_of_a_set_with_a_split_of_its_own_no_held_out_image_is_seen(tmp_path: Pa
 def test_the_emoji_are_trained_on_without_the_identities_of_the_test() -> None:
     source = EmojiSource()
     part = training_part(source, with_split(ImageSettings(size=32), source))
-    assert isinstance(part, TrainingPart) and source.labels is not None and source.labels.clusters is not None
-    identities = source.labels.clusters
+    assert isinstance(part, TrainingPart) and source.labels is not None and source.labels.groups is not None
+    identities = source.labels.groups
     assert not set(identities[part.ids]) & set(identities[source.labels.test]) and len(part) == (~source.labels.test).sum()
 
 

@@ -241,7 +241,7 @@ def labels_of(values: np.ndarray, test: np.ndarray, **more: Any) -> Labels:
 def test_the_halves_are_rows_of_the_samples_with_their_own_labels_and_clusters() -> None:
     values, test = np.array([0, -1, 1, 0, 1, 0, 1, -1]), np.array([0, 1, 0, 1, 1, 0, 0, 0], bool)
     clusters = np.array([7, 7, 8, 9, 9, 9, 4, 4])
-    labels, source = labels_of(values, test, clusters=clusters), ArraySource("s", grey(8), None)
+    labels, source = labels_of(values, test, groups=clusters), ArraySource("s", grey(8), None)
     ids = labelled(source, labels)
     assert ids.tolist() == [0, 2, 3, 4, 5, 6]
     split = train_and_test(source, labels, ids)
@@ -486,13 +486,13 @@ def test_what_stands_at_the_border_counts_where_the_label_is_of_the_whole_image(
 def test_clusters_of_test_samples_widen_intervals(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.repeat(np.random.RandomState(0).randint(0, 2, 40), 3)  # three copies of each image
     images = np.repeat(grey(40), 3, 0)
-    labels = labels_of(values, np.arange(120) >= 60, clusters=np.arange(120) // 3)
+    labels = labels_of(values, np.arange(120) >= 60, groups=np.arange(120) // 3)
     given(monkeypatch, ArraySource("copies", images, labels))
     rows = by_name(evaluate(run, tasks=["knn"])["knn"])
     assert read(run, "knn")["independent"] == 20 and read(run, "knn")["n_test"] == 60
     with np.load(run.path / "evaluation/knn.npz") as file:
         assert file["clusters"].tolist() == (np.arange(60, 120) // 3).tolist()
-    given(monkeypatch, ArraySource("copies", images, replace(labels, clusters=None)))
+    given(monkeypatch, ArraySource("copies", images, replace(labels, groups=None)))
     naive = by_name(evaluate(run, tasks=["knn"])["knn"])
     row, plain = rows["majority class"], naive["majority class"]
     assert row["accuracy"] == plain["accuracy"]

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,19 @@ from jepakit.data.findings import Finding
 from jepakit.data.unread_files import some
 from jepakit.model.images import MOST_PIXELS
 
+LabelKind = Literal["class", "number", "multi"]  # of labels: one class, one number, or several yes-or-no labels at once
+
 
 @dataclass(frozen=True)
 class Labels:
-    """Classes of the samples, and which samples are held out to test on.
+    """Labels of the samples, and which samples are held out to test on.
 
-    values (n,): int64, place in `classes`, or -1 for a sample that has no label or no part in the split; test (n,): held out.
-    clusters (n,): samples of one number are not independent (one identity, one scene), so intervals resample them
-    together. whole_image: the label describes the whole image, so evaluation resizes it without cropping. own_split: the split
+    classes: names of the classes, of several labels their names, () for numbers. values (n,): int64, place in `classes`, or -1
+    for a sample that has no label or no part in the split; for numbers and several labels 0 instead of a place. targets: float64,
+    numbers (n,) or several labels (n, L), each 0 or 1; NaN where there is none; None for classes. test (n,): held out.
+    groups (n,): samples of one number are not independent (one identity, patient, scene): intervals resample them together,
+    splits that are made here do not divide them; group_names: what the number stands for, () where it is just a number.
+    whole_image: the label describes the whole image, so evaluation resizes it without cropping. own_split: the split
     comes with the set or from the papers; if False, a fifth of each class was held out here. apart: how many labelled samples
     of a validation part no probe uses because there is a test part too; they are -1 in `values`.
     """
@@ -31,10 +36,22 @@ class Labels:
     classes: tuple[str, ...]
     values: NDArray[np.int64]
     test: NDArray[np.bool_]
-    clusters: NDArray[np.int64] | None = None
+    groups: NDArray[np.int64] | None = None
     whole_image: bool = False
     own_split: bool = True
     apart: int = 0
+    targets: NDArray[np.float64] | None = None
+    group_names: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> LabelKind:
+        """Of numbers `targets` is (n,), of several labels (n, L)."""
+        return "class" if self.targets is None else "number" if self.targets.ndim == 1 else "multi"
+
+    @property
+    def y(self) -> NDArray[np.int64] | NDArray[np.float64]:
+        """What a probe is to predict, of every sample: places in `classes` (n,), numbers (n,), or several labels (n, L)."""
+        return self.values if self.targets is None else self.targets
 
 
 @dataclass(frozen=True, eq=False)

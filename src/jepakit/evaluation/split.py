@@ -62,5 +62,5 @@ def train_and_test(source: Source, labels: Labels, ids: SplitRows) -> Split:
         )
     y = torch.from_numpy(values)
     train_rows, test_rows = np.nonzero(~test)[0], np.nonzero(test)[0]
-    clusters = None if labels.clusters is None else labels.clusters[ids][test_rows]
+    clusters = None if labels.groups is None else labels.groups[ids][test_rows]
     return Split(train_rows, test_rows, y[train_rows], y[test_rows], clusters)

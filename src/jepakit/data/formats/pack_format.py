@@ -87,7 +87,7 @@ class Labelled(_Stored):
         return cls(
             name=labels.name,
             whole=labels.whole_image,
-            clusters=labels.clusters is not None,
+            clusters=labels.groups is not None,
             digest=digest,
             classes=len(labels.classes),
             names=_file(names),
@@ -224,8 +224,8 @@ def label_records(labels: Labels) -> NDArray[Any]:
     """A LABELS_FILE record for each sample (n,)."""
     rows = np.zeros(len(labels.values), LABELS_FILE)
     rows["value"], rows["test"] = labels.values, labels.test
-    if labels.clusters is not None:
-        rows["cluster"] = labels.clusters
+    if labels.groups is not None:
+        rows["cluster"] = labels.groups
     return rows
 
 

@@ -205,7 +205,7 @@ def _columns(embedder: Embedder, source: Source, chunks: list[Embedded]) -> tupl
         values = labels.values[places]
         test = test | labels.test[places]
         columns |= {"label": values, "split": np.where(test, 1, np.where(values >= 0, 0, -1))}
-        columns |= {} if labels.clusters is None else {"group": labels.clusters[places]}
+        columns |= {} if labels.groups is None else {"group": labels.groups[places]}
     elif held is not None:
         columns["split"] = test.astype(np.int64)
     vectors = [chunk.vectors for chunk in chunks]
