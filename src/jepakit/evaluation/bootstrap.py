@@ -1,0 +1,121 @@
+"""Intervals and paired tests of any metric, by resampling groups of test samples (Efron and Tibshirani 1993, percentiles).
+
+m test samples, G groups (each sample one where there are none), R resamples, K classes or labels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jepakit.evaluation.compare import Difference, exact
+from jepakit.evaluation.metrics import METRICS, RANKED, Predictions, class_counts, ranked, weighted
+
+RESAMPLES_MOST, RESAMPLES_LEAST = 1000, 200
+WORK = 2e9  # samples x classes x resamples: with more there are fewer resamples
+RESAMPLES_AT_ONCE = 250  # weights in memory: of 10,000 samples 20 MB
+SHARES = ("accuracy", "balanced_accuracy", "macro_f1", *RANKED)  # metrics from 0 to 1
+_Floats = NDArray[np.float64]
+Groups = NDArray[np.int64] | None
+Figure = dict[str, float | None]  # value, low, high
+
+
+def group_resamples(m: int, groups: Groups, count: int, seed: int = 0) -> _Floats:
+    """How often each sample is in each of `count` resamples (m, R): as many groups as there are, drawn with replacement."""
+    which = np.arange(m) if groups is None else np.unique(groups, return_inverse=True)[1]
+    n = int(which.max()) + 1
+    draw = np.random.default_rng(seed)
+    times = np.stack([np.bincount(draw.integers(0, n, n), minlength=n) for _ in range(count)], 1)
+    weights: _Floats = times[which].astype(np.float64)
+    return weights
+
+
+def resampled(predictions: Sequence[Predictions], truth: NDArray[Any], groups: Groups, names: Sequence[str]) -> list[Any]:
+    """Each metric (R,) of each of several predictions, in the same resamples of groups (m,); a dict for each of them."""
+    first = predictions[0].scores
+    work = first.size if {*names} & {*RANKED} else first.shape[0] * first.shape[1]
+    count = int(np.clip(WORK / work, RESAMPLES_LEAST, RESAMPLES_MOST))
+    found: list[dict[str, list[_Floats]]] = [{name: [] for name in names} for _ in predictions]
+    for seed, start in enumerate(range(0, count, RESAMPLES_AT_ONCE)):
+        weights = group_resamples(len(truth), groups, min(RESAMPLES_AT_ONCE, count - start), seed)
+        for of, each in zip(found, predictions, strict=True):
+            for name, values in weighted(each, truth, weights, names).items():
+                of[name].append(values)
+    return [{name: np.concatenate(values) for name, values in of.items()} for of in found]
+
+
+def figures(predictions: Predictions, truth: NDArray[Any], groups: Groups = None) -> dict[str, Figure]:
+    """Every metric of the labels' kind with its 95 % interval over groups (m,): value, low and high, None where undefined.
+
+    Percentiles of resamples would be a point where nothing was ranked or named wrongly; there the interval is the exact one of a
+    share of as many samples as there are groups of the rarest class (Clopper and Pearson).
+    """
+    names = METRICS[predictions.kind]
+    here = weighted(predictions, truth, np.ones((len(truth), 1)), names)
+    drawn = resampled([predictions], truth, groups, names)[0]
+    return {name: _figure(name, float(here[name][0]), drawn[name], truth, groups) for name in names}
+
+
+def _figure(name: str, value: float, drawn: _Floats, truth: NDArray[Any], groups: Groups) -> Figure:
+    known = drawn[~np.isnan(drawn)]
+    if np.isnan(value) or len(known) < len(drawn) / 2:
+        return {"value": None if np.isnan(value) else value, "low": None, "high": None}
+    low, high = (min(float(np.quantile(known, 0.025)), value), max(float(np.quantile(known, 0.975)), value))
+    if high - low < 1e-9:
+        if name not in SHARES:
+            return {"value": value, "low": None, "high": None}
+        low, high = exact(min(1.0, max(0.0, value)), _rarest(truth, groups))
+    return {"value": value, "low": low, "high": high}
+
+
+def _rarest(truth: NDArray[Any], groups: Groups) -> int:
+    """Groups that have the class, or the answer to a label, which fewest have."""
+    which = np.arange(len(truth)) if groups is None else groups
+    if truth.ndim == 1:
+        return min(len(np.unique(which[truth == c])) for c in np.unique(truth))
+    counts = [len(np.unique(which[truth[:, k] == side])) for k in range(truth.shape[1]) for side in (0, 1)]
+    return min((count for count in counts if count), default=1)
+
+
+def paired_bootstrap(
+    a: Predictions, b: Predictions, truth: NDArray[Any], groups: Groups = None, names: Sequence[str] = ()
+) -> dict[str, Difference]:
+    """Each metric of a minus that of b on the same samples, with its 95 % interval and p, over groups (m,).
+
+    p is twice the share of resamples in which the difference is not on the side where it was seen; those seen count as one.
+    """
+    names = names or METRICS[a.kind]
+    ones = np.ones((len(truth), 1))
+    ours, theirs = (weighted(each, truth, ones, names) for each in (a, b))
+    drawn, drawn_too = resampled([a, b], truth, groups, names)
+    found = {}
+    for name in names:
+        seen, by_chance = float(ours[name][0] - theirs[name][0]), drawn[name] - drawn_too[name]
+        known = by_chance[~np.isnan(by_chance)]
+        if np.isnan(seen) or not len(known):
+            continue
+        sides = [(1 + int((sign * known <= 0).sum())) / (1 + len(known)) for sign in (1, -1)]
+        low, high = (float(np.quantile(known, q)) for q in (0.025, 0.975))
+        found[name] = Difference(seen, min(low, seen), max(high, seen), min(1.0, 2 * min(sides)))
+    return found
+
+
+def per_class(predictions: Predictions, truth: NDArray[Any], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each class or label: how many test samples are of it, recall, precision, F1, AUROC and average precision."""
+    ones, draws = np.ones((len(truth), 1)), range(len(predictions.scores))
+    ranks = [ranked(predictions.scores[draw], truth, ones) for draw in draws]
+    columns = {name: np.mean([each[name][:, 0] for each in ranks], axis=0) for name in RANKED}
+    counts = [int((truth == c).sum() if truth.ndim == 1 else (truth[:, c] == 1).sum()) for c in range(len(classes))]
+    if predictions.predicted is not None:
+        right, there, named = (
+            np.mean(each, axis=0)[:, 0]
+            for each in zip(*(class_counts(p, truth, ones, len(classes)) for p in predictions.predicted), strict=True)
+        )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            f1 = 2 * right / (there + named)
+            columns = {"recall": right / there, "precision": right / named, "f1": f1, **columns}
+    return [
+        {"class": name, "n_test": counts[c], **{key: float(column[c]) for key, column in columns.items()}}
+        for c, name in enumerate(classes)
+    ]
