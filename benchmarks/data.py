@@ -40,7 +40,7 @@ from jepakit.data.formats.pack import pack
 from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
 from jepakit.data.sources import Source
-from jepakit.model.images import IMAGENET, ImageSettings, mirrored, normalise
+from jepakit.model.images import IMAGENET, ImageSettings, normalise, turned
 from jepakit.model.masking.masks import MultiBlock
 
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence" / "data.json"
@@ -85,7 +85,7 @@ def ours(data: str, threads: int, *, on_cpu: bool = False) -> Callable[[], int]:
         for batch in loader(first, first + loader.steps_per_epoch):
             seen += len(batch.images)
             if on_cpu:
-                normalise(mirrored(batch.images, batch.mirrored[0]), IMAGES)
+                normalise(turned(batch.images, batch.turns[0]), IMAGES)
         return seen
 
     return epoch

@@ -95,7 +95,7 @@ def test_every_way_to_the_model_shows_it_the_same(runs: dict[str, Run], kind: st
     close(encoder.normalise(batch), expected[ids])  # pretraining
     close(encoder.normalise(evaluation_view(source, 3, config.images)[None]), expected[3:4])  # features of every frozen task
     close(encoder.normalise(evaluation_view(source, 3, config.images, whole_image=True)[None]), expected[3:4])
-    view = _View(source, whole, False, FineTuning(crop_scale=(1, 1), flip=False), 0)
+    view = _View(source, whole, False, FineTuning(crop_scale=(1, 1), symmetry=None), 0)
     close(encoder.normalise(torch.stack([view(3, None), view(3, 0)])), expected[[3, 3]])  # fine-tuning: test and training
     for by in ("masks", "crops"):
         pixels = [next(_groups(source, np.array([3]), config.images, 60))[1][0]]

@@ -156,8 +156,8 @@ def test_a_path_that_is_typed_wrong_is_not_asked_of_the_hub(home: Path, tmp_path
 
 def test_settings_as_a_mapping_are_a_file_s(home: Path, tmp_path: Path) -> None:
     words = {key: float(value) if "." in value else value for key, _, value in (word.partition("=") for word in TINY)}
-    run = jepakit.pretrain(home / "pics", tmp_path / "run", config={**words, "optim.lr": 2e-4, "images": {"flip": True}})
-    assert run.config.optim.lr == 2e-4 and run.config.images.flip and run.config.encoder.width == 16
+    run = jepakit.pretrain(home / "pics", tmp_path / "run", config={**words, "optim.lr": 2e-4, "images": {"symmetry": "mirror"}})
+    assert run.config.optim.lr == 2e-4 and run.config.images.symmetry == "mirror" and run.config.encoder.width == 16
 
 
 def test_keywords_with_dots_are_groups(home: Path, tmp_path: Path) -> None:

@@ -137,7 +137,6 @@ def test_every_key_is_read_or_named_and_all_of_ours_are_settings() -> None:
     [
         ("data__crop_size", 112, "images.size"),
         ("data__crop_scale", [0.5, 0.9], "images.crop_scale"),
-        ("data__use_horizontal_flip", True, "images.flip"),
         ("data__num_workers", 3, "run.loader_threads"),
         ("mask__allow_overlap", True, "masking.allow_overlap"),
         ("mask__aspect_ratio", [0.5, 2.0], "masking.target_aspect"),
@@ -175,6 +174,9 @@ def test_another_value_moves_the_setting_of_that_meaning_alone(theirs: str, valu
 def test_values_that_are_said_otherwise() -> None:
     layer = released_yaml(vith14(meta__use_bfloat16=False, optimization__ema=[0.9, 0.95]), "f", own_data=False).layer
     assert layer["run"]["precision"] == "fp32" and layer["data"] == "/nowhere/set/"
+    for on, ours in ((True, "mirror"), (False, None)):
+        file = released_yaml(vith14(data__use_horizontal_flip=on), "f", own_data=True)
+        assert settings(file.layer["recipe"], None, file.layer).images.symmetry == ours
     assert (layer["optim"]["ema_momentum"], layer["optim"]["final_ema_momentum"]) == (0.9, 0.95)
     sizes = {"vit_tiny": 192, "vit_small": 384, "vit_base": 768, "vit_large": 1024, "vit_huge": 1280, "vit_giant": 1408}
     for name, width in sizes.items():

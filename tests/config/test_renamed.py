@@ -8,6 +8,7 @@ import yaml
 from jepakit.artifacts.run import Run
 from jepakit.config.config import given_layer, overrides, resolve
 from jepakit.core.errors import UserError
+from jepakit.evaluation.tasks import settings_of
 from jepakit.training.train import pretrain
 
 BRIEF = "optim.batch_size=8 optim.steps=1 encoder.depth=1 run.probe_images=0 run.threads=1"
@@ -30,6 +31,18 @@ def test_old_keys_are_read_from_words_keywords_files_and_mappings(tmp_path: Path
     written = yaml.safe_load((run.path / "config.yaml").read_text())["optim"]
     assert not {"momentum", "final_momentum"} & written.keys() and written["ema_momentum"] == 0.5
     assert run.metrics()[-1]["momentum"] == 0.5  # the rows' own name stays
+
+
+def test_flip_is_read_as_the_mirror_symmetry_from_every_side(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for on, now in ((True, "mirror"), (False, None)):
+        for layer in (overrides(f"images.flip={on}"), given_layer(None, {"images": {"flip": on}})):
+            assert resolve({"images": {"symmetry": "d4"}}, layer).images.symmetry == now
+        assert settings_of(f"finetune.flip={on}").finetune.symmetry == now
+    assert "images.flip is called images.symmetry now" in caplog.text
+    with pytest.raises(UserError, match=r"images\.flip: give true or false, not 'd4'; or images\.symmetry"):
+        overrides("images.flip=d4")
+    with pytest.raises(UserError, match=r"images\.flip: give true or false, not 3"):
+        resolve({"images": {"flip": 3}})
 
 
 def test_the_later_of_two_layers_wins_whatever_names_they_use() -> None:

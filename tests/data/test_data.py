@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from scipy.stats import ks_2samp
 
 from jepakit.core.errors import UserError
-from jepakit.data.crops import centre_crop, crop_boxes, flips, resize
+from jepakit.data.crops import centre_crop, crop_boxes, draw_turns, resize
 from jepakit.data.decoding.decode import decode, read_image
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.folder import FolderSource
@@ -408,8 +408,9 @@ def test_crops_and_flips_change_with_seed_epoch_and_id() -> None:
     base = crop_boxes(ImageSettings(), sizes, ids, 0, 0)
     for other in (crop_boxes(ImageSettings(), sizes, ids, 1, 0), crop_boxes(ImageSettings(), sizes, ids, 0, 1)):
         assert (other != base).any(1).mean() > 0.9
-    assert 0.4 < flips(0, 0, np.arange(2000)).mean() < 0.6
-    assert (flips(0, 0, ids) != flips(0, 1, ids)).any()
+    turns = [draw_turns("d4", seed, epoch, ids) for seed, epoch in ((0, 0), (1, 0), (0, 1))]
+    for other in turns[1:]:
+        assert turns[0] is not None and other is not None and (other != turns[0]).any(1).float().mean() > 0.7  # of 7 in 8
 
 
 @pytest.mark.parametrize("size", [(16, 16), (24, 40), (100, 7)])
@@ -449,7 +450,7 @@ def loader(source: FolderSource, threads: int = 2, images: ImageSettings = SMALL
 
 def same(a: Batch, b: Batch) -> bool:
     masks = zip(vars(a.masks[0]).values(), vars(b.masks[0]).values(), strict=True)
-    views = zip((*a.views, *a.mirrored), (*b.views, *b.mirrored), strict=True)
+    views = zip((*a.views, *a.turns), (*b.views, *b.turns), strict=True)
     alike = all(x is y if x is None or y is None else torch.equal(x, y) for x, y in views)
     return alike and a.step == b.step and all(np.array_equal(x, y) for x, y in masks)
 
@@ -469,7 +470,7 @@ def test_an_epoch_shows_no_image_twice_and_epochs_differ(images_20: FolderSource
 
 @pytest.mark.parametrize("threads", [1, 2, 4, 16])
 def test_a_batch_is_the_same_for_any_threads_and_any_start(images_20: FolderSource, threads: int) -> None:
-    images = ImageSettings(size=(16, 16), flip=True)
+    images = ImageSettings(size=(16, 16), symmetry="mirror")
     straight = list(loader(images_20, 1, images)(0, 7))
     again = {first: list(loader(images_20, threads, images)(first, 7)) for first in (0, 3, 6)}
     for first, batches in again.items():

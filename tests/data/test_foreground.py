@@ -16,12 +16,12 @@ from jepakit.data.foreground import above_otsu, of_contrast, of_mask, read_mask
 from jepakit.data.formats.folder import FolderSource
 from jepakit.data.loader import Batch, Loader
 from jepakit.data.sources import ArraySource, Source
-from jepakit.model.images import ImageSettings, mirrored
+from jepakit.model.images import ImageSettings, turned
 from jepakit.model.masking.masks import MultiBlock
 
 GRID = (4, 4)
 LAW = MultiBlock(min_keep=1, prior="contrast", bias=1)
-WHOLE = ImageSettings(size=32, crop_scale=(1, 1), crop_aspect=(1, 1), flip=True, max_bad=0.5)
+WHOLE = ImageSettings(size=32, crop_scale=(1, 1), crop_aspect=(1, 1), symmetry="mirror", max_bad=0.5)
 
 
 def spotted(count: int, side: int = 32) -> np.ndarray:
@@ -106,22 +106,25 @@ def test_a_patch_is_of_the_mask_where_half_of_it_is() -> None:
 # ---- the loader's masks
 
 
+@pytest.mark.parametrize("symmetry", ["mirror", "d4"])
 @pytest.mark.parametrize("crop", ["same", "own"])
 @pytest.mark.parametrize("more", [{}, {"crop_scale": (0.5, 1.0), "crop_aspect": (0.75, 1.33)}], ids=["whole", "crops"])
-def test_targets_lie_on_the_foreground_of_the_view_that_they_are_taken_from(crop: str, more: dict[str, Any]) -> None:
-    images = ImageSettings.model_validate({**WHOLE.model_dump(), **more, "target_crop": crop})
+def test_targets_lie_on_the_foreground_of_the_view_that_they_are_taken_from(
+    crop: str, symmetry: str, more: dict[str, Any]
+) -> None:
+    images = ImageSettings.model_validate({**WHOLE.model_dump(), **more, "target_crop": crop, "symmetry": symmetry})
     loader = made(ArraySource("spots", spotted(40), None), images)
-    turned = 0
+    mirrored = 0
     for step in range(5):
         batch = loader.batch(step)
-        view = mirrored(batch.views[-1], batch.mirrored[-1])
+        view = turned(batch.views[-1], batch.turns[-1])
         foreground = np.stack([of_contrast(image, GRID) for image in view])
         assert (target_grids(batch) & foreground[:, None]).any(-1).all()
-        assert batch.mirrored[-1] is not None
-        turned += int(batch.mirrored[-1].sum())
+        assert batch.turns[-1] is not None
+        mirrored += int(batch.turns[-1].any(1).sum())
         if not more:  # one patch alone is foreground, and few of two crops have it in one place
             assert foreground.sum() == 8
-    assert 5 < turned < 35
+    assert 5 < mirrored < 35 or (symmetry == "d4" and 25 < mirrored < 40)
 
 
 def test_masks_are_the_same_for_any_threads_processes_parts_and_order_of_steps() -> None:
@@ -173,8 +176,9 @@ def marked(loader: Loader, reading: np.ndarray, batch: Batch) -> np.ndarray:
     for grid, index in zip(grids, reading, strict=True):
         number = int(Path(loader.source.title(int(index))).stem)
         grid[divmod(number % 16, 4)] = True
-    assert batch.mirrored[-1] is not None
-    grids[batch.mirrored[-1].numpy()] = grids[batch.mirrored[-1].numpy()][..., ::-1]
+    assert batch.turns[-1] is not None
+    which = batch.turns[-1][:, 0].numpy()
+    grids[which] = grids[which][..., ::-1]
     return grids.reshape(-1, 16)
 
 

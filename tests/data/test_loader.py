@@ -18,10 +18,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.stats import chisquare
 
-from jepakit.config.config import resolve
+from jepakit.config.config import overrides, resolve
 from jepakit.config.recipes import settings as recipe_settings
+from jepakit.core import rng
 from jepakit.core.errors import UserError
+from jepakit.data.crops import draw_turns
 from jepakit.data.decoding.pixels import BadImageError, Pixels
 from jepakit.data.formats.folder import FolderSource
 from jepakit.data.formats.pack import pack
@@ -31,7 +34,7 @@ from jepakit.data.order import order
 from jepakit.data.sources import ArraySource, Blocks, Source, groups_at_hand, spread_places
 from jepakit.data.statistics import channel_statistics, fitted
 from jepakit.data.threads import StuckError, run_parallel
-from jepakit.model.images import ImageSettings, mirrored, normalise
+from jepakit.model.images import ImageSettings, all_turns, normalise, turned, turned_back
 from jepakit.model.masking.masks import MultiBlock
 from test_data import folder, noise, same
 
@@ -237,7 +240,7 @@ def test_files_that_vanish_or_are_locked_while_a_run_goes_on_are_bad_images(
 def of_process(root: str, process: int, processes: int, parts: int, answers: Any) -> None:
     made = Loader(
         FolderSource(Path(root)),
-        ImageSettings(size=16, flip=True),
+        ImageSettings(size=16, symmetry="mirror"),
         LAW,
         (4, 4),
         8,
@@ -247,7 +250,7 @@ def of_process(root: str, process: int, processes: int, parts: int, answers: Any
         processes=processes,
     )
     batches = [made.batch(step) for step in range(4)]
-    answers.put((process, [(b.images.numpy(), b.mirrored[0].numpy(), [vars(m) for m in b.masks]) for b in batches]))  # type: ignore[union-attr]
+    answers.put((process, [(b.images.numpy(), b.turns[0].numpy(), [vars(m) for m in b.masks]) for b in batches]))  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -289,15 +292,16 @@ def test_a_batch_that_processes_cannot_share_is_one_sentence() -> None:
 
 
 def test_views_are_crops_of_the_same_images_and_the_first_is_the_only_one_of_others(tmp_path: Path) -> None:
-    source, images = FolderSource(folder(tmp_path, 20)), ImageSettings(size=16, flip=True)
+    source, images = FolderSource(folder(tmp_path, 20)), ImageSettings(size=16, symmetry="mirror")
     own = images.model_copy(update={"target_crop": "own"})
     one, two = loader(source, images).batch(1), loader(source, own).batch(1)
     assert len(one.views) == 1 and len(two.views) == 2 and torch.equal(two.views[0], one.images) and two.images is two.views[0]
     assert not torch.equal(two.views[0], two.views[1])
     shade = loader(shades(40), ImageSettings(target_crop="own", **WHOLE)).batch(0)
     assert all(torch.equal(view, shade.images) for view in shade.views)  # whole images have one view
-    turned = [loader(shades(40), ImageSettings(flip=True, target_crop="own", **WHOLE)).batch(step).mirrored for step in range(5)]
-    a, b = (torch.cat([t[view] for t in turned if t[view] is not None]) for view in (0, 1))  # type: ignore[misc]
+    law = ImageSettings(symmetry="mirror", target_crop="own", **WHOLE)
+    turns = [loader(shades(40), law).batch(step).turns for step in range(5)]
+    a, b = (torch.cat([t[view] for t in turns if t[view] is not None]) for view in (0, 1))  # type: ignore[misc]
     assert 8 < (a != b).sum() < 32 and 8 < a.sum() < 32 and 8 < b.sum() < 32  # of 40, each a fair coin
 
 
@@ -305,7 +309,7 @@ def test_the_target_encoders_own_crop_is_the_same_for_any_threads_shares_and_sta
     tmp_path: Path,
 ) -> None:
     path = folder(tmp_path, 20)
-    law = ImageSettings(size=16, flip=True, target_crop="own")
+    law = ImageSettings(size=16, symmetry="mirror", target_crop="own")
     straight = list(loader(FolderSource(path), law)(0, 5))  # two epochs and a step
     for first in (0, 2):
         for threads in (1, 2, 4):
@@ -314,11 +318,11 @@ def test_the_target_encoders_own_crop_is_the_same_for_any_threads_shares_and_sta
     shares = [loader(FolderSource(path), law, process=p, processes=4) for p in range(4)]
     for view in (0, 1):
         assert torch.equal(torch.cat([share.batch(3).views[view] for share in shares]), straight[3].views[view])
-    plain = list(loader(FolderSource(path), ImageSettings(size=16, flip=True))(0, 5))
+    plain = list(loader(FolderSource(path), ImageSettings(size=16, symmetry="mirror"))(0, 5))
     for own, one in zip(straight, plain, strict=True):  # the encoder's is that of a run without
-        assert torch.equal(own.views[0], one.images) and torch.equal(own.mirrored[0], one.mirrored[0])  # type: ignore[arg-type]
-        assert same(replace(own, views=one.views, mirrored=one.mirrored), one)
-        assert len(own.views) == 2 and len(one.views) == len(one.mirrored) == 1
+        assert torch.equal(own.views[0], one.images) and torch.equal(own.turns[0], one.turns[0])  # type: ignore[arg-type]
+        assert same(replace(own, views=one.views, turns=one.turns), one)
+        assert len(own.views) == 2 and len(one.views) == len(one.turns) == 1
     source = CountingSource("counted", shades(20).images, None)
     made = loader(source, law)
     source.reads = 0
@@ -335,15 +339,49 @@ class CountingSource(ArraySource):
         return super().raw(index)
 
 
+def test_a_square_has_eight_turns_and_each_is_undone() -> None:
+    square = torch.arange(9).view(1, 1, 3, 3).expand(8, -1, -1, -1)
+    ways = all_turns("d4")
+    shown = turned(square, ways)
+    expected = {np.rot90(side, k).tobytes() for side in (square[0, 0].numpy(), square[0, 0].numpy().T) for k in range(4)}
+    assert {image.numpy().tobytes() for image in shown[:, 0]} == expected and len(expected) == 8
+    assert torch.equal(shown[0], square[0]) and torch.equal(turned_back(shown, ways), square)
+    assert torch.equal(turned(square[:2], all_turns("mirror"))[1], square[0].flip(2)) and all_turns(None).shape == (1, 0)
+    with pytest.raises(ValueError, match="of 3x4 would come out as 4x3"):
+        turned(torch.zeros(8, 1, 3, 4), ways)
+
+
+def test_turns_are_drawn_evenly_mirror_as_flips_were_and_quarter_turns_once_for_all_views() -> None:
+    ids = np.arange(16000)
+    d4, mirror = (draw_turns(symmetry, 5, 1, ids) for symmetry in ("d4", "mirror"))  # type: ignore[arg-type]
+    assert d4 is not None and mirror is not None and draw_turns(None, 5, 1, ids) is None
+    counts = np.bincount((d4.long() * torch.tensor([1, 2, 4])).sum(1).numpy(), minlength=8)
+    assert chisquare(counts).pvalue > 1e-4
+    for view, stream in ((0, "flip"), (1, "flip 1")):  # images.flip=true drew these
+        before = rng.uniform(rng.keys(5, stream, 1, ids), 1)[:, 0] < 0.5
+        assert np.array_equal(draw_turns("mirror", 5, 1, ids, view)[:, 0], before)  # type: ignore[index]
+    assert torch.equal(draw_turns("d4", 5, 1, ids, 1), d4)  # type: ignore[arg-type]
+    some = np.array([77, 3])
+    assert torch.equal(draw_turns("d4", 5, 1, some), d4[some])  # type: ignore[arg-type]
+    batch = loader(shades(40), ImageSettings(size=16, symmetry="d4", target_crop="own")).batch(1)
+    assert batch.turns[0] is not None and torch.equal(batch.turns[0], batch.turns[1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("words", ["images.size=[16,32] images.symmetry=d4 encoder.patch_size=8", "images.symmetry=d5"])
+def test_a_symmetry_that_is_none_or_that_images_do_not_have_is_one_sentence(words: str) -> None:
+    with pytest.raises(UserError, match=r"images\.symmetry: |images\.size=32"):
+        resolve(overrides(words))
+
+
 def test_flips_mirror_left_to_right_those_that_they_name() -> None:
     x = torch.arange(2 * 3 * 2 * 4).view(2, 3, 2, 4)
-    out = mirrored(x, torch.tensor([False, True]))
+    out = turned(x, torch.tensor([[False], [True]]))
     assert torch.equal(out[0], x[0]) and out[1, 0, 0].tolist() == x[1, 0, 0].tolist()[::-1]
-    assert mirrored(x, None) is x
-    batch = loader(shades(40), ImageSettings(flip=True, **WHOLE)).batch(0)
-    shown = mirrored(batch.images, batch.mirrored[0])
+    assert turned(x, None) is x
+    batch = loader(shades(40), ImageSettings(symmetry="mirror", **WHOLE)).batch(0)
+    shown = turned(batch.images, batch.turns[0])
     bright_left = shown[:, 0, 0, 0] > shown[:, 0, 0, -1]
-    assert torch.equal(bright_left, ~batch.mirrored[0])  # type: ignore[operator]
+    assert torch.equal(bright_left, ~batch.turns[0][:, 0])  # type: ignore[operator]
 
 
 # ---- what is measured
@@ -475,7 +513,7 @@ PLACES = (in_a_folder, in_tars, in_memory_far_away, in_parquet, in_arrow, in_npz
 @pytest.fixture(scope="module")
 def batches_of_a_folder(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     source = open_source(in_a_folder(tmp_path_factory.mktemp("first"), [noise(20, 24, seed=i) for i in range(12)]))
-    return list(loader(source, ImageSettings(size=16, flip=True), batch_size=4)(0, 7))
+    return list(loader(source, ImageSettings(size=16, symmetry="mirror"), batch_size=4)(0, 7))
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -486,13 +524,13 @@ def test_every_source_gives_the_same_batches_from_every_step_on(
     source = open_source(place(tmp_path / "here", [noise(20, 24, seed=i) for i in range(12)]))
     for first in range(7):  # two epochs and a step: also from the middle of one
         for threads in (1, 2, 4):
-            made = loader(source, ImageSettings(size=16, flip=True, shuffle="full"), batch_size=4, threads=threads)
+            made = loader(source, ImageSettings(size=16, symmetry="mirror", shuffle="full"), batch_size=4, threads=threads)
             assert all(same(a, b) for a, b in zip(made(first, 7), batches_of_a_folder[first:], strict=True))
     for processes in (2, 4):
         shares = [
-            loader(source, ImageSettings(size=16, flip=True, shuffle="full"), batch_size=4, process=p, processes=processes).batch(
-                1
-            )
+            loader(
+                source, ImageSettings(size=16, symmetry="mirror", shuffle="full"), batch_size=4, process=p, processes=processes
+            ).batch(1)
             for p in range(processes)
         ]
         assert torch.equal(torch.cat([share.images for share in shares]), batches_of_a_folder[1].images)

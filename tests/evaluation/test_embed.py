@@ -276,7 +276,7 @@ def test_the_digest_is_of_all_that_a_vector_depends_on() -> None:
     assert encoder_digest(e) == encoder_digest(encoder()) != encoder_digest(encoder(1))
     images = e.images.model_copy(update={"mean": (0.0, 0.0, 0.0)})
     others = [Encoder(e.vit, images, e.training_conditioning), Encoder(e.vit, e.images, None)]
-    flipped = Encoder(e.vit, e.images.model_copy(update={"flip": True}), e.training_conditioning)  # not seen at inference
+    flipped = Encoder(e.vit, e.images.model_copy(update={"symmetry": "mirror"}), e.training_conditioning)  # not seen at inference
     assert encoder_digest(flipped) == encoder_digest(e)
     assert len({encoder_digest(each) for each in (e, *others)}) == 3
 

@@ -552,7 +552,7 @@ def test_fine_tuning_twice_gives_the_same_bits_and_another_seed_others(condition
 @pytest.mark.parametrize("whole", [False, True])
 def test_training_images_are_cropped_unless_the_label_speaks_of_the_whole(whole: bool) -> None:
     source = Stripes(4, whole=whole)
-    settings = QUICK.model_copy(update={"crop_scale": (0.1, 0.2), "flip": False})
+    settings = QUICK.model_copy(update={"crop_scale": (0.1, 0.2), "symmetry": None})
     view = ft._View(source, ImageSettings(size=16), whole, settings, seed=0)
     shown = [view(2, epoch) for epoch in range(3)]
     full = torch.from_numpy(source.images[2]).permute(2, 0, 1)

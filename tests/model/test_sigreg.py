@@ -16,7 +16,7 @@ from jepakit.config.config import overrides, resolve
 from jepakit.config.recipes import settings
 from jepakit.core.errors import UserError
 from jepakit.data.sources import ArraySource
-from jepakit.model.images import mirrored, normalise
+from jepakit.model.images import normalise, turned
 from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method, method_name
 from jepakit.model.regularizers import sigreg
@@ -247,10 +247,10 @@ def test_another_step_has_other_directions_and_all_else_alike() -> None:
 
 
 def test_a_step_shows_the_target_encoder_the_crop_of_its_own() -> None:
-    own = training("images.flip=true")
+    own = training("images.symmetry=mirror")
     batch = own.loader.batch(0)
     images, others = (
-        normalise(mirrored(view, which), own.config.images) for view, which in zip(batch.views, batch.mirrored, strict=True)
+        normalise(turned(view, which), own.config.images) for view, which in zip(batch.views, batch.turns, strict=True)
     )
     seen, alone = own.jepa(images, batch.masks[0], others), own.jepa(images, batch.masks[0])
     out, _ = own.train_step(batch, own.schedule.at(0), check=True)

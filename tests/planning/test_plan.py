@@ -26,7 +26,7 @@ from jepakit.config.recipes import settings as recipe_settings
 from jepakit.core.errors import UserError
 from jepakit.data.sources import ArraySource, Source
 from jepakit.model import attention, layout, linear
-from jepakit.model.images import mirrored, normalise
+from jepakit.model.images import normalise, turned
 from jepakit.model.jepa import JEPA
 from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
@@ -141,7 +141,7 @@ def config_of(*words: str) -> Config:
         ("method=ijepa", "images.target_crop=same", "target.norm=layer"),
         ("method=ec_ijepa", "masking.draws=2"),
         ("method=c_jepa", "target.layers=[0,1]", "regularizer.projector=[256,256]"),
-        ("method=c_jepa", "regularizer.projector=[256,256]", "images.flip=true"),
+        ("method=c_jepa", "regularizer.projector=[256,256]", "images.symmetry=mirror"),
         ("method=c_jepa", "masking.kind=random", "optim.accumulate=2", "images.target_crop=same", "target.norm=layer"),
     ],
 )
@@ -152,7 +152,7 @@ def test_the_fullest_moment_is_that_of_torchs_allocator(words: tuple[str, ...], 
     jepa = build_jepa(config)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         views = [torch.zeros(16, 3, 64, 64, dtype=torch.uint8) for _ in range(config.images.views)]
-        shown = [mirrored(view, torch.zeros(16, dtype=torch.bool) if config.images.flip else None) for view in views]
+        shown = [turned(view, torch.zeros(16, 1, dtype=torch.bool) if config.images.symmetry else None) for view in views]
         for part in zip(*(view.chunk(parts) for view in shown), strict=True):
             masks = config.masking.sample(config.grid, np.arange(16 // parts), seed=config.seed)
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):

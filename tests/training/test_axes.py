@@ -16,7 +16,7 @@ from test_phases import STEPS, TINY, same, tensors
 CHOSEN = {
     "layers": ["method=ijepa", "target.layers=[0,1]"],
     "layers, EC, VICReg": ["method=ec_c_jepa", "target.layers=[0,1]", "regularizer.projector=[8]"],
-    "contrast": ["method=ijepa", "masking.prior=contrast", "masking.draws=2", "images.flip=true"],
+    "contrast": ["method=ijepa", "masking.prior=contrast", "masking.draws=2", "images.symmetry=mirror"],
     "contrast, EC, SIGReg": ["method=ec_ijepa", "masking.prior=contrast", "masking.bias=1", "regularizer.kind=sigreg"],
     "mask files, two contexts": ["method=c_jepa", "masking.prior=file", "masking.prior_folder={masks}", "masking.contexts=2"],
     "layers after pixels": ["method=ijepa", "target.layers=[0,1]", "target.pixels_first=4"],

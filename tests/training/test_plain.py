@@ -15,7 +15,7 @@ from jepakit.config.config import method_layer, overrides
 from jepakit.config.optim import Optim, Schedule, optimizer
 from jepakit.config.recipes import settings
 from jepakit.data.sets.emoji import EmojiSource
-from jepakit.model.images import mirrored, normalise
+from jepakit.model.images import normalise, turned
 from jepakit.model.masking.masks import MultiBlock
 from jepakit.training.step import Training
 from oracle import ARRAYS, CASE, DRAWS, ORACLE
@@ -124,7 +124,7 @@ def test_the_measured_step_is_the_one_that_trains() -> None:
     training = Training.prepare(config, EmojiSource())
     batch, now = next(iter(training.loader(0, 1))), training.schedule.at(0)
     jepa = deepcopy(training.jepa)
-    pixels = normalise(mirrored(batch.images, batch.mirrored[0]), config.images)
+    pixels = normalise(turned(batch.images, batch.turns[0]), config.images)
     loss = OurStep(jepa, optimizer(jepa, config.optim), training.dtype).step(pixels, batch.masks[0], now)
     out, _ = training.train_step(batch, now, check=True)
     assert torch.equal(loss, out.loss.detach())

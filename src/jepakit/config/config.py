@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from jepakit.config.init import Init
 from jepakit.config.optim import Optim
-from jepakit.config.renamed import RENAMED, current_key, current_layer
+from jepakit.config.renamed import RENAMED, current_key, current_layer, current_value
 from jepakit.core.errors import UserError, nearest
 from jepakit.core.guesses import suggestion
 from jepakit.core.settings import Settings
@@ -159,7 +159,8 @@ def overrides(pairs: Sequence[str] | str | None, model: type[BaseModel] = Config
             value = yaml.safe_load(text)
         except NO_YAML:
             raise UserError(f"'{pair}': the value is not valid YAML; quote it") from None
-        key = current_key(key) if RENAMED.get(key) in known else key
+        if RENAMED.get(key) in known:
+            key, value = current_key(key), current_value(key, value)
         if key not in known:
             raise UserError(f"'{pair}': {key}: unknown key{suggestion(key, known)}")
         value = text if key in ("recipe", "method") else value

@@ -16,7 +16,6 @@ _OWN = ("mask", "meta", "optimization")  # groups of theirs that no settings of 
 SAME = {
     "data.crop_size": "images.size",
     "data.crop_scale": "images.crop_scale",
-    "data.use_horizontal_flip": "images.flip",
     "mask.allow_overlap": "masking.allow_overlap",
     "mask.aspect_ratio": "masking.target_aspect",
     "mask.enc_mask_scale": "masking.context_scale",
@@ -43,9 +42,14 @@ OTHERWISE = {
     "data.num_workers": "run.loader_threads",
     "data.root_path": "data",
     "meta.model_name": "encoder.size",
+    "data.use_horizontal_flip": "images.symmetry",
     "meta.use_bfloat16": "run.precision",
     "optimization.ema": "optim.ema_momentum, optim.final_ema_momentum",
 }
+_SWITCHES: tuple[tuple[str, str, dict[bool, str | None]], ...] = (  # what on and off are of theirs
+    ("data.use_horizontal_flip", "images.symmetry", {True: "mirror", False: None}),
+    ("meta.use_bfloat16", "run.precision", {True: "bf16", False: "fp32"}),
+)
 # Their key: why it has no counterpart
 UNMAPPED = {
     "data.color_jitter_strength": "crops are not jittered in colour here",
@@ -195,15 +199,16 @@ def _batch(values: Mapping[str, Any], file: ReleasedYaml) -> None:
 
 
 def _machine(values: Mapping[str, Any], file: ReleasedYaml, own_data: bool) -> None:
-    """Set what says where the images are, and how they are read and computed with."""
+    """Set what is on or off, and what says where the images are, and how they are read."""
     workers = _count(values, "data.num_workers", 0, file.where)
     if workers is not None:
         file.set("run.loader_threads", max(1, workers))
-    half = values.get("meta.use_bfloat16")
-    if half is not None:
-        if not isinstance(half, bool):
-            raise UserError(f"{file.where}: meta.use_bfloat16: give true or false, not {half!r}")
-        file.set("run.precision", "bf16" if half else "fp32")
+    for theirs, ours, made in _SWITCHES:
+        on = values.get(theirs)
+        if on is not None:
+            if not isinstance(on, bool):
+                raise UserError(f"{file.where}: {theirs}: give true or false, not {on!r}")
+            file.set(ours, made[on])
     parts = [values[key] for key in ("data.root_path", "data.image_folder") if values.get(key) is not None]
     if own_data and parts:
         file.notes.append("data.root_path and data.image_folder are not used: your own data is")

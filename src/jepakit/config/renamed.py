@@ -8,7 +8,13 @@ from jepakit.core.errors import UserError
 
 log = logging.getLogger("jepakit")
 # Old dotted key: new one, in the same group
-RENAMED = {"optim.momentum": "optim.ema_momentum", "optim.final_momentum": "optim.final_ema_momentum"}
+RENAMED = {
+    "optim.momentum": "optim.ema_momentum",
+    "optim.final_momentum": "optim.final_ema_momentum",
+    "images.flip": "images.symmetry",
+    "finetune.flip": "finetune.symmetry",
+}
+_VALUES: dict[str, dict[Any, Any]] = {key: {True: "mirror", False: None} for key in ("images.flip", "finetune.flip")}
 
 
 def current_key(key: str) -> str:
@@ -17,6 +23,15 @@ def current_key(key: str) -> str:
         return key
     log.warning("%s is called %s now, and taken as that", key, RENAMED[key])
     return RENAMED[key]
+
+
+def current_value(key: str, value: Any) -> Any:
+    """What the present name of a dotted key takes for an old one's value. Raises UserError for what is none of the old one."""
+    if key not in _VALUES:
+        return value
+    if not isinstance(value, bool):
+        raise UserError(f"{key}: give true or false, not {value!r}; or {RENAMED[key]}, as it is called now")
+    return _VALUES[key][value]
 
 
 def current_layer(layer: Mapping[str, Any], where: str = "settings", *, tell: bool = False) -> dict[str, Any]:
@@ -32,7 +47,8 @@ def current_layer(layer: Mapping[str, Any], where: str = "settings", *, tell: bo
             continue
         if new_name in settings:
             raise UserError(f"{where}: {old} and {new} are one setting: write {new} alone")
-        result[group] = {new_name if key == name else key: value for key, value in settings.items()}
+        changed = {new_name: current_value(old, settings[name])}
+        result[group] = {**{key: value for key, value in settings.items() if key != name}, **changed}
         if tell:
             current_key(old)
     return result

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jepakit.core import rng
 from jepakit.data.decoding.pixels import BadImageError, Pixels
-from jepakit.model.images import ImageSettings
+from jepakit.model.images import ImageSettings, Symmetry
 
 _TRIES = 10  # torchvision's bound before it falls back to a centre crop
 LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in units of 2^-16, as Pillow rounds it
@@ -71,9 +71,16 @@ def crop_boxes(
     return np.array([crops.box(row, *size) for row, size in enumerate(sizes.tolist())], np.int64).reshape(-1, 4)
 
 
-def flips(seed: int, epoch: int, ids: NDArray[np.int64], view: int = 0) -> NDArray[np.bool_]:
-    """Which samples are mirrored: (B,)."""
-    return rng.uniform(rng.keys(seed, f"flip {view}" if view else "flip", epoch, ids), 1)[:, 0] < 0.5
+def draw_turns(symmetry: Symmetry, seed: int, epoch: int, ids: NDArray[np.int64], view: int = 0) -> Tensor | None:
+    """How samples are turned, as `turned` takes it: (B, 1) bool for mirror, (B, 3) for d4, each way as likely.
+
+    Views are mirrored independently, as they are cropped. Of quarter turns all views of an image share one draw: a predictor
+    is told rows and columns, which in a view turned otherwise would lie elsewhere seven times in eight.
+    """
+    if symmetry is None:
+        return None
+    stream = f"flip {view}" if view and symmetry == "mirror" else "flip"
+    return torch.from_numpy(rng.uniform(rng.keys(seed, stream, epoch, ids), 1 if symmetry == "mirror" else 3) < 0.5)
 
 
 def channels_of(pixels: Pixels, images: ImageSettings) -> Pixels:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jepakit.core.errors import UserError, plain
-from jepakit.data.crops import Crops, channels_of, flips, resize, stacked
+from jepakit.data.crops import Crops, channels_of, draw_turns, resize, stacked
 from jepakit.data.decoding.pixels import BadImageError, Pixels, too_many
 from jepakit.data.foreground import of_contrast, of_mask, read_mask
 from jepakit.data.order import order
@@ -26,7 +26,7 @@ from jepakit.data.samples import errors_of_all
 from jepakit.data.sources import Source, groups_at_hand
 from jepakit.data.statistics import ordered_by, read_usable, require_bands
 from jepakit.data.threads import run_parallel, time_limited
-from jepakit.model.images import ImageSettings
+from jepakit.model.images import ImageSettings, turned
 from jepakit.model.masking.masks import Masking
 from jepakit.model.masking.packed_masks import Grids, Masks
 
@@ -43,14 +43,14 @@ class TooManyBadImagesError(UserError):
 class Batch:
     """What one process works on in a step.
 
-    views: of each view (B, C, H, W): uint8, or float32 in units of white where one is deeper; mirrored: which of them the
-    device shall turn, (B,) bool each; masks of each micro-batch (one unless gradients are accumulated).
+    views: of each view (B, C, H, W): uint8, or float32 in units of white where one is deeper; turns: how the
+    device shall turn them, as `turned` takes it; masks of each micro-batch (one unless gradients are accumulated).
     """
 
     step: int
     epoch: int
     views: tuple[Tensor, ...]
-    mirrored: tuple[Tensor | None, ...]
+    turns: tuple[Tensor | None, ...]
     masks: tuple[Masks, ...]
 
     @property
@@ -122,16 +122,15 @@ class Loader:
         made = _BatchViews(self, ids, epoch)
         for rows in groups_at_hand(self.source, ids):
             made.fill(rows, stop)
-        turned = (torch.from_numpy(flips(self.seed, epoch, ids, view)) for view in range(self.images.views))
-        mirrored = tuple(turned) if self.images.flip else (None,) * self.images.views
+        turns = tuple(draw_turns(self.images.symmetry, self.seed, epoch, ids, view) for view in range(self.images.views))
         law = partial(self.masking.sample, self.grid, seed=self.seed, epoch=epoch)
         if self.masking.foreground:  # known of this process's images alone, which suffice where the law is of each image
-            told = np.split(made.foreground_as_shown(mirrored[-1]), self.micro_batches)
+            told = np.split(made.foreground_as_shown(turns[-1]), self.micro_batches)
             masks = tuple(law(some[own], foreground=f) for some, f in zip(micro_batches, told, strict=True))
         else:
             steps = range(step * self.micro_batches, (step + 1) * self.micro_batches)
             masks = tuple(law(some, step=i).of_images(own) for some, i in zip(micro_batches, steps, strict=True))
-        return Batch(step, epoch, made.images(), mirrored, masks)
+        return Batch(step, epoch, made.images(), turns, masks)
 
     def __call__(self, first: int, steps: int) -> Iterator[Batch]:
         """Batches from step `first` up to `steps`, made ahead of need."""
@@ -271,12 +270,10 @@ class _BatchViews:
         loader.source.wait_for(self.ids[rows], seconds)
         run_parallel(len(rows), views, put, threads=loader.threads, seconds=seconds, late=late, stop=stop)
 
-    def foreground_as_shown(self, mirrored: Tensor | None) -> Grids:
-        """The foreground (B, N) of the last view, turned where the device will turn it: mirrored (B,)."""
-        if mirrored is None:
-            return self.foreground
-        grids = self.foreground.reshape(-1, *self.loader.grid)
-        return np.where(mirrored.numpy()[:, None, None], grids[..., ::-1], grids).reshape(self.foreground.shape)
+    def foreground_as_shown(self, turns: Tensor | None) -> Grids:
+        """The foreground (B, N) of the last view, turned as the device will turn it."""
+        grids = torch.from_numpy(self.foreground).view(-1, 1, *self.loader.grid)
+        return turned(grids, turns).flatten(1).numpy()  # type: ignore[no-any-return]
 
     def images(self) -> tuple[Tensor, ...]:
         """Each view (B, C, H, W): uint8, or floats in units of white where some are."""

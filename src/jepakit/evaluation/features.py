@@ -25,7 +25,7 @@ from jepakit.data.sources import Source
 from jepakit.data.statistics import require_bands
 from jepakit.evaluation.storage import ROWS_AT_ONCE, allocate, copy_rows
 from jepakit.model.encoder import Encoder
-from jepakit.model.images import ImageSettings
+from jepakit.model.images import ImageSettings, Symmetry, all_turns, turned, turned_back
 from jepakit.model.vit import patchify
 
 T = TypeVar("T")
@@ -71,10 +71,12 @@ def extract(
     tokens: bool = False,
     precision: torch.dtype = torch.float32,
     seconds: float = 60.0,
+    symmetry: Symmetry = None,
 ) -> tuple[dict[str, FrozenFeatures], NDArray[np.int64]]:
     """Features by name of each encoder and of raw pixels, and the places in the source (n,) that could be read.
 
     The encoder sees the largest centre crop, resized; with `whole_image`, all of it, resized, for labels that speak of all of it.
+    An encoder's features are averaged over all turns of `symmetry`, raw pixels are as they are.
     An image that cannot be read, or not within so many `seconds`, is named and left out. Raises UserError for fewer than two
     readable images, and for features that are not finite.
     """
@@ -90,7 +92,7 @@ def extract(
         for batch in filter(None, read_ahead(batches(source, ids, read, seconds))):
             images = stacked([image for _, image in batch])
             for name, encoder in encoders.items():
-                layers = encoder.layers(encoder.normalise(images.to(first.device)), last=4 if last4 else 1)
+                layers = _layers(encoder, images, 4 if last4 else 1, symmetry)
                 made[name].add(_pooled(layers, last4, tokens))
             made[RAW].add(_raw(images, first.vit.config.patch_size, tokens))
             kept += [index for index, _ in batch]
@@ -166,6 +168,22 @@ class _Rows:
     @property
     def frozen(self) -> FrozenFeatures:
         return FrozenFeatures(**{kind: x[: self.done] for kind, x in self.kinds.items()})
+
+
+def _layers(encoder: Encoder, images: Tensor, last: int, symmetry: Symmetry) -> list[Tensor]:
+    """Patch tokens (B, T, D) of the last blocks, averaged over all turns of the images, each token where it is in the first."""
+    pixels, p = encoder.normalise(images.to(encoder.device)), encoder.vit.config.patch_size
+    means: list[Tensor] = []
+    for number, way in enumerate(all_turns(symmetry), start=1):
+        turns = way.expand(len(pixels), -1)
+        for i, x in enumerate(encoder.layers(turned(pixels, turns), last=last)):
+            grid = x.transpose(1, 2).unflatten(2, (pixels.shape[2] // p, pixels.shape[3] // p))
+            back = turned_back(grid, turns).flatten(2).transpose(1, 2)
+            if number == 1:
+                means.append(back)
+            else:
+                means[i] = means[i] + (back - means[i]) / number
+    return means
 
 
 def _pooled(layers: list[Tensor], last4: bool, tokens: bool) -> dict[str, Tensor]:

@@ -80,6 +80,7 @@ class ProbeResults:
             "seen_test": self.seen_test,
             "independent": len(split.test) if split.clusters is None else len(np.unique(split.clusters)),
             "settings": self.rows[0].get("settings") or protocol.model_dump(mode="json").get(task),
+            "symmetry": protocol.symmetry,
             "seed": protocol.seed,
         }
         clusters: dict[str, Any] = {} if split.clusters is None else {"clusters": split.clusters}
@@ -101,7 +102,8 @@ def save_rows(folder: Path, task: str, data: str, rows: list[ResultRow], protoco
     """Write and return the rows of a task that does not classify test samples one by one."""
     settings = protocol.model_dump(mode="json").get(task)
     folder.mkdir(parents=True, exist_ok=True)
-    save_json(folder / f"{task}.json", {"task": task, "data": data, "settings": settings, "seed": protocol.seed, "rows": rows})
+    about = {"task": task, "data": data, "settings": settings, "symmetry": protocol.symmetry, "seed": protocol.seed}
+    save_json(folder / f"{task}.json", {**about, "rows": rows})
     return rows
 
 

@@ -35,7 +35,7 @@ from jepakit.evaluation.probes.spectrum import lidar_rows, rankme_rows
 from jepakit.evaluation.results import ProbeResults, ResultRow, differences, save_rows
 from jepakit.evaluation.split import SplitRows, labelled, train_and_test
 from jepakit.evaluation.train_test_overlap import seen_in_training
-from jepakit.model.images import ImageSettings
+from jepakit.model.images import ImageSettings, require_square
 
 log = logging.getLogger("jepakit")
 FROZEN = ("rankme", "lidar", *PROBES)  # on features that are made once
@@ -100,6 +100,7 @@ def _evaluated(
     if not place:
         raise UserError("which images? give --data SRC")
     dense = [task for task in tasks if task in DENSE]
+    _require_turnable(judged.encoder.images, protocol, tasks)
     if dense and opened:
         raise UserError(f"{' and '.join(dense)} read a data set in its folder: give its path, not {opened.name}")
     if dense:
@@ -153,9 +154,17 @@ def _on_images(
         ids = evenly(len(source), min(protocol.images_limit or len(source), protocol.rankme.images))
     made = "rankme" in tasks
     if made:
-        layers = {"last4": bool({*probes} & LAST4), "tokens": bool({*probes} & TOKENS), "precision": judged.precision}
-        whole_image = labels is not None and labels.whole_image
-        features, ids = extract(source, judged.encoders, ids, whole_image=whole_image, seconds=judged.seconds, **layers)  # type: ignore[arg-type]
+        features, ids = extract(
+            source,
+            judged.encoders,
+            ids,
+            whole_image=labels is not None and labels.whole_image,
+            last4=bool({*probes} & LAST4),
+            tokens=bool({*probes} & TOKENS),
+            precision=judged.precision,
+            seconds=judged.seconds,
+            symmetry=protocol.symmetry,
+        )
         conditioned = [name for name, encoder in judged.encoders.items() if encoder.conditioning is not None]
         rows = rankme_rows(features, protocol.rankme, conditioned)
         results["rankme"] = save_rows(judged.folder, "rankme", source.name, rows, protocol)
@@ -179,6 +188,19 @@ def _on_images(
     if labels is None and {*tasks} - {"rankme", "lidar"}:
         log.warning("%s has no labels: put images into sub-folders, one a class, to probe; RankMe was measured", source.name)
     return results
+
+
+def _require_turnable(images: ImageSettings, protocol: Protocol, tasks: Sequence[str]) -> None:
+    """Raises UserError for a symmetry that the encoder's images do not have, or a task that averages nothing."""
+    if protocol.symmetry and {*tasks} & {*DENSE}:
+        raise UserError(f"symmetry={protocol.symmetry}: {' and '.join(DENSE)} average nothing over turns: leave it out")
+    asked = {"": protocol.symmetry, "finetune.": protocol.finetune.symmetry if "finetune" in tasks else None}
+    for group, symmetry in asked.items():
+        try:
+            if symmetry == "d4":
+                require_square(images.height_width)
+        except ValueError as error:
+            raise UserError(f"evaluate: {group}{error}") from None
 
 
 def _readable(source: Source, ids: SplitRows, images: ImageSettings, seconds: float) -> SplitRows:
@@ -236,6 +258,7 @@ def _finetuned(judged: EvaluatedModel, results: ProbeResults, protocol: Protocol
             protocol.seed,
             judged.precision,
             judged.seconds,
+            protocol.symmetry,
         )
         results.enter(name, (predicted == split.test_labels).double().numpy(), about)
     return results.save(judged.folder, "finetune", protocol)

@@ -1,4 +1,4 @@
-"""What the encoder is shown: the size, channels and values of images, how they are mirrored and normalised.
+"""What the encoder is shown: the size, channels and values of images, how they are turned and normalised.
 
 C channels, H and W pixels, B images.
 """
@@ -12,6 +12,7 @@ from torch import Tensor
 from jepakit.core.settings import Settings
 
 MOST_PIXELS = 100_000_000  # unless images.max_pixels says otherwise
+Symmetry = Literal["mirror", "d4"] | None  # images mean the same mirrored left to right; in all eight turns of the square
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of its training images
 
 
@@ -41,7 +42,10 @@ class ImageSettings(Settings):
     target_crop: Literal["same", "own"] = Field(
         "same", description="the target encoder sees the encoder's crop, or one of its own of the same image (MIM-JEPA)"
     )
-    flip: bool = Field(False, description="mirror half of the images (released code: off)")
+    symmetry: Symmetry = Field(
+        None,
+        description="mirror: half of the images are mirrored; d4: quarter turns too, for images without an up; none, as released",
+    )
     mean: tuple[float, ...] = Field(
         default_factory=_usual(0), description="subtracted from channels in [0, 1]; auto or not given: measured in the data"
     )
@@ -79,6 +83,8 @@ class ImageSettings(Settings):
                 raise ValueError(f"{name}: {have} numbers for images.channels={self.channels}; give one each, or leave it out")
         if min(self.height_width) < 1:
             raise ValueError("size: must be at least 1 pixel")
+        if self.symmetry == "d4":
+            require_square(self.height_width)
         return self
 
     @property
@@ -91,9 +97,42 @@ class ImageSettings(Settings):
         return 2 if self.target_crop == "own" else 1
 
 
-def mirrored(images: Tensor, which: Tensor | None) -> Tensor:
-    """Images (B, C, H, W) on any device, those of `which` (B,) bool mirrored left to right."""
-    return images if which is None else torch.where(which.to(images.device)[:, None, None, None], images.flip(3), images)
+def require_square(height_width: tuple[int, int]) -> None:
+    """Raises ValueError where images are not squares, of which quarter turns would be of another shape."""
+    height, width = height_width
+    if height != width:
+        raise ValueError(
+            f"symmetry: d4 has quarter turns, and images of {height}x{width} would come out as {width}x{height}: "
+            f"set images.size={max(height, width)}, or symmetry to mirror"
+        )
+
+
+def turned(images: Tensor, turns: Tensor | None) -> Tensor:
+    """Images (B, C, H, W) on any device, turned as (B, 1 or 3) bool say: mirrored left to right, then top to bottom, then rows
+    and columns exchanged. These eight are the symmetries of the square; None: as they are.
+    Raises ValueError as `require_square`."""
+    if turns is None:
+        return images
+    if turns.shape[1] == 3:
+        require_square((images.shape[2], images.shape[3]))
+    ways = (lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.transpose(2, 3))
+    for which, way in zip(turns.to(images.device).T, ways, strict=False):
+        images = torch.where(which[:, None, None, None], way(images), images)
+    return images
+
+
+def all_turns(symmetry: Symmetry) -> Tensor:
+    """All that `turned` takes of a symmetry, once each, the image as it is first: (1, 0), (2, 1) or (8, 3) bool."""
+    count = {None: 0, "mirror": 1, "d4": 3}[symmetry]
+    return torch.tensor([[n >> bit & 1 for bit in range(count)] for n in range(2**count)], dtype=torch.bool).view(2**count, count)
+
+
+def turned_back(images: Tensor, turns: Tensor) -> Tensor:
+    """What `turned` made of images (B, C, H, W) by turns (B, 0, 1 or 3), as they were."""
+    if turns.shape[1] < 3:
+        return turned(images, turns)
+    across, down, exchanged = turns.T  # where rows and columns were exchanged, so are the two mirrorings
+    return turned(images, torch.stack([torch.where(exchanged, down, across), torch.where(exchanged, across, down), exchanged], 1))
 
 
 def normalise(images: Tensor, settings: ImageSettings) -> Tensor:

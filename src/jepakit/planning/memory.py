@@ -20,9 +20,10 @@ from jepakit.artifacts.load import build_jepa
 from jepakit.config.config import Config
 from jepakit.core.device import autocast
 from jepakit.core.torch_private import dispatch_mode, fake_tensors, tensors_of
+from jepakit.data.crops import draw_turns
 from jepakit.data.loader import AHEAD
 from jepakit.model import attention, layout, linear
-from jepakit.model.images import mirrored, normalise
+from jepakit.model.images import normalise, turned
 from jepakit.model.jepa import JEPA
 from jepakit.model.layout import Layout
 from jepakit.model.masking.masks import Masking, MultiBlock
@@ -138,8 +139,8 @@ def peak_memory(config: Config, place: Hardware, images: int) -> PeakMemory:
         shape = (images * micro_batches, config.images.channels, *config.images.height_width)
         with _Live(jepa) as live, torch.autograd.graph.saved_tensors_hooks(live.keep, lambda x: x):
             batch = [torch.empty(shape, dtype=torch.uint8) for _ in range(config.images.views)]
-            which = torch.empty(len(batch[0]), dtype=torch.bool) if config.images.flip else None
-            _passes(jepa, config, [mirrored(view, which) for view in batch], masks, place.dtype, micro_batches)
+            turns = draw_turns(config.images.symmetry, config.seed, 0, np.arange(len(batch[0])))
+            _passes(jepa, config, [turned(view, turns) for view in batch], masks, place.dtype, micro_batches)
     gradients, activations, total = live.at_peak
     size = sum(view.untyped_storage().nbytes() for view in batch)
     return PeakMemory(gradients, activations, size, total - gradients - activations - size)

@@ -30,7 +30,7 @@ from jepakit.data.opening import absolute
 from jepakit.data.sources import Source
 from jepakit.data.training_part import training_part
 from jepakit.model.encoder import Encoder
-from jepakit.model.images import mirrored, normalise
+from jepakit.model.images import normalise, turned
 from jepakit.model.jepa import JEPA, Output
 from jepakit.model.teacher import Teacher
 from jepakit.training.trackers import require_trackers
@@ -156,7 +156,7 @@ class Training:
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Any, ...]]:
         """Yields (masks, images[, target_images]) of each micro-batch: normalised (B, C, H, W), on the device."""
-        views = [mirrored(v.to(self.device, non_blocking=True), m) for v, m in zip(batch.views, batch.mirrored, strict=True)]
+        views = [turned(v.to(self.device, non_blocking=True), how) for v, how in zip(batch.views, batch.turns, strict=True)]
         for masks, *shown in zip(batch.masks, *(view.chunk(len(batch.masks)) for view in views), strict=True):
             yield masks, *(normalise(view, self.config.images) for view in shown)
 

@@ -1,6 +1,6 @@
 """End-to-end fine-tuning: an encoder and a linear head trained together by the recipe of finetune_recipe.py, then tested.
 
-Images: random resized crops, flips, mixup, cutmix. Model: the encoder's patch tokens, their mean, layer norm, a linear head;
+Images: random resized crops, turns, mixup, cutmix. Model: the encoder's patch tokens, their mean, layer norm, a linear head;
 drop path and label smoothing. MAE's RandAugment and random erasing are left out, since they need a library of augmentations,
 so accuracies lie below the published ones by what these add. Everything random is a function of (seed, step or epoch, sample).
 
@@ -22,14 +22,14 @@ from jepakit.core import rng
 from jepakit.core.device import autocast
 from jepakit.core.errors import UserError, plain
 from jepakit.core.progress import progress
-from jepakit.data.crops import Crops, flips, resize, stacked
+from jepakit.data.crops import Crops, draw_turns, resize, stacked
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.samples import read_ahead, read_many
 from jepakit.data.sources import Source
 from jepakit.evaluation.features import evaluation_crop, pixels_of
 from jepakit.evaluation.probes.finetune_recipe import FineTuning, drop_rates, parameter_groups, peak_rate, rate, steps_an_epoch
 from jepakit.model.encoder import Encoder
-from jepakit.model.images import ImageSettings
+from jepakit.model.images import ImageSettings, Symmetry, all_turns, turned
 from jepakit.model.layout import Layout
 from jepakit.model.vit import NORM_EPS, Block
 
@@ -139,21 +139,23 @@ def finetune(
     seed: int = 0,
     precision: torch.dtype = torch.float32,
     seconds: float = 60.0,
+    symmetry: Symmetry = None,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Predicted labels (m,) int64 of test_rows (m,) of a source, from train_rows (n,) and labels (len(source),) < K.
 
     A copy of the encoder learns, on its device; the one given keeps its weights, and its conditioning is that of inference.
-    Test images are seen as in all of evaluation, whole or their largest centre crop. Where the label speaks of the whole
-    image, training images are not cropped either (mixup and cutmix are the settings' matter). With the prediction come the
-    settings, the highest learning rate and the last loss. Raises UserError where the loss is not finite and for an image of
-    other bands than the encoder's, and for one that cannot be read, or not within so many `seconds`.
+    Test images are seen as in all of evaluation, whole or their largest centre crop, in all turns of `symmetry`, whose scores
+    are averaged. Where the label speaks of the whole image, training images are not cropped either (mixup and cutmix are the
+    settings' matter). With the prediction come the settings, the highest learning rate and the last loss. Raises UserError
+    where the loss is not finite and for an image of other bands than the encoder's, and for one that cannot be read, or not
+    within so many `seconds`.
     """
     settings = settings or FineTuning()
     model = Classifier(encoder, classes, settings, seed).to(encoder.device)
     view = _View(source, encoder.images, source.labels is not None and source.labels.whole_image, settings, seed, seconds)
     with autocast(encoder.device, precision):
         loss = _fit(model, view, train_rows, torch.as_tensor(labels), settings, seed)
-        predicted = _predict(model, view, test_rows)
+        predicted = _predict(model, view, test_rows, symmetry)
     return predicted, {"lr": peak_rate(len(train_rows), settings), "loss": loss, **settings.model_dump(mode="json")}
 
 
@@ -187,10 +189,16 @@ def _fit(model: Classifier, view: "_View", rows: _Rows, labels: Tensor, settings
 
 
 @torch.no_grad()
-def _predict(model: Classifier, view: "_View", rows: _Rows) -> Tensor:
+def _predict(model: Classifier, view: "_View", rows: _Rows, symmetry: Symmetry) -> Tensor:
+    """Labels (m,) by the mean score over all turns of a symmetry."""
+
+    def scores(images: Tensor) -> Tensor:
+        x = model.encoder.normalise(images.to(device))
+        return torch.stack([model(turned(x, way.expand(len(x), -1))) for way in all_turns(symmetry)]).mean(0)
+
     device, batches = model.head.weight.device, np.array_split(rows, -(-len(rows) // TEST_BATCH))
     evaluation_crop = read_ahead(view.of(rows_of_batch, None) for rows_of_batch in batches)
-    return torch.cat([model(model.encoder.normalise(images.to(device))).argmax(1).cpu() for _, images in evaluation_crop])
+    return torch.cat([scores(images).argmax(1).cpu() for _, images in evaluation_crop])
 
 
 def _chances(depth: int, ids: _Rows, seed: int, step: int) -> Tensor:
@@ -201,7 +209,7 @@ def _chances(depth: int, ids: _Rows, seed: int, step: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _View:
-    """What is shown of a sample: in an epoch a random crop, flipped or not; in a test (None) always the same."""
+    """What is shown of a sample: in an epoch a random crop, in a random turn; in a test (None) always the same."""
 
     source: Source
     images: ImageSettings
@@ -228,5 +236,5 @@ class _View:
         if not self.whole_image:
             law = self.images.model_copy(update={"crop_scale": self.settings.crop_scale})
             pixels = Crops.draw(law, np.array([row]), self.seed, epoch).cut(0, pixels)
-        image = resize(pixels, *self.images.height_width)
-        return image.flip(2) if self.settings.flip and flips(self.seed, epoch, np.array([row]))[0] else image
+        turns = draw_turns(self.settings.symmetry, self.seed, epoch, np.array([row]))
+        return turned(resize(pixels, *self.images.height_width)[None], turns)[0]

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from jepakit.core.settings import Settings
+from jepakit.model.images import Symmetry
 
 
 class FineTuning(Settings):
@@ -32,7 +33,7 @@ class FineTuning(Settings):
     switch: float = Field(0.5, ge=0, le=1, description="how often cutmix where both are on")
     head_std: float = Field(2e-5, ge=0, description="deviation of the head's first weights: as good as none (MAE's code)")
     crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of a training crop over the image's")
-    flip: bool = Field(True, description="mirror half of the training images")
+    symmetry: Symmetry = Field("mirror", description="how training images are turned: mirror, d4 or none, as images.symmetry")
 
     @model_validator(mode="after")
     def _warms_up_in_time(self) -> "FineTuning":

@@ -22,6 +22,7 @@ from jepakit.evaluation.probes.linear_probe import TRANSFER, TRANSFER_CLEVR, Lin
 from jepakit.evaluation.probes.logistic import logistic
 from jepakit.evaluation.probes.low_shot import low_shot, names_in
 from jepakit.evaluation.probes.spectrum import LiDAR, RankMe
+from jepakit.model.images import Symmetry
 
 
 class KNN(Settings):
@@ -67,6 +68,11 @@ class Protocol(Settings):
 
     seed: int = Field(0, ge=0, description="draws, orders and first weights of probes are functions of it")
     images_limit: int | None = Field(None, ge=10, description="labelled images at most, evenly over the set")
+    symmetry: Symmetry = Field(
+        None,
+        description="mirror or d4: an encoder's features, and a fine-tuned one's scores, are averaged over these turns of an "
+        "image (as images.symmetry); none: of the image as it is",
+    )
     conditioning: AtInference = Field(default_factory=AtInference)
     rankme: RankMe = Field(default_factory=RankMe)
     lidar: LiDAR = Field(default_factory=LiDAR)
