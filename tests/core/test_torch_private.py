@@ -16,7 +16,8 @@ from jepakit.core.errors import UserError
 from jepakit.core.torch_private import cpu_has_bf16, has_onednn_product, lerp_, product, tensors_of
 from jepakit.model import linear
 from jepakit.planning import memory as footprint
-from jepakit.planning.memory import Hardware, peak_memory
+from jepakit.planning.hardware import Hardware
+from jepakit.planning.memory import peak_memory
 
 PRIVATE = re.compile(r"\btorch(\.\w+)*\._[a-z]\w*|from torch(\.\w+)*\._\w+|from torch\S* import _\w+")
 ONEDNN = pytest.mark.skipif(not has_onednn_product(), reason="a torch without oneDNN")

@@ -32,8 +32,9 @@ from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
 from jepakit.planning import flops
 from jepakit.planning.flops import Flops
-from jepakit.planning.memory import Hardware, _flash_attention, _without_cpu_rows, peak_memory, plan_memory, step_memory
-from jepakit.planning.plan import DEVICES, Device, _parameters, _work, plan
+from jepakit.planning.hardware import DEVICES, Device, Hardware
+from jepakit.planning.memory import _flash_attention, _without_cpu_rows, peak_memory, plan_memory, step_memory
+from jepakit.planning.plan import _parameters, _work, plan
 from jepakit.planning.table import plan_table
 
 SHAPES: list[tuple[tuple[int, int], int, dict[str, Any]]] = [
@@ -173,7 +174,8 @@ import numpy as np, torch
 from jepakit.config.config import overrides
 from jepakit.data.loader import Batch
 from jepakit.data.sources import ArraySource
-from jepakit.planning.memory import Hardware, step_memory
+from jepakit.planning.hardware import Hardware
+from jepakit.planning.memory import step_memory
 from jepakit.config.recipes import settings
 from jepakit.training.step import Training
 
@@ -251,7 +253,7 @@ def test_parts_need_less_memory_and_the_largest_batch_fits_just() -> None:
     config, place = config_of("encoder.depth=2", "optim.batch_size=64"), replace(CPU, cuda=True, memory=10**9)
     whole, half = (step_memory(config_of("encoder.depth=2", f"optim.accumulate={n}"), place, 64 // n) for n in (1, 2))
     assert half.activations < 0.6 * whole.activations
-    found = plan_memory(config, place, 64)
+    found = plan_memory(config, place, 64, _work(config)[0])
     assert found.total == whole.total == pytest.approx(found.fixed + 64 * found.per_image, rel=0.001)
     assert step_memory(config, place, found.largest).total <= found.usable < step_memory(config, place, found.largest + 3).total
 
@@ -263,7 +265,7 @@ def test_parts_need_less_memory_and_the_largest_batch_fits_just() -> None:
 def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty working folder, and a small device in the table."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("jepakit.planning.plan.DEVICES", (*DEVICES, Device("Pocket", 10.0, 1.0, 1.0)))
+    monkeypatch.setattr("jepakit.planning.hardware.DEVICES", (*DEVICES, Device("Pocket", 10.0, 1.0, 1.0)))
     return tmp_path
 
 
@@ -271,11 +273,14 @@ def test_a_plan_says_what_a_run_takes_and_writes_nothing(nowhere: Path) -> None:
     one = jepakit.plan("demo", device="pocket", encoder={"depth": 2}, optim={"epochs": 4})
     two = jepakit.plan("demo", device="Pocket", devices=2, encoder={"depth": 2}, optim={"epochs": 8})
     assert one.speed and two.speed and one.speed.images and one.speed.hours
-    rate = 0.4 * 10e12 / one.flops.total
+    regularizer = one.flops.regularizer  # which computes in fp32
+    rate = 1 / ((one.flops.total - regularizer) / 4e12 + regularizer / 0.4e12)
     assert one.speed.images_per_second == pytest.approx(rate)
     assert one.speed.images == 4 * (TRAINED // 64) * 64
     assert one.speed.hours == pytest.approx(one.speed.images / rate / 3600)
-    assert (two.speed.images, two.speed.hours) == (2 * one.speed.images, pytest.approx(one.speed.hours))
+    assert two.speed.images == 2 * one.speed.images and two.speed.between and not one.speed.between
+    assert two.speed.between.alone == pytest.approx(32 / rate)
+    assert two.speed.hours == pytest.approx(two.speed.images / (64 / two.speed.between.step) / 3600)
     assert (one.at_a_time, two.at_a_time) == (64, 32)
     assert two.memory.activations < 0.6 * one.memory.activations
     jepa = build_jepa(recipe_settings("demo", None, {"encoder": {"depth": 2}}))

@@ -1,7 +1,7 @@
 """Commands to look before a run is begun: recipes, plan."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +30,14 @@ def plan(
     method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
     data: Annotated[str | None, typer.Option(help="Images: for hours, and for what no recipe says.")] = None,
     device: Annotated[str, typer.Option(help="H200, A100-80, L4 ...; here: this machine, timed for 20 seconds.")] = "here",
-    devices: Annotated[int, typer.Option(min=1, help="How many of them (pretrain runs on one, yet).")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="How many of them, in all.")] = 1,
+    nodes: Annotated[int | None, typer.Option(min=1, help="In so many nodes. Default: of at most 8 devices.")] = None,
+    interconnect: Annotated[
+        str | None, typer.Option(help="In a node: GB/s each device sends, or NVLink4, PCIe4 ... Default: the device's usual.")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(help="Between nodes: Gb/s each sends, or 8xIB400, IB200, 10GbE ... Default: the device's usual.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the plan to this file, too.")] = None,
     settings: SettingWords = None,
 ) -> None:
@@ -38,4 +45,5 @@ def plan(
     from jepakit.planning.plan import plan as foresee
     from jepakit.planning.table import plan_table
 
-    print(plan_table(foresee(recipe, method, data=data, device=device, devices=devices, json=json, set=settings)))
+    links: dict[str, Any] = {"nodes": nodes, "interconnect": interconnect, "network": network}
+    print(plan_table(foresee(recipe, method, data=data, device=device, devices=devices, **links, json=json, set=settings)))

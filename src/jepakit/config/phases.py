@@ -56,16 +56,12 @@ def at_step(config: Config, step: int) -> Config:
 
 
 def features_alone(config: Config) -> Config:
-    """The settings that a forecast is made of: no pixels first, in a frozen teacher's place a target encoder,
-    and masks without a prior, which knows no images here."""
+    """The settings that a forecast is made of: no pixels first, and masks without a prior, which knows no images here."""
     if isinstance(config.masking, MultiBlock):
         config = config.model_copy(update={"masking": config.masking.model_copy(update={"prior": None, "prior_folder": None})})
     if not isinstance(config.target, FeatureTargets):
         return config
-    plain: dict[str, object] = {"pixels_first": 0.0, "teacher": None, "teacher_width": None}
-    if config.target.teacher and config.target.layers:  # as many, of another encoder
-        plain["layers"] = tuple(min(layer, config.encoder.depth - 1) for layer in config.target.layers)
-    return config.model_copy(update={"target": config.target.model_copy(update=plain)})
+    return config.model_copy(update={"target": config.target.model_copy(update={"pixels_first": 0.0, "kept": ()})})
 
 
 def kept_at_change(config: Config) -> tuple[str, ...]:

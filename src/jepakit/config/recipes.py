@@ -16,14 +16,18 @@ _Values = dict[str, tuple[Any, str]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe is for, in a line; the method it starts from; its values with their sources; what it reached, and where."""
+    """What a recipe is for, in a line; the method it starts from; its values with their sources; what it reached, and where;
+    how many images its data set has, where that is known."""
 
     about: str
     method: str
     values: _Values
     reached: tuple[str, ...] = ()
+    images: int | None = None
 
 
+IMAGENET_IMAGES = 1_281_167  # of training: ILSVRC 2012
+IMAGENET_22K_IMAGES = 14_197_122  # of the release of autumn 2011
 PAPER, CONFIG = "I-JEPA paper, appendix A.1", "I-JEPA released config"
 
 # What all of the papers' runs share. They keep the released mask law, with which they were tuned.
@@ -91,6 +95,12 @@ _SMALL_DATA: _Values = {
     "optim.batch_size": (64, "trial on the emoji"),
 }
 
+
+def _of_imagenet(about: str, method: str, values: _Values, images: int = IMAGENET_IMAGES) -> Recipe:
+    """One of the papers' runs, with the values that it has beside those of all."""
+    return Recipe(about, method, {**_PAPERS, **values}, images=images)
+
+
 RECIPES: dict[str, Recipe] = {
     "demo": Recipe(
         "the embedded emoji on two CPU cores in minutes",
@@ -147,41 +157,34 @@ RECIPES: dict[str, Recipe] = {
             "  whole, on a GPU for 100 passes: not measured",
         ),
     ),
-    "ijepa_vitb16": Recipe("I-JEPA ViT-B/16", "ijepa", {**_PAPERS, **_vit("base", 16, 6, 600, PAPER)}),
-    "ijepa_vitl16": Recipe("I-JEPA ViT-L/16", "ijepa", {**_PAPERS, **_vit("large", 16, 12, 600, PAPER)}),
-    "ijepa_vith14": Recipe("I-JEPA ViT-H/14", "ijepa", {**_PAPERS, **_vit("huge", 14, 12, 300, PAPER), **_WARMUP_40}),
-    "ijepa_vith16_448": Recipe(
-        "I-JEPA ViT-H/16 at 448 px",
-        "ijepa",
-        {**_PAPERS, **_vit("huge", 16, 12, 300, PAPER), **_WARMUP_40, "images.size": (448, PAPER)},
+    "ijepa_vitb16": _of_imagenet("I-JEPA ViT-B/16", "ijepa", _vit("base", 16, 6, 600, PAPER)),
+    "ijepa_vitl16": _of_imagenet("I-JEPA ViT-L/16", "ijepa", _vit("large", 16, 12, 600, PAPER)),
+    "ijepa_vith14": _of_imagenet("I-JEPA ViT-H/14", "ijepa", {**_vit("huge", 14, 12, 300, PAPER), **_WARMUP_40}),
+    "ijepa_vith16_448": _of_imagenet(
+        "I-JEPA ViT-H/16 at 448 px", "ijepa", {**_vit("huge", 16, 12, 300, PAPER), **_WARMUP_40, "images.size": (448, PAPER)}
     ),
-    "ijepa_vitg16": Recipe(
+    "ijepa_vitg16": _of_imagenet(
         "I-JEPA ViT-G/16, ImageNet-22k",
         "ijepa",
-        {
-            **_PAPERS,
-            **_vit("giant", 16, 16, 44, CONFIG),
-            "optim.warmup_epochs": (3, CONFIG),
-            "optim.start_lr": (2e-4, CONFIG),
-        },
+        {**_vit("giant", 16, 16, 44, CONFIG), "optim.warmup_epochs": (3, CONFIG), "optim.start_lr": (2e-4, CONFIG)},
+        IMAGENET_22K_IMAGES,
     ),
-    "ec_ijepa_vitl16": Recipe(
-        "EC-IJEPA ViT-L/16", "ec_ijepa", {**_PAPERS, **_vit("large", 16, 12, 600, "EC-IJEPA paper, tables 4 and 6")}
+    "ec_ijepa_vitl16": _of_imagenet(
+        "EC-IJEPA ViT-L/16", "ec_ijepa", _vit("large", 16, 12, 600, "EC-IJEPA paper, tables 4 and 6")
     ),
-    "ec_ijepa_vith14": Recipe(
+    "ec_ijepa_vith14": _of_imagenet(
         "EC-IJEPA ViT-H/14",
         "ec_ijepa",
         {
-            **_PAPERS,
             **_vit("huge", 14, 12, 300, "EC-IJEPA paper, tables 5 and 7"),
             "optim.warmup_epochs": (40, "EC-IJEPA paper, table 7"),
         },
     ),
-    "c_jepa_vitb16": Recipe(
-        "C-JEPA ViT-B/16", "c_jepa", {**_PAPERS, **_vit("base", 16, 6, 600, "C-JEPA paper, appendix", _AS_IJEPA), **_C_JEPA}
+    "c_jepa_vitb16": _of_imagenet(
+        "C-JEPA ViT-B/16", "c_jepa", {**_vit("base", 16, 6, 600, "C-JEPA paper, appendix", _AS_IJEPA), **_C_JEPA}
     ),
-    "c_jepa_vitl16": Recipe(
-        "C-JEPA ViT-L/16", "c_jepa", {**_PAPERS, **_vit("large", 16, 12, 600, "C-JEPA paper, appendix", _AS_IJEPA), **_C_JEPA}
+    "c_jepa_vitl16": _of_imagenet(
+        "C-JEPA ViT-L/16", "c_jepa", {**_vit("large", 16, 12, 600, "C-JEPA paper, appendix", _AS_IJEPA), **_C_JEPA}
     ),
 }
 

@@ -10,9 +10,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from jepakit.model.encoder import Encoder
 from jepakit.model.layout import Indices, choose_padded_length
 from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.method import Method
+from jepakit.model.regularizers import Regularizer
 from jepakit.model.regularizers.sigreg import SIGReg
 from jepakit.model.regularizers.vicreg import blocks_per_draw
 from jepakit.model.regularizers.visreg import VISReg
@@ -49,8 +51,10 @@ def block_flops(tokens: int, rows: int, pairs: int, width: int, hidden: int) -> 
     return keys_values + linear_flops(rows, width, 2 * width + 2 * hidden) + 2 * linear_flops(pairs, width, 1)
 
 
-def step(method: Method, grid: tuple[int, int], channels: int, masks: Masks, *, padded: bool = False) -> Flops:
-    """FLOPs of a step on the images of `masks`.
+def step(
+    method: Method, grid: tuple[int, int], channels: int, masks: Masks, *, padded: bool = False, teacher: Encoder | None = None
+) -> Flops:
+    """FLOPs of a step on the images of `masks`; with a teacher the target encoder's are the teacher's.
 
     padded: as a CPU computes it, with the empty rows of `layout.choose_padded_length`, and attention over sequences that are
     all padded to the longest (without the rows of `layout.default_row_multiple`); else only what is useful.
@@ -60,7 +64,9 @@ def step(method: Method, grid: tuple[int, int], channels: int, masks: Masks, *, 
     embed = linear_flops(len(masks.context), pixels, encoder.width)
     encode = _encoder(method, masks.context_lengths + extra, padded, may_pad=not isinstance(extra, int))
     target = 0
-    if method.target.kind != "pixels":
+    if teacher is not None:
+        target = masks.images * encoder_flops(teacher, grid)
+    elif method.target.kind != "pixels":
         sequences = np.full(masks.images, patches) if extra_of_target is None else patches + extra_of_target
         target = linear_flops(patches * masks.images, pixels, encoder.width) + _encoder(
             method, sequences, padded, may_pad=extra_of_target is not None
@@ -75,6 +81,17 @@ def step(method: Method, grid: tuple[int, int], channels: int, masks: Masks, *, 
         predictor_backward=2 * predict - noise,  # nor does StoP's noise
         regularizer=_regularizer(method, pixels, masks),
     )
+
+
+def encoder_flops(encoder: Encoder, grid: tuple[int, int]) -> int:
+    """An image of that grid through an encoder, conditioned as at inference, forward."""
+    e, patches = encoder.vit.config, grid[0] * grid[1]
+    extra = (
+        len(encoder.conditioning.for_inference(torch.empty(patches, e.width, device="meta"), grid)) if encoder.conditioning else 0
+    )
+    tokens = patches + extra
+    block = block_flops(tokens, tokens, tokens**2, e.width, round(e.width * e.mlp_ratio))
+    return linear_flops(patches, encoder.vit.channels * e.patch_size**2, e.width) + e.depth * block
 
 
 def _conditioning_tokens(method: Method, grid: tuple[int, int], masks: Masks) -> tuple[Indices | int, Indices | None]:
@@ -121,10 +138,19 @@ def _regularizer(method: Method, pixels: int, masks: Masks) -> int:
     rows = draws if of_context else blocks
     widths = (width if of_context else method.target.width(width, pixels) // method.target.levels, *r.projector)
     layers = [linear_flops(1, *ends) for ends in pairwise(widths)]  # a row of each
-    if isinstance(r, SIGReg | VISReg):  # directions need no gradient
-        return 3 * sum(layers) * rows + 2 * linear_flops(rows, widths[-1], r.directions)
-    views = 1 if of_context else blocks_per_draw(masks)
-    total = 3 * sum(layers) * rows + 3 * views * linear_flops(draws, widths[-1], widths[-1])
-    if r.tensor != "pred_blocks" and r.sim:  # predictions, and targets, which need no gradient
+    if not of_context and not isinstance(r, SIGReg | VISReg):
+        blocks_per_draw(masks)  # refuses other than equally many
+    total = 3 * sum(layers) * rows + statistic_flops(r, rows, widths[-1])
+    if (
+        not isinstance(r, SIGReg | VISReg) and r.tensor != "pred_blocks" and r.sim
+    ):  # predictions, and targets, which need no gradient
         total += blocks * (6 * sum(layers) - sum(layers[:1]))
     return total
+
+
+def statistic_flops(regularizer: Regularizer, rows: int, width: int) -> int:
+    """What the regulariser asks of so many rows that are projected already, forward and backward: the covariance, or
+    projections on directions, which need no gradient."""
+    if isinstance(regularizer, SIGReg | VISReg):
+        return 2 * linear_flops(rows, width, regularizer.directions)
+    return 3 * linear_flops(rows, width, width)

@@ -6,8 +6,8 @@ Every storage of the forward and backward pass is followed from its birth to its
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -22,14 +22,19 @@ from jepakit.core.device import autocast
 from jepakit.core.torch_private import dispatch_mode, fake_tensors, tensors_of
 from jepakit.data.crops import draw_turns
 from jepakit.data.loader import AHEAD
-from jepakit.model import attention, layout, linear
+from jepakit.model import attention, encoder, layout, linear
+from jepakit.model.encoder import Encoder
 from jepakit.model.images import normalise, turned
 from jepakit.model.jepa import JEPA
 from jepakit.model.layout import Layout
 from jepakit.model.masking.masks import Masking, MultiBlock
 from jepakit.model.masking.packed_masks import Masks
+from jepakit.model.teacher import Teacher
+from jepakit.model.vit import Block
 from jepakit.planning import flops
-from jepakit.planning.table import Memory
+from jepakit.planning.hardware import Hardware
+from jepakit.planning.network import GATHERED_COPIES, gathered_bytes
+from jepakit.planning.results import Memory, TokenCounts
 
 TorchDispatchMode: Any = dispatch_mode()
 CPU = torch.device("cpu")
@@ -44,25 +49,14 @@ MOST_IMAGES = 1 << 16  # at a time; more are not tried
 _TRIES = 4  # to find how many images fit
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """Where a run would be: `devices` of so many bytes each; rate in TFLOP/s, and no `device`, where it need not be here."""
+def plan_memory(config: Config, place: Hardware, at_a_time: int, tokens: TokenCounts, teacher: Encoder | None = None) -> Memory:
+    """Memory for so many images at a time, and how many fit: by the secant through two numbers of images, then tried.
 
-    name: str
-    dtype: torch.dtype
-    cuda: bool
-    flash: bool  # attention is the kernel for sequences of any length, which keeps no weights
-    memory: int
-    devices: int = 1
-    tflops: float = 0.0
-    device: torch.device | None = None
-
-
-def plan_memory(config: Config, place: Hardware, at_a_time: int) -> Memory:
-    """Memory for so many images at a time, and how many fit: by the secant through two numbers of images, then tried."""
+    tokens: of an image; teacher: whose features are the targets.
+    """
     few, many = (at_a_time, 2 * at_a_time) if at_a_time <= 2 else (2, at_a_time)
     usable = int((USABLE_CUDA if place.cuda else USABLE_CPU) * place.memory)
-    tried = {n: step_memory(config, place, n) for n in (few, many)}
+    tried = {n: step_memory(config, place, n, tokens, teacher) for n in (few, many)}
     slope = (tried[many].total - tried[few].total) / (many - few)
     fixed = tried[few].total - slope * few
     last, n = few, many
@@ -72,37 +66,54 @@ def plan_memory(config: Config, place: Hardware, at_a_time: int) -> Memory:
         if wanted in tried:
             break
         last, n = n, wanted
-        tried[n] = step_memory(config, place, n)
+        tried[n] = step_memory(config, place, n, tokens, teacher)
     largest = max((n for n in tried if tried[n].total <= usable), default=0)
     return replace(tried[at_a_time], fixed=int(fixed), per_image=int(slope), usable=usable, largest=largest)
 
 
-def step_memory(config: Config, place: Hardware, images: int) -> Memory:
-    """Memory for so many images at a time; what only two numbers of images can say (fixed, per_image, ...) is left at 0."""
-    peak = peak_memory(config, place, images)
+def step_memory(
+    config: Config, place: Hardware, images: int, tokens: TokenCounts | None = None, teacher: Encoder | None = None
+) -> Memory:
+    """Memory for so many images at a time; what only two numbers of images can say (fixed, per_image, ...) is left at 0.
+
+    tokens: of an image, where several devices gather rows of it.
+    """
+    peak = _simulated(config, replace(place, sharded=False), images, teacher)
     with torch.device("meta"):
         jepa = build_jepa(config)
+    parts = place.devices if place.sharded else 1
     target = sum(x.nbytes for x in jepa.target_encoder.state_dict().values())
     weights = sum(x.nbytes for x in jepa.state_dict().values()) - target
-    moments = 2 * sum(p.nbytes for _, p in jepa.trained_parameters())
+    trained, gradients = sum(p.nbytes for _, p in jepa.trained_parameters()), peak.gradients
+    gathered = 0 if tokens is None else GATHERED_COPIES * gathered_bytes(config, tokens) * images * (place.devices - 1)
+    if place.sharded:  # a block that computes is whole, with its gradient, and the next one's weights are on their way
+        gathered += 3 * max(_block_bytes(jepa.encoder), _block_bytes(jepa.predictor))
+    elif place.devices > 1:
+        gradients = trained  # DDP's buckets, there from first to last
     gaps = GAPS + (config.optim.accumulate > 1) * GAPS_OF_MICRO_BATCHES + (place.dtype == torch.bfloat16) * GAPS_OF_BF16
-    fragmentation = 0 if place.cuda else int(gaps * peak.total)
-    process = PROCESS_CUDA if place.cuda else PROCESS_CPU[place.dtype]
-    ahead = (AHEAD + place.cuda) * peak.images  # on CPU the last of them is the batch itself
-    return Memory(
-        weights=weights,
-        target_encoder=target,
-        moments=moments,
-        gradients=peak.gradients,
+    found = Memory(
+        weights=weights // parts,
+        target_encoder=target // parts,
+        teacher=sum(x.nbytes for x in teacher.state_dict().values()) if teacher else 0,
+        moments=2 * trained // parts,
+        gradients=gradients // parts,
         activations=peak.activations,
         temporaries=peak.temporaries,
+        gathered=gathered,
         images=peak.images,
-        fragmentation=fragmentation,
-        process=process,
-        loader=ahead,
+        fragmentation=0 if place.cuda else int(gaps * peak.total),
+        process=PROCESS_CUDA if place.cuda else PROCESS_CPU[place.dtype],
+        loader=(AHEAD + place.cuda) * peak.images,  # on CPU the last of them is the batch itself
         on_host=place.cuda,
-        total=weights + target + moments + peak.total + fragmentation + process + (0 if place.cuda else ahead),
+        total=0,
     )
+    held = sum(getattr(found, f.name) for f in fields(Memory) if f.name not in ("on_host", "loader", "total"))
+    return replace(found, total=held + (0 if place.cuda else found.loader))
+
+
+def _block_bytes(module: torch.nn.Module) -> int:
+    """Bytes of the largest block's parameters."""
+    return max(sum(p.nbytes for p in part.parameters()) for part in module.modules() if isinstance(part, Block))
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,7 @@ class PeakMemory:
         return self.gradients + self.activations + self.images + self.temporaries
 
 
-def peak_memory(config: Config, place: Hardware, images: int) -> PeakMemory:
+def peak_memory(config: Config, place: Hardware, images: int, teacher: Encoder | None = None) -> PeakMemory:
     """The peak of a step on one device of a place, with so many images at a time."""
     with torch.device("meta"):
         jepa = build_jepa(config)
@@ -133,17 +144,22 @@ def peak_memory(config: Config, place: Hardware, images: int) -> PeakMemory:
     masks, micro_batches = _large_masks(config, images, images * place.devices), config.optim.accumulate
     # Indices of masks are real numbers.
     flash, rows = _flash_attention() if place.flash else nullcontext(), _without_cpu_rows() if place.cuda else nullcontext()
-    with fake_tensors()[0](allow_non_fake_inputs=True), flash, rows:
+    unlooked = _replaced(encoder, require_normalised=lambda images, settings: None)  # a teacher's images have no values here
+    with fake_tensors()[0](allow_non_fake_inputs=True), flash, rows, unlooked:
         weights = {name: torch.empty_like(value, device=CPU) for name, value in jepa.state_dict().items()}
         jepa.load_state_dict(weights, assign=True)
         shape = (images * micro_batches, config.images.channels, *config.images.height_width)
         with _Live(jepa) as live, torch.autograd.graph.saved_tensors_hooks(live.keep, lambda x: x):
             batch = [torch.empty(shape, dtype=torch.uint8) for _ in range(config.images.views)]
             turns = draw_turns(config.images.symmetry, config.seed, 0, np.arange(len(batch[0])))
-            _passes(jepa, config, [turned(view, turns) for view in batch], masks, place.dtype, micro_batches)
+            shown = Teacher(teacher, config.images, config.grid, config.target.layers) if teacher else None
+            _passes(jepa, config, [turned(view, turns) for view in batch], masks, place.dtype, micro_batches, shown)
     gradients, activations, total = live.at_peak
     size = sum(view.untyped_storage().nbytes() for view in batch)
     return PeakMemory(gradients, activations, size, total - gradients - activations - size)
+
+
+_simulated = lru_cache(maxsize=8)(peak_memory)  # the same whether sharded or not
 
 
 def _large_masks(config: Config, images: int, together: int) -> Masks:
@@ -165,12 +181,21 @@ def is_released(law: Masking) -> bool:
     return isinstance(law, MultiBlock) and law.compat is not None
 
 
-def _passes(jepa: JEPA, config: Config, batch: list[Tensor], masks: Masks, dtype: torch.dtype, micro_batches: int) -> None:
+def _passes(
+    jepa: JEPA,
+    config: Config,
+    batch: list[Tensor],
+    masks: Masks,
+    dtype: torch.dtype,
+    micro_batches: int,
+    teacher: Teacher | None,
+) -> None:
     """Forward and backward of the first two micro-batches: the second finds gradients, as all others do."""
     for shown in list(zip(*(view.chunk(micro_batches) for view in batch), strict=True))[:2]:
         images, *of_target = (normalise(view, config.images) for view in shown)
         with autocast(CPU, dtype):
-            out = jepa(images, masks, *of_target)
+            given = teacher([images, *of_target][-1]) if teacher else None
+            out = jepa(images, masks, *of_target, teacher_features=given)
         (out.loss / micro_batches).backward()
 
 

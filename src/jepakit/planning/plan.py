@@ -1,11 +1,9 @@
 """What a run will take: parameters, FLOPs, memory, time. Nothing is trained, nothing is written but what --json asks for."""
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, replace
+from functools import lru_cache
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -13,55 +11,30 @@ import torch
 
 from jepakit.artifacts.init import read_start
 from jepakit.artifacts.load import build_jepa
+from jepakit.artifacts.teacher import with_teacher
 from jepakit.config.choice import Choice, resolve_with_data
 from jepakit.config.config import Config, given_layer
 from jepakit.config.optim import Schedule
 from jepakit.config.phases import features_alone
-from jepakit.config.recipes import settings
-from jepakit.core.device import device_of, precision_of
-from jepakit.core.errors import UserError, checked, nearest
+from jepakit.config.recipes import RECIPES, settings
+from jepakit.core.errors import UserError, checked
 from jepakit.core.files import save_json, user_path
-from jepakit.data.loader import Batch
 from jepakit.data.opening import GivenImages, given_images
-from jepakit.data.sources import ArraySource, Source
+from jepakit.data.sources import Source
 from jepakit.data.training_part import training_part
-from jepakit.planning import flops
+from jepakit.model.encoder import Encoder
+from jepakit.model.masking.masks import Masking
+from jepakit.model.masking.packed_masks import Masks
+from jepakit.planning import failures, flops
 from jepakit.planning.flops import Flops
-from jepakit.planning.memory import MOST_IMAGES, RELEASED_IMAGES, RELEASED_STEPS, Hardware, is_released, plan_memory
-from jepakit.planning.table import Memory, Parameters, Plan, Speed, TokenCounts
+from jepakit.planning.hardware import Device, Hardware, hardware_of, known_device, links_of
+from jepakit.planning.memory import MOST_IMAGES, RELEASED_IMAGES, RELEASED_STEPS, is_released, plan_memory, step_memory
+from jepakit.planning.results import Memory, OtherSharding, Parameters, Plan, TokenCounts
+from jepakit.planning.speed import assumed_rate, single_rate, speed_of
 from jepakit.training.step import loader_of
 
 PROBE_SECONDS = 20.0
 _SAMPLED = 512  # images whose masks are averaged
-SHARE_OF_PEAK = 0.4  # assumed
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device by its data sheet: dense TFLOP/s in bf16 (none: it has none) and in fp32, memory in GB."""
-
-    name: str
-    bf16: float | None
-    fp32: float
-    gigabytes: float
-
-
-# fp32 without TF32, as jepakit computes.
-DEVICES = (
-    Device("H200", 989, 67, 141),
-    Device("H100", 989, 67, 80),
-    Device("H100-NVL", 835, 60, 94),
-    Device("A100-80", 312, 19.5, 80),
-    Device("A100-40", 312, 19.5, 40),
-    Device("L40S", 362, 91.6, 48),
-    Device("A10", 125, 31.2, 24),
-    Device("L4", 121, 30.3, 24),
-    Device("RTX4090", 165, 82.6, 24),
-    Device("RTX3090", 71, 35.6, 24),
-    Device("T4", None, 8.1, 16),
-    Device("V100-32", None, 15.7, 32),
-    Device("V100-16", None, 15.7, 16),
-)
 
 
 @checked
@@ -72,6 +45,9 @@ def plan(
     data: GivenImages | None = None,
     device: str = "here",
     devices: int = 1,
+    nodes: int | None = None,
+    interconnect: str | float | None = None,
+    network: str | float | None = None,
     json: str | Path | None = None,
     seconds: float = PROBE_SECONDS,
     set: Sequence[str] | str | None = None,
@@ -80,8 +56,10 @@ def plan(
     """What a pretraining with these settings will take, on `devices` devices of one kind.
 
     data: the images, to say how long the whole run is, and to choose what no recipe gives, as `pretrain` does; device: a name
-    of `DEVICES`, or 'here': this machine, where real steps are timed for some `seconds`; json: a file for what is returned;
-    set: 'group.key=value' words; groups: settings as keywords. Raises UserError.
+    of `DEVICES`, or 'here': this machine, where real steps are timed for some `seconds`; nodes: that the devices are in (none:
+    of at most 8 each); interconnect: GB/s of a device in its node, network: Gb/s of a node, or names of `hardware`'s tables
+    (none: the device's usual); json: a file for what is returned; set: 'group.key=value' words; groups: settings as keywords.
+    Raises UserError.
     """
     json = None if json is None else user_path(json, "--json")
     if json is not None and not json.parent.is_dir():
@@ -89,24 +67,38 @@ def plan(
     name, opened = (None, None) if data is None else given_images(data)
     given = given_layer(set, groups) | ({} if name is None else {"data": name})
     asked_recipe, asked_method = given.pop("recipe", None), given.pop("method", None)
-    elsewhere = None if device == "here" else _known(device)
+    elsewhere = None if device == "here" else known_device(device)
+    links = links_of(elsewhere, devices, nodes, interconnect, network)
     config, source, choice = _with_images(recipe or asked_recipe, method or asked_method, given, elsewhere, opened)
-    config = features_alone(config)
+    config, teacher = with_teacher(features_alone(config))
     config.masking.check(config.grid)
-    found = _plan(config, source, choice, hardware_of(elsewhere, devices, config), seconds)
+    found = _plan(config, source, choice, hardware_of(elsewhere, devices, config.run, links), seconds, teacher)
     if json is not None:
         save_json(json, asdict(found))
     return found
 
 
-def _plan(config: Config, source: Source | None, choice: Choice, place: Hardware, seconds: float) -> Plan:
+def _plan(
+    config: Config, source: Source | None, choice: Choice, place: Hardware, seconds: float, teacher: Encoder | None
+) -> Plan:
     """What a run with these settings will take at a place; here, real steps are timed for some `seconds`."""
     share = _share(config, place.devices)
     seen, at_a_time = _images_seen(config, source, place.devices), share // config.optim.accumulate
-    parameters, (tokens, each) = _parameters(config), _work(config)
-    memory = plan_memory(config, place, at_a_time)
-    again = each.encoder_forward + each.predictor_forward if config.run.recompute else 0
-    speed = _speed(config, place, each.total + again, memory, at_a_time, seen, seconds)
+    parameters, (tokens, each) = _parameters(config, teacher), _work(config, teacher)
+    memory = plan_memory(config, place, at_a_time, tokens, teacher)
+    alone = single_rate(config, place, each, memory, at_a_time, seconds, teacher)
+    speed = speed_of(config, place, alone, each, (parameters, tokens), seen) if alone else None
+    other, saved = None, None
+    if place.devices > 1:
+        other_place = replace(place, sharded=not place.sharded)
+        other_memory = step_memory(config, other_place, at_a_time, tokens, teacher)
+        other_speed = speed_of(config, other_place, alone, each, (parameters, tokens), seen) if alone else None
+        rate = other_speed.images_per_second if other_speed else None
+        other = OtherSharding(_SHARDING[other_place.sharded], other_memory.total, rate)
+        if speed:
+            size = (memory.weights + memory.target_encoder + memory.moments) * (place.devices if place.sharded else 1)
+            step_seconds = config.optim.batch_size / speed.images_per_second
+            saved = failures.checkpoints(size, place.devices, step_seconds, config.run.save_every_steps)
     return Plan(
         recipe=config.recipe,
         method=config.method,
@@ -121,18 +113,33 @@ def _plan(config: Config, source: Source | None, choice: Choice, place: Hardware
         flops=each,
         memory=memory,
         speed=speed,
-        verdict=_verdict(config, share, memory),
+        verdict=_verdict(config, share, memory, other),
         choice=choice.lines,
+        sharding=_SHARDING[place.sharded],
+        other=other,
+        checkpoints=saved,
     )
 
 
-def _known(name: str) -> Device:
-    """A device of the table. Raises UserError, with the nearest name."""
-    known = {d.name.lower(): d for d in DEVICES}
-    if name.lower() not in known:
-        names = ", ".join(d.name for d in DEVICES)
-        raise UserError(f"unknown device '{name}': choose here, {names}{nearest(name.lower(), known)}")
-    return known[name.lower()]
+_SHARDING = ("none", "full")
+
+
+def run_hours(recipe: str, words: Sequence[str], device: str, devices: int) -> float:
+    """The hours that `plan` forecasts for a run of a recipe with a known data set, or optim.steps, on devices of the table.
+
+    Without memory, which takes most of a plan's time. Raises UserError.
+    """
+    elsewhere = known_device(device)
+    given = given_layer(words, {})
+    config, teacher = with_teacher(features_alone(settings(recipe, given.pop("method", None), given)))
+    place = hardware_of(elsewhere, devices, config.run, links_of(elsewhere, devices, None, None, None))
+    _share(config, devices)
+    tokens, each = _work(config, teacher)
+    of = _parameters(config, teacher), tokens
+    found = speed_of(config, place, assumed_rate(config, place, each), each, of, _images_seen(config, None, devices))
+    if found.hours is None:
+        raise UserError(f"how long {recipe} takes nobody can say without its images: give optim.steps")
+    return found.hours
 
 
 def _with_images(
@@ -146,32 +153,6 @@ def _with_images(
         if config.data is None:
             return config, None, Choice()
     return resolve_with_data(recipe, method, *layers, device="cuda" if elsewhere else None, source=opened)
-
-
-def hardware_of(elsewhere: Device | None, devices: int, config: Config) -> Hardware:
-    """Where a run would be; none: here. Raises UserError for a device that has not the precision that is set."""
-    wanted = config.run.precision
-    if elsewhere is None:
-        device = device_of(config.run.device)
-        dtype, cuda = precision_of(wanted, device), device.type == "cuda"
-        if not cuda:
-            return Hardware("this CPU", dtype, False, False, _host_memory(), devices, device=device)
-        about = torch.cuda.get_device_properties(device)
-        flash = dtype == torch.bfloat16 and about.major >= 8
-        return Hardware(about.name, dtype, True, flash, about.total_memory, devices, device=device)
-    d = elsewhere
-    if wanted == "bf16" and d.bf16 is None:
-        raise UserError(f"{d.name} does not compute in bf16: set run.precision=fp32")
-    tflops, lower = (d.fp32, False) if wanted == "fp32" or d.bf16 is None else (d.bf16, True)
-    return Hardware(d.name, torch.bfloat16 if lower else torch.float32, True, lower, int(d.gigabytes * 1e9), devices, tflops)
-
-
-def _host_memory() -> int:
-    """Bytes that this process may use at most: the machine's, or its container's."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return total
 
 
 def _share(config: Config, devices: int) -> int:
@@ -190,84 +171,45 @@ def _share(config: Config, devices: int) -> int:
 
 
 def _images_seen(config: Config, source: Source | None, devices: int) -> int | None:
-    """Images of a whole run, if the settings or the data say. Raises UserError where a batch is more than there is."""
+    """Images of a whole run, if settings, data or recipe say. Raises UserError where a batch is more than there is."""
     o = config.optim
     if source is None:
-        return o.steps * o.batch_size if o.steps else None
+        known = RECIPES[config.recipe].images if config.recipe in RECIPES else None
+        return Schedule(o, (known or 0) // o.batch_size).steps * o.batch_size if known or o.steps else None
     loader = loader_of(config, training_part(source, config.images), processes=devices)
     return Schedule(o, loader.steps_per_epoch).steps * o.batch_size
 
 
-def _parameters(config: Config) -> Parameters:
+def _parameters(config: Config, teacher: Encoder | None = None) -> Parameters:
     with torch.device("meta"):
         jepa = build_jepa(config)
-    modules = jepa.encoder, jepa.target_encoder, jepa.predictor, jepa.projector
-    return Parameters(*(sum(p.numel() for p in module.parameters()) for module in modules))
+    modules = jepa.encoder, jepa.target_encoder, jepa.predictor, jepa.projector, teacher
+    return Parameters(*(sum(p.numel() for p in module.parameters()) if module else 0 for module in modules))
 
 
-def _work(config: Config) -> tuple[TokenCounts, Flops]:
+def _work(config: Config, teacher: Encoder | None = None) -> tuple[TokenCounts, Flops]:
     """Tokens and FLOPs of an image, averaged over masks of the recipe's own law."""
-    law, grid, o = config.masking, config.grid, config.optim
-    released = is_released(law)
-    ids = np.arange(min(o.batch_size // o.accumulate, RELEASED_IMAGES) if released else _SAMPLED)
-    steps = RELEASED_STEPS if released else 1
-    drawn = [law.sample(grid, ids, seed=config.seed, step=step) for step in range(steps)]
-    each = [astuple(flops.step(config, grid, config.images.channels, masks)) for masks in drawn]
-    images = len(ids) * steps
-    context, targets, blocks = (
-        sum(len(getattr(masks, name)) for masks in drawn) / images for name in ("context", "targets", "target_lengths")
+    grid, o = config.grid, config.optim
+    released = is_released(config.masking)
+    count = min(o.batch_size // o.accumulate, RELEASED_IMAGES) if released else _SAMPLED
+    drawn = _drawn(config.masking, grid, count, RELEASED_STEPS if released else 1, config.seed)
+    each = [astuple(flops.step(config, grid, config.images.channels, masks, teacher=teacher)) for masks in drawn]
+    images = count * len(drawn)
+    context, targets, blocks, contexts = (
+        sum(len(getattr(masks, name)) for masks in drawn) / images
+        for name in ("context", "targets", "target_lengths", "context_lengths")
     )
-    tokens = TokenCounts(grid[0] * grid[1], context, targets, blocks, images)
+    tokens = TokenCounts(grid[0] * grid[1], context, targets, blocks, contexts, images)
     return tokens, Flops(*(sum(part) / images for part in zip(*each, strict=True)))
 
 
-def _speed(
-    config: Config, place: Hardware, work: float, memory: Memory, at_a_time: int, seen: int | None, seconds: float
-) -> Speed | None:
-    """How fast: assumed of a device of the table, measured on this machine if a step fits it."""
-    if place.device is None:
-        rate, source = SHARE_OF_PEAK * place.tflops * 1e12 / work, f"assumed {SHARE_OF_PEAK:.0%} of {place.tflops:g} TFLOP/s"
-    elif memory.largest:
-        rate, source = _measured(config, place.device, min(at_a_time, memory.largest), seconds)
-    else:
-        return None
-    rate *= place.devices
-    hours = None if seen is None else seen / rate / 3600
-    return Speed(rate, 1e6 / rate / 3600, seen, hours, source)
+@lru_cache(maxsize=2)
+def _drawn(law: Masking, grid: tuple[int, int], count: int, steps: int, seed: int) -> tuple[Masks, ...]:
+    """Masks of so many images of each of some steps; kept, as a study plans many runs with one law."""
+    return tuple(law.sample(grid, np.arange(count), seed=seed, step=step) for step in range(steps))
 
 
-def _measured(config: Config, device: torch.device, most: int, seconds: float) -> tuple[float, str]:
-    """Images a second of real steps on random images, of as many as a sixteenth of the time allows, and words on them."""
-    from jepakit.training.step import Training
-
-    optim = config.optim.model_copy(update={"batch_size": 2, "accumulate": 1, "steps": 1, "warmup_steps": 0})
-    run = config.run.model_copy(update={"compile": False, "fixed_rows": False, "tensorboard": False, "wandb": False})
-    (height, width), channels = config.images.height_width, config.images.channels
-    source = ArraySource("random images", np.zeros((2, height, width, channels), np.uint8), None)
-    training = Training.prepare(config.model_copy(update={"optim": optim, "run": run}), source)
-    generator = torch.Generator().manual_seed(config.seed)
-
-    def timed(count: int, step: int) -> float:
-        images = torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=generator)
-        masks = config.masking.sample(config.grid, np.arange(count), seed=config.seed, step=step)
-        start = perf_counter()
-        training.train_step(Batch(step, 0, (images,), (None,), (masks,)), training.schedule.at(0), check=False, rows=False)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return perf_counter() - start
-
-    start, count = perf_counter(), min(2, most)
-    timed(count, 0)
-    while count < most and timed(count, 0) < seconds / 16:
-        count = min(2 * count, most)
-    taken = [timed(count, 0)][1:]  # the first of a size is slower
-    while not taken or perf_counter() - start < seconds:
-        taken.append(timed(count, len(taken)))
-    words = f"measured here: {len(taken)} steps of {count:,} random images; reading not counted"
-    return len(taken) * count / sum(taken), words
-
-
-def _verdict(config: Config, share: int, memory: Memory) -> str:
+def _verdict(config: Config, share: int, memory: Memory, other: OtherSharding | None) -> str:
     """Whether a step fits, and if not what to set."""
     micro_batches, most = config.optim.accumulate, memory.largest
     at_a_time, may = share // micro_batches, f"{memory.usable / 1e9:.1f} GB that may be used"
@@ -275,6 +217,8 @@ def _verdict(config: Config, share: int, memory: Memory) -> str:
         more = "or more " if most == MOST_IMAGES else ""
         return f"fits: {memory.total / 1e9:.1f} of the {may}; at most {most:,} {more}images at a time do"
     too_much = f"does not fit: {at_a_time:,} images at a time take {memory.total / 1e9:.1f} GB of the {may}"
+    if other and other.sharding == "full" and other.memory <= memory.usable:
+        return f"{too_much}; run.sharding=full takes {other.memory / 1e9:.1f} GB"
     # A micro-batch finds the gradients of those before it, and the images of all.
     extra = memory.moments // 2 + memory.images + (0 if memory.on_host else memory.loader)
     least, free = 2 if config.regularizer else 1, memory.usable - memory.fixed

@@ -1,100 +1,12 @@
-"""What a plan of a run says, and how it is said."""
+"""How a plan of a run is said: aligned text."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from textwrap import wrap
 
+from jepakit.planning.failures import DEVICE_HOURS, WRITE_RATE
 from jepakit.planning.flops import Flops
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Numbers of parameters."""
-
-    encoder: int
-    target_encoder: int
-    predictor: int
-    projector: int
-
-
-@dataclass(frozen=True)
-class TokenCounts:
-    """Patches of an image; means over the sampled masks: patches of all its contexts, of all its target blocks; blocks."""
-
-    patches: int
-    context: float
-    targets: float
-    blocks: float
-    sampled: int  # images
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one device at the peak of a step.
-
-    gradients: those there at that moment; activations: kept for the backward pass; temporaries: freed a moment later;
-    images: of the batch; fragmentation: gaps in the heap; process: libraries; loader: batches made ahead, in the host's
-    memory (`on_host`) or in this one. total: the sum, about fixed + per_image * images. usable: what a step may take; largest:
-    images at a time that fit into it.
-    """
-
-    weights: int
-    target_encoder: int
-    moments: int
-    gradients: int
-    activations: int
-    temporaries: int
-    images: int
-    fragmentation: int
-    process: int
-    loader: int
-    on_host: bool
-    total: int
-    fixed: int = 0
-    per_image: int = 0
-    usable: int = 0
-    largest: int = 0
-
-    @property
-    def fits(self) -> bool:
-        """Whether a step goes into what may be used of the device."""
-        return self.total <= self.usable
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Images a second of all devices, and hours; images: seen in the whole run, if that is known. source: where from."""
-
-    images_per_second: float
-    hours_per_million: float
-    images: int | None
-    hours: float | None
-    source: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will take. batch: images an update; at_a_time: those that a device holds; flops: an image's.
-
-    speed is none where a step does not fit the present machine, so that nothing could be measured; choice: for what images
-    settings were chosen, and which and why, if images were given and no recipe was named.
-    """
-
-    recipe: str | None
-    method: str | None
-    device: str
-    devices: int
-    precision: str
-    batch: int
-    accumulate: int
-    at_a_time: int
-    parameters: Parameters
-    tokens: TokenCounts
-    flops: Flops
-    memory: Memory
-    speed: Speed | None
-    verdict: str
-    choice: tuple[str, ...] = ()
-
+from jepakit.planning.network import SHARE_OF_LINK
+from jepakit.planning.results import Checkpoints, Communication, Memory, OtherSharding, Plan, Speed
 
 WIDE = 100  # columns
 _Row = tuple[str, float, str]  # name, number in the section's unit, remark
@@ -121,8 +33,14 @@ def plan_table(plan: Plan) -> str:
     lines += _section("GFLOP an image and step (closed form, without padding)", _flops_rows(plan.flops))
     unit, size = ("GB", 1e9) if m.total > 1e10 else ("MB", 1e6)
     lines += _section(f"memory of {'each' if several else 'the'} device, {unit} (a step simulated)", _memory_rows(m, size))
+    if plan.other:
+        lines += [_other_line(plan.other, m, size, unit)]
+    if plan.speed and plan.speed.between:
+        lines += _between(plan.speed.between, plan)
     if plan.speed:
-        lines += _section(f"time ({plan.speed.source}{'; linear in devices' if several else ''})", _speed_rows(plan.speed))
+        lines += _section(f"time ({plan.speed.source})", _speed_rows(plan.speed))
+    if plan.checkpoints:
+        lines += _section(_CHECKPOINTS, _checkpoint_rows(plan.checkpoints))
     indents = [(line, "    " if line.startswith(" ") else "") for line in [*lines, plan.verdict]]
     return "\n".join(
         part for line, indent in indents for part in wrap(line, WIDE, replace_whitespace=False, subsequent_indent=indent)
@@ -156,10 +74,12 @@ def _memory_rows(m: Memory, unit: float) -> list[_Row]:
     rows = [
         ("weights", m.weights, ""),
         ("target encoder", m.target_encoder, ""),
+        ("teacher", m.teacher, ""),
         ("AdamW's moments", m.moments, ""),
         ("gradients", m.gradients, "at the fullest moment of the step"),
         ("activations", m.activations, "kept for the backward pass"),
         ("passing", m.temporaries, "of the operation at that moment"),
+        ("of other devices", m.gathered, "blocks' weights and the regulariser's rows, gathered"),
         ("images", m.images, "of the batch"),
         *([] if m.on_host else [("batches ahead", m.loader, "made by the loader")]),
         ("gaps", m.fragmentation, f"in the heap at first, more later; {elsewhere}"),
@@ -170,9 +90,55 @@ def _memory_rows(m: Memory, unit: float) -> list[_Row]:
     return [(name, value / unit, remark) for name, value, remark in rows if value]
 
 
+def _other_line(other: OtherSharding, m: Memory, size: float, unit: str) -> str:
+    rate = "" if other.images_per_second is None else f", {other.images_per_second:,.0f} images/s"
+    return (
+        f"  with run.sharding={other.sharding} {_number(other.memory / size)} {unit} in place of {_number(m.total / size)}{rate}"
+    )
+
+
+def _between(b: Communication, plan: Plan) -> list[str]:
+    """What passes between devices, and an update's time."""
+    many = f"{b.nodes} nodes of {plan.devices // b.nodes}, {b.network:g} Gb/s each; " if b.nodes > 1 else ""
+    title = f"between devices, MB an update ({many}{b.interconnect:g} GB/s a device; {SHARE_OF_LINK:.0%} of it assumed)"
+    passing: list[_Row] = [
+        ("gradients", b.traffic.gradients, "summed" if plan.sharding == "full" else "summed, and given to all"),
+        ("weights", b.traffic.parameters, "gathered, twice for those that are trained"),
+        ("statistics", b.traffic.statistics, "the regulariser's rows and gradients, and sums"),
+        ("sent by a device", b.sent_by_device, "in its node"),
+        ("sent by a node", b.sent_by_node, "to the others"),
+    ]
+    beside = "beside the forward and backward pass" if plan.sharding == "full" else "beside the backward pass"
+    spent: list[_Row] = [
+        ("computing", b.alone, "its own images"),
+        ("others' statistics", b.regularizer, "each device computes the regulariser of all rows"),
+        ("waiting", b.waited, f"of {_number(b.seconds * 1e3)} that communication takes, the rest {beside}"),
+        ("together", b.step, f"{b.alone / b.step:.0%} of what as many devices alone would do"),
+    ]
+    return [
+        *_section(title, [(name, value / 1e6, said) for name, value, said in passing if value]),
+        *_section("time of an update, ms", [(name, value * 1e3, said) for name, value, said in spent if value]),
+    ]
+
+
+_CHECKPOINTS = (
+    f"checkpoints ({WRITE_RATE / 1e9:g} GB/s to storage and a failure in {DEVICE_HOURS:,.0f} hours of a device: assumed)"
+)
+
+
+def _checkpoint_rows(c: Checkpoints) -> list[_Row]:
+    return [
+        ("GB of each", c.size / 1e9, f"{_number(c.seconds)} s to write"),
+        ("hours between failures", c.hours_between_failures, "of all devices"),
+        ("run.save_every_steps", c.best_steps, f"loses least: {c.lost:.2%} of the time; as it is set {c.lost_as_set:.2%}"),
+    ]
+
+
 def _speed_rows(speed: Speed) -> list[_Row]:
+    b = speed.between
     rows: list[_Row] = [
         ("images/s", speed.images_per_second, ""),
+        *([("images/s a node", speed.images_per_second / b.nodes, "to be read by its host")] if b and b.nodes > 1 else []),
         ("hours a million images", speed.hours_per_million, "" if speed.hours else "--data SRC says how many a run sees"),
     ]
     if speed.hours is not None and speed.images is not None:

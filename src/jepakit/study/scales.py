@@ -5,7 +5,8 @@ from shlex import join
 from typing import Literal
 
 from jepakit.config.config import overrides
-from jepakit.planning.plan import plan
+from jepakit.config.recipes import IMAGENET_IMAGES
+from jepakit.planning.plan import run_hours
 from jepakit.study.cells import Cell, configuration, words
 from jepakit.study.panels import PaperStudy, commands, layout
 
@@ -30,7 +31,6 @@ _CPU = (
 _BASES: dict[Scale, tuple[str, ...]] = {"smoke": _SMOKE_PAPERS, "cpu": _CPU, "gpu": ()}
 RECIPE_OF_PAPERS = "small"
 
-IMAGENET_IMAGES = 1_281_167
 DEVICE, DEVICES = "A100-80", 16  # the papers' (I-JEPA, section 5)
 
 
@@ -74,11 +74,5 @@ def at_paper_scale(name: str, study: PaperStudy, seeds: int, given: Sequence[str
 
 
 def _hours(recipe: str, given: Sequence[str], cell: Cell) -> float:
-    """What `plan` forecasts for a cell on ImageNet: at 40 % of the devices' peak."""
-    told = [*given, *words(cell.change)]
-    forecast = plan(recipe, device=DEVICE, devices=DEVICES, set=told)
-    assert forecast.speed is not None  # that of a device of the table always is
-    change = overrides(told)
-    optim = configuration({"recipe": recipe, **change}, {}).optim
-    images = optim.steps * optim.batch_size if optim.steps else optim.epochs * IMAGENET_IMAGES
-    return images / forecast.speed.images_per_second / 3600
+    """What `plan` forecasts for a cell on the recipe's own data set."""
+    return run_hours(recipe, [*given, *words(cell.change)], DEVICE, DEVICES)

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from jepakit.config.recipes import IMAGENET_IMAGES
 from jepakit.core.settings import Settings
 from jepakit.evaluation.probes.logistic import validation_fifth
 from jepakit.evaluation.storage import copy_rows
 
-IMAGENET_LINEAR = 1_281_167  # training images; the papers' learning rates are meant for so many steps
 TRUST = 0.001
 
 
@@ -113,7 +113,7 @@ class LinearHeads:
         self.grid = [Head(layers, kind, lr, wd) for lr, wd in pairs]
         self.lr = torch.tensor([lr * self.batch / 256 for lr, _ in pairs])
         raised = settings.keep_path and settings.optimizer == "lars"  # of weights: a step of LARS is relative to their size
-        self.longer = max(1.0, IMAGENET_LINEAR / len(x)) if raised else 1.0
+        self.longer = max(1.0, IMAGENET_IMAGES / len(x)) if raised else 1.0  # the papers' rates are meant for so many steps
         self.weight_decay = torch.tensor([wd for _, wd in pairs])
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(x.shape[1], classes, generator=generator).mul_(0.01).expand(len(pairs), -1, -1).clone()
