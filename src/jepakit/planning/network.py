@@ -62,7 +62,7 @@ def sent(total: int, place: Hardware) -> tuple[int, int]:
     return total * (n - 1) // n, total * (m - 1) // m
 
 
-def seconds(total: int, place: Hardware) -> float:
+def seconds_to_pass(total: int, place: Hardware) -> float:
     """How long so many bytes take to pass: within the nodes, and then among them."""
     links: Links = place.links
     in_node, among = sent(total, place)

@@ -59,7 +59,7 @@ def _communication(
     computing = share / rate
     backward = each.encoder_backward + each.predictor_backward + (_computed(config, each) - each.total)
     beside = computing if place.sharded else computing * backward / _computed(config, each) / config.optim.accumulate
-    statistics, rest = (network.seconds(n, place) for n in (passing.statistics, passing.gradients + passing.parameters))
+    statistics, rest = (network.seconds_to_pass(n, place) for n in (passing.statistics, passing.gradients + passing.parameters))
     rows, width = network.regularized(config, tokens)
     others = 0.0  # FLOPs on rows of other devices; SIGReg needs sums only
     if config.regularizer and not isinstance(config.regularizer, SIGReg):
