@@ -160,7 +160,7 @@ def _user_settings(layers: tuple[dict[str, Any], ...]) -> UserSettings:
 def _open(user: Config | UserSettings, labels: str | None) -> Source:
     if not user.data:
         raise UserError("which images? give --data FOLDER, or --data emoji for the embedded ones")
-    return open_source(absolute(user.data), labels, most_pixels=user.images.max_pixels)
+    return open_source(absolute(user.data), labels, most_pixels=user.images.max_pixels, images=user.images)
 
 
 def summarise(source: Source, user: UserSettings, device: str | None = None) -> DataSummary:

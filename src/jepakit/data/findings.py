@@ -19,7 +19,7 @@ _NO_DATA = "if it stands for no data, name it in the files' GDAL_NODATA tag or r
 _SENTENCES: dict[Kind, tuple[str, str]] = {  # how a sentence goes on after the number of images; and what to do
     "pages": (
         "{holds} more than one page or frame, and only the first is read (of each channel the first)",
-        "save the others as files of their own",
+        "images.axis=z reads all, as slices; or save the others as files of their own",
     ),
     "mask": ("{has} a mask page, which is not used", ""),
     "nodata": ("{has} pixels that {its} GDAL_NODATA tag names as no data: they are given the mean of {whose} others", ""),

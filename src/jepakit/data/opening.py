@@ -18,7 +18,8 @@ from jepakit.data.samples import errors_of_all
 from jepakit.data.sets.emoji import EmojiSource
 from jepakit.data.sets.known_sets import labelled_set
 from jepakit.data.sources import Source, pick
-from jepakit.model.images import MOST_PIXELS
+from jepakit.data.volumes.source import VolumeSource, volumes_at
+from jepakit.model.images import MOST_PIXELS, ImageSettings
 
 GivenImages = str | os.PathLike[str] | Sequence[Any] | NDArray[Any] | Tensor | Dataset[Any]  # what verbs take as data
 NAMED = ("emoji", "scenes")  # sets that need no path
@@ -54,11 +55,18 @@ def is_in_memory(name: str | None) -> bool:
     return bool(name) and str(name).startswith(MEMORY_PREFIX)
 
 
-def open_source(data: str | os.PathLike[str], labels: str | None = None, most_pixels: int = MOST_PIXELS) -> Source:
+def open_source(
+    data: str | os.PathLike[str],
+    labels: str | None = None,
+    most_pixels: int = MOST_PIXELS,
+    *,
+    images: ImageSettings | None = None,
+) -> Source:
     """The source that `data` names.
 
-    'emoji', 'scenes'; a labelled set in its usual layout (`sets`), or a folder of images; a pattern or an address of .tar
-    or .parquet files. `labels` picks one of several that a set has. Raises UserError.
+    'emoji', 'scenes'; a labelled set in its usual layout (`sets`), or a folder of images or volumes; a pattern or an address of
+    .tar or .parquet files. `labels` picks one of several that a set has. images: how volumes are cut into slices, along z where
+    it does not say; with images.axis TIFF and arrays are volumes too. Raises UserError.
     """
     data = named(data)
     if is_in_memory(data):
@@ -72,12 +80,25 @@ def open_source(data: str | os.PathLike[str], labels: str | None = None, most_pi
     if data == "emoji":
         source = EmojiSource()
     else:
-        found = _files(data, labels) if is_remote(data) or is_pattern(data) else labelled_set(Path(data), labels)
+        law = images or ImageSettings(max_pixels=most_pixels)
+        afar = is_remote(data) or is_pattern(data)
+        found = _files(data, labels) if afar else _at_path(Path(data), labels, law)
         source = found or FolderSource(Path(data))
+        if images and images.axis and not isinstance(source, VolumeSource):
+            source.notes += (f"images.axis={images.axis} has no effect: {source.name} holds no volumes",)
         require_readable(source, most_pixels)
         if found is not None:
             return found  # it has picked its labels
     pick(labels, (source.labels.name,) if source.labels else (), source.name)
+    return source
+
+
+def _at_path(path: Path, labels: str | None, images: ImageSettings) -> Source | None:
+    """What lies at a path, other than a plain folder of images. Raises UserError."""
+    source = volumes_at(path, images) if images.axis else None
+    source = source or labelled_set(path, labels) or (None if images.axis else volumes_at(path, images))
+    if isinstance(source, VolumeSource):
+        pick(labels, (source.labels.name,) if source.labels else (), source.name)
     return source
 
 

@@ -26,11 +26,13 @@ _ENDINGS = 6  # in a sentence
 _OPENED = 8  # files of an ending whose first bytes are read, and every one whose number is a power of two
 MOST = 64  # endings of which files are opened
 MANY = 10  # other files that are worth a word, and a tenth of the images
+_VOLUMES = frozenset((".nii", ".nii.gz", ".dcm", ".dicom", ".ima"))
 _GROUPS = {"beside": SUFFIXES, "unread": IMAGE_KINDS, "archives": ARCHIVES, "tables": TABLES, "videos": VIDEOS}
 _KNOWN = SUFFIXES | PLAIN | ARCHIVES | TABLES | VIDEOS
 _ADVICE = {
     "beside": "images beside the set's own, which does not name them: give a folder that holds just them to use them",
     "unread": "images of formats that are not read: convert them to JPEG, PNG or TIFF",
+    "volumes": "volumes, which are read from a folder without other images, or with images.axis=z instead of those",
     "misnamed": "among which are images ({kinds}) under another ending: give them that of their format",
     "archives": "archives, in which images are not looked for: unpack them",
     "tables": "which may hold images: give one by itself to use it",
@@ -106,6 +108,8 @@ class LeftOut:
 
     def _group(self, ending: str) -> str:
         kinds = {*self.of[ending].kinds}
+        if ending in _VOLUMES:
+            return "volumes"
         if ending in IMAGE_KINDS:  # cameras' raw files and slides are TIFFs of their own
             return "misnamed" if kinds and kinds <= READ - {"TIFF"} else "unread"
         if kinds:

@@ -108,7 +108,7 @@ def _evaluated(
             task: save_rows(judged.folder, task, place, _dense(judged, task, user_path(place), protocol), protocol)
             for task in dense
         }
-    source = opened or open_source(place, labels)
+    source = opened or open_source(place, labels, images=judged.encoder.images)
     for note in source.notes:
         log.warning("%s", plain(note))
     seen = seen_in_training(judged.trained, source, place) if judged.trained else None

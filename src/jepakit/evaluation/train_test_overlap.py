@@ -42,7 +42,7 @@ def seen_in_training(trained: PretrainingRecord, source: Source, place: str) -> 
     same_place = absolute(place) == config.data and not is_in_memory(place)  # what Python holds has no place of its own
     first = source  # with the labels that pretraining went by
     if same_place and config.images.split == "train" and source.labels and not source.labels.own_split:
-        first = open_source(place)
+        first = open_source(place, images=config.images)
     try:
         trained_on = training_part(first, config.images)
     except UserError:
@@ -58,7 +58,7 @@ def seen_in_training(trained: PretrainingRecord, source: Source, place: str) -> 
     ours, theirs = os.path.realpath(source.root), os.path.realpath(config.data)
     if os.path.commonpath([ours, theirs]) not in (ours, theirs):
         return None
-    pretraining_source = open_source(config.data)
+    pretraining_source = open_source(config.data, images=config.images)
     trained_on = training_part(pretraining_source, config.images)
     if not isinstance(pretraining_source, FilesSource):
         return None

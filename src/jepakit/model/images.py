@@ -13,6 +13,8 @@ from jepakit.core.settings import Settings
 
 MOST_PIXELS = 100_000_000  # unless images.max_pixels says otherwise
 Symmetry = Literal["mirror", "d4"] | None  # images mean the same mirrored left to right; in all eight turns of the square
+Axis = Literal["z", "y", "x"]  # of a volume
+Window = Literal["auto", "percentiles", "dicom"] | tuple[float, float] | None  # of intensities
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of its training images
 
 
@@ -36,6 +38,17 @@ class ImageSettings(Settings):
     )
     depth: Literal["uint8", "uint16", "float32"] | None = Field(
         None, description="type of the training images' values, found by pretrain: how floats and wide integers are scaled later"
+    )
+    axis: Axis | None = Field(
+        None,
+        description="volumes are cut into slices along it (of NIfTI the patient's nearest); none: NIfTI and DICOM along z, and "
+        "TIFF and arrays are taken for images",
+    )
+    every: int = Field(1, ge=1, description="slices of a volume from one that is taken to the next, the first being taken")
+    window: Window = Field(
+        "auto",
+        description="what of a volume's values is black and white: two values, percentiles (0.5 and 99.5 of the volume), dicom "
+        "(what the file names) or none (as they are); auto: dicom where it names one, else percentiles, of TIFF and arrays none",
     )
     crop_scale: tuple[float, float] = Field((0.3, 1.0), description="area of a crop over the image's")
     crop_aspect: tuple[float, float] = Field((0.75, 4 / 3), description="width over height of a crop")
@@ -75,6 +88,8 @@ class ImageSettings(Settings):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name}: give two positive numbers, the smaller one first, got {low} and {high}")
+        if isinstance(self.window, tuple) and not self.window[0] < self.window[1]:
+            raise ValueError(f"window: give two values, black and then white, got {self.window[0]:g} and {self.window[1]:g}")
         if self.crop_scale[1] > 1:
             raise ValueError(f"crop_scale: {self.crop_scale[1]} is more than the whole image; the largest is 1")
         for name in ("mean", "std"):

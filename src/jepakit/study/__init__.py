@@ -137,10 +137,11 @@ def _prepared(
     recipe, start = (RECIPE_OF_PAPERS, base_words(scale)) if paper else (small_data.RECIPE, SMOKE if smoke else [])
     base = _base(recipe, train, [*start, *words], TEXTURES if paper else "")
     config = configuration(base, {})
-    source = open_source(str(config.data), None if judged else labels)
+    source = open_source(str(config.data), None if judged else labels, images=config.images)
     images = len(training_part(source, with_split(config.images, source)))
     quick = (SMOKE_LOOKS if paper else SMOKE_EVALUATION) if smoke else []
-    tasks = _tasks(open_source(judged, labels) if judged else source, labels, paper.tasks if paper else "rankme,knn,linear")
+    tests = open_source(judged, labels, images=config.images) if judged else source
+    tasks = _tasks(tests, labels, paper.tasks if paper else "rankme,knn,linear")
     evaluation = [*(["--data", judged] if judged else []), *tasks, *EVALUATION, *quick]
     work = _panels(paper, out, base, levers, seeds, images, evaluation, scale) if paper else _levers(base, levers, seeds, scale)
     most = processes or (1 if device_of(config.run.device).type == "cuda" else cores())

@@ -201,7 +201,7 @@ def _open_images(config: Config, run: Run, hint: str) -> Source:
             f"jepakit.pretrain(resume={str(run.path)!r}, data=...)"
         )
     try:
-        return open_source(str(config.data), most_pixels=config.images.max_pixels)
+        return open_source(str(config.data), most_pixels=config.images.max_pixels, images=config.images)
     except UserError as error:
         raise UserError(f"{error}{hint}") from None
 

@@ -80,7 +80,7 @@ def real_images(encoder: Encoder, data: str | None) -> Tensor:
     """A few images (B, C, H, W) of the run's data, cut and resized as evaluation does. Raises UserError where there are none."""
     if data is None:
         raise UserError("it is not known what they were")
-    source, images = open_source(data), encoder.images
+    source, images = open_source(data, images=encoder.images), encoder.images
     read = read_many(source, spread_places(source, REAL), lambda index: read_usable(source, index, images), seconds=SECONDS)
     pixels = [each for each in read if not isinstance(each, BadImageError)]
     if not pixels:

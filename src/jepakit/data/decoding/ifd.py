@@ -64,8 +64,11 @@ def first_value(tags: Tags, tag: int, default: Any = 1) -> Any:
     return tags.get(tag, (default,))[0]
 
 
-def directories(data: bytes) -> Iterator[tuple[int, Tags]]:
-    """Place and tags of the directories from the first one on, as far as they can be read, and are not absurdly many."""
+def directories(data: bytes, *, whole: bool = False) -> Iterator[tuple[int, Tags]]:
+    """Place and tags of the directories from the first one on, as far as they can be read, and are not absurdly many.
+
+    whole: raise BadImageError where one cannot be read.
+    """
     seen, entries, place = set[int](), 0, first_of(data)
     while place and place not in seen and entries < MOST_ENTRIES:
         try:
@@ -75,6 +78,8 @@ def directories(data: bytes) -> Iterator[tuple[int, Tags]]:
             entries += count + 1
             (place,) = _form(data).place.unpack_from(data, end)
         except (BadImageError, struct.error, OverflowError):
+            if whole:
+                raise BadImageError(f"broken or cut: of its pages {len(seen)} are there") from None
             return
 
 

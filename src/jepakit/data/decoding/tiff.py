@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+import mmap
 import zlib
 from importlib.util import find_spec
 from typing import Any
@@ -83,7 +84,7 @@ def bands_of(data: bytes, most_pixels: int) -> NDArray[Any]:
         raise BadImageError("a TIFF of many or deep bands: needs tifffile (pip install 'jepakit[tiff]')") from None
     with tifffile.TiffFile(io.BytesIO(data), is_lsm=False, is_scanimage=False, is_ndpi=False) as file:  # one page is enough
         page: Any = file.pages[0]
-        _refuse_page(page, data, most_pixels)
+        refuse_page(page, data, most_pixels)
         bands: NDArray[Any] = page.asarray(maxworkers=1)
         if page.axes == "YX":
             bands = bands[..., None]
@@ -156,7 +157,7 @@ def require_depth(kind: Any, bits: int) -> None:
         raise BadImageError(f"bands of {kind or f'{bits} bits'}; save them as uint8, uint16 or float32")
 
 
-def _refuse_page(page: Any, data: bytes, most_pixels: int) -> None:
+def refuse_page(page: Any, data: bytes | mmap.mmap, most_pixels: int) -> None:
     """Raises BadImageError for a TIFF whose bands are no image of ours, or would take more memory than their pixels do."""
     kind, samples = page.dtype, page.samplesperpixel
     if page.axes not in ("YX", "YXS", "SYX"):

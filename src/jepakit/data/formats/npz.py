@@ -86,7 +86,7 @@ def npz(root: Path, labels: str | None) -> Source | None:
     arrays: dict[str, Stored] = {}
     for path in files:
         apart = f"{splits.split_of(path.name)}_" if len(files) > 1 and path.suffix == ".npz" else ""
-        arrays |= {apart + key: array for key, array in _arrays(path).items()}
+        arrays |= {apart + key: array for key, array in stored_arrays(path).items()}
     images, others = _images(root, arrays)
     size = sum(arrays[key].nbytes for key in images.values() if not arrays[key].mapped)
     if size > tables.most_memory():
@@ -125,7 +125,7 @@ def _files(root: Path) -> list[Path]:
     return sorted(found) if one_set and len(found) <= MOST_FILES else []
 
 
-def _arrays(path: Path) -> dict[str, Stored]:
+def stored_arrays(path: Path) -> dict[str, Stored]:
     """The arrays of an .npy or .npz file by name: mapped, or where they are compressed read by `load`. Raises UserError."""
     try:
         if path.suffix == ".npy":

@@ -168,6 +168,7 @@ def encoder_digest(encoder: Encoder) -> str:
     """sha256 of all that a vector depends on: the weights, the shape, how images are normalised, the conditioning."""
     vit, images = encoder.vit, encoder.images
     sees = {name: getattr(images, name) for name in ("height_width", "channels", "white", "depth", "mean", "std")}
+    sees |= images.model_dump(mode="json", include={"axis", "every", "window"}, exclude_defaults=True)  # of volumes
     shape = [getattr(vit.config, name) for name in (*SHAPE, "patch_size")]
     activation = getattr(vit.activation, "__name__", type(vit.activation).__name__)
     conditioning = encoder.conditioning.model_dump(mode="json") if encoder.conditioning else None

@@ -74,7 +74,7 @@ def embed(
     place, opened = (own or "", None) if data is None else given_images(data, labels)
     if not place:
         raise UserError("which images? give --data SRC")
-    source = opened or open_source(place, labels)
+    source = opened or open_source(place, labels, images=encoder.images)
     for note in source.notes:
         log.warning("%s", plain(note))
     whole = source.labels is not None and source.labels.whole_image

@@ -1,0 +1,1 @@
+"""Volumes and stacks, cut into slices: NIfTI, DICOM, multi-page TIFF, arrays."""
