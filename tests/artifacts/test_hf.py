@@ -124,6 +124,17 @@ def test_a_processor_that_was_edited_is_not_passed_over(tmp_path: Path) -> None:
         jepakit.load(tmp_path)
 
 
+@pytest.mark.parametrize(("flip", "symmetry"), [(False, None), (True, "mirror")])
+def test_a_folder_that_an_earlier_version_wrote_loads(flip: bool, symmetry: str | None, tmp_path: Path) -> None:
+    save_model(*made("8 bits"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["jepakit"]["images"] = {**config["jepakit"]["images"], "flip": flip}
+    for newer in ("symmetry", "axis", "every", "window"):
+        del config["jepakit"]["images"][newer]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert jepakit.load(tmp_path).images.symmetry == symmetry
+
+
 # ---- weights made elsewhere
 
 

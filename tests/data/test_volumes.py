@@ -372,6 +372,26 @@ def test_a_deflated_dicom_and_cut_stacks_are_named(tmp_path: Path) -> None:
         opened(tmp_path / "a.tif", axis="z")
 
 
+def test_claims_beyond_a_files_bytes_are_one_bad_image_and_pages_of_other_sizes_are_said(tmp_path: Path) -> None:
+    ds = pydicom.dcmread(dicom(tmp_path / "many.dcm", ramp(3, 64, 64)))
+    ds.NumberOfFrames = 1_000_000
+    ds.save_as(tmp_path / "many.dcm")
+    with pytest.raises(UserError, match="claims 1000000 frames in"):
+        opened(tmp_path / "many.dcm")
+    raw = bytearray(nibabel.Nifti1Image(ramp(4, 4, 4), np.eye(4)).to_bytes())
+    raw[108:112] = np.array([3e9], "<f4").tobytes()  # vox_offset
+    (tmp_path / "far.nii.gz").write_bytes(gzip.compress(bytes(raw)))
+    with pytest.raises(UserError, match="its values begin at byte 3000000000"):
+        opened(tmp_path / "far.nii.gz")
+    with tifffile.TiffWriter(tmp_path / "mixed.tif") as writer:
+        for side in (32, 32, 16):
+            page = ramp(side, side, dtype=np.int16) - 500
+            writer.write(page, photometric="minisblack", metadata=None, contiguous=False)
+    source = opened(tmp_path / "mixed.tif", axis="z")
+    assert len(source) == 2 and "1 page of 1 TIFF (mixed.tif) left out" in source.notes[0]
+    np.testing.assert_array_equal(source.read(1)[..., 0], ramp(32, 32).astype(np.float32) - 500)
+
+
 def test_what_reads_them_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nibabel.Nifti1Image(ramp(4, 4, 4), np.eye(4)).to_filename(tmp_path / "a.nii")
     real = importlib.util.find_spec

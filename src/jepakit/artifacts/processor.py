@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from jepakit.config.renamed import stored_images
 from jepakit.core.errors import UserError
 from jepakit.model.images import ImageSettings
 
@@ -49,7 +50,7 @@ def read_image_settings(folder: Path, size: tuple[int, int], channels: int, own:
     """What the encoder was shown: as its run's settings say, else as the image processor's do. Raises UserError."""
     path = folder / "preprocessor_config.json"
     if "images" in own:
-        images = ImageSettings.model_validate(own["images"])
+        images = stored_images(own["images"])
         values = json.loads(path.read_text()) if path.is_file() else processor(images)
         if any(values.get(f"image_{name}") != list(getattr(images, name)) for name in ("mean", "std")):
             raise UserError(

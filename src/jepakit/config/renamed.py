@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jepakit.core.errors import UserError
+from jepakit.model.images import ImageSettings
 
 log = logging.getLogger("jepakit")
 # Old dotted key: new one, in the same group
@@ -32,6 +33,11 @@ def current_value(key: str, value: Any) -> Any:
     if not isinstance(value, bool):
         raise UserError(f"{key}: give true or false, not {value!r}; or {RENAMED[key]}, as it is called now")
     return _VALUES[key][value]
+
+
+def stored_images(given: Any) -> ImageSettings:
+    """Settings of images that a model's folder or a file of embeddings keeps, in which old names may stand."""
+    return ImageSettings.model_validate(current_layer({"images": given})["images"])
 
 
 def current_layer(layer: Mapping[str, Any], where: str = "settings", *, tell: bool = False) -> dict[str, Any]:

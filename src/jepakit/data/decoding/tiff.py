@@ -157,12 +157,16 @@ def require_depth(kind: Any, bits: int) -> None:
         raise BadImageError(f"bands of {kind or f'{bits} bits'}; save them as uint8, uint16 or float32")
 
 
-def refuse_page(page: Any, data: bytes | mmap.mmap, most_pixels: int) -> None:
-    """Raises BadImageError for a TIFF whose bands are no image of ours, or would take more memory than their pixels do."""
+def refuse_page(page: Any, data: bytes | mmap.mmap, most_pixels: int, *, integers: bool = False) -> None:
+    """Raises BadImageError for a TIFF whose bands are no image of ours, or would take more memory than their pixels do.
+
+    integers: of any kind are taken.
+    """
     kind, samples = page.dtype, page.samplesperpixel
     if page.axes not in ("YX", "YXS", "SYX"):
         raise BadImageError(f"a TIFF with axes {page.axes}; save it with rows, columns and bands")
-    require_depth(kind, page.bitspersample)
+    if not integers or kind is None or kind.kind not in "iu":
+        require_depth(kind, page.bitspersample)
     if colours := _COLOURS.get(page.photometric):
         raise BadImageError(f"a TIFF whose colours are {colours}, in a form that is not read; save it as RGB")
     for width, length in ((page.imagewidth, page.imagelength), (page.tilewidth or 1, page.tilelength or 1)):

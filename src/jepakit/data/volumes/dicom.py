@@ -88,7 +88,7 @@ def dicom_volumes(files: Sequence[tuple[Path, str]], axis: Axis, every: int, mos
             if str(head.file_meta.get("TransferSyntaxUID", "")) == _DEFLATED:
                 raise BadImageError("a DICOM file that is deflated as a whole: save it without (dcmconv --write-xfer-little)")
             size = _size(head, most_pixels)
-            frames = int(head.get("NumberOfFrames") or 1)
+            frames = _frames(head, path, size)
         except Exception as error:  # whatever bytes a file holds, and whatever they provoke
             volumes.append(BrokenVolume(title, line_of(error)))
             continue
@@ -119,6 +119,16 @@ def _size(head: Any, most_pixels: int) -> tuple[int, int, int]:
     each = samples * max(1, int(head.get("BitsAllocated") or 8) // 8)
     refuse_bomb(columns, rows, most_pixels, -(-each // 4))
     return rows, columns, each
+
+
+def _frames(head: Any, path: Path, size: tuple[int, int, int]) -> int:
+    """How many frames a file has. Raises BadImageError where it claims many more than its bytes can hold."""
+    frames, rows, columns, each = int(head.get("NumberOfFrames") or 1), *size
+    syntax = head.file_meta.get("TransferSyntaxUID")
+    least = 1 if syntax is None or syntax.is_encapsulated else rows * columns * each
+    if frames * least > 2 * path.stat().st_size + (1 << 16):  # of one that is cut, the frames that are there can be read
+        raise BadImageError(f"broken or cut: claims {frames} frames in {path.stat().st_size} bytes")
+    return frames
 
 
 def _place(head: Any) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """NIfTI volumes (nibabel), cut along the patient's axes: x from left to right, y from back to front, z from foot to head."""
 
 import gzip
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from jepakit.data.decoding.pixels import BadImageError, refuse_bomb
 from jepakit.data.volumes.volume import Plane, Volume
 from jepakit.model.images import Axis
 
+MOST_OFFSET = 1 << 24  # bytes before the values, of a header and its extensions
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it says of a header, it raises too
 _AXES = {"x": 0, "y": 1, "z": 2}
 
 
@@ -36,6 +39,8 @@ class Nifti(Volume):
             shape = shape[:-1]
         if not 2 <= len(shape) <= 4 or min(shape) < 1 or (self.dtype.kind not in "iuf" and self.dtype.names is None):
             raise BadImageError(f"holds {shape} of {self.dtype}: a volume has three axes, or four with time")
+        if not 0 <= self.offset <= MOST_OFFSET:
+            raise BadImageError(f"broken: its values begin at byte {self.offset}")
         self.shape = (*shape, *[1] * (4 - len(shape)))
         self.turn = _orientation(image.affine)
         self.stored = next(i for i in range(3) if self.turn[i][0] == _AXES[axis])  # the stored axis that is cut along

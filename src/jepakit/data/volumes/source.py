@@ -138,6 +138,11 @@ def volumes_at(root: Path, images: ImageSettings) -> Source | None:
     notes: tuple[str, ...] = (
         (f"{plural(without, 'DICOM file')} left out, holding no image (structures, reports, directories)",) if without else ()
     )
+    if apart := [volume.name for volume in volumes if volume.others]:
+        pages = (
+            f"{plural(sum(volume.others for volume in volumes), 'page')} of {plural(len(apart), 'TIFF')} ({some(apart)}) left out"
+        )
+        notes = (*notes, f"{pages}, being of another size or kind than the first")
     if others:
         left = f"{plural(len(others), 'image file')} left out ({some(others)}), as images.axis asks for volumes"
         notes = (*notes, f"{left}: give a folder that holds just them to use them")

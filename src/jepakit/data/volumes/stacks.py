@@ -31,13 +31,15 @@ class TiffStack(Volume):
         with _opened(path) as file:
             series = file.series[0]
             self.axes, shape = series.axes, tuple(int(side) for side in series.shape)
-            require_depth(series.dtype, 0)
+            if series.dtype.kind not in "iu":
+                require_depth(series.dtype, 0)
             self.dtype = series.dtype
             inner = "YXS" if self.axes.endswith("S") else "YX"
             if not self.axes.endswith(inner) or (inner == "YXS" and "C" in self.axes):
                 raise BadImageError(f"a TIFF with axes {self.axes}; save it with rows and columns last")
             _refuse(path, series, most_pixels)
             self.offset = series.dataoffset if file.byteorder == "<" or series.dtype.itemsize == 1 else None
+            self.others = sum(len(other.pages) for other in file.series[1:])
             self.inverted = int(series.keyframe.photometric) == 0
         self.outer, self.inner = shape[: -len(inner)], shape[-len(inner) :]
         self.channel = self.axes.find("C") if "C" in self.axes else -1
@@ -109,13 +111,15 @@ def _refuse(path: Path, series: Any, most_pixels: int) -> None:
 
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         data: Any = mapped  # its slices are bytes
+        if series.keyframe.imagedepth > 1:
+            raise BadImageError("a TIFF whose pages are volumes: save its slices as pages")
         pages = len(list(directories(data, whole=True)))
         named, found = math.prod(axes_of(tags_of(data)).values()), math.prod(series.shape) // math.prod(series.keyframe.shape)
         if named > found:
             raise BadImageError(f"broken or cut: of its {named} pages {max(pages, found)} are there")
         for page in series.pages:
             if page is not None:  # which lies in another file, and is none of ours
-                refuse_page(page if isinstance(page, tifffile.TiffPage) else page.aspage(), data, most_pixels)
+                refuse_page(page if isinstance(page, tifffile.TiffPage) else page.aspage(), data, most_pixels, integers=True)
 
 
 class ArrayVolume(Volume):

@@ -40,6 +40,7 @@ class Plane:
 class Volume(Protocol):
     """Something that is cut into slices. count: how many; nbytes: of all, decoded; whole: a slice costs a decode of all.
 
+    others: pages of other sizes, which are left out.
     load: what `plane` needs of a volume of which whole is true, else it is given None. Both raise BadImageError.
     """
 
@@ -47,6 +48,7 @@ class Volume(Protocol):
     count: int
     nbytes: int
     whole: bool
+    others: int = 0
 
     def load(self) -> Any: ...
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from jepakit.artifacts.run import Run
+from jepakit.config.renamed import stored_images
 from jepakit.core.errors import UserError, checked, plain
 from jepakit.data.crops import channels_of, resize, to_show
 from jepakit.data.decoding.pixels import BadImageError
@@ -115,10 +116,10 @@ def pictures_of(file: str | Path, results: Sequence[SearchResult]) -> list[list[
     The neighbours' images are read where they lay when the file was made; where they lie there no more, the log says so.
     """
     index = Index(file)
-    settings = ImageSettings.model_validate(index.about["images"])
+    settings = stored_images(index.about["images"])
     source: Source | None = None
     try:
-        source = open_source(index.about["data"], index.about["labels"])
+        source = open_source(index.about["data"], index.about["labels"], images=settings)
     except UserError as error:
         log.warning("the page is without the images of the file: %s", error)
     sheet = []
