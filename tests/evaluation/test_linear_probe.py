@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepakit.config.recipes import IMAGENET_IMAGES
 from jepakit.evaluation.probes.linear_probe import (
-    IMAGENET_LINEAR,
     TRANSFER,
     TRANSFER_CLEVR,
     LinearHeads,
@@ -148,10 +148,10 @@ def test_on_a_small_set_rate_times_steps_is_what_it_is_on_imagenet_for_weights_a
         steps = 640 // bank.batch * settings.epochs
         per_batch = torch.tensor(list(itertools.product(settings.lr, settings.weight_decay)))[:, 0] * bank.batch / 256
         assert torch.allclose(bank.lr, per_batch)
-        factor = IMAGENET_LINEAR / 640 if settings == LinearProbe() else 1.0
+        factor = IMAGENET_IMAGES / 640 if settings == LinearProbe() else 1.0
         assert bank.longer == pytest.approx(factor)
         if settings == LinearProbe():  # lr x steps, as with any batch that divides ImageNet
-            assert torch.allclose(bank.lr * bank.longer * steps, per_batch / bank.batch * IMAGENET_LINEAR * settings.epochs)
+            assert torch.allclose(bank.lr * bank.longer * steps, per_batch / bank.batch * IMAGENET_IMAGES * settings.epochs)
 
 
 # ---- training
