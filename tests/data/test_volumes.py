@@ -212,8 +212,26 @@ def test_dicom_without_pixels_is_left_out_and_said(tmp_path: Path) -> None:
     del report.PixelData, report.Rows
     report.save_as(tmp_path / "report.dcm")
     (tmp_path / "notes.txt").write_text("none of ours")
+    dicom(tmp_path / "seg.dcm", ramp(4, 5), Modality="SEG")
     source = opened(tmp_path)
-    assert len(source) == 3 and source.notes == ("1 DICOM file left out, holding no image (structures, reports, directories)",)
+    assert len(source) == 3 and source.notes == (
+        "2 DICOM files left out, holding no image (structures, segmentations, doses, reports, directories)",
+    )
+
+
+def test_files_of_scanners_that_the_libraries_ship_are_read(tmp_path: Path) -> None:
+    shipped = Path(pydicom.__file__).parent / "data" / "test_files"
+    for name in ("CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm"):
+        ds, source = pydicom.dcmread(shipped / name), opened(shipped / name, window=None)
+        expected = ds.pixel_array * float(ds.get("RescaleSlope", 1)) + float(ds.get("RescaleIntercept", 0))
+        np.testing.assert_allclose(source.read(0)[..., 0], expected)
+        assert 0 <= opened(shipped / name).read(0).min() < opened(shipped / name).read(0).max() <= 1
+    anatomy = Path(nibabel.__file__).parent / "tests" / "data" / "anatomical.nii"
+    body = nibabel.as_closest_canonical(nibabel.load(anatomy)).get_fdata()  # type: ignore[attr-defined]
+    source = opened(anatomy, window=None)
+    assert len(source) == body.shape[2]
+    for z in (0, 12, 24):
+        np.testing.assert_allclose(source.read(z)[..., 0], body[::-1, ::-1, z].T, rtol=1e-6)
 
 
 # ---- stacks

@@ -15,8 +15,9 @@ from jepakit.model.images import Axis
 
 _HEADER = [
     *("SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns"),
-    *("NumberOfFrames", "SamplesPerPixel", "BitsAllocated"),
+    *("NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "Modality"),
 ]
+_NO_IMAGES = ("SEG", "RTDOSE")  # which have pixels, of something that was made of images
 _PALETTE = [f"{colour}PaletteColorLookupTable{what}" for colour in ("Red", "Green", "Blue") for what in ("Descriptor", "Data")]
 _ASKED = [
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
@@ -82,7 +83,7 @@ def dicom_volumes(files: Sequence[tuple[Path, str]], axis: Axis, every: int, mos
     for path, title in files:
         try:
             head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
-            if "Rows" not in head or "Columns" not in head:
+            if "Rows" not in head or "Columns" not in head or head.get("Modality") in _NO_IMAGES:
                 without += 1
                 continue
             if str(head.file_meta.get("TransferSyntaxUID", "")) == _DEFLATED:
@@ -125,7 +126,8 @@ def _frames(head: Any, path: Path, size: tuple[int, int, int]) -> int:
     """How many frames a file has. Raises BadImageError where it claims many more than its bytes can hold."""
     frames, rows, columns, each = int(head.get("NumberOfFrames") or 1), *size
     syntax = head.file_meta.get("TransferSyntaxUID")
-    least = 1 if syntax is None or syntax.is_encapsulated else rows * columns * each
+    bits = each * 8 if each > 1 else int(head.get("BitsAllocated") or 8)
+    least = 1 if syntax is None or syntax.is_encapsulated else rows * columns * bits // 8
     if frames * least > 2 * path.stat().st_size + (1 << 16):  # of one that is cut, the frames that are there can be read
         raise BadImageError(f"broken or cut: claims {frames} frames in {path.stat().st_size} bytes")
     return frames
@@ -180,7 +182,7 @@ def _why(path: Path, error: Exception) -> str:
     if not syntax.is_encapsulated:
         return f"broken or cut: {line_of(error)}"
     mend = "save it uncompressed (dcmdjpeg, gdcmconv --raw), or pip install 'pylibjpeg[all]'"
-    return f"compressed as {syntax.name}, which cannot be decoded here: {mend}; {line_of(error)}"
+    return f"compressed as {syntax.name}, which cannot be decoded here: {mend}"
 
 
 def _of_frame(head: Any, frame: int, name: str, usual: Any) -> Any:

@@ -136,7 +136,9 @@ def volumes_at(root: Path, images: ImageSettings) -> Source | None:
     series, without = dicom_volumes([(path, title) for kind, path, title in found if kind == "DICOM"], axis, images.every, most)
     volumes += series
     notes: tuple[str, ...] = (
-        (f"{plural(without, 'DICOM file')} left out, holding no image (structures, reports, directories)",) if without else ()
+        (f"{plural(without, 'DICOM file')} left out, holding no image (structures, segmentations, doses, reports, directories)",)
+        if without
+        else ()
     )
     if apart := [volume.name for volume in volumes if volume.others]:
         pages = (
