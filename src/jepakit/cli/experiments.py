@@ -81,6 +81,17 @@ def evaluate(
         ),
     ] = "rankme,knn,linear",
     labels: Annotated[str | None, typer.Option(help="Which labels of a set that has several, such as count or distance.")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What counts and chooses settings on the validation fifth: accuracy, balanced_accuracy, macro_f1, auroc, "
+            "average_precision; of numbers r2, mae, spearman. Several, with commas: two runs are compared by each."
+        ),
+    ] = None,
+    aggregate: Annotated[
+        str | None,
+        typer.Option(metavar="group", help="group: one answer for each group (slices of a volume): features averaged."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluation.")] = None,
 ) -> None:
     """Judge a frozen encoder beside honest baselines; writes RUN/evaluation/."""
@@ -91,6 +102,8 @@ def evaluate(
     runs = [word for word in words if "=" not in word or Path(word).exists()]
     wanted = [task.strip() for task in tasks.split(",")]
     settings = [word for word in words if word not in runs]
+    settings += [f"metric={metric}"] if metric else []
+    settings += [f"aggregate={aggregate}"] if aggregate else []
     if len(runs) == 1:
         print(results_table(judge(runs[0], data, wanted, labels=labels, out=out, set=settings)))
     elif len(runs) == 2:
