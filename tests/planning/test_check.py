@@ -90,6 +90,9 @@ def test_a_known_folder_gives_exactly_what_is_in_it(known: Path) -> None:
         "largest": ("cat", 7),
         "unlabelled": 0,
         "test": 5,
+        "kind": "class",
+        "span": None,
+        "groups": 0,
     }
     assert [title for title, _ in found.bad] == ["test/cat/cut\x1b[2J.png", "test/dog/empty.jpg"]
     assert found.bad[1][1] == "empty file" and found.bad[0][1]

@@ -1,11 +1,21 @@
 """Commands that make runs, and that read them: demo, pretrain, evaluate, report, study."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from jepakit.cli.options import LabelsOption, SettingWords, app
+from jepakit.cli.options import (
+    GroupsOption,
+    ImageOption,
+    KindOption,
+    LabelsOption,
+    ListedOption,
+    SettingWords,
+    SplitsOption,
+    TableOption,
+    app,
+)
 from jepakit.core.errors import UserError
 
 STUDY_NAMES = (
@@ -52,13 +62,22 @@ def pretrain(
         str | None,
         typer.Option(help="Begin from these weights: a run, RUN@step, an export, released, timm's or transformers'; a hub id."),
     ] = None,
+    table: TableOption = None,
+    labels: LabelsOption = None,
+    groups: GroupsOption = None,
+    splits: SplitsOption = None,
+    image: ImageOption = None,
+    kind: KindOption = None,
+    listed: ListedOption = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a run that is there.")] = False,
     settings: SettingWords = None,
 ) -> None:
     """Pretrain an encoder on images without labels."""
     from jepakit.training.train import pretrain as train
 
-    run = train(data, out, recipe, method, config=config, resume=resume, init_from=init_from, overwrite=overwrite, set=settings)
+    told = {"table": table, "labels": labels, "groups": groups, "splits": splits, "image": image, "as_": kind, "listed": listed}
+    begin = {"config": config, "resume": resume, "init_from": init_from, "overwrite": overwrite}
+    run = train(data, out, recipe, method, **begin, **told, set=settings)  # type: ignore[arg-type]
     if run.finished:
         print(f"encoder: {run.path / 'model'}\nnext: jepakit evaluate {run.path} --data SRC; jepakit report {run.path}")
 
@@ -80,18 +99,13 @@ def evaluate(
             "finetune; segmentation or davis, with --data of that kind."
         ),
     ] = "rankme,knn,linear",
-    labels: Annotated[str | None, typer.Option(help="Which labels of a set that has several, such as count or distance.")] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            help="What counts and chooses settings on the validation fifth: accuracy, balanced_accuracy, macro_f1, auroc, "
-            "average_precision; of numbers r2, mae, spearman. Several, with commas: two runs are compared by each."
-        ),
-    ] = None,
-    aggregate: Annotated[
-        str | None,
-        typer.Option(metavar="group", help="group: one answer for each group (slices of a volume): features averaged."),
-    ] = None,
+    table: TableOption = None,
+    labels: LabelsOption = None,
+    groups: GroupsOption = None,
+    splits: SplitsOption = None,
+    image: ImageOption = None,
+    kind: KindOption = None,
+    listed: ListedOption = False,
     out: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluation.")] = None,
 ) -> None:
     """Judge a frozen encoder beside honest baselines; writes RUN/evaluation/."""
@@ -102,12 +116,12 @@ def evaluate(
     runs = [word for word in words if "=" not in word or Path(word).exists()]
     wanted = [task.strip() for task in tasks.split(",")]
     settings = [word for word in words if word not in runs]
-    settings += [f"metric={metric}"] if metric else []
-    settings += [f"aggregate={aggregate}"] if aggregate else []
+    told: dict[str, Any] = {"table": table, "groups": groups, "splits": splits, "image": image, "as_": kind, "listed": listed}
+    told |= {"labels": labels, "out": out, "set": settings}
     if len(runs) == 1:
-        print(results_table(judge(runs[0], data, wanted, labels=labels, out=out, set=settings)))
+        print(results_table(judge(runs[0], data, wanted, **told)))
     elif len(runs) == 2:
-        results, found = evaluate_both(runs, data, wanted, labels=labels, out=out, set=settings)
+        results, found = evaluate_both(runs, data, wanted, **told)
         for run, each in zip(runs, results, strict=True):
             print(f"{run}\n{results_table(each)}\n")
         print(as_sentences(found, *runs))
@@ -140,7 +154,13 @@ def study(
             "paper: prints command lines and forecasts, runs nothing."
         ),
     ] = "cpu",
+    table: TableOption = None,
     labels: LabelsOption = None,
+    groups: GroupsOption = None,
+    splits: SplitsOption = None,
+    image: ImageOption = None,
+    kind: KindOption = None,
+    listed: ListedOption = False,
     out: Annotated[Path | None, typer.Option(help="The study's folder; given again, it goes on. Default: runs/NAME.")] = None,
     levers: Annotated[str, typer.Option(help="Comma-separated: levers, or panels of a paper's study; all, or none.")] = "all",
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each cell; default 3, of small-data and at smoke 1.")] = None,
@@ -154,7 +174,8 @@ def study(
 
     wanted = None if levers == "all" else [] if levers == "none" else [lever.strip() for lever in levers.split(",")]
     place, given = out or Path("runs") / name, settings or []
-    how = {"labels": labels, "levers": wanted, "seeds": seeds, "trials": trials, "processes": processes}
+    how = {"levers": wanted, "seeds": seeds, "trials": trials, "processes": processes}
+    told = {"table": table, "labels": labels, "groups": groups, "splits": splits, "image": image, "as_": kind, "listed": listed}
     size = "smoke" if smoke else scale
-    if turn(name, data, place, scale=size, set=given, **how):  # type: ignore[arg-type]
+    if turn(name, data, place, scale=size, set=given, **how, **told):  # type: ignore[arg-type]
         print(f"{(place.expanduser() / 'table.md').read_text()}\ntable and figures: {place}")

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from jepakit.cli.options import ImagesArgument, LabelsOption, SettingWords, ThreadsOption, data_app
+from jepakit.cli.options import (
+    GroupsOption,
+    ImageOption,
+    ImagesArgument,
+    KindOption,
+    LabelsOption,
+    ListedOption,
+    SettingWords,
+    SplitsOption,
+    TableOption,
+    ThreadsOption,
+    data_app,
+)
 
 
 @data_app.command()
@@ -15,7 +27,13 @@ def check(
     data: ImagesArgument,
     recipe: Annotated[str | None, typer.Option(help="The preset that shall fit. Default: what pretrain would choose.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write all that was found to this file, too.")] = None,
+    table: TableOption = None,
     labels: LabelsOption = None,
+    groups: GroupsOption = None,
+    splits: SplitsOption = None,
+    image: ImageOption = None,
+    kind: KindOption = None,
+    listed: ListedOption = False,
     threads: ThreadsOption = None,
     settings: SettingWords = None,
 ) -> None:
@@ -23,7 +41,8 @@ def check(
     from jepakit.planning.check import check as check_data
     from jepakit.planning.check_results import check_table
 
-    checked = check_data(data, recipe, labels=labels, json=json, threads=threads, set=settings)
+    told = {"table": table, "labels": labels, "groups": groups, "splits": splits, "image": image, "as_": kind, "listed": listed}
+    checked = check_data(data, recipe, json=json, threads=threads, set=settings, **told)  # type: ignore[arg-type]
     print(check_table(checked))
     if checked.stops:
         sys.exit(1)

@@ -29,7 +29,20 @@ data_app = typer.Typer(no_args_is_help=True, help="Look through a set of images;
 app.add_typer(data_app, name="data")
 ImagesArgument = Annotated[str, typer.Argument(metavar="SRC", help="Images: all that pretrain's --data takes.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads that decode; default: all cores.")]
-LabelsOption = Annotated[str | None, typer.Option(help="Which labels of a set that has several, such as count or distance.")]
+LabelsOption = Annotated[
+    str | None,
+    typer.Option(help="Which labels of a set that has several, such as count; of a table its column, or several: a,b,c."),
+]
+TableOption = Annotated[str | None, typer.Option(help="A .csv, .tsv or .parquet file with a row for each image.")]
+GroupsOption = Annotated[
+    str | None, typer.Option(help="The table's column of what belongs together (patient, slide): no split divides it.")
+]
+SplitsOption = Annotated[str | None, typer.Option(help="The table's column of words for train, validation and test.")]
+ImageOption = Annotated[str | None, typer.Option(help="The table's column of the images' paths, names or stems.")]
+KindOption = Annotated[str | None, typer.Option("--as", metavar="KIND", help="What labels are: class, number or multi.")]
+ListedOption = Annotated[
+    bool, typer.Option("--listed", help="The images are those that the table names, as paths below --data, and no others.")
+]
 
 
 def _say_version(asked: bool) -> None:

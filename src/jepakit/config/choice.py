@@ -15,6 +15,8 @@ from jepakit.config.renamed import current_layer
 from jepakit.core.device import cores, device_of
 from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings
+from jepakit.data.labels.table import TableSettings
+from jepakit.data.labels.table_labels import with_table
 from jepakit.data.opening import absolute, open_source
 from jepakit.data.sources import Source
 from jepakit.data.statistics import shapes_of
@@ -98,6 +100,7 @@ class UserSettings(Settings):
 
     model_config = ConfigDict(extra="ignore")
     data: str | None = None
+    table: TableSettings = Field(default_factory=TableSettings)
     images: ImageSettings = Field(default_factory=ImageSettings)
     encoder: Shape = Field(default_factory=Shape)
     predictor: PredictorConfig = Field(default_factory=PredictorConfig)
@@ -133,14 +136,15 @@ def resolve_with_data(
     """
     if recipe:
         config, choice = settings(recipe, method, *layers), Choice()
-        source = source or _open(config, labels)
+        source = with_table(source, config.table) if source else _open(config, labels)
     else:
         user = _user_settings(layers)
-        source = source or _open(user, labels)
+        source = with_table(source, user.table) if source else _open(user, labels)
         part = training_part(source, with_split(user.images, source))
         choice = choose(summarise(part, user, device), user)
         config = settings(None, method, choice.settings, *layers)
-    decided: dict[str, Any] = {"data": absolute(config.data or ""), "images": with_split(config.images, source)}
+    decided: dict[str, Any] = {"data": absolute(config.data or ""), "table": config.table.absolute()}
+    decided["images"] = with_split(config.images, source)
     masking = config.masking
     if isinstance(masking, MultiBlock) and masking.prior_folder:
         decided["masking"] = masking.model_copy(update={"prior_folder": absolute(masking.prior_folder)})
@@ -160,7 +164,8 @@ def _user_settings(layers: tuple[dict[str, Any], ...]) -> UserSettings:
 def _open(user: Config | UserSettings, labels: str | None) -> Source:
     if not user.data:
         raise UserError("which images? give --data FOLDER, or --data emoji for the embedded ones")
-    return open_source(absolute(user.data), labels, most_pixels=user.images.max_pixels, images=user.images)
+    seen = {"most_pixels": user.images.max_pixels, "images": user.images}
+    return open_source(absolute(user.data), labels, table=user.table, **seen)  # type: ignore[arg-type]
 
 
 def summarise(source: Source, user: UserSettings, device: str | None = None) -> DataSummary:

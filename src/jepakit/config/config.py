@@ -15,6 +15,7 @@ from jepakit.config.renamed import RENAMED, current_key, current_layer, current_
 from jepakit.core.errors import UserError, nearest
 from jepakit.core.guesses import suggestion
 from jepakit.core.settings import Settings
+from jepakit.data.labels.table import TableSettings
 from jepakit.model.images import ImageSettings
 from jepakit.model.method import METHODS, Method
 from jepakit.model.vit import SHAPE
@@ -60,6 +61,7 @@ class Config(Method):
         None,
         description="where the images are: a folder, pack, tar or Parquet files, npz, emoji; 'in memory: ...': Python held them",
     )
+    table: TableSettings = Field(default_factory=TableSettings)
     init: Init = Field(default_factory=Init)
     images: ImageSettings = Field(default_factory=ImageSettings)
     optim: Optim = Field(default_factory=Optim)

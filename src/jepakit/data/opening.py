@@ -14,6 +14,8 @@ from jepakit.data.decoding.decode import SUFFIXES
 from jepakit.data.formats.folder import FolderSource
 from jepakit.data.formats.remote import PATTERN_SIGNS, DataPaths, NothingThereError, above, expand, is_pattern, is_remote, shown
 from jepakit.data.formats.shards import shards_of
+from jepakit.data.labels.table import TableSettings
+from jepakit.data.labels.table_labels import listed_images, with_table
 from jepakit.data.samples import errors_of_all
 from jepakit.data.sets.emoji import EmojiSource
 from jepakit.data.sets.known_sets import labelled_set
@@ -61,13 +63,23 @@ def open_source(
     most_pixels: int = MOST_PIXELS,
     *,
     images: ImageSettings | None = None,
+    table: TableSettings | None = None,
 ) -> Source:
     """The source that `data` names.
 
     'emoji', 'scenes'; a labelled set in its usual layout (`sets`), or a folder of images or volumes; a pattern or an address of
-    .tar or .parquet files. `labels` picks one of several that a set has. images: how volumes are cut into slices, along z where
-    it does not say; with images.axis TIFF and arrays are volumes too. Raises UserError.
+    .tar or .parquet files. `labels` picks one of several that a set has, or columns of the table where one is named. images: how
+    volumes are cut into slices, along z where it does not say; with images.axis TIFF and arrays are volumes too. table: what is
+    known of the images. Raises UserError.
     """
+    source: Source
+    if table and table.file:
+        if table.listed:
+            source = listed_images(named(data), table)
+            require_readable(source, most_pixels)
+        else:
+            source = open_source(data, None, most_pixels, images=images)
+        return with_table(source, table.model_copy(update={"labels": labels}) if labels else table)
     data = named(data)
     if is_in_memory(data):
         was = data.removeprefix(MEMORY_PREFIX)
@@ -76,7 +88,6 @@ def open_source(
         from jepakit.data.sets.scenes import SceneSource
 
         return SceneSource(labels=labels)
-    source: Source
     if data == "emoji":
         source = EmojiSource()
     else:

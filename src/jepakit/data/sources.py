@@ -27,9 +27,9 @@ class Labels:
     numbers (n,) or several labels (n, L), each 0 or 1; NaN where there is none; None for classes. test (n,): held out.
     groups (n,): samples of one number are not independent (one identity, patient, scene): intervals resample them together,
     splits that are made here do not divide them; group_names: what the number stands for, () where it is just a number.
-    whole_image: the label describes the whole image, so evaluation resizes it without cropping. own_split: the split
-    comes with the set or from the papers; if False, a fifth of each class was held out here. apart: how many labelled samples
-    of a validation part no probe uses because there is a test part too; they are -1 in `values`.
+    whole_image: the label describes the whole image, so evaluation resizes it without cropping. own_split: the split comes with
+    the set or from the papers; if False, a fifth of each class, or of the groups, was held out here. apart: how many labelled
+    samples of a validation part no probe uses because there is a test part too; they are -1 in `values`.
     """
 
     name: str

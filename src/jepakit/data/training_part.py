@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from jepakit.core.errors import UserError
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.findings import Finding
-from jepakit.data.sources import Blocks, Source
+from jepakit.data.sources import Blocks, Labels, Source
 from jepakit.data.unread_files import plural
 from jepakit.model.images import MOST_PIXELS, ImageSettings
 
@@ -55,7 +55,7 @@ def held_out(source: Source) -> NDArray[np.bool_] | None:
 def excluded_from_training(source: Source) -> NDArray[np.bool_]:
     """The samples (n,) that images.split=train keeps from training: the set's own held-out part, and all that probes test on.
 
-    Where the own part has no labels, probes test on a fifth of each class.
+    Where the own part has no labels, probes test on a fifth of each class, or of the groups.
     """
     held = held_out(source)
     kept = np.zeros(len(source), np.bool_) if held is None else held
@@ -82,6 +82,13 @@ def training_part(source: Source, images: ImageSettings) -> Source:
     return TrainingPart(source, np.flatnonzero(~kept)) if kept.any() else source
 
 
+def _fifth(labels: Labels | None) -> str:
+    """What was held out where no split is known, in words."""
+    if labels is not None and labels.groups is not None:
+        return "a fifth of the groups"
+    return "a fifth of each class" if labels is None or labels.kind == "class" else "a fifth of the labelled images"
+
+
 def split_sentences(source: Source, images: ImageSettings) -> Sequence[str]:
     """What images.split means for a source, with the counts: the first for the log, further ones as warnings."""
     held, n, labels = held_out(source), len(source), source.labels
@@ -96,12 +103,12 @@ def split_sentences(source: Source, images: ImageSettings) -> Sequence[str]:
         )
         if in_fifths and held is not None:
             sentence += f": {held.sum():,} by the set's own split, of which no labels are there to test on"
-            sentence += f", and {(kept & ~held).sum():,} more, a fifth of each class, which evaluate tests on instead"
+            sentence += f", and {(kept & ~held).sum():,} more, {_fifth(labels)}, which evaluate tests on instead"
         return sentence, *warnings
     sentence = f"images.split=all: all {n:,} images are trained on"
     if held is not None:
         also = f"{held.sum():,} of them are held out by the set's own split: what is measured on them is no test"
-        fifth = "; nor is what is measured on a fifth of each class, which evaluate tests on" if in_fifths else ""
+        fifth = f"; nor is what is measured on {_fifth(labels)}, which evaluate tests on" if in_fifths else ""
         return sentence, f"{also}{fifth} (images.split=train keeps them out)", *warnings
-    fifth = "a fifth of each class, which evaluate tests on, too (images.split=train keeps it out)"
+    fifth = f"{_fifth(labels)}, which evaluate tests on, too (images.split=train keeps it out)"
     return f"{sentence}; {fifth if in_fifths else 'no split is known of them'}", *warnings

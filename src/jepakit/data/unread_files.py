@@ -100,7 +100,7 @@ class LeftOut:
             notes.append(f"{plural(n, 'link')} left out ({some(self.links.names, n)}), leading nowhere: fetch what they point to")
         if n := self.labels.count:
             which = f"{some(self.labels.names, n)} may tell labels and {'is' if n == 1 else 'are'} not read"
-            notes.append(f"{which}: labels are told by folders, one for each class")
+            notes.append(f"{which}: labels are told by folders, one for each class, or by a table given as --table FILE.csv")
         others = groups.get("", [])
         if (count := sum(self.of[ending].count for ending in others)) >= max(MANY, images / 10):
             notes.append(f"{plural(count, 'other file')} not read: {self._counts(others)}")

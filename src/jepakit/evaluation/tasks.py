@@ -1,18 +1,26 @@
 """The verb `evaluate`: tasks on frozen encoders beside honest baselines, results as JSON, arrays and a table."""
 
 import logging
-from collections.abc import Sequence
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from sklearn.exceptions import ConvergenceWarning
 
 from jepakit.artifacts.run import Run
 from jepakit.config.config import overrides, validation_sentence
 from jepakit.core.errors import UserError, checked, nearest, plain
 from jepakit.core.files import user_path
+from jepakit.core.progress import progress
+from jepakit.data.labels.table import GivenTable, TableColumns, TableSettings, table_settings
+from jepakit.data.labels.table_labels import with_table
 from jepakit.data.opening import GivenImages, given_images, open_source
 from jepakit.data.sources import Source, evenly
 from jepakit.data.statistics import read_usable
@@ -20,17 +28,14 @@ from jepakit.evaluation.compare import Difference
 from jepakit.evaluation.dense.davis import davis
 from jepakit.evaluation.dense.segmentation import segmentation
 from jepakit.evaluation.evaluated_model import UNTRAINED_NAME, EvaluatedModel, subject
-from jepakit.evaluation.features import batches, extract
+from jepakit.evaluation.features import PCA, RAW, FrozenFeatures, batches, extract, pca
 from jepakit.evaluation.pictures import save_pictures
-from jepakit.evaluation.probe_results import ProbeResults, ResultRow
 from jepakit.evaluation.probes.finetune import finetune
 from jepakit.evaluation.probes.finetune_recipe import recipe_for
-from jepakit.evaluation.probes.logistic import as_predictions
-from jepakit.evaluation.probes.protocol import LAST4, PROBES, TOKENS, Protocol
+from jepakit.evaluation.probes.protocol import LAST4, PROBES, TOKENS, Correct, Protocol
 from jepakit.evaluation.probes.spectrum import lidar_rows, rankme_rows
-from jepakit.evaluation.probing import possible_tasks, probe_features, require_probes
-from jepakit.evaluation.results import differences, save_rows
-from jepakit.evaluation.split import SplitRows, labelled
+from jepakit.evaluation.results import ProbeResults, ResultRow, differences, save_rows
+from jepakit.evaluation.split import SplitRows, labelled, train_and_test
 from jepakit.evaluation.train_test_overlap import seen_in_training
 from jepakit.model.images import ImageSettings, require_square
 
@@ -48,20 +53,24 @@ def evaluate(
     tasks: Sequence[str] | str = DEFAULT,
     *,
     labels: str | None = None,
+    table: GivenTable | None = None,
     out: str | Path | None = None,
     set: Sequence[str] | str = (),
     protocol: Protocol | None = None,
+    **columns: Unpack[TableColumns],
 ) -> dict[str, list[ResultRow]]:
     """Judge a run, or anything that `jepakit.load` takes, on images (default: the run's own), beside baselines.
 
     data: as of `jepakit.pretrain`; (images, labels) where Python holds both. tasks: names of TASKS, or 'frozen': the papers'
-    tasks on frozen features, all but logistic. labels: which labels, where a set has several. out: the folder for results
+    tasks on frozen features, all but logistic. labels: which labels, where a set has several. table, columns: as
+    of `jepakit.pretrain`; default, without data: the run's own table. out: the folder for results
     (default RUN/evaluation). set: settings of the protocol as 'group.key=value'.
     Returns rows by task; a probe's have name, accuracy, low and high of its 95 % interval, and how it was trained. Raises
     UserError for mistakes that the user can mend.
     """
     tasks, protocol = chosen_tasks(tasks), protocol or settings_of(set)
-    return _evaluated(subject(run, out).conditioned(dict(protocol.conditioning)), data, tasks, labels, protocol)
+    told = table_settings(table, columns)
+    return _evaluated(subject(run, out).conditioned(dict(protocol.conditioning)), data, tasks, labels, protocol, told)
 
 
 def evaluate_both(
@@ -70,8 +79,10 @@ def evaluate_both(
     tasks: Sequence[str] | str = DEFAULT,
     *,
     labels: str | None = None,
+    table: GivenTable | None = None,
     out: str | Path | None = None,
     set: Sequence[str] | str = (),
+    **columns: Unpack[TableColumns],
 ) -> tuple[list[dict[str, list[ResultRow]]], dict[str, dict[str, Difference]]]:
     """`evaluate` for two runs, and paired tests of the first minus the second: by task, then by name of the encoder.
 
@@ -85,15 +96,23 @@ def evaluate_both(
         raise UserError(f"the runs saw other images, {judged[0].data} and {judged[1].data}: say with --data which to compare on")
     if not {*tasks} & {*PROBES, "finetune"}:
         raise UserError(f"only {', '.join(PROBES)} and finetune can be paired: name one of them in --tasks")
-    results = [_evaluated(each, data, tasks, labels, protocol) for each in judged]
+    told = table_settings(table, columns)
+    results = [_evaluated(each, data, tasks, labels, protocol, told) for each in judged]
     done = [task for task in tasks if all(task in each for each in results)]
-    return results, differences(judged[0].folder, judged[1].folder, done, protocol.metric)
+    return results, differences(judged[0].folder, judged[1].folder, done)
 
 
 def _evaluated(
-    judged: EvaluatedModel, data: GivenImages | None, tasks: Sequence[str], labels: str | None, protocol: Protocol
+    judged: EvaluatedModel,
+    data: GivenImages | None,
+    tasks: Sequence[str],
+    labels: str | None,
+    protocol: Protocol,
+    table: TableSettings | None = None,
 ) -> dict[str, list[ResultRow]]:
-    place, opened = (judged.data or "", None) if data is None else given_images(data, labels)
+    if table is None and data is None and judged.config and judged.config.table.file:
+        table = judged.config.table
+    place, opened = (judged.data or "", None) if data is None else given_images(data, None if table else labels)
     if not place:
         raise UserError("which images? give --data SRC")
     dense = [task for task in tasks if task in DENSE]
@@ -105,7 +124,9 @@ def _evaluated(
             task: save_rows(judged.folder, task, place, _dense(judged, task, user_path(place), protocol), protocol)
             for task in dense
         }
-    source = opened or open_source(place, labels, images=judged.encoder.images)
+    source = opened or open_source(place, labels, images=judged.encoder.images, table=table)
+    if opened and table:
+        with_table(opened, table.model_copy(update={"labels": labels}) if labels else table)
     for note in source.notes:
         log.warning("%s", plain(note))
     seen = seen_in_training(judged.trained, source, place) if judged.trained else None
@@ -142,12 +163,11 @@ def _on_images(
     judged: EvaluatedModel, source: Source, tasks: Sequence[str], protocol: Protocol, seen: NDArray[np.bool_] | None = None
 ) -> dict[str, list[ResultRow]]:
     labels, results = source.labels, {}
-    tasks = possible_tasks(tasks, labels)
     probes = [task for task in tasks if task in PROBES and labels is not None]
     learning = probes or ("finetune" in tasks and labels is not None)
     if labels is not None and learning:
         ids = labelled(source, labels, protocol.images_limit)
-        require_probes(source, labels, ids, protocol)
+        train_and_test(source, labels, ids)  # says now, not after the work, that there is nothing to probe
     else:  # RankMe alone needs no more than it counts
         ids = evenly(len(source), min(protocol.images_limit or len(source), protocol.rankme.images))
     made = "rankme" in tasks
@@ -168,9 +188,11 @@ def _on_images(
         results["rankme"] = save_rows(judged.folder, "rankme", source.name, rows, protocol)
         if judged.config:
             save_pictures(judged.folder / "pictures.npz", judged.config, source, features[judged.name].last, ids)
-    about: dict[str, Any] = {"seen": seen, "known": judged.trained is not None, "metric": protocol.metric}
     if made and labels is not None and probes:
-        results |= probe_features(judged, source, labels, ids, features, probes, protocol, about)
+        split, raw = train_and_test(source, labels, ids), features[RAW].last
+        features[PCA] = FrozenFeatures(pca(raw, split.train, min(judged.encoder.width, len(split.train), raw.shape[1])))
+        probed = {task: ProbeResults.of(source, labels, ids, seen, known=judged.trained is not None) for task in probes}
+        results |= _probed(judged.folder, probed, features, protocol)
     if "lidar" in tasks:
         rows = lidar_rows(
             source, judged.encoders, judged.masking, protocol.lidar, protocol.seed, judged.precision, judged.seconds
@@ -178,8 +200,9 @@ def _on_images(
         results["lidar"] = save_rows(judged.folder, "lidar", source.name, rows, protocol)
     if "finetune" in tasks and labels is not None:
         ids = ids if made else _readable(source, ids, judged.encoder.images, judged.seconds)
-        grouped = protocol.aggregate == "group"
-        results["finetune"] = _finetuned(judged, ProbeResults.of(source, labels, ids, **about, grouped=grouped), protocol)
+        results["finetune"] = _finetuned(
+            judged, ProbeResults.of(source, labels, ids, seen, known=judged.trained is not None), protocol
+        )
     if labels is None and {*tasks} - {"rankme", "lidar"}:
         log.warning("%s has no labels: put images into sub-folders, one a class, to probe; RankMe was measured", source.name)
     return results
@@ -204,18 +227,50 @@ def _readable(source: Source, ids: SplitRows, images: ImageSettings, seconds: fl
     return np.array([index for batch in read for index, _ in batch], np.int64)
 
 
+def _probed(
+    folder: Path, probed: Mapping[str, ProbeResults], features: Mapping[str, FrozenFeatures], protocol: Protocol
+) -> dict[str, list[ResultRow]]:
+    """Each probe on each encoder and baseline that has the features it needs, in parallel threads; rows by task."""
+    jobs = [(task, name) for task in probed for name, x in features.items() if task not in TOKENS or x.tokens is not None]
+    threads = torch.get_num_threads()
+    workers = min(len(jobs), threads)
+    results: dict[str, list[ResultRow]] = {}
+
+    def work(job: tuple[str, str]) -> tuple[Correct, dict[str, Any]]:
+        torch.set_num_threads(max(1, threads // workers))  # small products gain more from side by side than from sharing
+        task, name = job
+        one, x, started = probed[task], features[name], time.monotonic()
+        split, reads = one.split, {"last4": task in LAST4, "tokens": task in TOKENS}
+        correct, about = PROBES[task](x.rows(split.train, **reads), x.rows(split.test, **reads), one.problem, protocol)
+        return correct, {**about, "seconds": round(time.monotonic() - started, 1)}
+
+    pool = ThreadPoolExecutor(workers, "jepakit-probe")
+    try:
+        with progress("probes", len(jobs)) as report, warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # once for all threads, since filters are the process's
+            for done, ((task, name), outcome) in enumerate(zip(jobs, pool.map(work, jobs), strict=True), start=1):
+                probed[task].enter(name, *outcome)
+                report(done, f"{task}, {name}")
+                if done == len(jobs) or jobs[done][0] != task:  # its last: saved, whatever becomes of the next
+                    results[task] = probed[task].save(folder, task, protocol)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+    return results
+
+
 def _finetuned(judged: EvaluatedModel, results: ProbeResults, protocol: Protocol) -> list[ResultRow]:
     """Fine-tuning end to end, of the judged encoder and of the untrained one, which is then trained from scratch."""
     split, shape = results.split, judged.encoder.vit.config
     settings = protocol.finetune.over(recipe_for(shape.width, shape.depth))
-    y, rows = results.labels.y, (results.ids[split.train], results.ids[split.test])
+    values, rows = results.labels.values, (results.ids[split.train], results.ids[split.test])
     for name in (judged.name, UNTRAINED_NAME):
         log.info("fine-tuning the %s", name)
-        scores, about = finetune(
+        predicted, about = finetune(
             judged.encoders[name],
             results.source,
             *rows,
-            y,
+            values,
             len(results.labels.classes),
             settings,
             protocol.seed,
@@ -223,7 +278,7 @@ def _finetuned(judged: EvaluatedModel, results: ProbeResults, protocol: Protocol
             judged.seconds,
             protocol.symmetry,
         )
-        results.enter(name, as_predictions(scores, split.test_labels, logits=True), about)
+        results.enter(name, (predicted == split.test_labels).double().numpy(), about)
     return results.save(judged.folder, "finetune", protocol)
 
 

@@ -41,9 +41,9 @@ def seen_in_training(trained: PretrainingRecord, source: Source, place: str) -> 
     config, identity = trained.config, trained.identity
     same_place = absolute(place) == config.data and not is_in_memory(place)  # what Python holds has no place of its own
     first = source  # with the labels that pretraining went by
-    if same_place and config.images.split == "train" and source.labels and not source.labels.own_split:
-        first = open_source(place, images=config.images)
     try:
+        if same_place and config.images.split == "train" and (config.table.file or _in_fifths(source)):
+            first = open_source(place, images=config.images, table=config.table)
         trained_on = training_part(first, config.images)
     except UserError:
         trained_on = source
@@ -58,9 +58,14 @@ def seen_in_training(trained: PretrainingRecord, source: Source, place: str) -> 
     ours, theirs = os.path.realpath(source.root), os.path.realpath(config.data)
     if os.path.commonpath([ours, theirs]) not in (ours, theirs):
         return None
-    pretraining_source = open_source(config.data, images=config.images)
+    pretraining_source = open_source(config.data, images=config.images, table=config.table)
     trained_on = training_part(pretraining_source, config.images)
     if not isinstance(pretraining_source, FilesSource):
         return None
     files = {os.path.join(theirs, trained_on.title(i)) for i in range(len(trained_on))}
     return np.array([os.path.join(ours, file) in files for file in source.files], np.bool_)
+
+
+def _in_fifths(source: Source) -> bool:
+    """Whether what is held out depends on which labels are taken."""
+    return source.labels is not None and not source.labels.own_split

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import simplejpeg
@@ -31,6 +31,7 @@ from jepakit.data.formats.pack_format import DEPTHS, part_path
 from jepakit.data.formats.pack_shrink import ready, threads_of
 from jepakit.data.formats.pack_source import PackedSource
 from jepakit.data.formats.remote import shown
+from jepakit.data.labels.table import GivenTable, TableColumns, table_layer, table_settings
 from jepakit.data.opening import GivenImages, given_images
 from jepakit.data.sources import Labels, Source, groups_at_hand
 from jepakit.data.threads import run_parallel
@@ -62,15 +63,17 @@ def check(
     recipe: str | None = None,
     *,
     labels: str | None = None,
+    table: GivenTable | None = None,
     json: str | Path | None = None,
     threads: int | None = None,
     set: Sequence[str] | str | None = None,
+    **columns: Unpack[TableColumns],
 ) -> Checked:
     """Read every sample of `data` and say what is there, and whether a pretraining could go.
 
-    recipe: that of the pretraining; none: with what it would choose; labels: which of several that the source has; json: a
-    file for what is returned; set: 'group.key=value' words. Of a pack, every image's crc32 and every file's sha256 is
-    verified. Raises UserError.
+    recipe: that of the pretraining; none: with what it would choose; labels: which of several that the source has; table,
+    columns: as of `jepakit.pretrain`; json: a file for what is returned; set: 'group.key=value' words. Of a pack, every
+    image's crc32 and every file's sha256 is verified. Raises UserError.
     """
     json = None if json is None else user_path(json, "--json")
     if json is not None and not json.parent.is_dir():
@@ -78,8 +81,11 @@ def check(
     many = threads_of(threads)
     given = overrides(set)
     asked, method = given.pop("recipe", None), given.pop("method", None)
+    told = table_settings(table, {**columns, "labels": labels})
+    labels = None if told else labels
     name, opened = given_images(data, labels)
-    config, source, choice = resolve_with_data(recipe or asked, method, given, {"data": name}, labels=labels, source=opened)
+    layers = [given, table_layer(told), {"data": name}]
+    config, source, choice = resolve_with_data(recipe or asked, method, *layers, labels=labels, source=opened)
     config.masking.check(config.grid)
     survey = _Survey(source, config.images.max_pixels)
     with progress("checking", len(source)) as report:
@@ -242,7 +248,11 @@ def _duplicates(source: Source, records: NDArray[Any]) -> Duplicates:
 
 def _labels(labels: Labels) -> LabelsSeen:
     labelled = labels.values >= 0
-    counts = np.bincount(labels.values[labelled], minlength=len(labels.classes))
+    if labels.kind == "class":
+        counts = np.bincount(labels.values[labelled], minlength=len(labels.classes))
+    else:
+        counts = np.zeros(0, np.int64) if labels.kind == "number" else (labels.y[labelled] == 1).sum(0)
+    numbers = labels.y[labelled] if labels.kind == "number" and labelled.any() else None
     small, large = (int(counts.argmin()), int(counts.argmax())) if len(counts) else (0, 0)
     classes = labels.classes or ("",)
     return LabelsSeen(
@@ -252,6 +262,9 @@ def _labels(labels: Labels) -> LabelsSeen:
         largest=(classes[large], int(counts[large : large + 1].sum())),
         unlabelled=max(0, int((~labelled).sum()) - labels.apart),
         test=int((labelled & labels.test).sum()),
+        kind=labels.kind,
+        span=None if numbers is None else (float(numbers.min()), float(numbers.mean()), float(numbers.max())),
+        groups=0 if labels.groups is None else len(np.unique(labels.groups)),
     )
 
 

@@ -30,7 +30,10 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class LabelsSeen:
-    """Labels of all samples; smallest and largest class with their samples."""
+    """Labels of all samples; smallest and largest class with their samples, or of several labels at once those that hold.
+
+    span: of numbers the least, the mean and the largest. groups: how many there are, 0 where each image stands alone.
+    """
 
     name: str
     classes: int
@@ -38,6 +41,9 @@ class LabelsSeen:
     largest: tuple[str, int]
     unlabelled: int
     test: int
+    kind: str = "class"
+    span: tuple[float, float, float] | None = None
+    groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,9 +165,16 @@ def _duplicate_lines(found: Duplicates) -> list[str]:
 
 def _label_words(labels: LabelsSeen) -> str:
     (small, few), (large, many) = labels.smallest, labels.largest
-    classes = f"'{_title(labels.name)}', {plural(labels.classes, 'class', 'classes')}"
-    ends = f"smallest {_title(small)} {few:,}, largest {_title(large)} {many:,}"
-    return f"{classes}: {ends}; {labels.unlabelled:,} without; {labels.test:,} for testing"
+    if labels.kind == "number":
+        least, mean, largest = labels.span or (float("nan"),) * 3
+        what, ends = "numbers", f"least {least:g}, mean {mean:g}, largest {largest:g}"
+    else:
+        several = labels.kind == "multi"
+        what = plural(labels.classes, "label") + " at once" if several else plural(labels.classes, "class", "classes")
+        ends = f"{'rarest' if several else 'smallest'} {_title(small)} {few:,}, "
+        ends += f"{'most frequent' if several else 'largest'} {_title(large)} {many:,}"
+    groups = f"; {plural(labels.groups, 'group')}" if labels.groups else ""
+    return f"'{_title(labels.name)}', {what}: {ends}; {labels.unlabelled:,} without; {labels.test:,} for testing{groups}"
 
 
 def _fit_rows(fit: Fit) -> dict[str, str]:

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from shlex import join
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import yaml
 
@@ -20,16 +20,16 @@ from jepakit.core.errors import UserError, checked, nearest
 from jepakit.core.files import save_json
 from jepakit.core.progress import progress
 from jepakit.core.signals import signals
+from jepakit.data.labels.table import GivenTable, TableColumns, TableSettings, label_options, table_layer, table_settings
 from jepakit.data.opening import absolute, named, open_source
-from jepakit.data.sources import Source
 from jepakit.data.training_part import training_part, with_split
-from jepakit.evaluation.split import labelled, train_and_test
 from jepakit.study import small_data
 from jepakit.study.cells import BASE, Cell, Lever, chosen, configuration, grid, turning
 from jepakit.study.comparison import as_data, comparison, comparison_table
 from jepakit.study.comparison_figure import save_figure
 from jepakit.study.curves import save_curves
 from jepakit.study.folder import claimed
+from jepakit.study.judging import possible_tasks, two_sets
 from jepakit.study.panels import PaperStudy, chosen_panels, layout, snapshot_settings
 from jepakit.study.papers import PAPER_STUDIES
 from jepakit.study.running import Forked, Job, Runner, run_jobs
@@ -79,20 +79,23 @@ def study(
     *,
     scale: Scale = "cpu",
     labels: str | None = None,
+    table: GivenTable | None = None,
     levers: Sequence[str] | None = None,
     seeds: int | None = None,
     trials: int = 0,
     processes: int | None = None,
     set: Sequence[str] | str = (),
+    **columns: Unpack[TableColumns],
 ) -> list[dict[str, Any]]:
     """Run a study: a grid of runs that differ in one thing each, or a paper's tables and figures (docs/study.md).
 
     data: images; for a paper's also a folder with left/ to pretrain on and probe/ to judge on; out: the study's folder (default
     runs/NAME), which goes on where it was stopped; scale: smoke (some steps), cpu, gpu, or paper, which prints command lines
-    and forecasts; labels: which of a set's the evaluation takes; levers: names of levers or panels, none of them for no grid;
-    seeds: runs of each cell (default 3; of small-data and at smoke 1); trials: of small-data's search over its levers together;
-    processes: cells at a time (default: one a core, on CUDA one); set: 'group.key=value' words of the base. Leaves table.json,
-    table.md and drawings in `out`; returns rows of all cells that are over, of which one that failed is one. Raises UserError.
+    and forecasts; labels: which of a set's the evaluation takes; table, columns: as of `jepakit.pretrain`, of the images that are
+    judged on; levers: names of levers or panels, none of them for no grid; seeds: runs of each cell (default 3; of small-data and
+    at smoke 1); trials: of small-data's search over its levers together; processes: cells at a time (default: one a core, on
+    CUDA one); set: 'group.key=value' words of the base. Leaves table.json, table.md and drawings in `out`; returns rows of all
+    cells that are over, of which one that failed is one. Raises UserError.
     """
     _require(name, scale, trials)
     out, words, paper = Path(out or Path("runs") / name).expanduser(), setting_words(set), PAPER_STUDIES.get(name)
@@ -103,11 +106,13 @@ def study(
         for line in at_paper_scale(name, paper, number, words, EVALUATION):
             print(line, flush=True)
         return []
-    prepared = _prepared(name, data, out, scale, labels, levers, number, processes, words)
+    told = table_settings(table, {**columns, "labels": labels})
+    prepared = _prepared(name, data, out, scale, labels, told, levers, number, processes, words)
     rows = _run_in_folder(*prepared, trials)
     if prepared.runner.stopping:
-        flags = {"data": data, "labels": labels, "levers": levers, "seeds": seeds, "trials": trials, "processes": processes}
-        log.info("stopped with %d cells over; go on with: %s", len(rows), _command(name, out, flags, scale, words))
+        flags = {"data": data, "levers": levers, "seeds": seeds, "trials": trials, "processes": processes}
+        given = [*label_options(labels, told), *words]
+        log.info("stopped with %d cells over; go on with: %s", len(rows), _command(name, out, flags, scale, given))
     return rows
 
 
@@ -126,6 +131,7 @@ def _prepared(
     out: Path,
     scale: Scale,
     labels: str | None,
+    table: TableSettings | None,
     levers: Sequence[str] | None,
     seeds: int,
     processes: int | None,
@@ -133,16 +139,19 @@ def _prepared(
 ) -> _Prepared:
     """What `study` was asked for, checked against the images, before anything is written. Raises UserError."""
     paper, smoke = PAPER_STUDIES.get(name), scale == "smoke"
-    train, judged = _two_sets(data) if paper else (data, None)
+    train, judged = two_sets(data) if paper else (data, None)
     recipe, start = (RECIPE_OF_PAPERS, base_words(scale)) if paper else (small_data.RECIPE, SMOKE if smoke else [])
     base = _base(recipe, train, [*start, *words], TEXTURES if paper else "")
+    base = base if judged else {**base, **table_layer(table and table.absolute())}  # else of the images that are judged on
     config = configuration(base, {})
-    source = open_source(str(config.data), None if judged else labels, images=config.images)
+    source = open_source(str(config.data), None if judged or table else labels, images=config.images, table=config.table)
     images = len(training_part(source, with_split(config.images, source)))
     quick = (SMOKE_LOOKS if paper else SMOKE_EVALUATION) if smoke else []
-    tests = open_source(judged, labels, images=config.images) if judged else source
-    tasks = _tasks(tests, labels, paper.tasks if paper else "rankme,knn,linear")
-    evaluation = [*(["--data", judged] if judged else []), *tasks, *EVALUATION, *quick]
+    judging = open_source(judged, labels, images=config.images, table=table) if judged else source
+    tasks = possible_tasks(judging, paper.tasks if paper else "rankme,knn,linear")
+    own = not judged and table  # the run's, which its evaluation takes
+    known = [*(["--data", judged] if judged else []), "--tasks", tasks, *([] if own else label_options(labels, table))]
+    evaluation = [*known, *EVALUATION, *quick]
     work = _panels(paper, out, base, levers, seeds, images, evaluation, scale) if paper else _levers(base, levers, seeds, scale)
     most = processes or (1 if device_of(config.run.device).type == "cuda" else cores())
     runner = Runner(out, {**_how(config, base.get("run", {}), images, most), **work.run}, tuple(evaluation))
@@ -196,15 +205,6 @@ def _panels(
         return f"{paper.asks}\n\n{about_base(scale)}\n\n{comparison_table(lines, sources)}\n\n## How each run went"
 
     return _Work(made.cells, (), [panel.name for panel in panels], snapshot_settings(panels, steps), head)
-
-
-def _two_sets(data: str | Path | None) -> tuple[str | Path | None, str | None]:
-    """What to pretrain on, and what to judge on: left/ and probe/ of a folder that has both, as benchmarks/textures.py makes
-    it; else the images themselves, and none."""
-    folder = Path(data).expanduser() if data else None
-    if folder and (folder / "left").is_dir() and (folder / "probe").is_dir():
-        return folder / "left", absolute(str(folder / "probe"))
-    return data, None
 
 
 def _command(name: str, out: Path, flags: Mapping[str, Any], scale: str, words: Sequence[str]) -> str:
@@ -266,18 +266,6 @@ def _how(config: Config, given: Mapping[str, Any], images: int, most: int) -> di
     epochs = Schedule(config.optim, a_pass).steps // a_pass
     own = {"threads": max(1, cores() // most), "loader_threads": 1, "probe_every_epochs": max(1, epochs // PROBES_PER_RUN)}
     return {**own, **{key: value for key, value in given.items() if key in own}}
-
-
-def _tasks(source: Source, labels: str | None, tasks: str) -> list[str]:
-    """Words for `evaluate`: of these tasks, what the images and labels allow."""
-    try:
-        if source.labels is None:
-            raise UserError(f"{source.name} has no labels")
-        train_and_test(source, source.labels, labelled(source, source.labels))
-    except UserError as error:
-        log.warning("%s: cells are judged by RankMe alone", error)
-        tasks = "rankme"
-    return ["--tasks", tasks, *(["--labels", labels] if labels else [])]
 
 
 def _save(out: Path, name: str, base: dict[str, Any], work: _Work) -> list[CellRow]:

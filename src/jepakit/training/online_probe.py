@@ -12,7 +12,7 @@ from torch import Tensor
 from jepakit.config.config import Config
 from jepakit.core import rng
 from jepakit.core.device import autocast
-from jepakit.core.errors import UserError
+from jepakit.core.errors import UserError, plain
 from jepakit.data.crops import stacked
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.samples import read_many
@@ -47,7 +47,7 @@ class OnlineProbe:
         """
         if not config.run.probe_images:
             return None
-        labels = source.labels if source.labels is not None and (source.labels.values >= 0).any() else None
+        labels = _classes_of(source)
         order, whole_images = _draw(config, source, labels), labels is not None and labels.whole_image
 
         def read(index: int) -> Tensor:
@@ -90,6 +90,17 @@ class OnlineProbe:
             return {"probe/rankme": rankme(x)}
         predicted = knn(x[~self.test], self.labels[~self.test], x[self.test])
         return {"probe/knn": float((predicted == self.labels[self.test]).float().mean())}
+
+
+def _classes_of(source: Source) -> Labels | None:
+    """The labels that kNN can learn; None where no image has one, or they are numbers or several at once, which the log says."""
+    labels = source.labels
+    if labels is None or not (labels.values >= 0).any():
+        return None
+    if labels.kind != "class":
+        log.info("looks take RankMe in the place of kNN: labels '%s' are no classes", plain(labels.name))
+        return None
+    return labels
 
 
 def _draw(config: Config, source: Source, labels: Labels | None) -> NDArray[np.int64]:

@@ -26,6 +26,8 @@ from jepakit.core.errors import UserError, checked, plain
 from jepakit.core.files import user_path
 from jepakit.core.signals import signals
 from jepakit.data.findings import Tally
+from jepakit.data.labels.table import COLUMN_WORDS, GivenTable, table_layer, table_settings
+from jepakit.data.labels.table_labels import with_table
 from jepakit.data.loader import Batch
 from jepakit.data.opening import GivenImages, absolute, given_images, is_in_memory, open_source
 from jepakit.data.sources import Source
@@ -54,10 +56,11 @@ def pretrain(
     resume: Run | str | Path | None = None,
     init_from: Run | str | Path | None = None,
     overwrite: bool = False,
+    table: GivenTable | None = None,
     set: Sequence[str] | str | None = None,
     on_log: OnLog | None = None,
     on_checkpoint: OnCheckpoint | None = None,
-    **groups: Any,
+    **settings: Any,
 ) -> Run:
     """Pretrain an encoder; all settings as on the command line.
 
@@ -65,12 +68,16 @@ def pretrain(
     given again on a resume; out: the run's folder; recipe, method: names; config: a YAML file, or its content;
     with neither recipe nor config, settings that suit the images are chosen; resume: a run to go on with instead (then only
     `run` settings may differ, and data, where the same images lie elsewhere now); init_from: weights to begin from, all that
-    `jepakit.load` takes (`init.parts` says which parts); set: 'group.key=value' words; groups: settings as keywords, such as
-    optim={"lr": 1e-3}, seed=1. on_log(row): called with each row of metrics; on_checkpoint(path, step): once each checkpoint is
-    saved, that of step 0 too. What they raise ends the run, which can be resumed from its last checkpoint.
+    `jepakit.load` takes (`init.parts` says which parts); table: a .csv, .tsv or .parquet file that tells labels, groups and
+    the split of the images, with labels, groups, splits, image, as_ and listed beside it (docs/data.md); set:
+    'group.key=value' words; settings: settings as keywords, such as optim={"lr": 1e-3}, seed=1. on_log(row): called with each
+    row of metrics; on_checkpoint(path, step): once each checkpoint is saved, that of step 0 too. What they raise ends the run,
+    which can be resumed from its last checkpoint.
     Raises UserError for anything the user can mend. Returns the run, finished or, after SIGINT or SIGTERM, saved.
     """
-    given, hooks = given_layer(set, groups), Hooks(on_log, on_checkpoint)
+    columns = {name: settings.pop(name) for name in COLUMN_WORDS if name in settings}
+    given, hooks = given_layer(set, settings), Hooks(on_log, on_checkpoint)
+    given = merge(given, table_layer(table_settings(table, columns)))
     if resume is not None:
         if any((out, recipe, method, config, init_from)):
             raise UserError("--resume goes on with the run's own settings: leave out out, recipe, method, config and init-from")
@@ -171,9 +178,9 @@ def _resume(run: Run, changes: Mapping[str, Any], data: GivenImages | None, hook
         config = resolve(with_free_settings(own, edited).model_dump(), changes)
         if not config.data:
             raise UserError("which images? give --data, where those lie that the run began with")
-        config = config.model_copy(update={"data": absolute(config.data)})
+        config = config.model_copy(update={"data": absolute(config.data), "table": config.table.absolute()})
         config, teacher = _teacher_of(config, run)
-        source = opened or _open_images(config, run, "" if "data" in changes else again)
+        source = with_table(opened, config.table) if opened else _open_images(config, run, "" if "data" in changes else again)
         training = Training.prepare(config, source, teacher, step=found.state["step"])
         training.restore(found)
         if with_free_settings(edited, config) != edited:
@@ -201,7 +208,8 @@ def _open_images(config: Config, run: Run, hint: str) -> Source:
             f"jepakit.pretrain(resume={str(run.path)!r}, data=...)"
         )
     try:
-        return open_source(str(config.data), most_pixels=config.images.max_pixels, images=config.images)
+        where = {"images": config.images, "table": config.table}
+        return open_source(str(config.data), most_pixels=config.images.max_pixels, **where)  # type: ignore[arg-type]
     except UserError as error:
         raise UserError(f"{error}{hint}") from None
 
