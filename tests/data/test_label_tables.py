@@ -447,6 +447,29 @@ def test_what_was_held_out_is_said_in_groups(tmp_path: Path) -> None:
     assert "a fifth of the groups, which evaluate tests on, too" in first
 
 
+def test_groups_of_the_set_stay_where_the_table_has_none(tmp_path: Path) -> None:
+    own = Labels("class", ("x", "y"), np.array([0, 0, 1, 1]), np.zeros(4, bool), np.array([0, 0, 1, 1]), group_names=("p", "q"))
+    labels = labels_of(told(tmp_path, "file,label\na,1\nb,2\nc,1\nd,2\n", source=Titled(*"abcd", labels=own)))
+    assert labels.name == "label" and labels.group_names == ("p", "q")
+    assert labels.groups is not None and labels.groups.tolist() == [0, 0, 1, 1]
+
+
+def test_a_row_of_a_volume_is_of_all_its_slices_which_are_a_group(tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    draw = np.random.default_rng(0)
+    for i in range(4):
+        np.save(tmp_path / "scans" / f"p{i}.npy", draw.integers(0, 255, (3 + i, 8, 8), dtype=np.uint8))
+    file = written(tmp_path / "t.csv", "id,label\np0,x\np1,y\np2,x\np3,y\n")
+    source = open_source(tmp_path / "scans", table=TableSettings(file=file), images=ImageSettings(axis="z"))
+    labels = labels_of(source)
+    assert classes_of(source) == ["x"] * 3 + ["y"] * 4 + ["x"] * 5 + ["y"] * 6
+    assert labels.groups is not None and labels.groups.tolist() == [0] * 3 + [1] * 4 + [2] * 5 + [3] * 6
+    assert labels.test.tolist() == [False] * 7 + [True] * 11  # of two volumes of a class the last
+    slices = written(tmp_path / "s.csv", "slice,label\n" + "".join(f"{source.title(i)},{i / 4}\n" for i in range(18)))
+    each = labels_of(open_source(tmp_path / "scans", table=TableSettings(file=slices), images=ImageSettings(axis="z")))
+    assert each.targets is not None and each.targets.tolist() == [i / 4 for i in range(18)] and each.groups is not None
+
+
 # ---- images that the table lists
 
 

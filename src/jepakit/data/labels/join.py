@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from jepakit.data.decoding.decode import SUFFIXES
 from jepakit.data.decoding.file_kinds import IMAGE_KINDS
 
-_ENDINGS = SUFFIXES | IMAGE_KINDS
+_ENDINGS = SUFFIXES | IMAGE_KINDS | {".npy", ".npz"}
 _DEEP = 12  # folders that may stand before a path
 _Key = Callable[[str], str]  # of a text what it is compared by; '' for a text that has none
 

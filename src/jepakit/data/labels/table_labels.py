@@ -20,6 +20,7 @@ from jepakit.data.labels.table_values import values_of
 from jepakit.data.sources import Labels, Source
 from jepakit.data.training_part import held_out
 from jepakit.data.unread_files import plural, some
+from jepakit.data.volumes.source import VolumeSource
 
 _Parts = tuple[list[str], NDArray[np.int64]]  # words for train, test and validation, and the place in them of each image
 _OF_OTHERS = ("--labels", "may tell labels")  # in notes on labels of the source's own
@@ -41,12 +42,23 @@ def with_table(source: Source, settings: TableSettings) -> Source:
     if not parts and held is not None:
         parts = ["train", "test"], held.astype(np.int64)
     groups, group_names, group_notes = told.groups(held)
+    if groups is None:
+        groups, group_names = _own_groups(source)
     labels, label_notes = told.labels(source.labels, parts, by_column)
     if labels is not None and groups is not None:
         labels = group_split(replace(labels, groups=groups, group_names=group_names))
     source.labels = labels
     source.notes = (*own, *told.join_notes(), *label_notes, *group_notes, *split_notes)
     return source
+
+
+def _own_groups(source: Source) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """What belongs together without a table's word: what the source's labels say, else the slices of a volume."""
+    if source.labels is not None and source.labels.groups is not None:
+        return source.labels.groups, source.labels.group_names
+    if isinstance(source, VolumeSource):
+        return source.volume_of, tuple(volume.name for volume in source.volumes)
+    return None, ()
 
 
 def listed_images(place: str | os.PathLike[str], settings: TableSettings) -> Source:
@@ -92,9 +104,15 @@ class _Told:
         """Raises UserError where a column is not there, nothing joins, or two rows of an image say different things."""
         table = read_table(user_path(settings.file or "", "table"))
         titles = [source.title(index) for index in range(len(source))]
-        columns = chosen_columns(table, settings, titles)
-        root = os.path.realpath(source.root) if isinstance(source, FilesSource) else ""
-        joined = joined_rows(table.cells[columns["image"][0]], titles, os.path.realpath(table.path.parent), root)
+        volumes = [volume.name for volume in source.volumes] if isinstance(source, VolumeSource) else []
+        columns = chosen_columns(table, settings, [*titles, *volumes])
+        root = os.path.realpath(source.root) if isinstance(source, FilesSource | VolumeSource) else ""
+        cells, folder = table.cells[columns["image"][0]], os.path.realpath(table.path.parent)
+        joined = joined_rows(cells, titles, folder, root)
+        if isinstance(source, VolumeSource):  # a row may be a volume's, and so of all its slices
+            whole = joined_rows(cells, volumes, folder, root)
+            whole = replace(whole, rows=whole.rows[source.volume_of])
+            joined = whole if whole.joined > joined.joined else joined
         told = cls(table, titles, source.name, joined, columns, settings)
         told.require_joined()
         told.require_agreeing()
