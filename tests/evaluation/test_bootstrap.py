@@ -163,7 +163,9 @@ def test_no_interval_is_a_point() -> None:
     truth = np.arange(40) % 4
     perfect = Predictions.of_classes(np.eye(4)[truth])
     for name, figure in figures(perfect, truth).items():
-        assert figure["value"] == 1 and (figure["low"], figure["high"]) == pytest.approx(exact(1, 40 if name == "" else 10)), name
+        assert figure["value"] == 1 and (figure["low"], figure["high"]) == pytest.approx(exact(1, 10)), name
+    alike = figures(Predictions.of_classes(np.tile([0.1, 0.4, 0.3, 0.2], (40, 1))), truth)
+    assert alike["auroc"] == {"value": 0.5, "low": None, "high": None}  # whatever the sample
     same = Predictions(np.arange(9.0)[None])
     assert figures(same, np.arange(9.0))["mae"] == {"value": 0, "low": None, "high": None}
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,12 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def clouds(n: int, classes: int, width: int, spread: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
     labels = torch.from_numpy(np.random.RandomState(seed).randint(0, classes, n))
     return 3 * normal(classes, width, seed=99)[labels] + spread * normal(n, width, seed=seed + 1), labels
+
+
+def probed(*given: Any, **more: Any) -> tuple[Tensor, dict[str, Any]]:
+    """The classes that a probe names, and its account."""
+    scores, about = linear_probe(*given, **more)
+    return scores.argmax(1), about
 
 
 def share(predicted: Tensor, truth: Tensor) -> float:
@@ -248,7 +255,7 @@ def test_heads_behind_a_batch_norm_do_not_feel_the_scale_of_a_feature() -> None:
 @pytest.mark.parametrize("n", [30, 400])
 def test_what_a_line_divides_is_told_apart_without_a_mistake(settings: LinearProbe, n: int) -> None:
     x, labels = clouds(n + 200, 4, 16, spread=0.3)
-    predicted, about = linear_probe({"last": x[:n]}, labels[:n], {"last": x[n:]}, labels[n:], settings)
+    predicted, about = probed({"last": x[:n]}, labels[:n], {"last": x[n:]}, labels[n:], settings)
     assert share(predicted, labels[n:]) == 1 and about["best_on_test"] == 1
     assert predicted.dtype == torch.int64 and predicted.shape == (200,)
 
@@ -256,7 +263,7 @@ def test_what_a_line_divides_is_told_apart_without_a_mistake(settings: LinearPro
 def test_labels_that_say_nothing_are_guessed_by_chance() -> None:
     x, labels = normal(1200, 8), torch.from_numpy(np.random.RandomState(1).randint(0, 4, 1200))
     x[:, 2] = 1  # and a constant does no harm
-    predicted, about = linear_probe({"last": x[:400]}, labels[:400], {"last": x[400:]}, labels[400:], LinearProbe(epochs=10))
+    predicted, about = probed({"last": x[:400]}, labels[:400], {"last": x[400:]}, labels[400:], LinearProbe(epochs=10))
     assert abs(share(predicted, labels[400:]) - 0.25) < 5 * (0.25 * 0.75 / 800) ** 0.5
     assert about["best_on_test"] > share(predicted, labels[400:]) - 1e-6
 
@@ -270,7 +277,7 @@ def test_every_head_of_the_grid_is_told_of_and_the_chosen_one_is_the_best_on_the
     train, labels = layered(250, 0)
     test, truth = layered(300, 1)
     settings = LinearProbe(epochs=5)
-    predicted, about = linear_probe(train, labels, test, truth, settings)
+    predicted, about = probed(train, labels, test, truth, settings)
     grid = set(itertools.product(("last", "last4"), ("linear", "bn"), settings.lr, settings.weight_decay))
     assert {(h["layers"], h["kind"], h["lr"], h["weight_decay"]) for h in about["heads"]} == grid and len(about["heads"]) == 24
     held = [h["accuracy"]["held"] for h in about["heads"]]
@@ -287,7 +294,7 @@ def test_the_choice_does_not_look_at_the_test_set() -> None:
         test, truth = layered(100, seed)
         if seed:
             truth = truth.roll(seed)  # other labels, under which another head is best
-        _, about = linear_probe(train, labels, test, truth, LinearProbe(epochs=5))
+        _, about = probed(train, labels, test, truth, LinearProbe(epochs=5))
         chosen.append(
             (*(about["head"][key] for key in ("layers", "kind", "lr", "weight_decay")), about["head"]["accuracy"]["held"])
         )
@@ -301,7 +308,7 @@ def test_the_head_that_the_test_set_likes_best_is_not_the_answer() -> None:
     seen, truth = clouds(200, 3, 6, spread=0.3, seed=3)
     train = {"last": signal, "last4": signal + 8 * normal(250, 6, seed=8)}
     test = {"last": seen.roll(1, 0), "last4": seen}
-    predicted, about = linear_probe(train, labels, test, truth, LinearProbe(epochs=20))
+    predicted, about = probed(train, labels, test, truth, LinearProbe(epochs=20))
     assert about["head"]["layers"] == "last" and share(predicted, truth) < 0.6 < about["best_on_test"]
 
 
@@ -311,16 +318,16 @@ def test_the_held_accuracy_is_that_of_heads_trained_without_the_held_fifth() -> 
     train, labels = {name: x[order] for name, x in train.items()}, labels[order]
     assert labels.bincount().tolist() == [70, 70, 70]
     settings = LinearProbe(epochs=5)
-    _, about = linear_probe(train, labels, train, labels, settings)
+    _, about = probed(train, labels, train, labels, settings)
     held = torch.arange(210) % 5 == 4
     parts = [{name: x[where] for name, x in train.items()} for where in (~held, held)]
-    _, again = linear_probe(parts[0], labels[~held], parts[1], labels[held], settings)
+    _, again = probed(parts[0], labels[~held], parts[1], labels[held], settings)
     assert [h["accuracy"]["held"] for h in about["heads"]] == [h["accuracy"]["test"] for h in again["heads"]]
 
 
 def test_the_held_fifth_has_something_of_every_class_in_whatever_order_the_samples_come() -> None:
     x, labels = 3 * normal(5, 16, seed=99).repeat(30, 1) + 0.3 * normal(150, 16), torch.arange(5).repeat(30)
-    _, about = linear_probe({"last": x}, labels, {"last": x}, labels, LinearProbe())
+    _, about = probed({"last": x}, labels, {"last": x}, labels, LinearProbe())
     assert about["head"]["accuracy"]["held"] == 1
 
 
@@ -328,7 +335,7 @@ def test_the_held_fifth_has_something_of_every_class_in_whatever_order_the_sampl
 def test_a_handful_of_samples_is_no_error_and_leaves_no_number_that_is_none(n: int) -> None:
     x, labels = clouds(40, 2, 4, spread=0.1)
     labels[:2] = torch.tensor([0, 1])
-    predicted, about = linear_probe({"last": x[:n]}, labels[:n], {"last": x[n:]}, labels[n:], LinearProbe(epochs=3))
+    predicted, about = probed({"last": x[:n]}, labels[:n], {"last": x[n:]}, labels[n:], LinearProbe(epochs=3))
     assert set(predicted.tolist()) <= {0, 1}
     assert all(math.isfinite(value) for head in about["heads"] for value in head["accuracy"].values())
 
@@ -337,7 +344,7 @@ def test_a_probe_is_a_function_of_the_seed() -> None:
     train, labels = layered(200, 0)
     test, truth = layered(100, 1)
     torch.manual_seed(1)
-    one, about = linear_probe(train, labels, test, truth, LinearProbe(epochs=2), seed=3)
+    one, about = probed(train, labels, test, truth, LinearProbe(epochs=2), seed=3)
     torch.manual_seed(2)
-    two, again = linear_probe(train, labels, test, truth, LinearProbe(epochs=2), seed=3)
+    two, again = probed(train, labels, test, truth, LinearProbe(epochs=2), seed=3)
     assert torch.equal(one, two) and about == again

@@ -222,7 +222,7 @@ def test_short_numbers() -> None:
 
 def test_the_report_reads_what_the_evaluation_and_the_doctor_write() -> None:
     assert {*reading.PROBE_NAMES, *reading.RANKS} == set(TASKS)
-    assert reading.FIGURES == written.RESULT_KEYS
+    assert reading.counted_figure is written.counted_figure
     assert (reading.SIGN_KEYS, reading.PROBE_METRICS) == (collapse.COLLAPSE_SIGNS, collapse.MEDIAN_ROWS)
 
 

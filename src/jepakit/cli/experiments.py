@@ -106,6 +106,25 @@ def evaluate(
     image: ImageOption = None,
     kind: KindOption = None,
     listed: ListedOption = False,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What counts and chooses settings on the validation fifth: accuracy, balanced_accuracy, macro_f1, auroc, "
+            "average_precision; of numbers r2, mae, spearman. Several, with commas: two runs are compared by each."
+        ),
+    ] = None,
+    aggregate: Annotated[
+        str | None,
+        typer.Option(metavar="group", help="group: one answer for each group (slices of a volume): features averaged."),
+    ] = None,
+    shortcuts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COL",
+            help="Other labels of the images, such as site or scanner: whether features tell it, and whether the label holds "
+            "on one that training did not see.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluation.")] = None,
 ) -> None:
     """Judge a frozen encoder beside honest baselines; writes RUN/evaluation/."""
@@ -116,6 +135,9 @@ def evaluate(
     runs = [word for word in words if "=" not in word or Path(word).exists()]
     wanted = [task.strip() for task in tasks.split(",")]
     settings = [word for word in words if word not in runs]
+    settings += [f"metric={metric}"] if metric else []
+    settings += [f"aggregate={aggregate}"] if aggregate else []
+    settings += [f"shortcuts={shortcuts}"] if shortcuts else []
     told: dict[str, Any] = {"table": table, "groups": groups, "splits": splits, "image": image, "as_": kind, "listed": listed}
     told |= {"labels": labels, "out": out, "set": settings}
     if len(runs) == 1:

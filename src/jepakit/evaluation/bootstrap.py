@@ -48,8 +48,8 @@ def resampled(predictions: Sequence[Predictions], truth: NDArray[Any], groups: G
 def figures(predictions: Predictions, truth: NDArray[Any], groups: Groups = None) -> dict[str, Figure]:
     """Every metric of the labels' kind with its 95 % interval over groups (m,): value, low and high, None where undefined.
 
-    Percentiles of resamples would be a point where nothing was ranked or named wrongly; there the interval is the exact one of a
-    share of as many samples as there are groups of the rarest class (Clopper and Pearson).
+    Percentiles of resamples would be a point where nothing, or all, was ranked or named wrongly; there the interval is the exact
+    one of a share of as many samples as there are groups of the rarest class (Clopper and Pearson).
     """
     names = METRICS[predictions.kind]
     here = weighted(predictions, truth, np.ones((len(truth), 1)), names)
@@ -63,7 +63,7 @@ def _figure(name: str, value: float, drawn: _Floats, truth: NDArray[Any], groups
         return {"value": None if np.isnan(value) else value, "low": None, "high": None}
     low, high = (min(float(np.quantile(known, 0.025)), value), max(float(np.quantile(known, 0.975)), value))
     if high - low < 1e-9:
-        if name not in SHARES:
+        if name not in SHARES or 1e-9 < value < 1 - 1e-9:  # of scores that are all one it is what it is in any sample
             return {"value": value, "low": None, "high": None}
         low, high = exact(min(1.0, max(0.0, value)), _rarest(truth, groups))
     return {"value": value, "low": low, "high": high}

@@ -67,4 +67,14 @@ def _images(source: Source, ids: NDArray[np.int64], config: Config) -> NDArray[n
 def _labels(source: Source, ids: NDArray[np.int64]) -> NDArray[np.str_]:
     """Names of classes; empty for a sample without a label."""
     labels = source.labels
-    return np.array([labels.classes[labels.values[i]] if labels and labels.values[i] >= 0 else "" for i in ids], np.str_)
+
+    def said(place: int) -> str:
+        if labels is None or labels.values[place] < 0:
+            return ""
+        if labels.targets is None:
+            return labels.classes[int(labels.values[place])]
+        if labels.kind == "number":
+            return f"{float(labels.targets[place]):g}"
+        return ", ".join(name for name, there in zip(labels.classes, labels.targets[place], strict=True) if there == 1)
+
+    return np.array([said(int(i)) for i in ids], np.str_)

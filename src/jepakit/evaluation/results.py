@@ -1,101 +1,23 @@
-"""What an evaluation writes: for each task a JSON file and which test samples were right; tables and sentences to read."""
+"""What an evaluation writes: for each task a JSON file and what was said of test samples; tables and sentences to read."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from jepakit.core.counted import FIGURE_OF_TASK, METRIC_NAMES, NO_SHARES, counted_figure
 from jepakit.core.errors import UserError
-from jepakit.core.files import atomic_write, save_json
-from jepakit.data.sources import Labels, Source
-from jepakit.evaluation.compare import Difference, accuracy_interval, corrected, paired
-from jepakit.evaluation.probes.protocol import Correct, ProbeLabels, Protocol
-from jepakit.evaluation.split import Split, SplitRows, train_and_test
+from jepakit.core.files import save_json
+from jepakit.data.sources import LabelKind
+from jepakit.evaluation.bootstrap import paired_bootstrap
+from jepakit.evaluation.compare import Difference, corrected, paired
+from jepakit.evaluation.metrics import Predictions, metrics_named
+from jepakit.evaluation.probe_results import ResultRow
+from jepakit.evaluation.probes.protocol import Protocol
+from jepakit.evaluation.shortcuts import shortcuts_table
 from jepakit.model.method import Which, encoder_label
-
-ResultRow = dict[str, Any]
-MAJORITY = "majority class"
-RESULT_KEYS = {"rankme": "rankme", "lidar": "lidar", "segmentation": "miou", "davis": "j_and_f"}  # a row's figure; else accuracy
-
-
-@dataclass
-class ProbeResults:
-    """The results of one probe, as they come in: for each encoder and baseline a row, and what was right, (m,).
-
-    ids: places of the samples in the source; the split's rows are places in ids. seen_test: how many test images were seen in
-    pretraining, None where that is not known. known: whether it is known what the encoder was pretrained on.
-    """
-
-    source: Source
-    labels: Labels
-    split: Split
-    ids: SplitRows
-    seen_test: int | None = None
-    known: bool = True
-    rows: list[ResultRow] = field(default_factory=list)
-    correct: dict[str, Correct] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, source: Source, labels: Labels, ids: SplitRows, seen: NDArray[np.bool_] | None = None, *, known: bool = True
-    ) -> "ProbeResults":
-        """For the samples at places `ids`, split into training and test; seen: a bool for each sample of the source, whether
-        pretraining saw it. Raises UserError as `train_and_test`."""
-        split = train_and_test(source, labels, ids)
-        return cls(source, labels, split, ids, None if seen is None else int(seen[ids[split.test]].sum()), known)
-
-    @property
-    def problem(self) -> ProbeLabels:
-        """What a probe is told of the labels."""
-        split, labels = self.split, self.labels
-        return ProbeLabels(split.train_labels, split.test_labels, len(labels.classes), self._titles, labels.whole_image)
-
-    def _titles(self) -> list[str]:
-        """Names of the training images (n,)."""
-        return [self.source.title(int(i)) for i in self.ids[self.split.train]]
-
-    def enter(self, name: str, correct: Correct, about: Mapping[str, Any]) -> None:
-        """Note one result, with its interval over test images."""
-        low, high = accuracy_interval(correct, self.split.clusters)
-        if (self.seen_test or not self.known) and name in map(encoder_label, get_args(Which)):
-            about = {**about, "seen_test": self.seen_test, "n_test": len(correct)}
-        self.rows.append({"name": name, "accuracy": float(correct.mean()), "low": low, "high": high, **about})
-        self.correct[name] = correct
-
-    def save(self, folder: Path, task: str, protocol: Protocol) -> list[ResultRow]:
-        """Add the majority class as a baseline, write TASK.json and TASK.npz to the folder, and return the rows."""
-        split = self.split
-        most = int(split.train_labels.bincount().argmax())
-        self.enter(MAJORITY, (split.test_labels == most).double().numpy(), {})
-        about = {
-            "task": task,
-            "data": self.source.name,
-            "labels": self.labels.name,
-            "classes": len(self.labels.classes),
-            "n_train": len(split.train),
-            "n_test": len(split.test),
-            "seen_test": self.seen_test,
-            "independent": len(split.test) if split.clusters is None else len(np.unique(split.clusters)),
-            "settings": self.rows[0].get("settings") or protocol.model_dump(mode="json").get(task),
-            "symmetry": protocol.symmetry,
-            "seed": protocol.seed,
-        }
-        clusters: dict[str, Any] = {} if split.clusters is None else {"clusters": split.clusters}
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / f"{task}.npz") as draft:
-            np.savez_compressed(
-                draft,
-                ids=self.ids[split.test],
-                names=np.array(list(self.correct)),
-                right=np.stack(list(self.correct.values())),
-                data=np.array([self.source.name, self.labels.name]),
-                **clusters,
-            )
-        save_json(folder / f"{task}.json", {**about, "rows": self.rows})
-        return self.rows
 
 
 def save_rows(folder: Path, task: str, data: str, rows: list[ResultRow], protocol: Protocol) -> list[ResultRow]:
@@ -107,42 +29,79 @@ def save_rows(folder: Path, task: str, data: str, rows: list[ResultRow], protoco
     return rows
 
 
-def differences(a: Path, b: Path, tasks: Sequence[str]) -> dict[str, dict[str, Difference]]:
+def differences(a: Path, b: Path, tasks: Sequence[str], metrics: str | Sequence[str] = "") -> dict[str, dict[str, Difference]]:
     """Paired tests of the results in two evaluation folders, a minus b: by task, then by name of the encoder.
 
     The judged encoders, the first of each file, are paired; where both have one name (both the target encoder, say), so are all
-    encoders of the two runs that have one name. p_corrected counts all these pairs as comparisons. Raises UserError where a task
-    was not tested on the same images in both.
+    encoders of the two runs that have one name. metrics: by which; those beside accuracy stand in the names, and are tested by
+    bootstrap over groups. p_corrected counts all these pairs as comparisons. Raises UserError where a task was not tested on the
+    same images in both, and for a metric whose scores an older file has not.
     """
     found: dict[str, dict[str, Difference]] = {}
     for task in tasks:
         ours, theirs = a / f"{task}.npz", b / f"{task}.npz"
         if ours.is_file() and theirs.is_file():
             with np.load(ours) as x, np.load(theirs) as y:
-                if not all(np.array_equal(x[key], y[key]) for key in ("data", "ids")):
+                same = all(np.array_equal(x[key], y[key]) for key in ("data", "ids"))
+                if not same or not np.array_equal(x.get("truth", ()), y.get("truth", ()), equal_nan=True):
                     raise UserError(f"{task}: {a} and {b} were tested on other images: evaluate both on the same data")
-                first, second = (dict(zip(z["names"].tolist(), z["right"], strict=True)) for z in (x, y))
-                pairs = [(next(iter(first)), next(iter(second)))]
-                if pairs[0][0] == pairs[0][1]:
+                first, second = (x["names"].tolist(), y["names"].tolist())
+                pairs = [(first[0], second[0])]
+                if first[0] == second[0]:
                     pairs = [(name, name) for name in first if name in second and name in map(encoder_label, get_args(Which))]
-                found[task] = {
-                    one if one == other else f"{one} against {other}": paired(first[one], second[other], x.get("clusters"))
-                    for one, other in pairs
-                }
+                found[task] = {}
+                for one, other in pairs:
+                    called = one if one == other else f"{one} against {other}"
+                    for metric, d in _pair(x, y, one, other, metrics, task).items():
+                        found[task][called if metric == "accuracy" else f"{called}, {metric}"] = d
     each = iter(corrected([d for by_name in found.values() for d in by_name.values()]))
     return {task: {name: next(each) for name in by_name} for task, by_name in found.items()}
 
 
+def _pair(x: Any, y: Any, one: str, other: str, metrics: str | Sequence[str], task: str) -> dict[str, Difference]:
+    """By each metric, of the arrays of two files."""
+    truth, groups = x.get("truth"), x.get("clusters")
+    kind: LabelKind = "class" if "right" in x else "number" if truth.ndim == 1 else "multi"
+    names = metrics_named(metrics, kind)
+    by_scores = [name for name in names if name != "accuracy"]
+    found = {}
+    if "accuracy" in names:
+        ours, theirs = (file["right"][file["names"].tolist().index(name)] for file, name in ((x, one), (y, other)))
+        found["accuracy"] = paired(ours, theirs, groups)
+    if by_scores:
+        keys = [(file, f"scores/{name}", f"predicted/{name}") for file, name in ((x, one), (y, other))]
+        if any(key not in file for file, key, _ in keys):
+            raise UserError(f"{task}: one of the two results holds no scores to compare by {by_scores[0]}: evaluate both again")
+        first, second = (Predictions(file[scores], file.get(predicted)) for file, scores, predicted in keys)
+        found |= paired_bootstrap(first, second, truth, groups, by_scores)
+    return {name: found[name] for name in names if name in found}
+
+
 def results_table(results: Mapping[str, Sequence[ResultRow]]) -> str:
     """The results as lines of text, a row for each encoder or baseline, a column for each task."""
-    tasks = sorted(results, key=lambda task: task in RESULT_KEYS)
+    tasks = sorted((task for task in results if task != "shortcuts"), key=lambda task: task in FIGURE_OF_TASK)
+    told = [shortcuts_table(results["shortcuts"])] if "shortcuts" in results else []
     names = list(dict.fromkeys(row["name"] for task in tasks for row in results[task]))
-    lines = [f"{'':20}" + "".join(f"{task:>22}" for task in tasks)]
+    lines = [f"{'':20}" + "".join(f"{task:>26}" for task in tasks)]
     for name in names:
         cells = [next((row for row in results[task] if row["name"] == name), {}) for task in tasks]
-        lines.append(f"{name:20}" + "".join(f"{_cell(task, row):>22}" for task, row in zip(tasks, cells, strict=True)))
+        lines.append(f"{name:20}" + "".join(f"{_cell(task, row):>26}" for task, row in zip(tasks, cells, strict=True)))
     warnings = {f"{task}: {row['warning']}" for task in tasks for row in results[task] if "warning" in row}
-    return "\n".join([*lines, *sorted(warnings), *_lines_on_seen_images(results)])
+    return "\n".join([*lines, *_other_metrics(results, tasks), *told, *sorted(warnings), *_lines_on_seen_images(results)])
+
+
+def _other_metrics(results: Mapping[str, Sequence[ResultRow]], tasks: Sequence[str]) -> list[str]:
+    """Where a metric was named, or labels are no classes: a line for each metric of the judged encoder."""
+    rows = {task: results[task][0] for task in tasks if results[task] and "metrics" in results[task][0]}
+    if all(row["counts"] == "accuracy" for row in rows.values()):
+        return []
+    name = next(iter(rows.values()))["name"]
+    metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row["metrics"]))
+    lines = [f"{name}, by each metric:"]
+    for metric in metrics:
+        cells = (_cell(task, rows[task], metric) if task in rows else "" for task in tasks)
+        lines.append(f"  {METRIC_NAMES.get(metric, metric):18}" + "".join(f"{cell:>26}" for cell in cells))
+    return lines
 
 
 def _lines_on_seen_images(results: Mapping[str, Sequence[ResultRow]]) -> list[str]:
@@ -166,15 +125,17 @@ def as_sentences(found: Mapping[str, Mapping[str, Difference]], a: str, b: str) 
             p = d.p if d.p_corrected is None else d.p_corrected
             said = f"p = {p:.2g}" + (f", corrected for {d.comparisons} comparisons (Holm)" if d.comparisons > 1 else "")
             verdict = "may be chance" if p > 0.05 else "more than chance"
-            span = f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
-            lines.append(f"  {task}, {name}: {100 * d.difference:+.1f} points ({span}), {said}: {verdict}")
+            metric = name.rpartition(", ")[2]
+            scale, unit, digits = (1, "", 3) if metric in NO_SHARES else (100, " points", 1)
+            span = f"{scale * d.low:+.{digits}f} to {scale * d.high:+.{digits}f}"
+            lines.append(f"  {task}, {name}: {scale * d.difference:+.{digits}f}{unit} ({span}), {said}: {verdict}")
     return "\n".join(lines)
 
 
-def _cell(task: str, row: ResultRow) -> str:
-    value = row.get(RESULT_KEYS.get(task, "accuracy"))
-    if value is None:
+def _cell(task: str, row: ResultRow, metric: str | None = None) -> str:
+    figure = counted_figure(task, row, metric)
+    if not math.isfinite(figure.value):
         return ""
-    if task in ("rankme", "lidar"):
-        return f"{value:.1f}"
-    return f"{100 * value:.1f} % [{100 * row['low']:.1f}-{100 * row['high']:.1f}]"
+    between = "-" if figure.share else " to "  # what is no share may be below 0
+    span = f"{figure.told(figure.low)}{between}{figure.told(figure.high)}" if math.isfinite(figure.low) else ""
+    return f"{figure.told(figure.value)}{' %' if figure.share else ''}{f' [{span}]' if span else ''}"

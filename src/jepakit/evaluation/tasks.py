@@ -1,41 +1,38 @@
 """The verb `evaluate`: tasks on frozen encoders beside honest baselines, results as JSON, arrays and a table."""
 
 import logging
-import time
-import warnings
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from sklearn.exceptions import ConvergenceWarning
 
 from jepakit.artifacts.run import Run
 from jepakit.config.config import overrides, validation_sentence
 from jepakit.core.errors import UserError, checked, nearest, plain
 from jepakit.core.files import user_path
-from jepakit.core.progress import progress
 from jepakit.data.labels.table import GivenTable, TableColumns, TableSettings, table_settings
 from jepakit.data.labels.table_labels import with_table
 from jepakit.data.opening import GivenImages, given_images, open_source
-from jepakit.data.sources import Source, evenly
+from jepakit.data.sources import Labels, Source, evenly
 from jepakit.data.statistics import read_usable
 from jepakit.evaluation.compare import Difference
 from jepakit.evaluation.dense.davis import davis
 from jepakit.evaluation.dense.segmentation import segmentation
 from jepakit.evaluation.evaluated_model import UNTRAINED_NAME, EvaluatedModel, subject
-from jepakit.evaluation.features import PCA, RAW, FrozenFeatures, batches, extract, pca
+from jepakit.evaluation.features import batches, extract
 from jepakit.evaluation.pictures import save_pictures
+from jepakit.evaluation.probe_results import ProbeResults, ResultRow
 from jepakit.evaluation.probes.finetune import finetune
 from jepakit.evaluation.probes.finetune_recipe import recipe_for
-from jepakit.evaluation.probes.protocol import LAST4, PROBES, TOKENS, Correct, Protocol
+from jepakit.evaluation.probes.logistic import as_predictions
+from jepakit.evaluation.probes.protocol import LAST4, PROBES, TOKENS, Protocol
 from jepakit.evaluation.probes.spectrum import lidar_rows, rankme_rows
-from jepakit.evaluation.results import ProbeResults, ResultRow, differences, save_rows
-from jepakit.evaluation.split import SplitRows, labelled, train_and_test
+from jepakit.evaluation.probing import probe_features, require_probes, tasks_for_labels
+from jepakit.evaluation.results import differences, save_rows
+from jepakit.evaluation.split import SplitRows, labelled
 from jepakit.evaluation.train_test_overlap import seen_in_training
 from jepakit.model.images import ImageSettings, require_square
 
@@ -99,7 +96,7 @@ def evaluate_both(
     told = table_settings(table, columns)
     results = [_evaluated(each, data, tasks, labels, protocol, told) for each in judged]
     done = [task for task in tasks if all(task in each for each in results)]
-    return results, differences(judged[0].folder, judged[1].folder, done)
+    return results, differences(judged[0].folder, judged[1].folder, done, protocol.metric)
 
 
 def _evaluated(
@@ -130,7 +127,15 @@ def _evaluated(
     for note in source.notes:
         log.warning("%s", plain(note))
     seen = seen_in_training(judged.trained, source, place) if judged.trained else None
-    return _on_images(judged, source, tasks, protocol, seen)
+    sites = None
+    if protocol.shortcuts:
+        if not {*tasks} & {*PROBES}:
+            raise UserError(f"--shortcuts asks frozen features: name one of {', '.join(PROBES)} in --tasks")
+        if opened:
+            raise UserError("--shortcuts takes other labels of a set that has several, so give images by a path, not from Python")
+        of_sites = table.model_copy(update={"kind": "class"}) if table else None
+        sites = open_source(place, protocol.shortcuts, images=judged.encoder.images, table=of_sites).labels
+    return _on_images(judged, source, tasks, protocol, seen, sites)
 
 
 def chosen_tasks(tasks: Sequence[str] | str) -> tuple[str, ...]:
@@ -160,14 +165,20 @@ def settings_of(words: Sequence[str] | str) -> Protocol:
 
 
 def _on_images(
-    judged: EvaluatedModel, source: Source, tasks: Sequence[str], protocol: Protocol, seen: NDArray[np.bool_] | None = None
+    judged: EvaluatedModel,
+    source: Source,
+    tasks: Sequence[str],
+    protocol: Protocol,
+    seen: NDArray[np.bool_] | None = None,
+    sites: Labels | None = None,
 ) -> dict[str, list[ResultRow]]:
     labels, results = source.labels, {}
+    tasks = tasks_for_labels(tasks, labels)
     probes = [task for task in tasks if task in PROBES and labels is not None]
     learning = probes or ("finetune" in tasks and labels is not None)
     if labels is not None and learning:
         ids = labelled(source, labels, protocol.images_limit)
-        train_and_test(source, labels, ids)  # says now, not after the work, that there is nothing to probe
+        require_probes(source, labels, ids, protocol, sites)
     else:  # RankMe alone needs no more than it counts
         ids = evenly(len(source), min(protocol.images_limit or len(source), protocol.rankme.images))
     made = "rankme" in tasks
@@ -188,11 +199,9 @@ def _on_images(
         results["rankme"] = save_rows(judged.folder, "rankme", source.name, rows, protocol)
         if judged.config:
             save_pictures(judged.folder / "pictures.npz", judged.config, source, features[judged.name].last, ids)
+    about: dict[str, Any] = {"seen": seen, "known": judged.trained is not None, "metric": protocol.metric}
     if made and labels is not None and probes:
-        split, raw = train_and_test(source, labels, ids), features[RAW].last
-        features[PCA] = FrozenFeatures(pca(raw, split.train, min(judged.encoder.width, len(split.train), raw.shape[1])))
-        probed = {task: ProbeResults.of(source, labels, ids, seen, known=judged.trained is not None) for task in probes}
-        results |= _probed(judged.folder, probed, features, protocol)
+        results |= probe_features(judged, source, labels, ids, features, probes, protocol, about, sites)
     if "lidar" in tasks:
         rows = lidar_rows(
             source, judged.encoders, judged.masking, protocol.lidar, protocol.seed, judged.precision, judged.seconds
@@ -200,9 +209,8 @@ def _on_images(
         results["lidar"] = save_rows(judged.folder, "lidar", source.name, rows, protocol)
     if "finetune" in tasks and labels is not None:
         ids = ids if made else _readable(source, ids, judged.encoder.images, judged.seconds)
-        results["finetune"] = _finetuned(
-            judged, ProbeResults.of(source, labels, ids, seen, known=judged.trained is not None), protocol
-        )
+        grouped = protocol.aggregate == "group"
+        results["finetune"] = _finetuned(judged, ProbeResults.of(source, labels, ids, **about, grouped=grouped), protocol)
     if labels is None and {*tasks} - {"rankme", "lidar"}:
         log.warning("%s has no labels: put images into sub-folders, one a class, to probe; RankMe was measured", source.name)
     return results
@@ -227,50 +235,18 @@ def _readable(source: Source, ids: SplitRows, images: ImageSettings, seconds: fl
     return np.array([index for batch in read for index, _ in batch], np.int64)
 
 
-def _probed(
-    folder: Path, probed: Mapping[str, ProbeResults], features: Mapping[str, FrozenFeatures], protocol: Protocol
-) -> dict[str, list[ResultRow]]:
-    """Each probe on each encoder and baseline that has the features it needs, in parallel threads; rows by task."""
-    jobs = [(task, name) for task in probed for name, x in features.items() if task not in TOKENS or x.tokens is not None]
-    threads = torch.get_num_threads()
-    workers = min(len(jobs), threads)
-    results: dict[str, list[ResultRow]] = {}
-
-    def work(job: tuple[str, str]) -> tuple[Correct, dict[str, Any]]:
-        torch.set_num_threads(max(1, threads // workers))  # small products gain more from side by side than from sharing
-        task, name = job
-        one, x, started = probed[task], features[name], time.monotonic()
-        split, reads = one.split, {"last4": task in LAST4, "tokens": task in TOKENS}
-        correct, about = PROBES[task](x.rows(split.train, **reads), x.rows(split.test, **reads), one.problem, protocol)
-        return correct, {**about, "seconds": round(time.monotonic() - started, 1)}
-
-    pool = ThreadPoolExecutor(workers, "jepakit-probe")
-    try:
-        with progress("probes", len(jobs)) as report, warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # once for all threads, since filters are the process's
-            for done, ((task, name), outcome) in enumerate(zip(jobs, pool.map(work, jobs), strict=True), start=1):
-                probed[task].enter(name, *outcome)
-                report(done, f"{task}, {name}")
-                if done == len(jobs) or jobs[done][0] != task:  # its last: saved, whatever becomes of the next
-                    results[task] = probed[task].save(folder, task, protocol)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
-    return results
-
-
 def _finetuned(judged: EvaluatedModel, results: ProbeResults, protocol: Protocol) -> list[ResultRow]:
     """Fine-tuning end to end, of the judged encoder and of the untrained one, which is then trained from scratch."""
     split, shape = results.split, judged.encoder.vit.config
     settings = protocol.finetune.over(recipe_for(shape.width, shape.depth))
-    values, rows = results.labels.values, (results.ids[split.train], results.ids[split.test])
+    y, rows = results.labels.y, (results.ids[split.train], results.ids[split.test])
     for name in (judged.name, UNTRAINED_NAME):
         log.info("fine-tuning the %s", name)
-        predicted, about = finetune(
+        scores, about = finetune(
             judged.encoders[name],
             results.source,
             *rows,
-            values,
+            y,
             len(results.labels.classes),
             settings,
             protocol.seed,
@@ -278,7 +254,7 @@ def _finetuned(judged: EvaluatedModel, results: ProbeResults, protocol: Protocol
             judged.seconds,
             protocol.symmetry,
         )
-        results.enter(name, (predicted == split.test_labels).double().numpy(), about)
+        results.enter(name, as_predictions(scores, split.test_labels, logits=True), about)
     return results.save(judged.folder, "finetune", protocol)
 
 

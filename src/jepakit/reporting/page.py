@@ -9,9 +9,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from jepakit.core.counted import METRIC_NAMES, Counted
 from jepakit.core.errors import UserError, checked
 from jepakit.core.files import user_path
 
+from .class_tables import class_tables
 from .figures import finite_values, masks, neighbour_rows, panels, short
 from .reading import PROBE_NAMES, RANKS, MetricsRow, Result, RunFiles, RunFolderError, lookup, number, read
 
@@ -107,13 +109,15 @@ def _verdict(title: str, rows: Mapping[str, MetricsRow]) -> str:
     best = measured.pop(name, None)
     if best is None:
         return f"{title}: no figure."
-    clauses, close = [f"{title} {percent(best['value'])} %{interval(best)}"], []
+    figure, metric = best["counted"], best["metric"]
+    named = f" {METRIC_NAMES[metric]}" if "metrics" in best and metric in METRIC_NAMES else ""
+    clauses, close = [f"{title}{named} {figure.told(figure.value)}{' %' if figure.share else ''}{interval(best)}"], []
     pixels = max((key for key in PIXELS if key in measured), key=lambda key: measured[key]["value"], default="")
     for row, words in ((measured.get(_UNTRAINED), f"the {_UNTRAINED}"), (measured.get(pixels), pixels)):
         if row is not None:
-            gain = 100 * (best["value"] - row["value"])
+            gain = best["value"] - row["value"]
             sign, than = ("+", "over") if gain >= 0 else ("−", "against")
-            clauses.append(f"{sign}{abs(gain):.1f} {than} {words}")
+            clauses.append(f"{sign}{figure.told(abs(gain))} {than} {words}")
             if best["low"] <= row["high"] and row["low"] <= best["high"]:  # false where an interval is missing
                 close.append(len(clauses) - 1)
     if len(close) == 1:
@@ -152,6 +156,8 @@ def interval(row: MetricsRow) -> str:
     """The 95 % interval in brackets, or nothing."""
     if not (math.isfinite(row["low"]) and math.isfinite(row["high"])):
         return ""
+    if not row["counted"].share:
+        return f" [{row['counted'].told(row['low'])}–{row['counted'].told(row['high'])}]"
     rounded, exact = (f" [{100 * row['low']:.{digits}f}–{100 * row['high']:.{digits}f}]" for digits in (0, 1))
     return rounded if round(100 * row["low"]) < round(100 * row["high"]) else exact  # no interval looks like a point
 
@@ -189,11 +195,16 @@ def _probe_table(task: str, runs: Sequence[RunFiles]) -> dict[str, Any]:
     names = list(dict.fromkeys(name for probe in probes if probe for name in probe["rows"]))
     cells = {name: [_cell(probe["rows"].get(name)) if probe else None for probe in probes] for name in names}
     ends = [end for row in cells.values() for cell in row if cell for end in (cell["value"], cell["high"])]
-    scale = min(1.0, math.ceil(10 * max(ends, default=1.0) + 0.2) / 10)
+    first: MetricsRow = next((row for probe in probes if probe for row in probe["rows"].values()), {})
+    figure = first.get("counted") or Counted("accuracy", math.nan, math.nan, math.nan)
+    top = max(0.1, math.ceil(10 * max(ends, default=1.0) + 0.2) / 10)
+    scale = top if figure.metric == "mae" else min(1.0, top)
     heads = [{"run": run, **_head(probe)} for run, probe in zip(runs, probes, strict=True)]
     alike = len({head["of"] for head in heads if head["of"]}) <= 1
     captions = {(head["of"], head["how"]) for head in heads if head["of"]}
-    about = {"title": PROBE_NAMES[task], "note": NOTES[task], "caption": captions.pop() if len(captions) == 1 else None}
+    named = METRIC_NAMES.get(figure.metric, "") if "metrics" in first else ""
+    bars = {"metric": named, "end": f"{100 * scale:.0f} %" if figure.share else f"{scale:.3g}", "more": class_tables(task, runs)}
+    about = {"title": PROBE_NAMES[task], "note": NOTES[task], **bars, "caption": captions.pop() if len(captions) == 1 else None}
     return {**about, "heads": heads, "cells": cells, "scale": scale, "alike": alike}
 
 
@@ -220,7 +231,8 @@ def _chosen(row: MetricsRow) -> str:
     """The account of a probe in words: the head that held-out images chose, or the draws."""
     head, grid, draws = (row.get(key) for key in ("head", "heads", "accuracies"))
     if isinstance(head, Mapping):
-        most = f"; the best on the test images has {percent(number(row.get('best_on_test')))} %"
+        figure: Counted = row["counted"]
+        most = f"; the best on the test images has {figure.told(number(row.get('best_on_test')))}{' %' if figure.share else ''}"
         count = f" among {len(grid)}" if isinstance(grid, list) else ""
         return f"Head chosen{count} on held-out training images: {_words(head)}{most}."
     if isinstance(draws, list):
@@ -232,11 +244,11 @@ def _chosen(row: MetricsRow) -> str:
 def _cell(row: MetricsRow | None) -> dict[str, Any] | None:
     if row is None or math.isnan(row["value"]):
         return None
-    low, high = (row[end] if math.isfinite(row[end]) else row["value"] for end in ("low", "high"))
+    value, low, high = (max(0.0, row[end] if math.isfinite(row[end]) else row["value"]) for end in ("value", "low", "high"))
     extras = {"pixel_accuracy": "pixel accuracy", "j": "J", "f": "F"}
     also = ", ".join(f"{words} {percent(number(row[key]))}" for key, words in extras.items() if key in row)
-    about = {"text": percent(row["value"]), "interval": interval(row), "also": also}
-    return {"value": row["value"], "low": low, "high": high, **about}
+    about = {"text": row["counted"].told(row["value"]), "interval": interval(row), "also": also}
+    return {"value": value, "low": low, "high": high, **about}
 
 
 def _rank_table(runs: Sequence[RunFiles]) -> dict[str, Any]:

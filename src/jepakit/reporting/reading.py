@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from jepakit.core.counted import counted_figure
 from jepakit.core.errors import UserError
 
 from .figures import PALETTE, Series
@@ -28,12 +29,11 @@ PROBE_NAMES = {
     "davis": "DAVIS J&F",
 }
 RANKS = {"rankme": "RankMe", "lidar": "LiDAR"}
-FIGURES = {"rankme": "rankme", "lidar": "lidar", "segmentation": "miou", "davis": "j_and_f"}  # else accuracy
 SIGN_KEYS = ("target_std", "effective_rank", "position_share", "own_cosine", "other_cosine")  # what the collapse doctor looks at
 PROBE_METRICS = 5  # rows it wants to have seen
 AT_START = "_at_start"
 
-MetricsRow = Mapping[str, Any]  # of a result: what the file has, and the numbers value, low and high, NaN where there is none
+MetricsRow = Mapping[str, Any]  # what the file has of a result, and what counts: metric, value, low, high (or NaN), counted
 Result = Mapping[str, Any]  # what the file has, and rows: a Row for each name, that of the judged encoder first
 
 
@@ -105,7 +105,7 @@ def read(folder: Path, index: int, folders: Sequence[Path]) -> RunFiles:
     if not isinstance(config, Mapping):
         raise RunFolderError(f"{folder / 'config.yaml'} is not a YAML mapping.")
     files = {task: folder / "evaluation" / f"{task}.json" for task in (*PROBE_NAMES, *RANKS)}
-    results = {task: _result(file, FIGURES.get(task, "accuracy")) for task, file in files.items() if file.is_file()}
+    results = {task: _result(file, task) for task, file in files.items() if file.is_file()}
     pictures = _pictures(folder / "evaluation" / "pictures.npz")
     return RunFiles(index, _name(index, folders), config, text, _metrics(folder / "metrics.jsonl"), results, pictures)
 
@@ -158,11 +158,11 @@ def _metrics(path: Path) -> Metrics:
     return Metrics(series, alarms, skipped)
 
 
-def _result(path: Path, figure: str) -> Result:
+def _result(path: Path, task: str) -> Result:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         rows = {
-            str(row["name"]): {**row, "value": number(row.get(figure)), **{end: number(row.get(end)) for end in ("low", "high")}}
+            str(row["name"]): {**row, **counted_figure(task, row)._asdict(), "counted": counted_figure(task, row)}
             for row in result["rows"]
         }
     except (ValueError, TypeError, KeyError, AttributeError) as error:

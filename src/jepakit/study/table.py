@@ -14,8 +14,10 @@ from jepakit.artifacts.run import Run
 from jepakit.config.config import read_yaml, resolve
 from jepakit.config.optim import Schedule
 from jepakit.config.phases import at_step
+from jepakit.core.counted import Counted, counted_figure
 from jepakit.core.errors import UserError
 from jepakit.core.files import atomic_write, save_json
+from jepakit.evaluation.metrics import LESS_IS_BETTER
 from jepakit.model.method import encoder_label
 from jepakit.study.cells import BASE, Cell, label
 from jepakit.training.collapse import MEDIAN_ROWS
@@ -23,7 +25,7 @@ from jepakit.training.collapse import MEDIAN_ROWS
 CellRow = dict[str, Any]
 _UNTRAINED = "untrained encoder"
 OWN = "own"  # the name of the evaluation that every run has, at its end
-SPECTRA = ("rankme", "lidar")  # tasks whose figure is no accuracy
+SPECTRA = ("rankme", "lidar")  # tasks whose figure has no interval
 PROBE_KEYS = ("probe/knn", "probe/rankme")
 HEAD = ("lever", "value", "kNN", "linear", "RankMe", "rank at 25/50/75/100 %", "position, end", "alarms", "minutes")
 SIGNS = {
@@ -50,6 +52,7 @@ def row_of(cell: Cell, run: Run, status: str, said: str = "") -> CellRow:
         # a run that ended before its targets changed is one of pixels
         "judged": encoder_label(at_step(resolve(settings), step).which if settings else "target_encoder"),
         **{task: _result(run.path / "evaluation" / f"{task}.json") for task in ("knn", "linear", "rankme")},
+        "metric": _metric(run.path / "evaluation" / "knn.json"),
         "evaluations": {OWN: _tasks(run.path / "evaluation")}
         | {look.name: _tasks(run.path / "evaluation" / look.name) for look in cell.looks},
         "settings": settings,
@@ -100,10 +103,12 @@ def _number(value: Any) -> float | None:
 
 
 def value_of(row: CellRow) -> float | None:
-    """What cells are ranked by: kNN accuracy of the encoder that users get, RankMe where there are no labels."""
+    """What cells are ranked by: kNN accuracy (or what counts there; the less an error the better) of the encoder that users get,
+    RankMe where there are no labels."""
     for task in ("knn", "rankme"):
         if row["judged"] in row[task]:
-            return float(row[task][row["judged"]][0])
+            sign = -1 if task == "knn" and row.get("metric") in LESS_IS_BETTER else 1
+            return sign * float(row[task][row["judged"]][0])
     return None
 
 
@@ -154,13 +159,14 @@ def _over(own: Sequence[CellRow], quarter: int) -> float | None:
 
 
 def _accuracy(own: Sequence[CellRow], task: str, name: str | None = None) -> str:
-    """In per cent, [its interval over test images] and (the least and most of several seeds)."""
+    """In per cent (R² and the like as they are), [its interval over test images], (the least and most of several seeds)."""
     found = [row[task][name or row["judged"]] for row in own if (name or row["judged"]) in row[task]]
     if not found:
         return ""
-    value, low, high = (100 * statistics.median(column) for column in zip(*found, strict=True))
-    values = [100 * one[0] for one in found]
-    return f"{value:.1f} [{low:.1f}–{high:.1f}]" + (f" ({min(values):.1f}–{max(values):.1f})" if len(found) > 1 else "")
+    figure = Counted(own[0].get("metric", "accuracy"), *(statistics.median(column) for column in zip(*found, strict=True)))
+    value, low, high = (figure.told(each) for each in figure[1:])
+    least, most = (figure.told(of(one[0] for one in found)) for of in (min, max))
+    return f"{value} [{low}–{high}]" + (f" ({least}–{most})" if len(found) > 1 else "")
 
 
 def _rankme(own: Sequence[CellRow], name: str | None) -> str:
@@ -194,10 +200,18 @@ def _result(path: Path) -> dict[str, list[float]]:
     """Each encoder's figure in a result of `evaluate`, with the interval where there is one."""
     if not path.is_file():
         return {}
-    keys = (path.stem,) if path.stem in SPECTRA else ("accuracy", "low", "high")
+    rows = json.loads(path.read_text())["rows"]
+    ends = 1 if path.stem in SPECTRA else 3
     return {
-        row["name"]: [np.nan if row[key] is None else row[key] for key in keys] for row in json.loads(path.read_text())["rows"]
+        name: [one.value, one.low, one.high][:ends]
+        for name, one in ((row["name"], counted_figure(path.stem, row)) for row in rows)
     }
+
+
+def _metric(path: Path) -> str:
+    """What counts in a result: accuracy where there is none."""
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    return counted_figure(path.stem, rows[0]).metric if rows else "accuracy"
 
 
 def _tasks(folder: Path) -> dict[str, dict[str, list[float]]]:

@@ -1,6 +1,7 @@
 """The README.md of an export: what it is, how it is loaded, what it was trained on, how good it is, how it was checked."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -10,6 +11,7 @@ from jepakit.artifacts.export.folders import timm_call
 from jepakit.artifacts.export.graphs import OPSET
 from jepakit.artifacts.processor import processor
 from jepakit.config.config import Config
+from jepakit.core.counted import FIGURE_OF_TASK, METRIC_NAMES, counted_figure
 from jepakit.core.errors import plain
 from jepakit.data.formats.remote import is_remote, shown
 from jepakit.model.encoder import Encoder
@@ -22,7 +24,6 @@ PAPERS = {
     "ec_c_jepa": "[EC-IJEPA](https://arxiv.org/abs/2410.10773) with [C-JEPA](https://arxiv.org/abs/2410.19560)'s regulariser",
     "mae_pixels": "[I-JEPA](https://arxiv.org/abs/2301.08243), table 7: pixels as targets",
 }
-_FIGURES = {"rankme": "rankme", "lidar": "lidar", "segmentation": "miou", "davis": "j_and_f"}
 _HF = """from transformers import AutoImageProcessor, AutoModel
 
 processor = AutoImageProcessor.from_pretrained("FOLDER")
@@ -156,11 +157,9 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _cell(task: str, row: Mapping[str, Any]) -> str:
-    value = row.get(_FIGURES.get(task, "accuracy"))
-    if not isinstance(value, int | float):
+    figure = counted_figure(task, row)
+    if not math.isfinite(figure.value):
         return ""
-    if task in ("rankme", "lidar"):
-        return f"{value:.1f}"
-    low, high = row.get("low"), row.get("high")
-    span = f" ({100 * low:.1f}-{100 * high:.1f})" if isinstance(low, float) and isinstance(high, float) else ""
-    return f"{100 * value:.1f}{span}"
+    span = f" ({figure.told(figure.low)}-{figure.told(figure.high)})" if math.isfinite(figure.low) else ""
+    named = f" {METRIC_NAMES[figure.metric]}" if figure.metric in METRIC_NAMES and task not in FIGURE_OF_TASK else ""
+    return f"{figure.told(figure.value)}{named}{span}"

@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jepakit.core import rng
 from jepakit.core.errors import UserError
 from jepakit.evaluation.features import moments
-from jepakit.evaluation.probes.logistic import validation_fifth
+from jepakit.evaluation.metrics import LESS_IS_BETTER, goodness
+from jepakit.evaluation.probes.logistic import as_predictions, validation_fifth
+from jepakit.evaluation.probes.targets import loss_of, unscaled
 
 _LRS = (1e-3, 3e-3, 1e-2)
 
@@ -85,12 +88,15 @@ def attentive(
     weight_decay: float = 0.01,
     batch: int = 256,
     seed: int = 0,
+    metric: str = "accuracy",
+    held: NDArray[np.bool_] | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Predicted labels (m,) int64 of test_tokens (m, T, D) from train_tokens (n, T, D), any float kind, with labels (n,) < K.
+    """Scores of test_tokens (m, T, D) from train_tokens (n, T, D), any float kind, with labels: logits (m, K) of classes (n,) or
+    of several labels (n, K) of 0, 1, NaN; numbers (m,) from numbers (n,).
 
-    AdamW, cosine to 0. The rates are trained together on four fifths of the training samples; the best on the last fifth
-    (the smaller of two that do as well) on all. heads: one for 64 features unless given. With the prediction comes what was
-    chosen. The global random state is neither read nor moved. Raises UserError where heads do not divide D.
+    AdamW, cosine to 0. The rates are trained together on four fifths of the training samples; the best by the metric on the last
+    fifth, `held` (n,), (the smaller of two that do as well) on all. heads: one for 64 features unless given. With the scores
+    comes what was chosen. The global random state is neither read nor moved. Raises UserError where heads do not divide D.
     """
     width = train_tokens.shape[2]
     heads = _heads(width) if heads is None else heads
@@ -98,24 +104,27 @@ def attentive(
         raise UserError(f"attentive probe: {heads} heads do not divide tokens of {width} features")
     mean, variance = moments(train_tokens.split(batch))
     std = torch.where(variance > 1e-9 * mean.square(), variance.sqrt(), 1)  # 1 for a constant feature
-    task = _Task(classes, heads, epochs, weight_decay, batch, seed, mean.float(), std.float())
-    validation = torch.from_numpy(validation_fifth(labels.cpu().numpy()))
+    task = _Task(max(1, classes), heads, epochs, weight_decay, batch, seed, mean.float(), std.float())
+    validation = torch.from_numpy(validation_fifth(labels.cpu().numpy()) if held is None else held)
     rate, about = lrs[len(lrs) // 2], {}
     if len(lrs) > 1 and validation.any():
         trials = _fitted(train_tokens, labels, (~validation).nonzero()[:, 0], lrs, task)
-        correct = (_predicted(train_tokens[validation], trials, task) == labels[validation]).double().mean(1).tolist()
-        rate = max(lrs, key=lambda lr: (correct[lrs.index(lr)], -lr))
-        about = {"held_accuracy": {f"{lr:g}": share for lr, share in zip(lrs, correct, strict=True)}}
+        found = (unscaled(one, labels[~validation]) for one in _scores(train_tokens[validation], trials, task))
+        truth = labels[validation].cpu().numpy()
+        good = [goodness(metric, as_predictions(one, labels, logits=True), truth) for one in found]
+        rate = max(lrs, key=lambda lr: (good[lrs.index(lr)], -lr))
+        sign = -1 if metric in LESS_IS_BETTER else 1
+        about = {f"held_{metric}": {f"{lr:g}": sign * value for lr, value in zip(lrs, good, strict=True)}}
     probes = _fitted(train_tokens, labels, torch.arange(len(labels)), (rate,), task)
     settings = {"heads": heads, "epochs": epochs, "batch": batch, "weight_decay": weight_decay}
-    return _predicted(test_tokens, probes, task)[0], {"lr": rate, **about, **settings}
+    return unscaled(_scores(test_tokens, probes, task)[0], labels), {"lr": rate, **about, **settings}
 
 
 def _fitted(tokens: Tensor, labels: Tensor, rows: Tensor, rates: Sequence[float], task: _Task) -> list[Probe]:
     """A probe for each rate, trained on the same batches of `rows`, from the same start."""
     probes = [Probe(tokens.shape[2], task.classes, rng.torch_seed(task.seed, "attentive")) for _ in rates]
     adamw = _adamw(probes, rates, task.weight_decay)
-    batches = max(1, round(len(rows) / task.batch))
+    batches, loss = max(1, round(len(rows) / task.batch)), loss_of(labels[rows])
     for step in range(task.epochs * batches):
         epoch, place = divmod(step, batches)
         order = np.array_split(rng.permutation(task.seed, "attentive", epoch, len(rows)), batches)[place]
@@ -123,20 +132,18 @@ def _fitted(tokens: Tensor, labels: Tensor, rows: Tensor, rates: Sequence[float]
         for group in adamw.param_groups:
             group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * step / (task.epochs * batches)))
         found = scores(tokens.index_select(0, rows_of_batch).float(), probes, task.heads, task.mean, task.std)
-        wanted = labels[rows_of_batch].expand(len(probes), -1)
-        # the probes' losses are added, so that each has the gradient that it would have alone
-        loss = F.cross_entropy(found.flatten(0, 1), wanted.flatten(), reduction="sum") / len(rows_of_batch)
+        wanted = labels[rows_of_batch].expand(len(probes), *labels[rows_of_batch].shape)
         adamw.zero_grad()
-        loss.backward()
+        # the probes' losses are added, so that each has the gradient that it would have alone
+        (loss(found.flatten(0, 1), wanted.flatten(0, 1)) / len(rows_of_batch)).backward()
         adamw.step()
     return probes
 
 
 @torch.no_grad()
-def _predicted(tokens: Tensor, probes: Sequence[Probe], task: _Task) -> Tensor:
-    """Labels (G, m) by each probe."""
-    batches = (scores(x.float(), probes, task.heads, task.mean, task.std) for x in tokens.split(task.batch))
-    return torch.cat([one.argmax(2) for one in batches], dim=1)
+def _scores(tokens: Tensor, probes: Sequence[Probe], task: _Task) -> Tensor:
+    """(G, m, K) by each probe."""
+    return torch.cat([scores(x.float(), probes, task.heads, task.mean, task.std) for x in tokens.split(task.batch)], dim=1)
 
 
 def _adamw(probes: Sequence[Probe], rates: Sequence[float], weight_decay: float) -> torch.optim.AdamW:

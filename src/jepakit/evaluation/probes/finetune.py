@@ -3,6 +3,8 @@
 Images: random resized crops, turns, mixup, cutmix. Model: the encoder's patch tokens, their mean, layer norm, a linear head;
 drop path and label smoothing. MAE's RandAugment and random erasing are left out, since they need a library of augmentations,
 so accuracies lie below the published ones by what these add. Everything random is a function of (seed, step or epoch, sample).
+Several labels at once have a sigmoid each; for numbers the loss is the squared error, and no images are mixed, since nobody knows
+the number of a mixture.
 
 B images of a batch, S packed tokens, D width, L blocks, K classes.
 """
@@ -28,6 +30,7 @@ from jepakit.data.samples import read_ahead, read_many
 from jepakit.data.sources import Source
 from jepakit.evaluation.features import evaluation_crop, pixels_of
 from jepakit.evaluation.probes.finetune_recipe import FineTuning, drop_rates, parameter_groups, peak_rate, rate, steps_an_epoch
+from jepakit.evaluation.probes.targets import loss_of, unscaled
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import ImageSettings, Symmetry, all_turns, turned
 from jepakit.model.layout import Layout
@@ -47,7 +50,12 @@ def drop_path(branch: Tensor, rate: float, chance: Tensor) -> Tensor:
 
 
 def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
-    """Labels (B,) -> targets (B, K): 1 - smoothing on the label, and smoothing spread over all classes."""
+    """Labels (B,) -> targets (B, K): 1 - smoothing on the label, and smoothing spread over all classes.
+
+    Several labels (B, K) go towards a half by as much, numbers (B,) stay as they are.
+    """
+    if labels.is_floating_point():
+        return labels if labels.ndim == 1 else labels * (1 - smoothing) + smoothing / 2
     return F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
 
 
@@ -133,7 +141,7 @@ def finetune(
     source: Source,
     train_rows: _Rows,
     test_rows: _Rows,
-    labels: _Rows,
+    labels: NDArray[Any],
     classes: int,
     settings: FineTuning | None = None,
     seed: int = 0,
@@ -141,7 +149,8 @@ def finetune(
     seconds: float = 60.0,
     symmetry: Symmetry = None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Predicted labels (m,) int64 of test_rows (m,) of a source, from train_rows (n,) and labels (len(source),) < K.
+    """Scores of test_rows (m,) of a source, from train_rows (n,) and labels of all samples: logits (m, K) of classes (N,) < K
+    or of several labels (N, K) of 0, 1, NaN; numbers (m,) from numbers (N,).
 
     A copy of the encoder learns, on its device; the one given keeps its weights, and its conditioning is that of inference.
     Test images are seen as in all of evaluation, whole or their largest centre crop, in all turns of `symmetry`, whose scores
@@ -150,13 +159,15 @@ def finetune(
     where the loss is not finite and for an image of other bands than the encoder's, and for one that cannot be read, or not
     within so many `seconds`.
     """
-    settings = settings or FineTuning()
-    model = Classifier(encoder, classes, settings, seed).to(encoder.device)
+    settings, y = settings or FineTuning(), torch.as_tensor(labels)
+    if y.is_floating_point() and y.ndim == 1:
+        settings = settings.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
+    model = Classifier(encoder, max(1, classes), settings, seed).to(encoder.device)
     view = _View(source, encoder.images, source.labels is not None and source.labels.whole_image, settings, seed, seconds)
     with autocast(encoder.device, precision):
-        loss = _fit(model, view, train_rows, torch.as_tensor(labels), settings, seed)
-        predicted = _predict(model, view, test_rows, symmetry)
-    return predicted, {"lr": peak_rate(len(train_rows), settings), "loss": loss, **settings.model_dump(mode="json")}
+        loss = _fit(model, view, train_rows, y, settings, seed)
+        scores = unscaled(_predict(model, view, test_rows, symmetry).float(), y[torch.from_numpy(train_rows)])
+    return scores, {"lr": peak_rate(len(train_rows), settings), "loss": loss, **settings.model_dump(mode="json")}
 
 
 def _fit(model: Classifier, view: "_View", rows: _Rows, labels: Tensor, settings: FineTuning, seed: int) -> float:
@@ -165,7 +176,7 @@ def _fit(model: Classifier, view: "_View", rows: _Rows, labels: Tensor, settings
     groups = parameter_groups(model, model.depth, settings.layer_decay, settings.weight_decay)
     adamw = torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
     batches, top = steps_an_epoch(len(rows), settings), peak_rate(len(rows), settings)
-    steps = settings.epochs * batches
+    steps, loss_summed = settings.epochs * batches, loss_of(labels[torch.from_numpy(rows)])
 
     def batch(step: int) -> _Rows:
         order = rng.permutation(seed, "fine-tuning", step // batches, len(rows))
@@ -178,7 +189,7 @@ def _fit(model: Classifier, view: "_View", rows: _Rows, labels: Tensor, settings
                 group["lr"] = rate(step / batches, top, settings) * group["scale"]
             targets = smoothed(labels[torch.from_numpy(ids)].to(device), len(model.head.bias), settings.label_smoothing)
             x, targets = mixed(model.encoder.normalise(images.to(device)), targets, settings, seed, step)
-            loss = F.cross_entropy(model(x, _chances(model.depth, ids, seed, step).to(device)), targets)
+            loss = loss_summed(model(x, _chances(model.depth, ids, seed, step).to(device)), targets) / len(ids)
             if not torch.isfinite(loss):
                 raise UserError(f"fine-tuning: the loss is {loss.item()} at step {step}: give a smaller base_lr")
             adamw.zero_grad()
@@ -190,7 +201,7 @@ def _fit(model: Classifier, view: "_View", rows: _Rows, labels: Tensor, settings
 
 @torch.no_grad()
 def _predict(model: Classifier, view: "_View", rows: _Rows, symmetry: Symmetry) -> Tensor:
-    """Labels (m,) by the mean score over all turns of a symmetry."""
+    """The mean scores (m, K) over all turns of a symmetry."""
 
     def scores(images: Tensor) -> Tensor:
         x = model.encoder.normalise(images.to(device))
@@ -198,7 +209,7 @@ def _predict(model: Classifier, view: "_View", rows: _Rows, symmetry: Symmetry) 
 
     device, batches = model.head.weight.device, np.array_split(rows, -(-len(rows) // TEST_BATCH))
     evaluation_crop = read_ahead(view.of(rows_of_batch, None) for rows_of_batch in batches)
-    return torch.cat([scores(images).argmax(1).cpu() for _, images in evaluation_crop])
+    return torch.cat([scores(images).cpu() for _, images in evaluation_crop])
 
 
 def _chances(depth: int, ids: _Rows, seed: int, step: int) -> Tensor:

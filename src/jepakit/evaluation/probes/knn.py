@@ -14,15 +14,39 @@ def neighbours(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def knn(train: Tensor, labels: Tensor, test: Tensor, *, k: int = 20, temperature: float = 0.07) -> Tensor:
-    """Predicted labels (m,) of test (m, D) from train (n, D) with labels (n,)."""
-    classes = int(labels.max()) + 1
-    predicted = []
+    """Predicted classes (m,) of test (m, D) from train (n, D) with labels (n,)."""
+    return knn_scores(train, labels, test, k=k, temperature=temperature).argmax(1)
+
+
+def knn_scores(
+    train: Tensor, labels: Tensor, test: Tensor, *, classes: int | None = None, k: int = 20, temperature: float = 0.07
+) -> Tensor:
+    """The neighbours' weighted mean, float64: share of each class (m, K), of each of several labels (m, K), or number (m,).
+
+    labels: places of classes (n,) int64, labels (n, K) of 0, 1, and NaN where not known, or numbers (n,). A neighbour whose
+    label is not known has no vote on it; where none is known the share over all training samples is the answer.
+    """
+    k_classes = int(labels.max()) + 1 if classes is None and labels.dtype == torch.int64 else classes or 0
+    found = []
     for chunk in test.split(CHUNK):
         similarity, index = _nearest(train, chunk, k)
-        votes = torch.zeros(len(chunk), classes, dtype=similarity.dtype)
-        votes.scatter_add_(1, labels[index], ((similarity - similarity[:, :1]) / temperature).exp())
-        predicted.append(votes.argmax(1))
-    return torch.cat(predicted)
+        weight = ((similarity - similarity[:, :1]) / temperature).exp()
+        if labels.dtype == torch.int64:
+            votes = torch.zeros(len(chunk), k_classes, dtype=similarity.dtype)
+            votes = votes.scatter_add_(1, labels[index], weight).double()
+            found.append(votes / votes.sum(1, keepdim=True))
+        else:
+            found.append(_weighted_mean(weight.double(), labels.double(), index))
+    return torch.cat(found)
+
+
+def _weighted_mean(weight: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+    """Of labels (n,) or (n, K) at index (b, k), by weight (b, k), without those that are NaN."""
+    wanted = labels[index]
+    known = ~wanted.isnan()
+    weight = (weight if labels.ndim == 1 else weight[..., None]) * known
+    total = weight.sum(1)
+    return torch.where(total > 0, (weight * wanted.nan_to_num()).sum(1) / total, labels.nanmean(0))
 
 
 def _nearest(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:

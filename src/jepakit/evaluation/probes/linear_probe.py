@@ -1,6 +1,6 @@
 """Linear probes as the papers train them: many heads at once, in one pass over cached features, with LARS or SGD.
 
-n samples, D features, K classes, G heads that differ in learning rate and weight decay.
+Several labels at once have a sigmoid each. n samples, D features, K classes or labels, G heads that differ in rate and decay.
 """
 
 import itertools
@@ -12,12 +12,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from jepakit.config.recipes import IMAGENET_IMAGES
 from jepakit.core.settings import Settings
-from jepakit.evaluation.probes.logistic import validation_fifth
+from jepakit.evaluation.metrics import goodness
+from jepakit.evaluation.probes.logistic import as_predictions, validation_fifth
 from jepakit.evaluation.storage import copy_rows
 
 TRUST = 0.001
@@ -61,28 +63,43 @@ TRANSFER_CLEVR = TRANSFER.model_copy(update={"epochs": 50, "drops": None})
 
 @dataclass(frozen=True)
 class Head:
-    """One of the grid: how it was trained, and its accuracy where it was measured."""
+    """One of the grid: how it was trained, and its figures where they were measured."""
 
     layers: str
     kind: str
     lr: float
     weight_decay: float
-    accuracy: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """As a result has it."""
+        trained = {name: getattr(self, name) for name in ("layers", "kind", "lr", "weight_decay")}
+        return {**trained, **self.figures}
 
 
 def linear_probe(
-    train: dict[str, Tensor], labels: Tensor, test: dict[str, Tensor], truth: Tensor, settings: LinearProbe, seed: int = 0
+    train: dict[str, Tensor],
+    labels: Tensor,
+    test: dict[str, Tensor],
+    truth: Tensor,
+    settings: LinearProbe,
+    seed: int = 0,
+    *,
+    metric: str = "accuracy",
+    held: NDArray[np.bool_] | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Predictions (m,) of the head that a held-out fifth of the training samples chose, and an account of all heads.
+    """Logits (m, K) of the head that did best by the metric on a fifth of the training samples, and an account of all heads.
 
-    train, test: features by layer, (n, D) and (m, D); labels (n,), truth (m,) int64. The papers report the head that is
-    best on the test set, which is optimistic by the choice: it stands in the account as `best_on_test`.
+    train, test: features by layer, (n, D) and (m, D); labels (n,), truth (m,) int64, or (n, K), (m, K) of 0, 1, NaN; held (n,):
+    the fifth, where it is not `validation_fifth`. The papers report the head that is best on the test set, which is optimistic
+    by the choice: it stands in the account as `best_on_test`.
     """
-    validation = torch.from_numpy(validation_fifth(labels.numpy()))
+    validation = torch.from_numpy(validation_fifth(labels.numpy()) if held is None else held)
     learnt = ~validation
     if not validation.any():  # of a handful none can be spared: the heads are told apart by what they learnt
         validation = learnt
-    classes = int(torch.cat([labels, truth]).max()) + 1
+    classes = int(torch.cat([labels, truth]).max()) + 1 if labels.ndim == 1 else labels.shape[1]
     there = [layers for layers in settings.layers if layers in train] or ["last"]  # baselines have no last four
 
     def banks(x: dict[str, Tensor]) -> list[LinearHeads]:
@@ -90,17 +107,18 @@ def linear_probe(
 
     first = banks({layers: copy_rows(x, learnt.nonzero().flatten()) for layers, x in train.items()})
     asked = {layers: copy_rows(x, validation.nonzero().flatten()) for layers, x in train.items()}
-    correct = [bank.fit(labels[learnt]).predict(asked[bank.layers]) == labels[validation] for bank in first]
+    on_validation = [
+        value for bank in first for value in bank.fit(labels[learnt]).judged(asked[bank.layers], labels[validation], metric)
+    ]
     trained = banks(train)
-    predicted = torch.cat([bank.fit(labels).predict(test[bank.layers]) for bank in trained])
-    on_validation = torch.cat(correct).float().mean(1)
-    on_test = (predicted == truth).float().mean(1)
-    heads = [head for bank in trained for head in bank.grid]
-    for head, h, t in zip(heads, on_validation.tolist(), on_test.tolist(), strict=True):
-        head.accuracy.update(held=round(h, 4), test=round(t, 4))
-    best = int(on_validation.argmax())
-    about = {"head": vars(heads[best]), "best_on_test": float(on_test.max()), "heads": [vars(head) for head in heads]}
-    return predicted[best], about
+    on_test = [value for bank in trained for value in bank.fit(labels).judged(test[bank.layers], truth, metric)]
+    heads = [(bank, place) for bank in trained for place in range(len(bank.grid))]
+    for (bank, place), h, t in zip(heads, on_validation, on_test, strict=True):
+        bank.grid[place].figures[metric] = {"held": round(h, 4), "test": round(t, 4)}
+    best = int(np.argmax(on_validation))
+    bank, place = heads[best]
+    accounts = [bank.grid[place].account for bank, place in heads]
+    return bank.scores(test[bank.layers], place), {"head": accounts[best], "best_on_test": max(on_test), "heads": accounts}
 
 
 class LinearHeads:
@@ -133,10 +151,16 @@ class LinearHeads:
         return self
 
     def gradients(self, x: Tensor, labels: Tensor) -> list[Tensor]:
-        """Of the mean cross-entropy of (B, D) with labels (B,), for each head its own: by hand, at half of autograd's cost."""
+        """Of the mean cross-entropy of (B, D) with labels (B,), for each head its own: by hand, at half of autograd's cost.
+
+        Of several labels (B, K), the sum of their mean binary cross-entropies; a NaN adds nothing.
+        """
         weight, _, *affine = self.parameters
-        error = self._logits(x).softmax(2)  # d loss / d logits = softmax - one-hot
-        error[:, torch.arange(len(x)), labels] -= 1
+        if labels.ndim == 1:
+            error = self._logits(x).softmax(2)  # d loss / d logits = softmax - one-hot
+            error[:, torch.arange(len(x)), labels] -= 1
+        else:
+            error = (self._logits(x).sigmoid() - labels.nan_to_num().to(x.dtype)) * ~labels.isnan()
         error /= len(x)
         if not affine:
             together = x.T @ error.transpose(0, 1).flatten(1)
@@ -146,9 +170,20 @@ class LinearHeads:
         return [scaled.transpose(1, 2) @ error, error.sum(1), (back * x).sum(1), back.sum(1)]
 
     def predict(self, x: Tensor) -> Tensor:
-        """Predicted labels (G, m)."""
+        """Predicted classes (G, m)."""
         predicted = [self._logits(self._normalised(batch, train=False)).argmax(2) for batch in x.split(4096)]
         return torch.cat(predicted, 1)
+
+    def scores(self, x: Tensor, place: int) -> Tensor:
+        """Logits (m, K) of one head of the grid."""
+        return torch.cat([self._logits(self._normalised(batch, train=False))[place] for batch in x.split(4096)])
+
+    def judged(self, x: Tensor, truth: Tensor, metric: str) -> list[float]:
+        """The metric of each head on x (m, D) with truth (m,) or (m, K)."""
+        if metric == "accuracy":
+            return [float(share) for share in (self.predict(x) == truth).float().mean(1)]
+        each = (self.scores(x, place) for place in range(len(self.grid)))
+        return [goodness(metric, as_predictions(one, truth, logits=True), truth.numpy()) for one in each]
 
     def _steps(self) -> Iterator[tuple[float, Tensor]]:
         """The rate's factor and the samples of each step: whole batches of a new order each epoch."""

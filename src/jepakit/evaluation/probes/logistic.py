@@ -1,6 +1,6 @@
 """Multinomial logistic regression on standardised frozen features, by scikit-learn's L-BFGS: a probe with one setting.
 
-n training samples, m test samples, D features.
+n training samples, m test samples, D features, K classes, or labels of which each has a regression of its own.
 """
 
 import warnings
@@ -13,19 +13,33 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from jepakit.evaluation.metrics import Predictions, goodness
+
 STRENGTHS = (0.001, 0.01, 0.1)  # scikit-learn's C: the weight of the summed loss against half the squared norm
 
 
-def logistic(train: Tensor, labels: Tensor, test: Tensor, strength: float | None = None) -> tuple[Tensor, float]:
-    """Predicted labels (m,) int64 of test (m, D) from train (n, D) with labels (n,), any integers; and the C that was used.
+def logistic(
+    train: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    classes: int | None = None,
+    strength: float | None = None,
+    *,
+    metric: str = "accuracy",
+    held: NDArray[np.bool_] | None = None,
+) -> tuple[Tensor, float]:
+    """Probabilities (m, K) of test (m, D) from train (n, D) with labels (n,) < K, or (n, K) of 0, 1, NaN; and the C used.
 
     Features are standardised by the training samples' mean and standard deviation. A C that is not given is the best of STRENGTHS
-    on a validation fifth of the training samples (the smaller of two that do equally well); then all of them train the probe.
+    by the metric on a validation fifth of the training samples, `held` (n,), (the smaller of two that do equally well); then all
+    of them train the probe.
     """
     x, z = (x.numpy() for x in standardised(train, test))
     y = labels.cpu().numpy()
-    c = _chosen(x, y) if strength is None else strength
-    return torch.from_numpy(predictions(x, y, z, c)), c
+    k = (int(y.max()) + 1 if classes is None else classes) if y.ndim == 1 else y.shape[1]
+    validation = validation_fifth(y) if held is None else held
+    c = _chosen(x, y, k, metric, validation) if strength is None else strength
+    return torch.from_numpy(probabilities(x, y, z, c, k)), c
 
 
 def standardised(train: Tensor, *others: Tensor) -> list[Tensor]:
@@ -38,36 +52,69 @@ def standardised(train: Tensor, *others: Tensor) -> list[Tensor]:
     return [((x.to(kind) - mean.to(kind)) / scale.to(kind)).cpu() for x in (train, *others)]
 
 
-def validation_fifth(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """The fifth of the training samples, with labels (n,), that chooses a setting: (n,) bool, even over classes, always the same.
+def validation_fifth(labels: NDArray[Any], groups: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+    """The fifth of the training samples, with labels (n,), that chooses a setting: (n,) bool, always the same.
 
-    The first sample of each class is never in it, so that it is empty where each class has one sample.
+    It is even over classes, over numbers from small to large, and over the patterns of several labels (n, K). Groups (n,) are
+    not divided; each goes by its first sample. The first sample of a class is never in it, so that it is empty where each class
+    has one sample.
     """
+    if groups is not None:
+        _, firsts, which = np.unique(groups, return_index=True, return_inverse=True)
+        return validation_fifth(labels[firsts])[which]
+    numbers = labels.ndim == 1 and labels.dtype.kind == "f"
+    if labels.ndim == 2:
+        labels = np.unique(np.nan_to_num(labels, nan=2), axis=0, return_inverse=True)[1].ravel()
     order = np.argsort(labels, kind="stable")
     first = np.append(True, labels[order][1:] != labels[order][:-1]) if len(labels) else np.zeros(0, bool)
     validation = np.zeros(len(labels), bool)
-    validation[order] = (np.arange(len(labels)) % 5 == 4) & ~first
+    validation[order] = (np.arange(len(labels)) % 5 == 4) & (numbers | ~first)
     return validation
 
 
-def predictions(
-    x: NDArray[Any], y: NDArray[np.int64], z: NDArray[Any], c: float, *, steps: int = 100, tolerance: float = 1e-3
-) -> NDArray[np.int64]:
-    """Labels (m,) for z (m, D), learnt from x (n, D) with y (n,); one class predicts itself.
+def probabilities(
+    x: NDArray[Any], y: NDArray[Any], z: NDArray[Any], c: float, classes: int, *, steps: int = 100, tolerance: float = 1e-3
+) -> NDArray[np.float64]:
+    """Probabilities (m, K) for z (m, D), learnt from x (n, D) with classes y (n,), or labels (n, K); one class predicts itself.
 
     L-BFGS ends after `steps`, or where no entry of the mean loss's gradient is larger than the tolerance.
     """
+    found = np.zeros((len(z), classes))
+    if y.ndim == 2:
+        for k in range(classes):
+            known = ~np.isnan(y[:, k])
+            if known.any():
+                one = (y[known, k] == 1).astype(np.int64)
+                found[:, k] = probabilities(x[known], one, z, c, 2, steps=steps, tolerance=tolerance)[:, 1]
+        return found
     if (y == y[0]).all():
-        return np.full(len(z), y[0], np.int64)
+        found[:, y[0]] = 1
+        return found
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a probe stopped early is a fair probe
         fitted = LogisticRegression(C=c, max_iter=steps, tol=tolerance).fit(x, y)
-    return fitted.predict(z).astype(np.int64)  # type: ignore[no-any-return]
+    found[:, fitted.classes_] = fitted.predict_proba(z)
+    return found
 
 
-def _chosen(x: NDArray[Any], y: NDArray[np.int64]) -> float:
-    validation = validation_fifth(y)
+def as_predictions(scores: Tensor, labels: Tensor, *, logits: bool = False) -> Predictions:
+    """Scores (m, K), or numbers (m,), as predictions of labels of this kind: int64 (n,) are classes, floats (n,) numbers.
+
+    logits: they are to become probabilities, of classes by a softmax, of several labels by sigmoids.
+    """
+    if labels.dtype == torch.int64:
+        return Predictions.of_classes(scores.cpu().numpy(), logits=logits)
+    values = (scores.double().sigmoid() if logits and labels.ndim == 2 else scores).cpu().numpy()
+    return Predictions(values[None].astype(np.float64 if labels.ndim == 1 else np.float32))
+
+
+def _chosen(x: NDArray[Any], y: NDArray[Any], classes: int, metric: str, validation: NDArray[np.bool_]) -> float:
     if not validation.any():
         return STRENGTHS[len(STRENGTHS) // 2]
-    correct = {c: int((predictions(x[~validation], y[~validation], x[validation], c) == y[validation]).sum()) for c in STRENGTHS}
-    return max(STRENGTHS, key=lambda c: (correct[c], -c))
+
+    def found(c: float) -> float:
+        scores = torch.from_numpy(probabilities(x[~validation], y[~validation], x[validation], c, classes))
+        return goodness(metric, as_predictions(scores, torch.from_numpy(y)), y[validation])
+
+    values = {c: found(c) for c in STRENGTHS}
+    return max(STRENGTHS, key=lambda c: (values[c], -c))

@@ -3,7 +3,8 @@
 The penalty is fixed, as there are no samples left to choose it on. Its value is that of the linear 1 % probe of StoP
 (arXiv 2308.00566), which re-evaluates I-JEPA. StoP's code standardises test images by their own mean and deviation, which
 tells the probe something of the test set; here those of the training images are taken. Its PCA, a rotation of the features,
-is left out, as an L2 penalty does not depend on it. n training samples, m test samples, D features, K classes.
+is left out, as an L2 penalty does not depend on it. Several labels have a regression each; numbers have a ridge regression, its
+penalty chosen by leaving out one of the few at a time. n training samples, m test samples, D features, K classes or labels.
 """
 
 import logging
@@ -21,7 +22,9 @@ from jepakit.core import rng
 from jepakit.core.errors import UserError
 from jepakit.core.files import user_path
 from jepakit.evaluation.compare import mean_and_margin
-from jepakit.evaluation.probes.logistic import predictions, standardised
+from jepakit.evaluation.metrics import LESS_IS_BETTER, Predictions, goodness
+from jepakit.evaluation.probes.logistic import as_predictions, probabilities, standardised
+from jepakit.evaluation.probes.ridge import leave_one_out, ridge
 
 log = logging.getLogger("jepakit")
 _Rows = NDArray[np.int64]
@@ -34,17 +37,16 @@ STEPS, TOLERANCE = 300, 1e-6  # of L-BFGS: the usual ones would end before so we
 
 @dataclass(frozen=True)
 class LowShot:
-    """Accuracies of several draws of training images: their mean, its 95 % t-interval (low, high), and each draw's.
+    """What several draws of training images give: the metric of each, their mean, and its 95 % t-interval (low, high).
 
-    low and high are None for a single draw. correct (m,) float64: the share of draws in which each test sample was classified
-    correctly, for intervals over test images and paired tests of two encoders. n_train: training images of a draw.
+    low and high are None for a single draw. predictions: of the test samples, by each draw. n_train: training images of a draw.
     """
 
     mean: float
     low: float | None
     high: float | None
-    accuracies: tuple[float, ...]
-    correct: Tensor
+    values: tuple[float, ...]
+    predictions: Predictions
     n_train: int
 
 
@@ -52,30 +54,42 @@ def low_shot(
     train: Tensor,
     labels: Tensor,
     test: Tensor,
-    test_labels: Tensor,
+    truth: Tensor,
     *,
     shots: int | None = None,
     share: float | None = 0.01,
     rows: _Rows | None = None,
     draws: int = 5,
     seed: int = 0,
+    classes: int | None = None,
+    metric: str | None = None,
 ) -> LowShot:
-    """Accuracy on test (m, D) with test_labels (m,) of probes trained on few rows of train (n, D) with labels (n,).
+    """Predictions for test (m, D), with its truth (m,), of probes trained on few rows of train (n, D) with labels (n,).
 
     Each is trained on `rows` (then there is one draw), else on `shots` of each class, else on `share` of each class, at least
-    one. Raises UserError where a class has fewer than `shots` samples, and where shots, share or draws is out of range.
+    one; of several labels (n, K) and of numbers that is so many of all images. Raises UserError where a class has fewer than
+    `shots` samples, and where shots, share or draws is out of range.
     """
-    y, truth = labels.cpu().numpy(), test_labels.cpu().numpy()
+    y = labels.cpu().numpy()
+    of_classes = labels.dtype == torch.int64
+    k = (
+        (int(max(labels.max(), truth.max())) + 1 if classes is None else classes)
+        if of_classes
+        else y.reshape(len(y), -1).shape[1]
+    )
     chosen = [] if rows is None else [rows]
     if rows is None:
-        chosen = [drawn(y, shots=shots, share=share, seed=seed, draw=draw) for draw in range(draws)]
+        strata = y if of_classes else np.zeros(len(y), np.int64)
+        chosen = [drawn(strata, shots=shots, share=share, seed=seed, draw=draw) for draw in range(draws)]
     if not chosen or not len(chosen[0]):
         raise UserError("low-shot probing has no draw or no training image: give at least one of each")
-    correct = np.stack([_predicted(train[torch.from_numpy(r)], y[r], test) == truth for r in chosen])
-    accuracies = correct.mean(1)
-    low, high = draws_interval(accuracies)
-    share_correct = torch.from_numpy(correct.mean(0))
-    return LowShot(float(accuracies.mean()), low, high, tuple(map(float, accuracies)), share_correct, len(chosen[0]))
+    each = [as_predictions(_scores(train[torch.from_numpy(r)], labels[torch.from_numpy(r)], test, k), labels) for r in chosen]
+    metric = metric or ("accuracy" if of_classes else "r2" if labels.ndim == 1 else "auroc")
+    values = np.array([goodness(metric, one, truth.numpy()) for one in each]) * (-1 if metric in LESS_IS_BETTER else 1)
+    low, high = draws_interval(values)
+    named = np.concatenate([one.predicted for one in each if one.predicted is not None]) if of_classes else None
+    together = Predictions(np.concatenate([one.scores for one in each]), named)
+    return LowShot(float(values.mean()), low, high, tuple(map(float, values)), together, len(chosen[0]))
 
 
 def drawn(labels: _Rows, *, shots: int | None, share: float | None, seed: int, draw: int) -> _Rows:
@@ -136,8 +150,12 @@ def names_in(list_file: str | Path, titles: Sequence[str]) -> _Rows:
     return np.array(sorted(set().union(*found)), np.int64)
 
 
-def _predicted(x: Tensor, y: _Rows, test: Tensor) -> _Rows:
+def _scores(x: Tensor, y: Tensor, test: Tensor, classes: int) -> Tensor:
+    """(m, K) or (m,)"""
+    if y.dtype != torch.int64 and y.ndim == 1:
+        return ridge(x, y, test, [leave_one_out(x, y)])[0]
     seen, asked = standardised(x.double(), test)  # float32 is too coarse for so weak a penalty
     # Of two classes scikit-learn fits one vector w, where the paper's softmax has w/2 and -w/2, of half the squared norm.
-    strength = 2 * STRENGTH if len(np.unique(y)) == 2 else STRENGTH
-    return predictions(seen.numpy(), y, asked.numpy(), strength, steps=STEPS, tolerance=TOLERANCE)
+    strength = STRENGTH if y.ndim == 1 and len(y.unique()) > 2 else 2 * STRENGTH
+    found = probabilities(seen.numpy(), y.numpy(), asked.numpy(), strength, classes, steps=STEPS, tolerance=TOLERANCE)
+    return torch.from_numpy(found)

@@ -6,7 +6,7 @@ n training samples, m test samples, D features, T patch tokens, K classes.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,16 @@ from pydantic import Field
 from torch import Tensor
 
 from jepakit.core.settings import Settings
+from jepakit.data.sources import LabelKind
 from jepakit.evaluation.features import FrozenFeatures
+from jepakit.evaluation.metrics import Predictions
 from jepakit.evaluation.probes.attentive import attentive
 from jepakit.evaluation.probes.finetune_recipe import FineTuning
-from jepakit.evaluation.probes.knn import knn
+from jepakit.evaluation.probes.knn import knn_scores
 from jepakit.evaluation.probes.linear_probe import TRANSFER, TRANSFER_CLEVR, LinearProbe, linear_probe
-from jepakit.evaluation.probes.logistic import logistic
+from jepakit.evaluation.probes.logistic import as_predictions, logistic, validation_fifth
 from jepakit.evaluation.probes.low_shot import low_shot, names_in
+from jepakit.evaluation.probes.ridge import PENALTIES, ridge_probe
 from jepakit.evaluation.probes.spectrum import LiDAR, RankMe
 from jepakit.model.images import Symmetry
 
@@ -73,6 +76,21 @@ class Protocol(Settings):
         description="mirror or d4: an encoder's features, and a fine-tuned one's scores, are averaged over these turns of an "
         "image (as images.symmetry); none: of the image as it is",
     )
+    metric: str = Field(
+        "",
+        description="what counts, and chooses settings on the validation fifth (more, with commas, are shown and compared "
+        "too): accuracy, balanced_accuracy, macro_f1, auroc, average_precision; of numbers r2, mae, spearman",
+    )
+    aggregate: Literal["none", "group"] = Field(
+        "none",
+        description="group: features are averaged over each group (a volume's slices) before probes, of attentive and "
+        "finetune the scores",
+    )
+    shortcuts: str = Field(
+        "",
+        description="other labels of the same images (a table's column), such as the site or scanner: whether features tell it, "
+        "and the label where it is left out of training",
+    )
     conditioning: AtInference = Field(default_factory=AtInference)
     rankme: RankMe = Field(default_factory=RankMe)
     lidar: LiDAR = Field(default_factory=LiDAR)
@@ -90,57 +108,74 @@ class Protocol(Settings):
 
 @dataclass(frozen=True)
 class ProbeLabels:
-    """Labels of training (n,) and test samples (m,), int64 below `classes`; titles: gives the names of the n training images;
-    whole_image: whether a label speaks of all of an image, so that a crop may have another."""
+    """Labels of training and of test samples: places below `classes`, int64 (n,), (m,); several labels (n, K), (m, K), 0, 1, NaN;
+    or numbers (n,), (m,).
+
+    titles: gives the names of the n training images; whole_image: whether a label speaks of all of an image, so that a crop may
+    have another; metric: what settings are chosen by; groups (n,): of training samples, which their fifth does not divide.
+    """
 
     train: Tensor
     test: Tensor
     classes: int
     titles: Callable[[], list[str]]
     whole_image: bool
+    metric: str = "accuracy"
+    groups: NDArray[np.int64] | None = None
+
+    @property
+    def kind(self) -> LabelKind:
+        """Of the labels."""
+        return "multi" if self.train.ndim == 2 else "number" if self.train.is_floating_point() else "class"
+
+    @property
+    def chosen_by(self) -> dict[str, Any]:
+        """How a probe is to choose its settings."""
+        return {"metric": self.metric, "held": validation_fifth(self.train.numpy(), self.groups)}
 
 
-Correct = NDArray[np.float64]  # (m,): whether each test sample was named rightly (0 or 1), or in what share of draws
-Outcome = tuple[Correct, dict[str, Any]]
+Outcome = tuple[Predictions, dict[str, Any]]
 
 
 def _knn(train: FrozenFeatures, test: FrozenFeatures, y: ProbeLabels, p: Protocol) -> Outcome:
-    return _correct(knn(train.last, y.train, test.last, k=p.knn.k, temperature=p.knn.temperature), y), {}
+    settings: dict[str, Any] = {"k": p.knn.k, "temperature": p.knn.temperature}
+    return as_predictions(knn_scores(train.last, y.train, test.last, classes=y.classes, **settings), y.train), {}
 
 
 def _linear(train: FrozenFeatures, test: FrozenFeatures, y: ProbeLabels, p: Protocol) -> Outcome:
-    predicted, about = linear_probe(train.layers, y.train, test.layers, y.test, p.linear, p.seed)
-    return _correct(predicted, y), about
+    if y.kind == "number":
+        numbers, about = ridge_probe(train.layers, y.train, test.layers, y.test, p.linear.layers, **y.chosen_by)
+        return as_predictions(numbers, y.train), {**about, "settings": {"layers": p.linear.layers, "penalties": PENALTIES}}
+    scores, about = linear_probe(train.layers, y.train, test.layers, y.test, p.linear, p.seed, **y.chosen_by)
+    return as_predictions(scores, y.train, logits=True), about
 
 
 def _transfer(train: FrozenFeatures, test: FrozenFeatures, y: ProbeLabels, p: Protocol) -> Outcome:
     settings = p.transfer.over(TRANSFER_CLEVR if y.whole_image else TRANSFER)
-    predicted, about = linear_probe(train.layers, y.train, test.layers, y.test, settings, p.seed)
-    return _correct(predicted, y), {**about, "settings": settings.model_dump(mode="json")}
+    scores, about = linear_probe(train.layers, y.train, test.layers, y.test, settings, p.seed, **y.chosen_by)
+    return as_predictions(scores, y.train, logits=True), {**about, "settings": settings.model_dump(mode="json")}
 
 
 def _logistic(train: FrozenFeatures, test: FrozenFeatures, y: ProbeLabels, p: Protocol) -> Outcome:
-    predicted, c = logistic(train.last, y.train, test.last)
-    return _correct(predicted, y), {"C": c}
+    found, c = logistic(train.last, y.train, test.last, y.classes, **y.chosen_by)
+    return as_predictions(found, y.train), {"C": c}
 
 
 def _low_shot(train: FrozenFeatures, test: FrozenFeatures, y: ProbeLabels, p: Protocol) -> Outcome:
     s = p.low_shot
     rows = names_in(Path(s.list), y.titles()) if s.list else None
     drawn = {"shots": s.shots, "share": None if s.shots else s.share, "draws": s.draws, "rows": rows, "seed": p.seed}
-    result = low_shot(train.last, y.train, test.last, y.test, **drawn)  # type: ignore[arg-type]
+    result = low_shot(train.last, y.train, test.last, y.test, classes=y.classes, metric=y.metric, **drawn)  # type: ignore[arg-type]
     over_draws = {"draws_low": result.low, "draws_high": result.high}  # t-interval: other training images, the same test images
-    return result.correct.numpy(), {"accuracies": result.accuracies, "n_train": result.n_train, **over_draws}
+    of_draws = {"accuracies": result.values} if y.metric == "accuracy" else {f"{y.metric}_of_draws": result.values}
+    return result.predictions, {**of_draws, "n_train": result.n_train, **over_draws}
 
 
 def _attentive(train: FrozenFeatures, test: FrozenFeatures, y: ProbeLabels, p: Protocol) -> Outcome:
     assert train.tokens is not None and test.tokens is not None  # asked for by TOKENS
-    predicted, about = attentive(train.tokens, y.train, test.tokens, y.classes, seed=p.seed, **dict(p.attentive))
-    return _correct(predicted, y), about
-
-
-def _correct(predicted: Tensor, y: ProbeLabels) -> Correct:
-    return (predicted.cpu() == y.test).double().numpy()
+    settings = {**dict(p.attentive), **y.chosen_by, "seed": p.seed}
+    scores, about = attentive(train.tokens, y.train, test.tokens, y.classes, **settings)
+    return as_predictions(scores, y.train, logits=True), about
 
 
 PROBES: dict[str, Callable[[FrozenFeatures, FrozenFeatures, ProbeLabels, Protocol], Outcome]] = {
@@ -153,3 +188,4 @@ PROBES: dict[str, Callable[[FrozenFeatures, FrozenFeatures, ProbeLabels, Protoco
 }
 LAST4 = {"linear", "transfer"}  # probes that look at the last four blocks
 TOKENS = {"attentive"}  # probes that look at patch tokens
+NOT_OF_NUMBERS = {"transfer", "logistic"}  # recipes of classifiers

@@ -1,0 +1,54 @@
+"""Which figure of a task's result counts: what tables, cards, pages and studies show of a row, in one place."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+FIGURE_OF_TASK = {"rankme": "rankme", "lidar": "lidar", "segmentation": "miou", "davis": "j_and_f"}  # others: as the row says
+NO_SHARES = ("rankme", "lidar", "r2", "mae", "spearman")  # figures that are not told in per cent
+METRIC_NAMES = {
+    "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "auroc": "AUROC", "average_precision": "average precision",
+    "r2": "R²", "mae": "MAE", "spearman": "Spearman's ρ", "miou": "mIoU", "j_and_f": "J&F", "rankme": "RankMe", "lidar": "LiDAR",
+}  # fmt: skip
+
+
+class Counted(NamedTuple):
+    """A metric, its value and its 95 % interval; NaN where there is none."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+
+    @property
+    def share(self) -> bool:
+        """Whether it is told in per cent."""
+        return self.metric not in NO_SHARES
+
+    def told(self, figure: float) -> str:
+        """A value of this metric in words: 93.1 for a share, 0.931 for R² or a rank correlation."""
+        if not math.isfinite(figure):
+            return "–"
+        if self.share:
+            return f"{100 * figure:.1f}"
+        return (
+            f"{figure:.1f}"
+            if self.metric in ("rankme", "lidar")
+            else f"{figure:.3g}"
+            if self.metric == "mae"
+            else f"{figure:.3f}"
+        )
+
+
+def counted_figure(task: str, row: Mapping[str, Any], metric: str | None = None) -> Counted:
+    """The figure of a row that counts, or another `metric` of it: accuracy where the row (of an older file) says nothing."""
+    name = metric or row.get("counts") or FIGURE_OF_TASK.get(task, "accuracy")
+    beside = row.get("metrics")
+    if isinstance(beside, Mapping) and isinstance(beside.get(name), Mapping):
+        figure = beside[name]
+        return Counted(name, *(_number(figure.get(key)) for key in ("value", "low", "high")))
+    return Counted(name, *(_number(row.get(key)) for key in (name, "low", "high")))
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
