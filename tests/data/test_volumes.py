@@ -22,6 +22,7 @@ from jepakit.config.config import overrides, resolve
 from jepakit.core.errors import UserError
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.folder import FolderSource
+from jepakit.data.labels.table import TableSettings
 from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
 from jepakit.data.sources import Source
@@ -302,6 +303,24 @@ def test_a_volume_is_a_group_and_no_split_divides_it(tmp_path: Path) -> None:
         assert len({*labels.values[mine].tolist()}) == len({*labels.test[mine].tolist()}) == 1
         assert {source.title(i).partition(":")[0] for i in np.flatnonzero(mine)} == {labels.group_names[group]}
     assert len({*labels.groups[labels.test].tolist()}) == 4  # a fifth of each class's volumes
+
+
+@pytest.mark.parametrize("named", ["scans/{}.nii.gz", "{}.nii.gz", "{}"])
+def test_a_row_of_a_table_is_of_all_slices_of_its_volume(tmp_path: Path, named: str) -> None:
+    (tmp_path / "scans").mkdir()
+    lines = ["scan,dx"]
+    for n in range(20):
+        nibabel.Nifti1Image(ramp(8, 8, 3 + n % 3), np.eye(4)).to_filename(tmp_path / "scans" / f"s{n}.nii.gz")
+        lines.append(f"{named.format(f's{n}')},{'sick' if n % 2 else 'well'}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    source = open_source(tmp_path / "scans", table=TableSettings(file=str(tmp_path / "t.csv"), labels="dx"))
+    labels, of = source.labels, [int(source.title(i).partition(".")[0][1:]) for i in range(len(source))]
+    assert labels is not None and labels.groups is not None and set(labels.group_names) == {f"s{n}.nii.gz" for n in range(20)}
+    assert [labels.classes[v] for v in labels.values] == ["sick" if n % 2 else "well" for n in of]
+    assert [labels.group_names[g] for g in labels.groups] == [f"s{n}.nii.gz" for n in of]
+    held = {labels.group_names[g] for g in labels.groups[labels.test]}
+    assert held and not held & {labels.group_names[g] for g in labels.groups[~labels.test]}
+    assert any("of 20" in note for note in source.notes)
 
 
 def test_a_volume_that_must_be_decoded_whole_is_decoded_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

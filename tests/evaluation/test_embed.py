@@ -351,7 +351,7 @@ def test_mistakes_are_one_sentence(photos: Path, tmp_path: Path) -> None:
 
 def test_an_address_is_held_without_its_password(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source(photos)
-    monkeypatch.setattr(embedding, "open_source", lambda place, labels: source)
+    monkeypatch.setattr(embedding, "open_source", lambda *_, **__: source)
     out = embed(encoder(), "https://me:secret@host/a.tar?X-Signature=secret", tmp_path / "a.npz")
     assert open_embeddings(out).about["data"] == "https://host/a.tar" and b"secret" not in out.read_bytes()
 
