@@ -134,7 +134,10 @@ def _evaluated(
         if opened:
             raise UserError("--shortcuts takes other labels of a set that has several, so give images by a path, not from Python")
         of_sites = table.model_copy(update={"kind": "class"}) if table else None
-        sites = open_source(place, protocol.shortcuts, images=judged.encoder.images, table=of_sites).labels
+        try:
+            sites = open_source(place, protocol.shortcuts, images=judged.encoder.images, table=of_sites).labels
+        except UserError as error:
+            raise UserError(f"--shortcuts {protocol.shortcuts}: {error}") from None
     return _on_images(judged, source, tasks, protocol, seen, sites)
 
 
