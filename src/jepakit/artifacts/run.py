@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from jepakit.artifacts.checkpoint import step_name, steps
 from jepakit.config.config import Config, read_yaml, resolve, to_yaml
+from jepakit.core import distributed
 from jepakit.core.errors import UserError
-from jepakit.core.files import append, atomic_write, finite, locked, user_path
+from jepakit.core.files import append, atomic_write, finite, locked, save_json, user_path
 
 if TYPE_CHECKING:
     from jepakit.model.encoder import Encoder
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("jepakit")
 CONTENTS = (
     "config.yaml",
+    "environment.json",
     "init.json",
     "metrics.jsonl",
     "run.log",
@@ -86,9 +88,18 @@ class Run:
                     shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
                 with atomic_write(run.path / "config.yaml") as draft:
                     draft.write_text(to_yaml(config))
+                save_json(run.path / "environment.json", {"job": distributed.job()})
         except OSError as error:
             raise UserError(f"cannot write {run.path}: {error.strerror}") from None
         return run
+
+    def job(self) -> str | None:
+        """The launch of torchrun, or the job of a queue, that began the run; None where none did."""
+        try:
+            said = json.loads((self.path / "environment.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return said.get("job") if isinstance(said, dict) else None
 
     def contents(self) -> list[str]:
         """Names of what lies in the folder."""
@@ -169,9 +180,11 @@ class Run:
 
     @contextmanager
     def logged(self) -> Iterator[None]:
-        """Write the log to run.log too."""
-        handler = _Log(self.path / "run.log")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        """Write the log to run.log too: rank 0 all of it, other processes their warnings."""
+        handler, own = _Log(self.path / "run.log"), distributed.rank()
+        who = f" rank {own}:" if own else ""
+        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s{who} %(message)s"))
+        handler.setLevel(logging.WARNING if own else logging.INFO)
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         try:

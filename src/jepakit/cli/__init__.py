@@ -22,6 +22,10 @@ def main(arguments: list[str] | None = None) -> None:
     # torch's threads spin for long while they wait; where another program wants the cores, each wait then costs a time
     # slice, and a step 50 times its time (measured: 0.3 s -> 16 s). Spin briefly. It must be set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    if (
+        int(os.environ.get("WORLD_SIZE", "1")) > 1
+    ):  # torch advises against an option that is needed (core/distributed.py: parallel)
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     for stream in (sys.stdout, sys.stderr):  # a name that is no text in this encoding is printed as its bytes
         if isinstance(stream, io.TextIOWrapper):
@@ -41,12 +45,16 @@ def main(arguments: list[str] | None = None) -> None:
         print(error.format_message() if needs_help else f"error: {mistakes.usage_sentence(error, words)}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if type(error).__name__ != "AgreedError" or os.environ.get("RANK", "0") == "0":  # of several processes one says it
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a disk that is full or read-only, a name that is too long
         print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
+        if type(error).__name__ == "LostRankError":
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(os.EX_TEMPFAIL)
         if type(error).__name__ != "OutOfMemoryError":  # torch's own; torch is not imported here
             raise
         print("error: the device's memory is too small: raise optim.accumulate, or lower optim.batch_size", file=sys.stderr)

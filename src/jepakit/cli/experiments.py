@@ -73,12 +73,13 @@ def pretrain(
     settings: SettingWords = None,
 ) -> None:
     """Pretrain an encoder on images without labels."""
+    from jepakit.core.distributed import is_main
     from jepakit.training.train import pretrain as train
 
     told = {"table": table, "labels": labels, "groups": groups, "splits": splits, "image": image, "as_": kind, "listed": listed}
     begin = {"config": config, "resume": resume, "init_from": init_from, "overwrite": overwrite}
     run = train(data, out, recipe, method, **begin, **told, set=settings)  # type: ignore[arg-type]
-    if run.finished:
+    if run.finished and is_main():
         print(f"encoder: {run.path / 'model'}\nnext: jepakit evaluate {run.path} --data SRC; jepakit report {run.path}")
 
 

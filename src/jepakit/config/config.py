@@ -42,6 +42,12 @@ class RunSettings(Settings):
     keep_checkpoints: int = Field(2, ge=1, description="how many checkpoints are kept")
     probe_images: int = Field(512, ge=0, description="images of the look at the encoder during the run: kNN or RankMe; 0: none")
     probe_every_epochs: int | None = Field(None, ge=1, description="passes between looks; none: under 3 % of the run's work")
+    timeout_seconds: float = Field(
+        600.0, gt=0, description="of several processes: one that does not answer the others for so long ends the run"
+    )
+    sharding: Literal["full"] | None = Field(
+        None, description="of several processes: each has all weights, or (full) a part (FSDP2), for encoders past a GPU's memory"
+    )
     tensorboard: bool = Field(False, description="write tensorboard/ too (extra 'tensorboard')")
     wandb: bool = Field(False, description="send metrics to Weights & Biases too, offline without its key (extra 'wandb')")
 

@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from jepakit.core import distributed
 from jepakit.core.errors import UserError
 from jepakit.core.torch_private import cpu_has_bf16
 
@@ -13,15 +14,29 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 
 def device_of(name: str) -> torch.device:
-    """'auto' is CUDA where there is one. Raises UserError for a device that is not there."""
+    """'auto' is CUDA where there is one, of several processes each its own. Raises UserError for a device that is not there."""
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return _own_gpu() if distributed.launched() else torch.device("cuda")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"run.device={name}: choose auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"run.device={name}: there is no such device here; run.device=auto takes what there is")
+    return device
+
+
+def _own_gpu() -> torch.device:
+    """The GPU of this process, one of several on its machine."""
+    own, count = distributed.local_rank(), torch.cuda.device_count()
+    if own >= count:
+        raise UserError(
+            f"process {own + 1} of this machine finds {count} GPUs: start one a GPU (torchrun --nproc-per-node {count})"
+        )
+    device = torch.device("cuda", own)
+    torch.cuda.set_device(device)
     return device
 
 

@@ -1,4 +1,4 @@
-"""A polite end: the first SIGINT or SIGTERM asks, the second one stops at once."""
+"""A polite end: the first SIGINT, SIGTERM or (SLURM's) SIGUSR1 asks, the second one stops at once."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def signals(ask: Callable[[str], None]) -> Iterator[None]:
         asked = True
         ask(signal.Signals(number).name)
 
-    ours = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
+    ours = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) if signal.getsignal(number) is not None]
     try:
         old = {number: signal.signal(number, hear) for number in ours}
     except ValueError:  # not the main thread: signals are somebody else's

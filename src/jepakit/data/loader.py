@@ -4,19 +4,21 @@ Threads decode, crop and write into one buffer per batch; a few batches are made
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from queue import Full, Queue
 from threading import Event, Lock, Thread
+from zlib import crc32
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jepakit.core.distributed import AgreedError, told_objects
 from jepakit.core.errors import UserError, plain
 from jepakit.data.crops import Crops, channels_of, draw_turns, resize, stacked
 from jepakit.data.decoding.pixels import BadImageError, Pixels, too_many
@@ -52,11 +54,16 @@ class Batch:
     views: tuple[Tensor, ...]
     turns: tuple[Tensor | None, ...]
     masks: tuple[Masks, ...]
+    crc32: int = 0  # of the sample ids of all processes
 
     @property
     def images(self) -> Tensor:
         """(B, C, H, W): the only view, or the encoder's."""
         return self.views[0]
+
+    def with_all_masks(self) -> "Batch":
+        """The batch with the masks of all processes, of each micro-batch rank by rank."""
+        return replace(self, masks=tuple(Masks.joined(parts) for parts in zip(*told_objects(self.masks), strict=True)))
 
 
 @dataclass
@@ -130,7 +137,7 @@ class Loader:
         else:
             steps = range(step * self.micro_batches, (step + 1) * self.micro_batches)
             masks = tuple(law(some, step=i).of_images(own) for some, i in zip(micro_batches, steps, strict=True))
-        return Batch(step, epoch, made.images(), turns, masks)
+        return Batch(step, epoch, made.images(), turns, masks, crc32(self.ids(step).tobytes()))
 
     def __call__(self, first: int, steps: int) -> Iterator[Batch]:
         """Batches from step `first` up to `steps`, made ahead of need."""
@@ -166,6 +173,15 @@ class Loader:
         """A copy of `bad`, to which threads may add meanwhile."""
         with self._lock:
             return dict(self.bad)
+
+    def add_bad(self, found: Sequence[Mapping[int, str]]) -> None:
+        """Count what several processes could not read, each image once. Raises AgreedError where too many are bad."""
+        with self._lock:
+            self.bad |= {index: reason for each in found for index, reason in each.items()}
+        try:
+            self._require_few()
+        except TooManyBadImagesError as error:
+            raise AgreedError(str(error)) from None
 
     def look_again(self) -> None:
         """Forget those bad images that can be read by now. Raises TooManyBadImagesError where too many are left."""

@@ -6,7 +6,7 @@ B images, N patches, S packed tokens, R draws, D encoder width.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from jepakit.core import rng
+from jepakit.core import distributed, rng
 from jepakit.core.errors import UserError
 from jepakit.core.torch_private import lerp_
 from jepakit.model.conditioning import PositionConditioning
@@ -45,6 +45,28 @@ class Output:
         tensors = (self.predictions, self.targets, self.context, self.features)
         own = [x.detach().cpu() if rows else x.new_empty(0, x.shape[1]) for x in tensors]
         return Output(self.loss.detach(), {name: term.detach() for name, term in self.terms.items()}, *own)
+
+    def weighted(self, counts: Sequence[int]) -> "Output":
+        """The prediction weighted by this process's share of all target patches, so that the mean over processes is that over
+        patches. counts: target patches of each process."""
+        if len(counts) == 1:
+            return self
+        share = len(counts) * counts[distributed.rank()] / sum(counts)
+        terms = self.terms | {"prediction": self.terms["prediction"] * share}
+        return replace(self, loss=torch.stack([*terms.values()]).sum(), terms=terms)
+
+    def of_all(self, counts: Sequence[int], *, rows: bool) -> "Output":
+        """The whole batch's, without its graph, from the weighted ones of processes: loss and terms; and with rows=True on rank 0
+        the rows, all but context's."""
+        if len(counts) == 1:
+            return self
+        means = distributed.summed(torch.stack([self.loss, *self.terms.values()])) / len(counts)
+        out = replace(self, loss=means[0], terms=dict(zip(self.terms, means[1:], strict=True)))
+        if not rows:
+            return out
+        predictions, targets = (distributed.to_main(x, counts) for x in (self.predictions, self.targets))
+        features = distributed.to_main(self.features, [len(self.features)] * len(counts))
+        return replace(out, predictions=predictions, targets=targets, features=features)
 
     @classmethod
     def joined(cls, outputs: Sequence["Output"]) -> "Output":
@@ -87,12 +109,13 @@ class JEPA(nn.Module):
         teacher_features: Tensor | None = None,
         seed: int = 0,
         part: int = 0,
+        counts: Sequence[int] | None = None,
     ) -> Output:
         """One pass over a batch. Raises UserError for images or masks that do not fit the grid or each other.
 
         target_images: what targets are taken from, if not from `images`; teacher_features (B * N, D'): a frozen teacher's of
         each patch of them; seed: of what the regulariser and StoP draw, another each step; part: which micro-batch of
-        the step this is, whose noise in StoP is not that of another.
+        the step this is, whose noise in StoP is not that of another; counts: target patches of it in each process.
         """
         height, width = (n * self.method.encoder.patch_size for n in self.grid)
         if images.shape[2:] != (height, width):
@@ -104,7 +127,7 @@ class JEPA(nn.Module):
         masks.require_on_grid(self.grid[0] * self.grid[1])
         patches = patchify(images, self.method.encoder.patch_size)
         context = self.encode_context(patches, masks)  # EC-IJEPA: conditioned on the targets' positions
-        predictions = self.predictor(context, masks, rng.torch_seed(seed, "stop", part))  # I-JEPA, section 3
+        predictions = self.predictor(context, masks, rng.torch_seed(seed, "stop", part), counts)  # I-JEPA, section 3
         seen = patches if target_images is None else patchify(target_images, self.method.encoder.patch_size)
         targets, features = self.encode_target(seen, masks, teacher_features)  # no gradient
         prediction = LOSSES[self.method.loss](full_precision(predictions), full_precision(targets))
@@ -179,6 +202,11 @@ class JEPA(nn.Module):
             block.compile(**how)
             # lazily, as only the last is used so, and its targets are as many as they are
             block.forward_rows = torch.compile(block.forward_rows, dynamic=True)  # type: ignore[assignment]
+
+    def parts_to_shard(self) -> list[nn.Module]:
+        """What a process can be lent one after the other (FSDP2): blocks, then what holds them."""
+        wholes = self.encoder, self.target_encoder, self.predictor
+        return [*self.encoder.blocks, *self.target_encoder.blocks, *self.predictor.predictor_blocks, *wholes]
 
     def recompute_blocks(self) -> None:
         """Keep the input of each block only, and compute the rest again in the backward pass: the same numbers, less memory."""

@@ -3,12 +3,14 @@
 Parameter names are those of the released code. P predictor width, D encoder width.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from jepakit.core.distributed import rank
 from jepakit.core.settings import Settings
 from jepakit.model.layout import Layout, interleave
 from jepakit.model.linear import Linear, linear
@@ -48,28 +50,33 @@ class Predictor(nn.Module):
         initialise(self, self.predictor_blocks, encoder.depth_rescale)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
-    def queries(self, wanted: Tensor, seed: int = 0) -> Tensor:
+    def queries(self, wanted: Tensor, seed: int = 0, counts: Sequence[int] | None = None) -> Tensor:
         """What is asked for at positions (S',): mask token + position, (S', P).
 
         With `stop`, + A n for n ~ N(0, stop^2 I) of each token (StoP, arXiv 2308.00566, section 3): A is the weight that
-        also embeds the context, so that it cannot shrink to be rid of the noise; n (S', D) is a function of the seed.
+        also embeds the context, so that it cannot shrink to be rid of the noise; n (S', D) is a function of the seed;
+        of `counts` targets of each process, those of this one.
         """
         certain = self.mask_token[0] + self.positions.index_select(0, wanted)
         if not self.stop:
             return certain
         a, generator = self.predictor_embed.weight, torch.Generator(wanted.device).manual_seed(seed)
-        n = self.stop * torch.randn(len(wanted), a.shape[1], generator=generator, device=wanted.device)
+        counts = counts or [len(wanted)]
+        n = torch.randn(sum(counts), a.shape[1], generator=generator, device=wanted.device).split([*counts])[rank()] * self.stop
         return certain + linear(n.to(a), a, None)
 
-    def forward(self, context: Tensor, masks: Masks, seed: int = 0) -> Tensor:
-        """Context features (S, D) -> predictions (targets, D), block by block in the order of `masks`. seed: of the noise."""
+    def forward(self, context: Tensor, masks: Masks, seed: int = 0, counts: Sequence[int] | None = None) -> Tensor:
+        """Context features (S, D) -> predictions (targets, D), block by block in the order of `masks`.
+
+        seed, counts: of the noise.
+        """
         device = context.device
         seen, wanted = (torch.from_numpy(x).to(device, non_blocking=True) for x in (masks.context, masks.targets))
         tokens = self.predictor_embed(context) + self.positions.index_select(0, seen)
         sequences = interleave(
             masks.context_lengths, masks.target_lengths, device, masks.draw_of_block, row_multiple=self.row_multiple
         )
-        x = sequences.join(tokens, self.queries(wanted, seed))
+        x = sequences.join(tokens, self.queries(wanted, seed, counts))
         *blocks, last = cast(list[Block], self.predictor_blocks)
         for block in blocks:
             x = block(x, sequences.layout)

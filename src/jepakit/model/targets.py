@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from jepakit.core.distributed import moments
 from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings
 
@@ -79,12 +80,13 @@ class FeatureTargets(Settings):
         return (self.teacher_width or encoder_width) * self.levels
 
     def normalise(self, features: Tensor) -> Tensor:
-        """(tokens, levels * D) -> (tokens, levels * D), each level by itself, without learned scale."""
+        """(tokens, levels * D) -> (tokens, levels * D), each level by itself, without learned scale; batch: of all processes."""
         if self.norm == "layer":
             by_level = features.unflatten(-1, (self.levels, -1))
             return F.layer_norm(by_level, by_level.shape[-1:]).flatten(-2)
         if self.norm == "batch":
-            return (features - features.mean(0)) / (features.var(0) + 1e-5).sqrt()
+            mean, variance = moments(features)
+            return (features - mean) / (variance + 1e-5).sqrt()
         return features
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from jepakit.artifacts.checkpoint import step_name
 from jepakit.artifacts.run import Run
+from jepakit.core.distributed import is_main
 from jepakit.training.step import Training
 
 OnLog = Callable[[dict[str, Any]], object]
@@ -23,6 +24,6 @@ class Hooks:
     def save(self, training: Training, run: Run) -> bool:
         """`Training.save`, and what is to be called then. Raises whatever that raises; the checkpoint is good."""
         saved = training.save(run)
-        if saved and self.on_checkpoint:
+        if saved and self.on_checkpoint and is_main():
             self.on_checkpoint(run.checkpoints / step_name(training.step), training.step)
         return saved

@@ -11,6 +11,7 @@ from torch import Tensor
 from jepakit.artifacts.run import Run, json_line
 from jepakit.config.config import Config
 from jepakit.config.optim import ScheduleValues
+from jepakit.core.distributed import is_main
 from jepakit.core.files import append
 from jepakit.data.loader import Batch
 from jepakit.model.jepa import Output
@@ -29,6 +30,7 @@ def step_row(step: int, batch: Batch, out: Output, norm: Tensor, now: ScheduleVa
     return {
         "step": step,
         "epoch": batch.epoch,
+        "batch_crc32": batch.crc32,
         "loss": float(out.loss.detach()),
         **{f"loss/{name}": float(term.detach()) for name, term in out.terms.items()},
         "lr": now.lr,
@@ -49,6 +51,9 @@ def step_row(step: int, batch: Batch, out: Output, norm: Tensor, now: ScheduleVa
 @contextmanager
 def metrics_writer(run: Run, config: Config, step: int) -> Iterator[WriteRow]:
     """A function that appends a row to metrics.jsonl, and gives it to trackers; step: that which the run goes on from."""
+    if not is_main():
+        yield lambda row: None
+        return
     full = False
 
     def write(row: dict[str, Any]) -> None:

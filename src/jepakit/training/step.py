@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jepakit.artifacts import checkpoint
 from jepakit.artifacts.checkpoint import Checkpoint
@@ -21,8 +21,9 @@ from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
 from jepakit.config.optim import Schedule, ScheduleValues, apply_schedule, gradient_norm, optimizer
 from jepakit.config.phases import Phase, kept_at_change, phases, with_pixel_steps
-from jepakit.core import rng
+from jepakit.core import distributed, rng
 from jepakit.core.device import autocast, configure_cpu, device_of, precision_of
+from jepakit.core.distributed import AgreedError
 from jepakit.core.errors import UserError, plain
 from jepakit.data.identity import Identity, require_same
 from jepakit.data.loader import Batch, Loader
@@ -57,6 +58,7 @@ class Training:
     device: torch.device
     dtype: torch.dtype
     jepa: JEPA
+    model: nn.Module  # `jepa`, with its gradients averaged over processes
     adamw: torch.optim.AdamW
     source: Source  # all of it; the loader's is what is trained on
     loader: Loader
@@ -90,6 +92,8 @@ class Training:
             part,
             threads=config.run.loader_threads,
             read_timeout_seconds=config.run.read_timeout_seconds,
+            process=distributed.rank(),
+            processes=distributed.world_size(),
             pin=device.type == "cuda",
         )
         jepa = build_jepa(phase.config).to(device)
@@ -107,7 +111,27 @@ class Training:
             log.warning("warm-up takes %d of %d steps: the learning rate never reaches optim.lr", schedule.warmup, schedule.steps)
         shown = Teacher(teacher, config.images, config.grid, config.target.layers).to(device) if teacher else None
         adamw, steps, identity = optimizer(jepa, o), parts[-1].end, Identity.of(part)
-        return cls(config, device, dtype, jepa, adamw, source, loader, phase, steps, identity, shown)
+        return cls(config, device, dtype, jepa, jepa, adamw, source, loader, phase, steps, identity, shown)
+
+    def share(self) -> None:
+        """Train the model together with the other processes, if any. Raises AgreedError where devices do not allow it."""
+        distributed.require_own_device(self.device)
+        moments = self.moments()
+        parts = self.jepa.parts_to_shard() if self.config.run.sharding == "full" else ()
+        self.model = distributed.parallel(self.jepa, parts)
+        if distributed.is_sharded(self.jepa):  # its parameters are others now
+            self.adamw = optimizer(self.jepa, self.config.optim)
+            self.set_moments(moments)
+
+    def whole_jepa(self) -> JEPA:
+        """The model with all of its weights in this process; sharded, a copy of rank 0's, elsewhere its empty form."""
+        if not distributed.is_sharded(self.jepa):
+            return self.jepa
+        weights = distributed.whole(self.jepa.state_dict())
+        jepa = build_jepa(self.phase.config)
+        if distributed.is_main():
+            jepa.load_state_dict(weights)
+        return jepa.to(self.device)
 
     def next_phase(self) -> "Training":
         """The start of the phase after this one: its encoder, and the target encoder as a copy, are this one's.
@@ -117,11 +141,11 @@ class Training:
         after = Training.prepare(self.config, self.source, step=self.step + 1)
         after.step, after.loader.bad = self.step, self.loader.bad_now()
         kept = kept_at_change(self.config)
-        weights = self.jepa.encoder.state_dict()
+        weights = distributed.whole(self.jepa.encoder.state_dict())
         after.jepa.encoder.load_state_dict(weights)
         after.jepa.target_encoder.load_state_dict(weights)
         if "predictor" in kept:  # all but its last map, which is to another width
-            own = self.jepa.predictor.state_dict()
+            own = distributed.whole(self.jepa.predictor.state_dict())
             after.jepa.predictor.load_state_dict({n: x for n, x in own.items() if "predictor_proj" not in n}, strict=False)
         if "moments" in kept:
             fresh = "predictor_proj" if "predictor" in kept else "predictor"
@@ -140,11 +164,16 @@ class Training:
             torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs left may be overwritten
         seed = rng.torch_seed(self.config.seed, "directions", batch.step)
         micro_batches, outputs = len(batch.masks), list[Output]()
+        counts = distributed.told([len(masks.targets) for masks in batch.masks]).T.tolist()  # of each micro-batch, by process
         for part, (masks, images, *target_images) in enumerate(self._micro_batches(batch)):
-            with autocast(self.device, self.dtype):
-                given = self.teacher([images, *target_images][-1]) if self.teacher else None
-                out = self.jepa(images, masks, *target_images, teacher_features=given, seed=seed, part=part)
-            (out.loss / micro_batches).backward()
+            with distributed.synchronised(self.model, part == micro_batches - 1):
+                with autocast(self.device, self.dtype):
+                    given = self.teacher([images, *target_images][-1]) if self.teacher else None
+                    out = self.model(
+                        images, masks, *target_images, teacher_features=given, seed=seed, part=part, counts=counts[part]
+                    ).weighted(counts[part])
+                (out.loss / micro_batches).backward()
+            out = out.of_all(counts[part], rows=rows) if rows or check else out
             outputs.append(out.detached(rows=rows) if micro_batches > 1 else out)
         out = Output.joined(outputs) if micro_batches > 1 else out
         norm = gradient_norm(self.jepa, self.config.optim.clip_grad)
@@ -160,19 +189,25 @@ class Training:
         for masks, *shown in zip(batch.masks, *(view.chunk(len(batch.masks)) for view in views), strict=True):
             yield masks, *(normalise(view, self.config.images) for view in shown)
 
+    def agree_on_bad_images(self) -> None:
+        """Every process knows all images that could not be read. Raises UserError where they are too many."""
+        if distributed.world_size() > 1:
+            self.loader.add_bad([*distributed.told_objects(self.loader.bad_now())])
+
     def require_finite(self, out: Output, norm: Tensor) -> None:
         """Raises UserError, with what to do, unless the loss and the gradient's norm are finite."""
         loss = float(out.loss.detach())
         if math.isfinite(loss + float(norm)):
             return
-        raise UserError(
+        raise AgreedError(
             f"at step {self.step} the loss is {loss:g} and the gradient's norm {float(norm):g}; nothing of this step was "
             f"kept, {LAST_IS_GOOD}"
         )
 
     def save(self, run: Run) -> bool:
-        """A checkpoint of this step. False, with a warning, if it cannot be written; UserError where weights are not finite."""
-        moments = self.moments()
+        """A checkpoint of this step, which rank 0 writes. False, with a warning, if it cannot be written; UserError where weights
+        are not finite."""
+        weights, moments = distributed.whole(self.jepa.state_dict()), distributed.whole(self.moments())
         state = {
             "step": self.step,
             "finished": self.step == self.steps,
@@ -184,10 +219,14 @@ class Training:
             "config": self.config.model_dump(mode="json"),
             **({"teacher": self.teacher.digest} if self.teacher else {}),
         }
-        tensors = {"model": self.jepa.state_dict(), **({"optimizer": moments} if moments else {})}
-        if bad := checkpoint.not_finite(tensors):
-            raise UserError(f"at step {self.step} {bad} is not finite: the step is not saved, {LAST_IS_GOOD}")
-        return checkpoint.save(run.checkpoints, self.step, Checkpoint(tensors, state), self.config.run.keep_checkpoints)
+        tensors = {"model": weights, **({"optimizer": moments} if moments else {})}
+
+        def write() -> bool:
+            if bad := checkpoint.not_finite(tensors):
+                raise UserError(f"at step {self.step} {bad} is not finite: the step is not saved, {LAST_IS_GOOD}")
+            return checkpoint.save(run.checkpoints, self.step, Checkpoint(tensors, state), self.config.run.keep_checkpoints)
+
+        return distributed.from_main(write)
 
     def restore(self, found: Checkpoint) -> None:
         """Take up a checkpoint. Raises UserError if the data are others."""
@@ -221,4 +260,4 @@ class Training:
         for name, p in self.jepa.trained_parameters():
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments]
             if keys:
-                self.adamw.state[p] = {key: moments[f"{name}.{key}"].to(p.device) for key in keys}
+                self.adamw.state[p] = {key: distributed.part_like(moments[f"{name}.{key}"], p) for key in keys}

@@ -1,48 +1,40 @@
-"""Pretraining: a new run or one that goes on, and the loop of its steps."""
+"""Pretraining: the beginning of a new run, or of one that goes on."""
 
 import logging
 import os
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from shlex import quote
-from threading import Event
 from typing import Any
 
-from safetensors import SafetensorError
-
 from jepakit.artifacts import checkpoint
-from jepakit.artifacts.hf import save_model
 from jepakit.artifacts.init import Start, put_in, read_start, require_fits
-from jepakit.artifacts.load import build_jepa
 from jepakit.artifacts.run import Run
 from jepakit.artifacts.teacher import with_teacher
 from jepakit.config.choice import Choice, resolve_with_data
 from jepakit.config.config import Config, given_layer, layer_from, merge, method_layer, read_yaml, resolve
-from jepakit.config.phases import kept_at_change
 from jepakit.config.released_yaml import ReleasedYaml, has_released_groups, released_yaml
 from jepakit.config.renamed import current_layer
+from jepakit.core import distributed
+from jepakit.core.distributed import AgreedError
 from jepakit.core.errors import UserError, checked, plain
 from jepakit.core.files import user_path
-from jepakit.core.signals import signals
 from jepakit.data.findings import Tally
 from jepakit.data.labels.table import COLUMN_WORDS, GivenTable, table_layer, table_settings
 from jepakit.data.labels.table_labels import with_table
-from jepakit.data.loader import Batch
 from jepakit.data.opening import GivenImages, absolute, given_images, is_in_memory, open_source
 from jepakit.data.sources import Source
 from jepakit.data.statistics import fitted, measured_instead
-from jepakit.data.threads import StoppedError
 from jepakit.data.training_part import split_sentences, training_part
 from jepakit.model.encoder import Encoder
 from jepakit.training.free_settings import require_free, with_free_settings
 from jepakit.training.hooks import Hooks, OnCheckpoint, OnLog
-from jepakit.training.online_probe import OnlineProbe
+from jepakit.training.loop import train
 from jepakit.training.step import Training
-from jepakit.training.watch import watch
 
 log = logging.getLogger("jepakit")
-CHANGE = "step %d: features are predicted from here on, not pixels; kept: the encoder's weights%s"
 
 
 @checked
@@ -78,16 +70,31 @@ def pretrain(
     columns = {name: settings.pop(name) for name in COLUMN_WORDS if name in settings}
     given, hooks = given_layer(set, settings), Hooks(on_log, on_checkpoint)
     given = merge(given, table_layer(table_settings(table, columns)))
-    if resume is not None:
-        if any((out, recipe, method, config, init_from)):
-            raise UserError("--resume goes on with the run's own settings: leave out out, recipe, method, config and init-from")
-        return _resume(Run.open(resume), given, data, hooks)
-    if init_from is not None:
-        given = merge(given, {"init": {"path": os.fspath(init_from)}})
-    if out is None:
-        raise UserError("where shall the run go? give --out RUN (a new folder), or --resume RUN")
-    Run.new(out, overwrite=overwrite)  # says what is wrong with the place before any work is done
-    return _begin(*_chosen(data, recipe, method, config, given), out, overwrite, hooks)
+    with distributed.joined():
+        if resume is not None:
+            if any((out, recipe, method, config, init_from)):
+                raise UserError(
+                    "--resume goes on with the run's own settings: leave out out, recipe, method, config and init-from"
+                )
+            return _resume(distributed.agreed(partial(Run.open, resume)), given, data, hooks)
+        if init_from is not None:
+            given = merge(given, {"init": {"path": os.fspath(init_from)}})
+        if out is None:
+            raise UserError("where shall the run go? give --out RUN (a new folder), or --resume RUN")
+        if distributed.from_main(partial(_is_of_this_job, out)):  # torchrun, or the queue, started the same command again
+            return _resume(Run(out), {}, data, hooks)
+
+        def chosen() -> tuple[Config, Source, Choice | ReleasedYaml, Start | None]:
+            Run.new(out, overwrite=overwrite)  # says what is wrong with the place before any work is done
+            return _chosen(data, recipe, method, config, given)
+
+        return _begin(*distributed.agreed(chosen), out, overwrite, hooks)
+
+
+def _is_of_this_job(out: str | Path) -> bool:
+    """Whether a folder holds a run that the same launch by torchrun, or the same job of a queue, began, and that can go on."""
+    run = Run(out)
+    return bool(distributed.job()) and run.job() == distributed.job() and bool(checkpoint.steps(run.checkpoints))
 
 
 def _begin(
@@ -101,16 +108,21 @@ def _begin(
 ) -> Run:
     """A new run with these settings: its folder, the first lines of its log, a first checkpoint, and the training."""
     if start:  # before the images are measured
-        require_fits(start.weights, chosen, chosen.images.channels)
+        distributed.agreed(partial(require_fits, start.weights, chosen, chosen.images.channels))
     threads, seconds = chosen.run.loader_threads, chosen.run.read_timeout_seconds
     part, given_images, tally = training_part(source, chosen.images), chosen.images, Tally()
-    images = fitted(given_images, part, threads=threads, seconds=seconds, tally=tally)
-    chosen, teacher = with_teacher(chosen.model_copy(update={"images": images}))
-    training = Training.prepare(chosen, source, teacher)
+    images = distributed.from_main(partial(fitted, given_images, part, threads=threads, seconds=seconds, tally=tally))
+
+    def prepared() -> tuple[Training, Any]:
+        config, teacher = with_teacher(chosen.model_copy(update={"images": images}))
+        training = Training.prepare(config, source, teacher)
+        return training, put_in(training.jepa, start) if start else None
+
+    training, taken = distributed.agreed(prepared)
+    _require_alike(training, out)
     chosen = training.config
-    taken = put_in(training.jepa, start) if start else None
-    run = Run.create(out, chosen, overwrite=overwrite)
-    with run.lock(), run.logged():
+    run = Run(distributed.from_main(partial(_created, out, chosen, overwrite)))
+    with _held(run):
         choice.say(log)
         if taken:
             taken.say(log)
@@ -124,7 +136,38 @@ def _begin(
             log.warning("%s", plain(warning))
         if not hooks.save(training, run):  # so that there is always something to go on from
             raise UserError(f"no checkpoint can be written to {run.path} (run.log says why): make room, start with --overwrite")
-        return _train(training, run, hooks)
+        return train(training, run, hooks)
+
+
+def _created(out: str | Path, config: Config, overwrite: bool) -> Path:
+    """The folder of a new run; which it is not again for the next process that is started anew, `_is_of_this_job` says."""
+    return Run.create(out, config, overwrite=overwrite or (bool(distributed.job()) and Run(out).job() == distributed.job())).path
+
+
+@contextmanager
+def _held(run: Run) -> Iterator[None]:
+    """Hold a run's folder, by rank 0, and write the log there. Raises UserError if somebody else does."""
+    with ExitStack() as held:
+
+        def hold() -> None:
+            held.enter_context(run.lock())
+
+        distributed.from_main(hold)
+        held.enter_context(run.logged())
+        yield
+
+
+def _require_alike(training: Training, out: str | Path) -> None:
+    """Raises AgreedError where the processes of a run were told different things, or see other images."""
+    if distributed.world_size() > 1:
+        told = {"--out": str(Path(out).absolute()), "what the images are called": training.identity.names}
+        groups = training.config.model_dump(mode="json").items()
+        settings = {
+            f"{group}.{key}" if key else group: repr(value)
+            for group, values in groups
+            for key, value in (values.items() if isinstance(values, dict) else [("", values)])
+        }
+        distributed.require_alike(told | settings)
 
 
 def _chosen(
@@ -168,27 +211,43 @@ def _chosen(
 def _resume(run: Run, changes: Mapping[str, Any], data: GivenImages | None, hooks: Hooks) -> Run:
     name, opened = (None, None) if data is None else given_images(data)
     changes = changes if name is None else {**changes, "data": name}
-    require_free(changes, run.config)
-    with run.lock(), run.logged():
-        found, edited = checkpoint.load_newest(run.checkpoints, finite=True), run.config
-        again = f"; where they have moved, --resume {quote(str(run.path))} --data NEW goes on"
-        own = resolve(found.state["config"], where=str(run.checkpoints))  # verified, unlike config.yaml
-        if with_free_settings(own, edited) != edited:
-            log.warning("%s was edited since the run began: going on with the run's own settings", run.path / "config.yaml")
-        config = resolve(with_free_settings(own, edited).model_dump(), changes)
-        if not config.data:
-            raise UserError("which images? give --data, where those lie that the run began with")
-        config = config.model_copy(update={"data": absolute(config.data), "table": config.table.absolute()})
-        config, teacher = _teacher_of(config, run)
-        source = with_table(opened, config.table) if opened else _open_images(config, run, "" if "data" in changes else again)
-        training = Training.prepare(config, source, teacher, step=found.state["step"])
-        training.restore(found)
-        if with_free_settings(edited, config) != edited:
-            run.rewrite(with_free_settings(edited, config))
-        checkpoint.set_aside(run.checkpoints, training.step)
-        run.rewind(training.step)
+    distributed.agreed(lambda: require_free(changes, run.config))
+    with _held(run):
+        training = distributed.agreed(partial(_restored, run, changes, opened))
+        _require_alike(training, run.path)
+        steps_found = distributed.told([training.step])
+        if (steps_found != training.step).any():
+            raise AgreedError(f"the processes read checkpoints of steps {sorted({*steps_found.flat})}: is {run.path} one folder?")
+        distributed.from_main(partial(_go_on, run, training))
         log.info("resumed at step %d of %d", training.step, training.steps)
-        return _train(training, run, hooks)
+        return train(training, run, hooks)
+
+
+def _restored(run: Run, changes: Mapping[str, Any], opened: Source | None) -> Training:
+    """The newest good checkpoint of a run, taken up, with changes to settings that may change. Raises UserError."""
+    again = f"; where they have moved, --resume {quote(str(run.path))} --data NEW goes on"
+    found, edited = checkpoint.load_newest(run.checkpoints, finite=True), run.config
+    own = resolve(found.state["config"], where=str(run.checkpoints))  # verified, unlike config.yaml
+    if with_free_settings(own, edited) != edited:
+        log.warning("%s was edited since the run began: going on with the run's own settings", run.path / "config.yaml")
+    config = resolve(with_free_settings(own, edited).model_dump(), changes)
+    if not config.data:
+        raise UserError("which images? give --data, where those lie that the run began with")
+    config = config.model_copy(update={"data": absolute(config.data), "table": config.table.absolute()})
+    config, teacher = _teacher_of(config, run)
+    source = with_table(opened, config.table) if opened else _open_images(config, run, "" if "data" in changes else again)
+    training = Training.prepare(config, source, teacher, step=found.state["step"])
+    training.restore(found)
+    return training
+
+
+def _go_on(run: Run, training: Training) -> None:
+    """The run's folder as it was at the step that is gone on from, with the settings of now."""
+    edited = run.config
+    if with_free_settings(edited, training.config) != edited:
+        run.rewrite(with_free_settings(edited, training.config))
+    checkpoint.set_aside(run.checkpoints, training.step)
+    run.rewind(training.step)
 
 
 def _teacher_of(config: Config, run: Run) -> tuple[Config, Encoder | None]:
@@ -212,77 +271,3 @@ def _open_images(config: Config, run: Run, hint: str) -> Source:
         return open_source(str(config.data), most_pixels=config.images.max_pixels, **where)  # type: ignore[arg-type]
     except UserError as error:
         raise UserError(f"{error}{hint}") from None
-
-
-def _train(training: Training, run: Run, hooks: Hooks) -> Run:
-    """Train to the end, or to a signal; leaves a checkpoint and the model either way."""
-    stop, again = Event(), f"jepakit pretrain --resume {quote(str(run.path))}"
-
-    def ask_to_stop(by: str) -> None:
-        stop.set()
-        log.warning("%s: saving after this step", by)
-
-    with signals(ask_to_stop):
-        online = None
-        with suppress(StoppedError):
-            online = OnlineProbe.prepare(training.config, training.source, training.loader.steps_per_epoch, stop)
-        saved = _train_phase(training, run, online, stop, hooks)
-        while training.step == training.phase.end < training.steps and not stop.is_set():
-            training = training.next_phase()
-            log.info(CHANGE, training.step, "".join(f", {name}" for name in kept_at_change(training.config)))
-            saved = _train_phase(training, run, online, stop, hooks)
-        if stop.is_set() and saved:
-            log.info("stopped at step %d of %d; go on with: %s", training.step, training.steps, again)
-    if not saved:
-        raise UserError(f"step {training.step} could not be saved (run.log says why): make room, then go on with: {again}")
-    _export(training, run, again)
-    if training.step == training.steps:
-        log.info("finished: %d steps; %d bad images", training.steps, len(training.loader.bad))
-    return run
-
-
-def _train_phase(training: Training, run: Run, online: OnlineProbe | None, stop: Event, hooks: Hooks) -> bool:
-    """Train to the phase's end, or until `stop` is set. False where the last step could not be saved."""
-    config, end, saved = training.config, training.phase.end, True
-    watching = watch(run, config, training.phase, online, training.steps, training.step, hooks.on_log)
-    with watching as watched, closing(_batches(training, run, hooks)) as batches:
-        if watched.fresh and not stop.is_set() and not (training.step and config.init.path):  # those weights are not read again
-            start = training.jepa if not training.step else build_jepa(training.phase.config).to(training.device)
-            watched.start(start, training.dtype)
-        for batch in () if stop.is_set() else batches:
-            done = training.step + 1
-            log_now = done % config.run.log_every_steps == 0 or done == end
-            save_now = done % config.run.save_every_steps == 0 or done == end
-            now = training.schedule.at(training.step)
-            check = log_now or save_now or training.device.type == "cpu"  # reading the loss makes CUDA wait
-            out, norm = training.train_step(batch, now, check=check, rows=log_now)
-            training.step = done
-            if log_now:
-                watched.log(done, batch, out, norm, now, training.jepa, training.dtype)
-            if save_now or stop.is_set():
-                training.require_finite(out, norm)
-                saved = hooks.save(training, run)
-            if stop.is_set():
-                break
-    return saved
-
-
-def _export(training: Training, run: Run, again: str) -> None:
-    """Write the run's encoder for others to load. Raises UserError where it cannot be written."""
-    try:
-        save_model(training.jepa, training.config.images, run.path / "model")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{run.path / 'model'} cannot be written ({error}): make room, then: {again}") from None
-
-
-def _batches(training: Training, run: Run, hooks: Hooks) -> Generator[Batch]:
-    """The batches still to come. Where they cannot be made (too many bad images, no answer), what was learnt is saved."""
-    try:
-        yield from training.loader(training.step, training.phase.end)
-    except UserError:
-        try:
-            if hooks.save(training, run):
-                log.info("saved at step %d; to go on: jepakit pretrain --resume %s", training.step, quote(str(run.path)))
-        except UserError as error:  # what was learnt is no use; the first error is raised all the same
-            log.warning("%s", error)
-        raise

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from jepakit.core.distributed import gathered
 from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings
 from jepakit.model.layout import segment_mean
@@ -51,7 +52,7 @@ class VICReg(Settings):
                 sim = invariance(z)
             else:
                 of_predictions, of_targets = (
-                    segment_mean(full_precision(x), masks.target_lengths) for x in (predictions, targets)
+                    gathered(segment_mean(full_precision(x), masks.target_lengths)) for x in (predictions, targets)
                 )
                 sim = F.mse_loss(project(of_predictions), project(of_targets)) if self.sim else z.new_zeros(())
             # VICReg's code has two views: it averages their variance terms and sums their covariance terms.
@@ -64,11 +65,14 @@ class VICReg(Settings):
 
 
 def pooled(context: Tensor, predictions: Tensor, masks: Masks, project: nn.Module, *, of_context: bool) -> Tensor:
-    """Projected means of each draw's context (S, D), one view, or of its predicted blocks (S', D), M views: (R, views, d)."""
+    """Projected means of each draw's context (S, D), one view, or of its predicted blocks (S', D), M views: (R, views, d).
+
+    R are the draws of all processes: statistics, a projector's batch norm too, are the whole batch's.
+    """
     if of_context:
-        return project(segment_mean(full_precision(context), masks.context_lengths))[:, None]  # type: ignore[no-any-return]
-    z = project(segment_mean(full_precision(predictions), masks.target_lengths))
-    return z.unflatten(0, (len(masks.context_lengths), blocks_per_draw(masks)))  # type: ignore[no-any-return]
+        return project(gathered(segment_mean(full_precision(context), masks.context_lengths)))[:, None]  # type: ignore[no-any-return]
+    z = project(gathered(segment_mean(full_precision(predictions), masks.target_lengths)))
+    return z.unflatten(0, (-1, blocks_per_draw(masks)))  # type: ignore[no-any-return]
 
 
 def invariance(z: Tensor) -> Tensor:
