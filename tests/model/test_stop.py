@@ -130,7 +130,7 @@ def test_at_zero_the_noises_own_gradient_has_mean_zero_and_what_is_tied_to_it_ha
         asked: list[Tensor] = []
         own = model.predictor.queries
 
-        def queries(wanted: Tensor, seed: int, own: Any = own, asked: list[Tensor] = asked) -> Tensor:
+        def queries(wanted: Tensor, seed: int, counts: Any, own: Any = own, asked: list[Tensor] = asked) -> Tensor:
             asked.append(own(wanted, seed))
             asked[0].retain_grad()
             return asked[0]
@@ -173,9 +173,9 @@ def test_each_step_and_micro_batch_has_noise_of_its_own_alike_each_time(monkeypa
         own = training(*words)
         queries = Predictor.queries
 
-        def seen(self: Predictor, wanted: Tensor, seed: int = 0) -> Tensor:
+        def seen(self: Predictor, wanted: Tensor, seed: int, counts: Any) -> Tensor:
             drawn.append(seed)
-            return queries(self, wanted, seed)
+            return queries(self, wanted, seed, counts)
 
         with monkeypatch.context() as patch:
             patch.setattr(Predictor, "queries", seen)

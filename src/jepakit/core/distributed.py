@@ -52,7 +52,8 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+    """How many processes train together here: 1 outside of `joined`."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def local_rank() -> int:
@@ -271,14 +272,14 @@ def parallel(model: nn.Module, sharded_parts: Sequence[nn.Module] = ()) -> nn.Mo
         return model
     if sharded_parts:
         return _fully_sharded(model, sharded_parts)
-    kept: dict[str, Any] = {"process_group": _group, "gradient_as_bucket_view": True, "find_unused_parameters": True}
-    return DistributedDataParallel(model, **{_BUFFERS: False}, **kept)  # buffers are alike: all see the whole batch
+    how: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": True}
+    how[_BUFFERS] = False  # they are alike: all see the whole batch
+    return DistributedDataParallel(model, process_group=_group, **how)
 
 
 def synchronised(model: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[None]:
-    """Whether gradients that are computed in here are averaged over ranks, or only added to this rank's."""
-    if is_sharded(model):
-        model.set_requires_gradient_sync(wanted)
+    """Whether gradients that are computed in here are averaged over ranks, or only added to this rank's (sharded ones always
+    are, as no rank has room for the whole)."""
     if wanted or not isinstance(model, DistributedDataParallel):
         return contextlib.nullcontext()
     return model.no_sync()  # type: ignore[no-any-return]
@@ -292,7 +293,8 @@ def _fully_sharded(model: nn.Module, parts: Sequence[nn.Module]) -> nn.Module:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    mesh = DeviceMesh.from_group(_group or dist.group.WORLD, next(model.parameters()).device.type)
+    group = _group or dist.distributed_c10d._get_default_group()
+    mesh = DeviceMesh.from_group(group, next(model.parameters()).device.type)
     for module in (*parts, model):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
         for name in METHODS_WITH_WEIGHTS:
@@ -317,7 +319,8 @@ def part_like(x: Tensor, parameter: Tensor) -> Tensor:
         return x
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(x, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    return distribute_tensor(x, mesh, placements, src_data_rank=None)
 
 
 def _is_of_group(error: RuntimeError) -> bool:

@@ -4,7 +4,7 @@ Threads decode, crop and write into one buffer per batch; a few batches are made
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -139,7 +139,7 @@ class Loader:
             masks = tuple(law(some, step=i).of_images(own) for some, i in zip(micro_batches, steps, strict=True))
         return Batch(step, epoch, made.images(), turns, masks, crc32(self.ids(step).tobytes()))
 
-    def __call__(self, first: int, steps: int) -> Iterator[Batch]:
+    def __call__(self, first: int, steps: int) -> Generator[Batch]:
         """Batches from step `first` up to `steps`, made ahead of need."""
         made: Queue[Batch | BaseException] = Queue(AHEAD - 1)  # and one in the making
         stop = Event()

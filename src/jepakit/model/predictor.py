@@ -61,8 +61,8 @@ class Predictor(nn.Module):
         if not self.stop:
             return certain
         a, generator = self.predictor_embed.weight, torch.Generator(wanted.device).manual_seed(seed)
-        counts = counts or [len(wanted)]
-        n = torch.randn(sum(counts), a.shape[1], generator=generator, device=wanted.device).split([*counts])[rank()] * self.stop
+        own = slice(sum(counts[: rank()]), sum(counts[: rank() + 1])) if counts else slice(None)
+        n = self.stop * torch.randn(sum(counts or [len(wanted)]), a.shape[1], generator=generator, device=wanted.device)[own]
         return certain + linear(n.to(a), a, None)
 
     def forward(self, context: Tensor, masks: Masks, seed: int = 0, counts: Sequence[int] | None = None) -> Tensor:

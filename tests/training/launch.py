@@ -1,0 +1,117 @@
+"""Starts processes by torchrun, as a user would; and is what they run: several pretrainings, one after the other."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+
+# Adam with its own epsilon makes large differences of gradients that are nothing but rounding
+SMALL = [
+    *("images.size=24", "encoder.patch_size=4", "encoder.width=32", "encoder.depth=2", "encoder.heads=2", "predictor.width=16"),
+    *(
+        "predictor.depth=2",
+        "masking.min_keep=3",
+        "optim.steps=20",
+        "optim.batch_size=24",
+        "optim.warmup_steps=4",
+        "optim.eps=0.01",
+    ),
+    *("run.threads=1", "run.precision=fp32", "run.probe_images=0", "run.loader_threads=1", "run.log_every_steps=5"),
+    *("run.save_every_steps=10", "run.timeout_seconds=60", "optim.eps=0.01"),
+]
+
+
+def made_images(folder: Path) -> Path:
+    """An npz of 96 pictures of 24 pixels: waves, each of a direction, a place and colours of its own."""
+    rng, (y, x) = np.random.default_rng(0), np.mgrid[:24, :24] / 24
+    waves = [np.sin(2 * np.pi * (a * x + b * y + c)) for a, b, c in rng.uniform(-3, 3, (96, 3))]
+    colours, grounds = rng.uniform(-80, 80, (2, 96, 1, 1, 3))
+    images = np.stack(waves)[..., None] * colours + grounds + 128
+    np.savez(folder / "waves.npz", images=images.clip(0, 255).astype(np.uint8))
+    return folder / "waves.npz"
+
+
+def torchrun(processes: int, *more: str) -> list[str]:
+    """The words before the program."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *more]
+
+
+@contextmanager
+def started(command: Sequence[str | Path], log: Path, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """The command, running, what it says in a file; it and its children are gone at the end."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **environment}
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=env, start_new_session=True)
+    try:
+        yield process
+    finally:
+        for pid in workers_of(process.pid):  # torchrun gives each a session of its own
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.wait(30)
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes that torchrun runs at the moment."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def ran(processes: int, cases: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Each case in as many processes, one after the other, in one launch."""
+    (folder / "cases.json").write_text(json.dumps(list(cases)))
+    with started([*torchrun(processes), __file__, str(folder / "cases.json")], folder / "log.txt") as process:
+        code = process.wait(280)
+    assert code == 0, (folder / "log.txt").read_text()[-3000:]
+
+
+def run_case(case: dict[str, Any]) -> None:
+    """out, data, set: of `pretrain`; or resume. stop_at: a step at which rank 0 gets SIGTERM; gradients: a file for the first."""
+    from jepakit.training.train import pretrain
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == case["stop_at"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    on_log = stop if "stop_at" in case else None
+    if "gradients" in case:
+        _gradients(case)
+    elif "resume" in case:
+        pretrain(resume=case["resume"], set=case.get("set"), on_log=on_log)
+    else:
+        pretrain(case["data"], case["out"], "demo", set=[*SMALL, *case["set"]], on_log=on_log)
+
+
+def _gradients(case: dict[str, Any]) -> None:
+    from jepakit.config.config import overrides, resolve
+    from jepakit.core import distributed
+    from jepakit.data.opening import open_source
+    from jepakit.training.step import Training
+
+    config = resolve({"recipe": "demo", "data": case["data"]}, overrides([*SMALL, *case["set"]]))
+    training = Training.prepare(config, open_source(case["data"]))
+    with distributed.time_limit(60):
+        training.share()
+        training.train_step(training.loader.batch(0), training.schedule.at(0), check=True)
+    if distributed.is_main():
+        grads = {name: p.grad for name, p in training.jepa.trained_parameters() if p.grad is not None}
+        save_file(grads, case["gradients"])
+
+
+if __name__ == "__main__":
+    from jepakit.core import distributed
+
+    with distributed.joined():
+        for each in json.loads(Path(sys.argv[1]).read_text()):
+            run_case(each)

@@ -1,0 +1,89 @@
+"""A run of several processes is that of one: the same batches, gradients, weights and metrics, whatever is regularised how."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jepakit.artifacts.run import Run
+from launch import made_images, ran, run_case
+
+RUNS = {
+    **{method: [f"method={method}"] for method in ("ijepa", "ec_ijepa", "c_jepa", "ec_c_jepa", "mae_pixels")},
+    "accumulated": ["method=ec_c_jepa", "optim.accumulate=3"],
+    "batch norm of targets": ["method=ijepa", "target.norm=batch", "masking.draws=2"],
+    "SIGReg": ["method=c_jepa", "regularizer.kind=sigreg", "regularizer.weight=0.05"],
+    "VISReg": ["method=c_jepa", "regularizer.kind=visreg", "regularizer.weight=0.05"],
+    "StoP": ["method=ijepa", "predictor.stop=0.25"],
+    "trimmed masks": ["method=ijepa", "masking.compat=released"],
+    "prior of masks": ["method=ijepa", "masking.prior=contrast"],
+    "own crops": ["method=c_jepa", "images.target_crop=own"],
+    "pixels first": ["method=c_jepa", "target.pixels_first=8"],
+    "clipped": ["method=c_jepa", "optim.clip_grad=0.1", "target.layers=[0,1]"],
+}
+PROJECTED = ["method=c_jepa", "regularizer.projector=[48,48]", "regularizer.sim=25", "regularizer.weight=0.1"]
+GRADIENTS = {
+    **{reading: [*PROJECTED, f"regularizer.tensor={reading}"] for reading in ("pred_blocks", "pred_pairs")},
+    "context_pooled": ["method=c_jepa", "regularizer.tensor=context_pooled", "regularizer.weight=1"],
+    "sigreg": ["method=c_jepa", "regularizer.kind=sigreg", "regularizer.weight=1"],
+    "visreg": ["method=c_jepa", "regularizer.kind=visreg", "regularizer.weight=1"],
+}
+TIMES = {"images_per_second", "seconds"}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs and gradients of one process, of two, and of two that share the weights."""
+    folder = tmp_path_factory.mktemp("ranks")
+    data = str(made_images(folder))
+
+    def cases(tag: str, *more: str, gradients: bool = True) -> list[dict[str, Any]]:
+        runs = [{"out": str(folder / f"{name}-{tag}"), "data": data, "set": [*words, *more]} for name, words in RUNS.items()]
+        files = [{"gradients": str(folder / f"{n}-{tag}.safetensors"), "data": data, "set": w} for n, w in GRADIENTS.items()]
+        return [*runs, *(files if gradients else [])]
+
+    for case in cases("one"):
+        run_case(case)
+    ran(2, [*cases("two"), *cases("parts", "run.sharding=full", gradients=False)], folder)
+    return folder
+
+
+@pytest.mark.parametrize("tag", ["two", "parts"])
+@pytest.mark.parametrize("name", RUNS)
+def test_weights_and_metrics_are_those_of_one_process(both: Path, name: str, tag: str) -> None:
+    one, other = Run(both / f"{name}-one"), Run(both / f"{name}-{tag}")
+    for mine, theirs in zip(one.metrics(), other.metrics(), strict=True):
+        assert mine.keys() == theirs.keys()
+        for key in mine.keys() - TIMES:
+            assert theirs[key] == pytest.approx(mine[key], rel=1e-5, abs=1e-7, nan_ok=True), key
+    weights, again = (load_file(run.checkpoints / "step-00000020" / "model.safetensors") for run in (one, other))
+    assert weights.keys() == again.keys()
+    for key, value in weights.items():  # biases that cancel in theory are 1e-6 and nothing but rounding
+        torch.testing.assert_close(again[key], value, rtol=0, atol=2e-6 * float(value.abs().max()) + 1e-8, msg=key)
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_of_what_is_regularised_are_those_of_one_process(both: Path, name: str) -> None:
+    one, two = (load_file(both / f"{name}-{tag}.safetensors") for tag in ("one", "two"))
+    assert one.keys() == two.keys() and len(one) > 20
+    norm = torch.stack([g.norm() for g in one.values()]).norm()
+    for key, gradient in one.items():
+        assert float((two[key] - gradient).norm() / norm) < 1e-6, key
+
+
+def test_a_run_goes_on_in_other_numbers_of_processes(tmp_path: Path) -> None:
+    """One process, two, four with parts of the weights, one: the batches of the unbroken run, and its loss."""
+    data, words = str(made_images(tmp_path)), ["method=c_jepa", "optim.steps=40"]
+    run_case({"out": str(tmp_path / "whole"), "data": data, "set": words})
+    run_case({"out": str(tmp_path / "broken"), "data": data, "set": words, "stop_at": 10})
+    again = {"resume": str(tmp_path / "broken")}
+    ran(2, [{**again, "stop_at": 20}], tmp_path)
+    ran(4, [{**again, "set": ["run.sharding=full"], "stop_at": 30}], tmp_path)
+    run_case({**again, "set": ["run.sharding=null"]})
+    whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
+    assert broken.finished and (broken.path / "run.log").read_text().count("resumed at step") == 3
+    for mine, theirs in zip(whole.metrics(), broken.metrics(), strict=True):
+        assert (mine["step"], mine["batch_crc32"]) == (theirs["step"], theirs["batch_crc32"])
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-4)
