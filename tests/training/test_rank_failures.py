@@ -1,0 +1,129 @@
+"""When one of several processes fails, hangs or was told something else: the same bits in the end, or a sentence why not."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jepakit.artifacts.checkpoint import steps
+from jepakit.artifacts.run import Run
+from jepakit.core import distributed
+from jepakit.core.distributed import AgreedError
+from launch import SMALL, made_images, started, torchrun, workers_of
+
+LENGTH = 300
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("failures")
+    made_images(folder)
+    return folder
+
+
+def pretraining(place: Path, out: str, *words: str) -> list[str]:
+    """The words after torchrun's."""
+    how = [*SMALL, f"optim.steps={LENGTH}", "run.save_every_steps=20", *words]
+    return ["-m", "jepakit", "pretrain", "--data", str(place / "waves.npz"), "--recipe", "demo", "--out", str(place / out), *how]
+
+
+def until(ready: Callable[[], object], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.05)
+
+
+def newest(run: Run) -> int:
+    return max(steps(run.checkpoints), default=-1)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.checkpoints / f"step-{LENGTH:08d}" / "model.safetensors")
+
+
+def test_killed_ranks_and_a_corrupt_checkpoint_leave_no_trace_in_the_bits(place: Path) -> None:
+    with started([*torchrun(2), *pretraining(place, "whole")], place / "whole.txt") as process:
+        assert process.wait(120) == 0, (place / "whole.txt").read_text()[-2000:]
+    run, rng = Run(place / "broken"), random.Random(0)
+    with started([*torchrun(2, "--max-restarts", "4"), *pretraining(place, "broken")], place / "broken.txt") as process:
+        for number, step in enumerate((40, 100, 180)):
+            until(lambda step=step: newest(run) >= step)  # type: ignore[misc]
+            if number == 1:
+                file = run.checkpoints / f"step-{newest(run):08d}" / "model.safetensors"
+                content = bytearray(file.read_bytes())
+                content[-1] ^= 1
+                file.write_bytes(content)
+            os.kill(rng.choice(workers_of(process.pid)), signal.SIGKILL)
+            before = (run.path / "run.log").read_text().count("resumed at step")
+            until(lambda before=before: (run.path / "run.log").read_text().count("resumed at step") > before, 60)  # type: ignore[misc]
+        assert process.wait(120) == 0, (place / "broken.txt").read_text()[-2000:]
+    said = (run.path / "run.log").read_text()
+    assert said.count("resumed at step") == 3 and "is corrupt, falling back to the one before" in said
+    one, other = weights(Run(place / "whole")), weights(run)
+    assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+    assert [row["loss"] for row in run.metrics()] == [row["loss"] for row in Run(place / "whole").metrics()]
+
+
+def test_a_rank_that_hangs_is_named_and_the_group_ends(place: Path) -> None:
+    run = Run(place / "hung")
+    words = pretraining(place, "hung", "run.timeout_seconds=5")
+    with started([*torchrun(2), *words], place / "hung.txt") as process:
+        until(lambda: newest(run) >= 20)
+        worker = max(workers_of(process.pid))  # the one of rank 1, which was started last
+        os.kill(worker, signal.SIGSTOP)
+        stopped = time.monotonic()
+        assert process.wait(60) != 0 and time.monotonic() - stopped < 5 + 10
+    said = (place / "hung.txt").read_text()
+    assert f"rank 1 ({os.uname().nodename}, process {worker}) ended or hangs in step " in said, said[-2000:]
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(place: Path, which: signal.Signals) -> None:
+    run = Run(place / which.name)
+    with started([*torchrun(2), *pretraining(place, which.name)], place / f"{which.name}.txt") as process:
+        until(lambda: newest(run) >= 20)
+        os.kill(max(workers_of(process.pid)), which)
+        assert process.wait(60) == 0, (place / f"{which.name}.txt").read_text()[-2000:]
+    said = (run.path / "run.log").read_text()
+    assert f"rank 1: {which.name}: saving after this step" in said and f"stopped at step {newest(run)} of {LENGTH}" in said
+    assert json.loads((run.checkpoints / f"step-{newest(run):08d}" / "state.json").read_text())["step"] == newest(run)
+
+
+@pytest.mark.parametrize(
+    "words, shell, sentence",
+    [
+        (["optim.batch_size=25"], "", "optim.batch_size=25 cannot be shared evenly by 2 processes"),
+        (["optim.steps=7"], '[ $RANK = 1 ] && set -- "$@" optim.lr=2e-3', "optim.lr differs between processes: "),
+        ([], '[ $RANK = 1 ] && set -- "${@/%wrong/other}"', "--out differs between processes: "),
+    ],
+)
+def test_what_the_ranks_cannot_do_together_is_said_once(place: Path, words: list[str], shell: str, sentence: str) -> None:
+    script = place / "rank.sh"
+    script.write_text(f'{shell}\nexec {sys.executable} "$@"\n')
+    command = [*torchrun(2, "--no-python"), "bash", str(script), *pretraining(place, "wrong", *words)]
+    with started(command, place / "said.txt") as process:
+        assert process.wait(90) == 1  # torchrun's own
+    said = (place / "said.txt").read_text()
+    (place / "said.txt").unlink()
+    assert said.count("error: ") == 1 and f"error: {sentence}" in said, said[-3000:]
+    assert "exitcode  : 2" in said and not (place / "wrong").exists() and not (place / "other").exists()
+
+
+def test_two_ranks_on_one_gpu_and_a_torch_without_nccl_are_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    device = torch.device("cuda", 1)
+    monkeypatch.setattr(distributed, "told_objects", lambda own: [("a", 0, True), ("a", 1, True), ("a", 1, True)])
+    with pytest.raises(AgreedError, match=r"ranks 1 and 2 are both on cuda:1 of a: leave run.device at auto"):
+        distributed.require_own_device(device)
+    monkeypatch.setattr(distributed, "told_objects", lambda own: [("a", 0, True), ("a", 1, False), ("b", 1, True)])
+    with pytest.raises(AgreedError, match="built without NCCL"):
+        distributed.require_own_device(device)
