@@ -120,7 +120,7 @@ def _bandwidth(given: str | float, table: dict[str, float], option: str, unit: s
 
 def hardware_of(elsewhere: Device | None, devices: int, run: RunSettings, links: Links) -> Hardware:
     """Where a run would be; none: here. Raises UserError for a device that has not the precision that is set."""
-    wanted, sharded = run.precision, getattr(run, "sharding", "none") == "full"
+    wanted, sharded = run.precision, run.sharding == "full"
     if elsewhere is None:
         device = device_of(run.device)
         dtype, cuda = precision_of(wanted, device), device.type == "cuda"
