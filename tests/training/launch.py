@@ -112,6 +112,6 @@ def _gradients(case: dict[str, Any]) -> None:
 if __name__ == "__main__":
     from jepakit.core import distributed
 
-    with distributed.joined():
+    with distributed.process_group():
         for each in json.loads(Path(sys.argv[1]).read_text()):
             run_case(each)

@@ -61,7 +61,7 @@ def test_weights_and_metrics_are_those_of_one_process(both: Path, name: str, tag
     weights, again = (load_file(run.checkpoints / "step-00000020" / "model.safetensors") for run in (one, other))
     assert weights.keys() == again.keys()
     for key, value in weights.items():  # biases that cancel in theory are 1e-6 and nothing but rounding
-        torch.testing.assert_close(again[key], value, rtol=0, atol=2e-6 * float(value.abs().max()) + 1e-8, msg=key)
+        torch.testing.assert_close(again[key], value, rtol=0, atol=2e-6 * float(value.abs().max()) + 5e-8, msg=key)
 
 
 @pytest.mark.parametrize("name", GRADIENTS)

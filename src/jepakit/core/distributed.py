@@ -20,6 +20,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from jepakit.core.errors import UserError
@@ -31,7 +33,7 @@ METHODS_WITH_WEIGHTS = ("embed", "forward_rows")  # beside forward
 GRACE_SECONDS = 5.0  # in which all that still run report a broken group
 _BUFFERS = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in signature(DistributedDataParallel).parameters)
 _group: dist.ProcessGroup | None = None  # that of training, with its time-out; None: the patient one of all ranks
-_store: dist.Store | None = None
+_store: Any = None  # torch's key-value store of this launch
 
 
 class AgreedError(UserError):
@@ -52,7 +54,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes train together here: 1 outside of `joined`."""
+    """How many processes train together here: 1 outside of `process_group`."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -72,15 +74,15 @@ def job() -> str | None:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Be one of the processes that torchrun started; their warnings are rank 0's to show. Raises UserError."""
     global _store
     if not launched() or dist.is_initialized():
         yield
         return
-    store, own, size = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
+    store, own, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
     # a restarted group must not meet the addresses of the one before, which the same store still holds
-    _store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    _store = PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=_store, rank=own, world_size=size, timeout=PATIENCE)
     _store.set(f"place{own}", f"{socket.gethostname()} {os.getpid()}")
@@ -204,8 +206,7 @@ def require_own_device(device: torch.device) -> None:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all ranks, in their order. The gradient of a rank's rows times the number of ranks, as gradients of parameters
-    are averaged over ranks, while what is computed from all rows is computed on each of them."""
+    """Rows of all ranks in their order, for what all then compute alike; J's gradient for this rank's rows is N times one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -218,24 +219,61 @@ class _Gather(torch.autograd.Function):
         return grads[0].chunk(world_size())[rank()] * world_size()
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over ranks; the gradient of J is the sum of theirs, or N times one where all compute alike from here on."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alike: bool) -> Tensor:
+        ctx.alike, x = alike, x.clone()
+        dist.all_reduce(x, group=_group)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        if ctx.alike:
+            return grads[0] * world_size(), None
+        total = grads[0].clone()
+        dist.all_reduce(total, group=_group)
+        return total, None
+
+
+# Gradients through these are of J, the sum of the N ranks' losses: as all have the loss of the whole batch, or parts whose
+# mean it is, the mean over ranks that `parallel` takes of a parameter's gradients is that of the loss.
+
+
 def gathered(x: Tensor) -> Tensor:
     """Rows (n, ...) of this rank -> of all ranks (ranks * n, ...), rank by rank, with their gradient. All have as many."""
     return x if world_size() == 1 else _Gather.apply(x)  # type: ignore[no-untyped-call,no-any-return]
 
 
-@torch.no_grad()
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance over the rows (n, D) of all ranks: (D,), (D,)."""
+def total(x: Tensor, *, alike: bool = False) -> Tensor:
+    """The sum of a tensor over ranks, with its gradient. alike: all ranks compute the same from it, nothing of their own rows."""
+    return x if world_size() == 1 else _Sum.apply(x, alike)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance over the rows (n, D) of all ranks, which have as many each: (D,), (D,), with their gradient."""
     if world_size() == 1:
         return x.mean(0), x.var(0)
-    count = torch.tensor([float(len(x))], device=x.device)
-    dist.all_reduce(count, group=_group)
-    mean = x.sum(0)
-    dist.all_reduce(mean, group=_group)
-    mean /= count
-    squares = (x - mean).square().sum(0)
-    dist.all_reduce(squares, group=_group)
-    return mean, squares / (count - 1)
+    count = world_size() * len(x)
+    mean = total(x.sum(0)) / count
+    return mean, total((x - mean).square().sum(0)) / (count - 1)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm (n, D) -> (n, D) whose statistics are of all ranks' rows, which have as many each (torch's own needs CUDA)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if world_size() == 1 or not self.training:
+            return super().forward(x)
+        mean, variance = mean_and_variance(x)
+        count = world_size() * len(x)
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+            self.running_mean.lerp_(mean, self.momentum or 0.0)
+            self.running_var.lerp_(variance, self.momentum or 0.0)
+            self.num_batches_tracked.add_(1)
+        return (x - mean) * (variance * (count - 1) / count + self.eps).rsqrt() * self.weight + self.bias
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from jepakit.core.distributed import moments
+from jepakit.core.distributed import mean_and_variance
 from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings
 
@@ -85,7 +85,7 @@ class FeatureTargets(Settings):
             by_level = features.unflatten(-1, (self.levels, -1))
             return F.layer_norm(by_level, by_level.shape[-1:]).flatten(-2)
         if self.norm == "batch":
-            mean, variance = moments(features)
+            mean, variance = mean_and_variance(features)
             return (features - mean) / (variance + 1e-5).sqrt()
         return features
 

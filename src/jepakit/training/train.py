@@ -70,7 +70,7 @@ def pretrain(
     columns = {name: settings.pop(name) for name in COLUMN_WORDS if name in settings}
     given, hooks = given_layer(set, settings), Hooks(on_log, on_checkpoint)
     given = merge(given, table_layer(table_settings(table, columns)))
-    with distributed.joined():
+    with distributed.process_group():
         if resume is not None:
             if any((out, recipe, method, config, init_from)):
                 raise UserError(

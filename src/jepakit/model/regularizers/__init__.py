@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from torch import nn
 
+from jepakit.core.distributed import BatchNorm
 from jepakit.model.regularizers.sigreg import SIGReg
 from jepakit.model.regularizers.vicreg import VICReg
 from jepakit.model.regularizers.visreg import VISReg
@@ -23,6 +24,6 @@ def projector(widths: tuple[int, ...], width: int) -> nn.Module:
     """(Linear without bias, batch norm, ReLU) for all widths but the last, then Linear; nothing for no widths."""
     layers: list[nn.Module] = []
     for hidden in widths[:-1]:
-        layers += [nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
+        layers += [nn.Linear(width, hidden, bias=False), BatchNorm(hidden), nn.ReLU()]
         width = hidden
     return nn.Sequential(*layers, *([nn.Linear(width, widths[-1])] if widths else []))

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from jepakit.core.distributed import total, world_size
 from jepakit.core.settings import Settings
 from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.regularizers.vicreg import pooled
@@ -53,8 +54,9 @@ def directions(width: int, count: int, seed: int) -> Tensor:
 
 
 def epps_pulley(x: Tensor, knots: int = 17, reach: float = 3.0) -> Tensor:
-    """T of N samples (..., N, K) -> (..., K), integrated over [-reach, reach] by the trapezoid rule."""
+    """T of N samples of all processes, (..., n, K) of each -> (..., K), integrated over [-reach, reach] by the trapezoid rule."""
     t = torch.linspace(0, reach, knots, dtype=x.dtype, device=x.device)
     normal, angle = (-t.square() / 2).exp(), x[..., None] * t
-    error = (angle.cos().mean(-3) - normal).square() + angle.sin().mean(-3).square()
-    return 2 * x.shape[-2] * torch.trapezoid(error * normal, t)
+    cosine, sine = (total(part.mean(-3), alike=True) / world_size() for part in (angle.cos(), angle.sin()))
+    error = (cosine - normal).square() + sine.square()
+    return 2 * world_size() * x.shape[-2] * torch.trapezoid(error * normal, t)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from jepakit.core.distributed import gathered
+from jepakit.core.distributed import mean_and_variance, total, world_size
 from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings
 from jepakit.model.layout import segment_mean
@@ -52,7 +52,7 @@ class VICReg(Settings):
                 sim = invariance(z)
             else:
                 of_predictions, of_targets = (
-                    gathered(segment_mean(full_precision(x), masks.target_lengths)) for x in (predictions, targets)
+                    segment_mean(full_precision(x), masks.target_lengths) for x in (predictions, targets)
                 )
                 sim = F.mse_loss(project(of_predictions), project(of_targets)) if self.sim else z.new_zeros(())
             # VICReg's code has two views: it averages their variance terms and sums their covariance terms.
@@ -67,11 +67,11 @@ class VICReg(Settings):
 def pooled(context: Tensor, predictions: Tensor, masks: Masks, project: nn.Module, *, of_context: bool) -> Tensor:
     """Projected means of each draw's context (S, D), one view, or of its predicted blocks (S', D), M views: (R, views, d).
 
-    R are the draws of all processes: statistics, a projector's batch norm too, are the whole batch's.
+    R are this process's draws; a projector's batch norm is over those of all.
     """
     if of_context:
-        return project(gathered(segment_mean(full_precision(context), masks.context_lengths)))[:, None]  # type: ignore[no-any-return]
-    z = project(gathered(segment_mean(full_precision(predictions), masks.target_lengths)))
+        return project(segment_mean(full_precision(context), masks.context_lengths))[:, None]  # type: ignore[no-any-return]
+    z = project(segment_mean(full_precision(predictions), masks.target_lengths))
     return z.unflatten(0, (-1, blocks_per_draw(masks)))  # type: ignore[no-any-return]
 
 
@@ -85,14 +85,17 @@ def invariance(z: Tensor) -> Tensor:
 
 
 def variance(z: Tensor, gamma: float, eps: float) -> Tensor:
-    """Hinge on the standard deviation of each feature over the batch: (B, d) -> scalar (VICReg, equation 1)."""
-    return F.relu(gamma - (z.var(0) + eps).sqrt()).mean()
+    """Hinge on the standard deviation of each feature over the batch: (B, d) -> scalar (VICReg, equation 1).
+
+    This and the covariance are of the rows of all processes, by sums over them: no process sees another's rows.
+    """
+    return F.relu(gamma - (mean_and_variance(z)[1] + eps).sqrt()).mean()
 
 
 def covariance(z: Tensor) -> Tensor:
     """Sum of squared off-diagonal covariances over d: (B, d) -> scalar (VICReg, equations 3-4)."""
-    z = z - z.mean(0)
-    matrix = z.T @ z / (len(z) - 1)
+    z = z - mean_and_variance(z)[0]
+    matrix = total(z.T @ z, alike=True) / (world_size() * len(z) - 1)
     return (matrix.square().sum() - matrix.diagonal().square().sum()) / z.shape[1]
 
 

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from jepakit.core.distributed import gathered
 from jepakit.core.settings import Settings
 from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.regularizers.sigreg import directions
@@ -44,7 +45,8 @@ class VISReg(Settings):
         `seed`: of the directions. Raises UserError where blocks are asked for and images have different numbers of them.
         """
         with torch.autocast(predictions.device.type, enabled=False):
-            z = pooled(context, predictions, masks, project, of_context=self.tensor == "context_pooled").transpose(0, 1)
+            z = pooled(context, predictions, masks, project, of_context=self.tensor == "context_pooled")
+            z = gathered(z).transpose(0, 1)  # ranks of slices are among those of all processes
             centred, sigma = z - z.mean(-2, keepdim=True), z.std(-2, correction=0)
             zhat = centred / (sigma.detach()[..., None, :] + SIGMA_EPS)
             raw = {
