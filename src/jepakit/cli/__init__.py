@@ -22,9 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     # torch's threads spin for long while they wait; where another program wants the cores, each wait then costs a time
     # slice, and a step 50 times its time (measured: 0.3 s -> 16 s). Spin briefly. It must be set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    if (
-        int(os.environ.get("WORLD_SIZE", "1")) > 1
-    ):  # torch advises against an option that is needed (core/distributed.py: parallel)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torch advises against an option that is needed (core/parallel.py)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     for stream in (sys.stdout, sys.stderr):  # a name that is no text in this encoding is printed as its bytes

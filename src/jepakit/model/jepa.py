@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from jepakit.core import distributed, rng
+from jepakit.core import distributed, parallel, rng
 from jepakit.core.errors import UserError
 from jepakit.core.torch_private import lerp_
 from jepakit.model.conditioning import PositionConditioning
@@ -60,12 +60,12 @@ class Output:
         the rows, all but context's."""
         if len(counts) == 1:
             return self
-        means = distributed.summed(torch.stack([self.loss, *self.terms.values()])) / len(counts)
+        means = parallel.summed(torch.stack([self.loss, *self.terms.values()])) / len(counts)
         out = replace(self, loss=means[0], terms=dict(zip(self.terms, means[1:], strict=True)))
         if not rows:
             return out
-        predictions, targets = (distributed.to_main(x, counts) for x in (self.predictions, self.targets))
-        features = distributed.to_main(self.features, [len(self.features)] * len(counts))
+        predictions, targets = (parallel.to_main(x, counts) for x in (self.predictions, self.targets))
+        features = parallel.to_main(self.features, [len(self.features)] * len(counts))
         return replace(out, predictions=predictions, targets=targets, features=features)
 
     @classmethod

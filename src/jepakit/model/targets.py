@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from jepakit.core.distributed import mean_and_variance
 from jepakit.core.errors import UserError
+from jepakit.core.parallel import mean_and_variance
 from jepakit.core.settings import Settings
 
 

@@ -14,7 +14,7 @@ from jepakit.artifacts.hf import save_model
 from jepakit.artifacts.load import build_jepa
 from jepakit.artifacts.run import Run
 from jepakit.config.phases import kept_at_change
-from jepakit.core import distributed
+from jepakit.core import distributed, parallel
 from jepakit.core.distributed import AgreedError
 from jepakit.core.errors import UserError
 from jepakit.core.signals import signals
@@ -104,7 +104,7 @@ def _train_phase(training: Training, run: Run, online: OnlineProbe | None, stop:
 def _to_probe(training: Training, online: OnlineProbe | None) -> JEPA:
     """The model for the online probe: where weights are sharded, whole only if a probe is due."""
     due = training.step == training.steps or (online is not None and online.due(training.step))
-    if distributed.is_sharded(training.jepa) and not distributed.from_main(lambda: due):
+    if parallel.is_sharded(training.jepa) and not distributed.from_main(lambda: due):
         return training.jepa
     return training.whole_jepa()
 

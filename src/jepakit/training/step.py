@@ -21,7 +21,7 @@ from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
 from jepakit.config.optim import Schedule, ScheduleValues, apply_schedule, gradient_norm, optimizer
 from jepakit.config.phases import Phase, kept_at_change, phases, with_pixel_steps
-from jepakit.core import distributed, rng
+from jepakit.core import distributed, parallel, rng
 from jepakit.core.device import autocast, configure_cpu, device_of, precision_of
 from jepakit.core.distributed import AgreedError
 from jepakit.core.errors import UserError, plain
@@ -118,16 +118,16 @@ class Training:
         distributed.require_own_device(self.device)
         moments = self.moments()
         parts = self.jepa.parts_to_shard() if self.config.run.sharding == "full" else ()
-        self.model = distributed.parallel(self.jepa, parts)
-        if distributed.is_sharded(self.jepa):  # its parameters are others now
+        self.model = parallel.over_ranks(self.jepa, parts)
+        if parallel.is_sharded(self.jepa):  # its parameters are others now
             self.adamw = optimizer(self.jepa, self.config.optim)
             self.set_moments(moments)
 
     def whole_jepa(self) -> JEPA:
         """The model with all of its weights in this process; sharded, a copy of rank 0's, elsewhere its empty form."""
-        if not distributed.is_sharded(self.jepa):
+        if not parallel.is_sharded(self.jepa):
             return self.jepa
-        weights = distributed.whole(self.jepa.state_dict())
+        weights = parallel.whole(self.jepa.state_dict())
         jepa = build_jepa(self.phase.config)
         if distributed.is_main():
             jepa.load_state_dict(weights)
@@ -141,11 +141,11 @@ class Training:
         after = Training.prepare(self.config, self.source, step=self.step + 1)
         after.step, after.loader.bad = self.step, self.loader.bad_now()
         kept = kept_at_change(self.config)
-        weights = distributed.whole(self.jepa.encoder.state_dict())
+        weights = parallel.whole(self.jepa.encoder.state_dict())
         after.jepa.encoder.load_state_dict(weights)
         after.jepa.target_encoder.load_state_dict(weights)
         if "predictor" in kept:  # all but its last map, which is to another width
-            own = distributed.whole(self.jepa.predictor.state_dict())
+            own = parallel.whole(self.jepa.predictor.state_dict())
             after.jepa.predictor.load_state_dict({n: x for n, x in own.items() if "predictor_proj" not in n}, strict=False)
         if "moments" in kept:
             fresh = "predictor_proj" if "predictor" in kept else "predictor"
@@ -166,7 +166,7 @@ class Training:
         micro_batches, outputs = len(batch.masks), list[Output]()
         counts = distributed.told([len(masks.targets) for masks in batch.masks]).T.tolist()  # of each micro-batch, by process
         for part, (masks, images, *target_images) in enumerate(self._micro_batches(batch)):
-            with distributed.synchronised(self.model, part == micro_batches - 1):
+            with parallel.synchronised(self.model, part == micro_batches - 1):
                 with autocast(self.device, self.dtype):
                     given = self.teacher([images, *target_images][-1]) if self.teacher else None
                     out = self.model(
@@ -207,7 +207,7 @@ class Training:
     def save(self, run: Run) -> bool:
         """A checkpoint of this step, which rank 0 writes. False, with a warning, if it cannot be written; UserError where weights
         are not finite."""
-        weights, moments = distributed.whole(self.jepa.state_dict()), distributed.whole(self.moments())
+        weights, moments = parallel.whole(self.jepa.state_dict()), parallel.whole(self.moments())
         state = {
             "step": self.step,
             "finished": self.step == self.steps,
@@ -260,4 +260,4 @@ class Training:
         for name, p in self.jepa.trained_parameters():
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments]
             if keys:
-                self.adamw.state[p] = {key: distributed.part_like(moments[f"{name}.{key}"], p) for key in keys}
+                self.adamw.state[p] = {key: parallel.part_like(moments[f"{name}.{key}"], p) for key in keys}

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from torch import nn
 
-from jepakit.core.distributed import BatchNorm
+from jepakit.core.parallel import BatchNorm
 from jepakit.model.regularizers.sigreg import SIGReg
 from jepakit.model.regularizers.vicreg import VICReg
 from jepakit.model.regularizers.visreg import VISReg

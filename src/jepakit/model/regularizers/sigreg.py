@@ -13,7 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from jepakit.core.distributed import total, world_size
+from jepakit.core.distributed import world_size
+from jepakit.core.parallel import total
 from jepakit.core.settings import Settings
 from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.regularizers.vicreg import pooled

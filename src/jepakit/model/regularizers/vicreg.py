@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from jepakit.core.distributed import mean_and_variance, total, world_size
+from jepakit.core.distributed import world_size
 from jepakit.core.errors import UserError
+from jepakit.core.parallel import mean_and_variance, total
 from jepakit.core.settings import Settings
 from jepakit.model.layout import segment_mean
 from jepakit.model.losses import full_precision

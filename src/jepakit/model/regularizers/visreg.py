@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from jepakit.core.distributed import gathered
+from jepakit.core.parallel import gathered
 from jepakit.core.settings import Settings
 from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.regularizers.sigreg import directions
