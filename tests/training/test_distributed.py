@@ -20,7 +20,7 @@ RUNS = {
     "trimmed masks": ["method=ijepa", "masking.compat=released"],
     "prior of masks": ["method=ijepa", "masking.prior=contrast"],
     "own crops": ["method=c_jepa", "images.target_crop=own"],
-    "pixels first": ["method=c_jepa", "target.pixels_first=8"],
+    "pixels first": ["method=c_jepa", "target.pixels_first=8", "run.keep_every_steps=7"],
     "clipped": ["method=c_jepa", "optim.clip_grad=0.1", "target.layers=[0,1]"],
 }
 PROJECTED = ["method=c_jepa", "regularizer.projector=[48,48]", "regularizer.sim=25", "regularizer.weight=0.1"]
@@ -62,6 +62,15 @@ def test_weights_and_metrics_are_those_of_one_process(both: Path, name: str, tag
     assert weights.keys() == again.keys()
     for key, value in weights.items():  # biases that cancel in theory are 1e-6 and nothing but rounding
         torch.testing.assert_close(again[key], value, rtol=0, atol=2e-6 * float(value.abs().max()) + 5e-8, msg=key)
+
+
+@pytest.mark.parametrize("tag", ["two", "parts"])
+def test_snapshots_are_of_whole_weights(both: Path, tag: str) -> None:
+    for step in ("step-00000007", "step-00000014"):  # before and after the targets change
+        one, other = (load_file(both / f"pixels first-{t}" / "snapshots" / step / "encoder.safetensors") for t in ("one", tag))
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            torch.testing.assert_close(other[key], value, rtol=0, atol=2e-6 * float(value.abs().max()) + 5e-8, msg=key)
 
 
 @pytest.mark.parametrize("name", GRADIENTS)

@@ -39,6 +39,31 @@ def step_name(step: int) -> str:
 
 def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> bool:
     """Write folder/step-…, point `latest` at it, drop all but the newest `keep`. False, with a warning, if it cannot."""
+    try:
+        final = _write(folder, step, checkpoint)
+        _point(folder / LATEST, final.name)
+        sync(folder)
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        log.warning("checkpoint of step %d NOT saved: %s; earlier ones are kept, the run goes on", step, error)
+        return False
+    for old in [s for s in steps(folder) if s <= step][keep:]:
+        shutil.rmtree(folder / step_name(old), ignore_errors=True)
+    return True
+
+
+def save_snapshot(folder: Path, step: int, snapshot: Checkpoint) -> bool:
+    """Write folder/step-…, which stays whatever comes after it. False, with a warning, if it cannot."""
+    try:
+        _write(folder, step, snapshot)
+        sync(folder)
+    except (OSError, SafetensorError) as error:
+        log.warning("snapshot of step %d NOT saved: %s; the run goes on", step, error)
+        return False
+    return True
+
+
+def _write(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
+    """Write folder/step-… aside, and rename it. Raises OSError, SafetensorError; then nothing is left of it."""
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     draft, final = folder / f".tmp-{os.getpid()}", folder / step_name(step)
@@ -54,15 +79,19 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> bool:
         sync(draft)
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
-        _point(folder / LATEST, final.name)
-        sync(folder)
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+    except (OSError, SafetensorError):
         shutil.rmtree(draft, ignore_errors=True)
-        log.warning("checkpoint of step %d NOT saved: %s; earlier ones are kept, the run goes on", step, error)
-        return False
-    for old in [s for s in steps(folder) if s <= step][keep:]:
-        shutil.rmtree(folder / step_name(old), ignore_errors=True)
-    return True
+        raise
+    return final
+
+
+def tensor_groups(path: Path) -> list[str]:
+    """Names of the groups of tensors that a checkpoint or snapshot says it has; none where its manifest cannot be read."""
+    try:
+        sums = json.loads((pointed(path) / MANIFEST).read_text())
+        return [name.removesuffix(".safetensors") for name in sums if name.endswith(".safetensors")]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
 
 
 def load_checkpoint(path: Path, only: Collection[str] = ()) -> Checkpoint:

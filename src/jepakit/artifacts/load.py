@@ -15,6 +15,7 @@ from jepakit.artifacts import checkpoint
 from jepakit.artifacts.checkpoint import load_state
 from jepakit.artifacts.hf import read_hf
 from jepakit.artifacts.released import holds_released, jepa_from_released, jepa_of_released
+from jepakit.artifacts.run import Run
 from jepakit.artifacts.timm_weights import vit_of
 from jepakit.artifacts.weight_files import State, encoders_in, images_of, left_out_note, read_weights_file
 from jepakit.config.config import Config, resolve
@@ -31,6 +32,7 @@ from jepakit.model.predictor import Predictor
 from jepakit.model.vit import ViT
 
 log = logging.getLogger("jepakit")
+SNAPSHOT = "encoder"  # the one group of tensors of a snapshot; a checkpoint's is the model
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
 GIVE = "give a run, RUN@step, a checkpoint folder, a released .pth.tar, a ViT's .pth or .safetensors, or a transformers folder"
 
@@ -73,6 +75,8 @@ def jepa_from_checkpoint(path: str | os.PathLike[str], heads: int | None = None)
     if not is_run and (steps := checkpoint.steps(path)):
         run = f"the run, {path.parent}, or " if (path.parent / "config.yaml").is_file() else ""
         raise UserError(f"{path} holds a run's checkpoints: give {run}one of them, {path / checkpoint.step_name(steps[0])}")
+    if checkpoint.tensor_groups(path) == [SNAPSHOT]:
+        raise UserError(f"{path} is a snapshot, of one encoder alone: jepakit.load reads it; a predictor has a checkpoint")
     only = ("model",)  # the optimiser's moments are twice as large
     found = checkpoint.load_newest(path / "checkpoints", only, finite=True) if is_run else checkpoint.load_checkpoint(path, only)
     config = resolve(found.state["config"], where=str(path))  # verified, unlike config.yaml
@@ -87,7 +91,7 @@ def _place(path: str | os.PathLike[str]) -> Path:
     if not os.fspath(path):
         raise UserError("the encoder: the path is empty: give a run, a checkpoint folder or a released .pth.tar")
     run, step = run_and_step(place)
-    return place if step is None else run / "checkpoints" / checkpoint.step_name(step)
+    return place if step is None else Run(run).at_step(step)
 
 
 def run_and_step(path: Path) -> tuple[Path, int | None]:
@@ -96,11 +100,19 @@ def run_and_step(path: Path) -> tuple[Path, int | None]:
     run = path.with_name(name) if name else path
     if not at or path.exists() or not (run / "config.yaml").is_file():
         return path, None
-    there = checkpoint.steps(run / "checkpoints")
-    if not step.isdecimal() or int(step) not in there:
-        some = ", ".join(map(str, reversed(there))) or "none"
-        raise UserError(f"{run} has no checkpoint of step {step!r}: there are {some} (run.keep_checkpoints are kept)")
+    require_kept(Run(run), step)
     return run, int(step)
+
+
+def require_kept(run: Run, step: str) -> None:
+    """Raises UserError, with the steps that are there, unless the run keeps the encoder of this step."""
+    there = run.kept_steps()
+    if not step.isdecimal() or int(step) not in there:
+        some = ", ".join(map(str, there)) or "none"
+        raise UserError(
+            f"{run.path} has no checkpoint or snapshot of step {step!r}: there are {some} (of checkpoints the newest "
+            f"run.keep_checkpoints, of snapshots one every run.keep_every_steps)"
+        )
 
 
 def absolute_weights(path: str) -> str:
@@ -167,6 +179,8 @@ def read_weights(
         return _foreign(encoders_in(data, place), place, which, heads, give_heads)
     if not any((place / name).exists() for name in ("config.yaml", "manifest.json")) and not checkpoint.steps(place):
         raise UserError(f"{place} holds no weights: {GIVE}")
+    if checkpoint.tensor_groups(place) == [SNAPSHOT]:
+        return _of_snapshot(place, which)
     return _of_jepa(jepa_from_checkpoint(place, heads), place, which)
 
 
@@ -179,6 +193,17 @@ def _of_jepa(jepa: JEPA, place: Path, which: Which | None) -> Weights:
     )
     both: dict[Which, ViT] = {"encoder": jepa.encoder, "target_encoder": jepa.target_encoder}
     return Weights(str(place), both, which or method.which, images, method.conditioning, jepa.predictor, method)
+
+
+def _of_snapshot(place: Path, which: Which | None) -> Weights:
+    """The one encoder of a snapshot. Raises UserError for the other."""
+    found = checkpoint.load_checkpoint(place)
+    config = at_step(resolve(found.state["config"], where=str(place)), int(found.state["step"]))
+    if which not in (None, config.which):
+        raise UserError(f"{place} is a snapshot, of the {encoder_label(config.which)} alone, not also the {encoder_label(which)}")
+    vit = build_jepa(config).to_use
+    load_state(vit, found.tensors[SNAPSHOT], str(place))
+    return Weights(str(place), {config.which: vit}, config.which, config.images, config.conditioning, method=config)
 
 
 def _foreign(

@@ -31,6 +31,7 @@ CONTENTS = (
     "tensorboard",
     "wandb",
     "checkpoints",
+    "snapshots",
     "model",
     "evaluation",
     "report.html",
@@ -129,6 +130,20 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        """The encoder alone, every run.keep_every_steps."""
+        return self.path / "snapshots"
+
+    def kept_steps(self) -> list[int]:
+        """Steps of which the encoder is kept, in a checkpoint or a snapshot, oldest first."""
+        return sorted({*steps(self.checkpoints), *steps(self.snapshots)})
+
+    def at_step(self, step: int) -> Path:
+        """The checkpoint of one of `kept_steps`, or its snapshot where there is no checkpoint any more."""
+        whole = self.checkpoints / step_name(step)
+        return whole if whole.is_dir() else self.snapshots / step_name(step)
 
     @property
     def finished(self) -> bool:

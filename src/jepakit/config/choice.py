@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from jepakit.config.config import Config, RunSettings, merge, nested, validation_sentence
+from jepakit.config.config import Config, merge, nested, validation_sentence
 from jepakit.config.optim import Optim
 from jepakit.config.recipes import settings
 from jepakit.config.renamed import current_layer
+from jepakit.config.run_settings import RunSettings
 from jepakit.core.device import cores, device_of
 from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings

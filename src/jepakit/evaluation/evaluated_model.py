@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from jepakit.artifacts.checkpoint import pointed, step_name
-from jepakit.artifacts.load import build_jepa, jepa_from_checkpoint, load, run_and_step
+from jepakit.artifacts.load import build_jepa, load, read_weights, run_and_step
 from jepakit.artifacts.run import Run
-from jepakit.config.config import Config, RunSettings
+from jepakit.config.config import Config
+from jepakit.config.run_settings import RunSettings
 from jepakit.core.device import configure_cpu, device_of, precision_of
 from jepakit.core.errors import UserError
 from jepakit.core.files import user_path
@@ -95,16 +96,17 @@ def subject(path: Run | str | Path, out: str | Path | None = None) -> EvaluatedM
 
 
 def _run_subject(run: Run, folder: Path, step: int | None = None) -> EvaluatedModel:
-    path = run.path if step is None else run.checkpoints / step_name(step)
-    jepa = jepa_from_checkpoint(path)
-    config = jepa.method
+    path = run.path if step is None else run.at_step(step)
+    found = read_weights(path)
+    config = found.method
     assert isinstance(config, Config)  # that of a run always is
     if config.init.path:
         log.warning("%s began with weights of %s: whether those saw the test images is not known", run.path, config.init.path)
     if config.target.kind == "features" and config.target.teacher:
         log.warning("%s learnt from %s: whether that saw the test images is not known", run.path, config.target.teacher)
-    both: dict[Which, ViT] = {config.which: jepa.to_use, "target_encoder": jepa.target_encoder, "encoder": jepa.encoder}
-    vits = {**{encoder_label(which): vit for which, vit in both.items()}, UNTRAINED_NAME: build_jepa(config).encoder}
+    order: tuple[Which, ...] = (found.which, "target_encoder", "encoder")
+    both = {encoder_label(which): found.encoders[which] for which in order if which in found.encoders}
+    vits = {**both, UNTRAINED_NAME: build_jepa(config).encoder}
     encoders = {name: Encoder(vit, config.images, config.conditioning) for name, vit in vits.items()}
     return _subject(encoders, folder, config.masking, config.run, config.data, config, _trained(path))
 

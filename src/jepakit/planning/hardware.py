@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from jepakit.config.config import RunSettings
+from jepakit.config.run_settings import RunSettings
 from jepakit.core.device import device_of, precision_of
 from jepakit.core.errors import UserError, nearest
 

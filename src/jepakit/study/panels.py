@@ -15,7 +15,7 @@ from jepakit.core.errors import UserError, nearest
 from jepakit.study.cells import Cell, Change, Look, configuration, evaluations, words
 from jepakit.study.table import OWN
 
-SNAPSHOTS = 4  # checkpoints of a run that is judged on its way, evenly
+SNAPSHOTS = 4  # snapshots of a run that is judged on its way, evenly
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ def layout(
 
 
 def snapshot_settings(panels: Sequence[Panel], steps: int) -> dict[str, int]:
-    """Settings of `run` that keep the checkpoints which points before a run's end are judged at."""
+    """Settings of `run` that keep the encoders which points before a run's end are judged at."""
     if all(point.share == 1 for panel in panels for point in panel.points):
         return {}
-    return {"save_every_steps": max(1, steps // SNAPSHOTS), "keep_checkpoints": 2 * SNAPSHOTS}
+    return {"keep_every_steps": max(1, steps // SNAPSHOTS)}
 
 
 def _look(point: Point, steps: int, evaluation: Sequence[str]) -> Look | None:

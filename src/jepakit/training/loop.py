@@ -83,16 +83,20 @@ def _train_phase(training: Training, run: Run, online: OnlineProbe | None, stop:
             done = training.step + 1
             log_now = done % config.run.log_every_steps == 0 or done == end
             save_now = done % config.run.save_every_steps == 0 or done == end
+            keep_now = config.run.keep_every_steps is not None and done % config.run.keep_every_steps == 0
             now = training.schedule.at(training.step)
-            check = log_now or save_now or training.device.type == "cpu"  # reading the loss makes CUDA wait
+            check = log_now or save_now or keep_now or training.device.type == "cpu"  # reading the loss makes CUDA wait
             out, norm = training.train_step(batch, now, check=check, rows=log_now)
             training.step = done
-            if log_now or save_now:
+            if log_now or save_now or keep_now:
                 training.agree_on_bad_images()
             if log_now:
                 whole, jepa = batch.with_all_masks(), _to_probe(training, online)
                 if distributed.is_main():
                     watched.log(done, whole, out, norm, now, jepa, training.dtype)
+            if keep_now:  # before the checkpoint that a run goes on from, so that none is missing
+                training.require_finite(out, norm)
+                training.save_snapshot(run)
             if save_now or stop.is_set():
                 training.require_finite(out, norm)
                 saved = hooks.save(training, run)

@@ -5,7 +5,7 @@ All that varies in time is a function of the step, so a checkpoint is weights, o
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jepakit.artifacts import checkpoint
 from jepakit.artifacts.checkpoint import Checkpoint
-from jepakit.artifacts.load import build_jepa
+from jepakit.artifacts.load import SNAPSHOT, build_jepa
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
 from jepakit.config.optim import Schedule, ScheduleValues, apply_schedule, gradient_norm, optimizer
@@ -208,6 +208,16 @@ class Training:
         """A checkpoint of this step, which rank 0 writes. False, with a warning, if it cannot be written; UserError where weights
         are not finite."""
         weights, moments = parallel.whole(self.jepa.state_dict()), parallel.whole(self.moments())
+        tensors, keep = {"model": weights, **({"optimizer": moments} if moments else {})}, self.config.run.keep_checkpoints
+        return self._written(tensors, lambda found: checkpoint.save(run.checkpoints, self.step, found, keep))
+
+    def save_snapshot(self, run: Run) -> bool:
+        """The encoder of this step alone, the one that is judged, which stays (run.keep_every_steps). Else as `save`."""
+        tensors = {SNAPSHOT: parallel.whole(self.jepa.to_use.state_dict())}
+        return self._written(tensors, lambda found: checkpoint.save_snapshot(run.snapshots, self.step, found))
+
+    def _written(self, tensors: dict[str, dict[str, Tensor]], write: Callable[[Checkpoint], bool]) -> bool:
+        """Have rank 0 write these, with what is to be known of the step. Raises UserError where they are not finite."""
         state = {
             "step": self.step,
             "finished": self.step == self.steps,
@@ -219,14 +229,13 @@ class Training:
             "config": self.config.model_dump(mode="json"),
             **({"teacher": self.teacher.digest} if self.teacher else {}),
         }
-        tensors = {"model": weights, **({"optimizer": moments} if moments else {})}
 
-        def write() -> bool:
+        def checked() -> bool:
             if bad := checkpoint.not_finite(tensors):
                 raise UserError(f"at step {self.step} {bad} is not finite: the step is not saved, {LAST_IS_GOOD}")
-            return checkpoint.save(run.checkpoints, self.step, Checkpoint(tensors, state), self.config.run.keep_checkpoints)
+            return write(Checkpoint(tensors, state))
 
-        return distributed.from_main(write)
+        return distributed.from_main(checked)
 
     def restore(self, found: Checkpoint) -> None:
         """Take up a checkpoint. Raises UserError if the data are others."""

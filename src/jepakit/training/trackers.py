@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from jepakit.artifacts.run import Run
-from jepakit.config.config import Config, RunSettings
+from jepakit.config.config import Config
+from jepakit.config.run_settings import RunSettings
 from jepakit.core.errors import UserError, line_of
 from jepakit.core.files import save_json
 

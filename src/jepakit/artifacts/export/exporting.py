@@ -151,7 +151,7 @@ def of_run(path: Run | str | Path) -> tuple[Config | None, Path | None]:
     that step's results; None for what is of no run: a file that only lies in one is not taken to be of it."""
     given, step = run_and_step(user_path(path, "the encoder"))
     given, name = given.absolute(), "" if step is None else step_name(step)
-    if given.parent.name == "checkpoints":
+    if given.parent.name in ("checkpoints", "snapshots"):
         given, name = given.parents[1], pointed(given).resolve().name
     elif given.name == "model":
         given = given.parent

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jepakit.artifacts.load import load, run_and_step
 from jepakit.artifacts.run import Run
-from jepakit.config.config import RunSettings
+from jepakit.config.run_settings import RunSettings
 from jepakit.core.device import PRECISIONS, autocast, configure_cpu, cores, device_of, precision_of
 from jepakit.core.errors import UserError, nearest, plain
 from jepakit.core.files import user_path
