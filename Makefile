@@ -3,7 +3,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test parity lint bench clean
+.PHONY: install demo test long parity lint bench clean
 
 install: $(VENV)/.core
 
@@ -21,6 +21,9 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev
 	$(PY) -m pytest -n auto
+
+long: $(VENV)/.dev
+	$(PY) -m pytest -m long
 
 # Beside timm, which brings torchvision: in an environment of its own (a torchvision of another build breaks transformers)
 parity:

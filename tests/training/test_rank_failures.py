@@ -6,7 +6,6 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,9 @@ from jepakit.artifacts.checkpoint import steps
 from jepakit.artifacts.run import Run
 from jepakit.core import distributed
 from jepakit.core.distributed import AgreedError
-from launch import SMALL, made_images, started, torchrun, workers_of
+from launch import SMALL, made_images, started, torchrun, until, workers_of
 
-LENGTH = 300
+LENGTH = 200
 
 
 @pytest.fixture(scope="module")
@@ -31,43 +30,42 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pretraining(place: Path, out: str, *words: str) -> list[str]:
     """The words after torchrun's."""
-    how = [*SMALL, f"optim.steps={LENGTH}", "run.save_every_steps=20", *words]
+    how = [*SMALL, f"optim.steps={LENGTH}", "run.save_every_steps=10", *words]
     return ["-m", "jepakit", "pretrain", "--data", str(place / "waves.npz"), "--recipe", "demo", "--out", str(place / out), *how]
-
-
-def until(ready: Callable[[], object], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.05)
 
 
 def newest(run: Run) -> int:
     return max(steps(run.checkpoints), default=-1)
 
 
+def times_resumed(run: Run) -> int:
+    return (run.path / "run.log").read_text().count("resumed at step")
+
+
 def weights(run: Run) -> dict[str, torch.Tensor]:
     return load_file(run.checkpoints / f"step-{LENGTH:08d}" / "model.safetensors")
 
 
-def test_killed_ranks_and_a_corrupt_checkpoint_leave_no_trace_in_the_bits(place: Path) -> None:
-    with started([*torchrun(2), *pretraining(place, "whole")], place / "whole.txt") as process:
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.long)])
+def test_killed_ranks_and_a_corrupt_checkpoint_leave_no_trace_in_the_bits(place: Path, kills: int) -> None:
+    with started([*torchrun(2), *pretraining(place, "whole", "--overwrite")], place / "whole.txt") as process:
         assert process.wait(120) == 0, (place / "whole.txt").read_text()[-2000:]
-    run, rng = Run(place / "broken"), random.Random(0)
-    with started([*torchrun(2, "--max-restarts", "4"), *pretraining(place, "broken")], place / "broken.txt") as process:
-        for number, step in enumerate((40, 100, 180)):
-            until(lambda step=step: newest(run) >= step)  # type: ignore[misc]
+    run, rng = Run(place / f"killed{kills}"), random.Random(0)
+    command = [*torchrun(2, "--max-restarts", str(kills)), *pretraining(place, run.path.name)]
+    with started(command, place / "killed.txt") as process:
+        for number in range(kills):
+            begun = newest(run)
+            until(lambda begun=begun: newest(run) > max(begun, 0))  # type: ignore[misc]
             if number == 1:
                 file = run.checkpoints / f"step-{newest(run):08d}" / "model.safetensors"
                 content = bytearray(file.read_bytes())
                 content[-1] ^= 1
                 file.write_bytes(content)
             os.kill(rng.choice(workers_of(process.pid)), signal.SIGKILL)
-            before = (run.path / "run.log").read_text().count("resumed at step")
-            until(lambda before=before: (run.path / "run.log").read_text().count("resumed at step") > before, 60)  # type: ignore[misc]
-        assert process.wait(120) == 0, (place / "broken.txt").read_text()[-2000:]
+            until(lambda number=number: times_resumed(run) > number, 60)  # type: ignore[misc]
+        assert process.wait(120) == 0, (place / "killed.txt").read_text()[-2000:]
     said = (run.path / "run.log").read_text()
-    assert said.count("resumed at step") == 3 and "is corrupt, falling back to the one before" in said
+    assert times_resumed(run) == kills and "is corrupt, falling back to the one before" in said
     one, other = weights(Run(place / "whole")), weights(run)
     assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
     assert [row["loss"] for row in run.metrics()] == [row["loss"] for row in Run(place / "whole").metrics()]
@@ -86,8 +84,8 @@ def test_a_rank_that_hangs_is_named_and_the_group_ends(place: Path) -> None:
     assert f"rank 1 ({os.uname().nodename}, process {worker}) ended or hangs in step " in said, said[-2000:]
 
 
-@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(place: Path, which: signal.Signals) -> None:
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(place: Path) -> None:
+    which = signal.SIGUSR1  # SIGTERM: test_distributed.py
     run = Run(place / which.name)
     with started([*torchrun(2), *pretraining(place, which.name)], place / f"{which.name}.txt") as process:
         until(lambda: newest(run) >= 20)
