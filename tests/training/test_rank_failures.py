@@ -46,7 +46,7 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return load_file(run.checkpoints / f"step-{LENGTH:08d}" / "model.safetensors")
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=[pytest.mark.long, pytest.mark.timeout(1500)])])
 def test_killed_ranks_and_a_corrupt_checkpoint_leave_no_trace_in_the_bits(place: Path, kills: int) -> None:
     with started([*torchrun(2), *pretraining(place, "whole", "--overwrite")], place / "whole.txt") as process:
         assert process.wait(120) == 0, (place / "whole.txt").read_text()[-2000:]
