@@ -6,14 +6,20 @@ from typing import Annotated, Any
 import typer
 
 from jepakit.cli.options import (
+    AggregateOption,
+    EvaluateWords,
     GroupsOption,
     ImageOption,
     KindOption,
     LabelsOption,
     ListedOption,
+    MetricOption,
     SettingWords,
+    ShortcutsOption,
     SplitsOption,
+    StepsOption,
     TableOption,
+    TasksOption,
     app,
 )
 from jepakit.core.errors import UserError
@@ -85,21 +91,10 @@ def pretrain(
 
 @app.command()
 def evaluate(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN [RUN_B] [group.key=value ...]",
-            help="A run, or any encoder that jepakit.load takes; two are compared. Settings of tasks: knn.k=10 ...",
-        ),
-    ],
+    words: EvaluateWords,
     data: Annotated[str | None, typer.Option(help="Labelled images; default: the run's own.")] = None,
-    tasks: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated: rankme, lidar, knn, linear, transfer, low_shot, attentive; 'frozen' for all these; "
-            "finetune; segmentation or davis, with --data of that kind."
-        ),
-    ] = "rankme,knn,linear",
+    tasks: TasksOption = "rankme,knn,linear",
+    steps: StepsOption = None,
     table: TableOption = None,
     labels: LabelsOption = None,
     groups: GroupsOption = None,
@@ -107,49 +102,49 @@ def evaluate(
     image: ImageOption = None,
     kind: KindOption = None,
     listed: ListedOption = False,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            help="What counts and chooses settings on the validation fifth: accuracy, balanced_accuracy, macro_f1, auroc, "
-            "average_precision; of numbers r2, mae, spearman. Several, with commas: two runs are compared by each."
-        ),
-    ] = None,
-    aggregate: Annotated[
-        str | None,
-        typer.Option(metavar="group", help="group: one answer for each group (slices of a volume): features averaged."),
-    ] = None,
-    shortcuts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COL",
-            help="Other labels of the images, such as site or scanner: whether features tell it, and whether the label holds "
-            "on one that training did not see.",
-        ),
-    ] = None,
+    metric: MetricOption = None,
+    aggregate: AggregateOption = None,
+    shortcuts: ShortcutsOption = None,
     out: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluation.")] = None,
 ) -> None:
     """Judge a frozen encoder beside honest baselines; writes RUN/evaluation/."""
+    runs = [word for word in words if "=" not in word or Path(word).exists()]
+    asked = {"metric": metric, "aggregate": aggregate, "shortcuts": shortcuts}
+    settings = [word for word in words if word not in runs] + [f"{key}={value}" for key, value in asked.items() if value]
+    told: dict[str, Any] = {"table": table, "groups": groups, "splits": splits, "image": image, "as_": kind, "listed": listed}
+    told |= {"labels": labels, "out": out, "set": settings, "data": data, "tasks": tasks}
+    if steps is not None:
+        _judge_steps(runs, steps, told)
+    else:
+        _judge(runs, told)
+
+
+def _judge(runs: list[str], told: dict[str, Any]) -> None:
     from jepakit.evaluation.results import as_sentences, results_table
     from jepakit.evaluation.tasks import evaluate as judge
     from jepakit.evaluation.tasks import evaluate_both
 
-    runs = [word for word in words if "=" not in word or Path(word).exists()]
-    wanted = [task.strip() for task in tasks.split(",")]
-    settings = [word for word in words if word not in runs]
-    settings += [f"metric={metric}"] if metric else []
-    settings += [f"aggregate={aggregate}"] if aggregate else []
-    settings += [f"shortcuts={shortcuts}"] if shortcuts else []
-    told: dict[str, Any] = {"table": table, "groups": groups, "splits": splits, "image": image, "as_": kind, "listed": listed}
-    told |= {"labels": labels, "out": out, "set": settings}
     if len(runs) == 1:
-        print(results_table(judge(runs[0], data, wanted, **told)))
+        print(results_table(judge(runs[0], **told)))
     elif len(runs) == 2:
-        results, found = evaluate_both(runs, data, wanted, **told)
+        results, found = evaluate_both(runs, **told)
         for run, each in zip(runs, results, strict=True):
             print(f"{run}\n{results_table(each)}\n")
         print(as_sentences(found, *runs))
     else:
-        raise UserError(f"evaluate takes one run, or two to compare, not {len(runs)}")
+        raise UserError(f"evaluate takes one run, or two to compare (with --steps any number), not {len(runs)}")
+
+
+def _judge_steps(runs: list[str], steps: str, told: dict[str, Any]) -> None:
+    from jepakit.evaluation.steps.evaluate_steps import evaluate_steps
+    from jepakit.evaluation.steps.step_results import steps_table
+
+    if not runs:
+        raise UserError("evaluate --steps takes a run, or several, and got none")
+    results, figure = evaluate_steps(runs, steps, **told)
+    for run, each in zip(runs, results, strict=True):
+        print(f"{run}\n{steps_table(each)}\n")
+    print(f"metric against images seen: {figure}; jepakit report {' '.join(runs)} shows it")
 
 
 @app.command()

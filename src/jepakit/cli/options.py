@@ -43,6 +43,47 @@ KindOption = Annotated[str | None, typer.Option("--as", metavar="KIND", help="Wh
 ListedOption = Annotated[
     bool, typer.Option("--listed", help="The images are those that the table names, as paths below --data, and no others.")
 ]
+EvaluateWords = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN [RUN_B] [group.key=value ...]",
+        help="A run, or any encoder that jepakit.load takes; two are compared. Settings of tasks: knn.k=10 ...",
+    ),
+]
+TasksOption = Annotated[
+    str,
+    typer.Option(
+        help="Comma-separated: rankme, lidar, knn, linear, transfer, low_shot, attentive; 'frozen' for all these; "
+        "finetune; segmentation or davis, with --data of that kind."
+    ),
+]
+StepsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="all|N,M,...",
+        help="Judge the encoder of each of these steps of a run, or of several (run.keep_every_steps keeps them): metric against "
+        "images seen, and which step is best.",
+    ),
+]
+MetricOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What counts and chooses settings on the validation fifth: accuracy, balanced_accuracy, macro_f1, auroc, "
+        "average_precision; of numbers r2, mae, spearman. Several, with commas: two runs are compared by each."
+    ),
+]
+AggregateOption = Annotated[
+    str | None,
+    typer.Option(metavar="group", help="group: one answer for each group (slices of a volume): features averaged."),
+]
+ShortcutsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COL",
+        help="Other labels of the images, such as site or scanner: whether features tell it, and whether the label holds "
+        "on one that training did not see.",
+    ),
+]
 
 
 def _say_version(asked: bool) -> None:

@@ -53,6 +53,11 @@ class EvaluatedModel:
         """The judged encoder."""
         return self.encoders[self.name]
 
+    @property
+    def conditioned_names(self) -> list[str]:
+        """Encoders that are told positions."""
+        return [name for name, encoder in self.encoders.items() if encoder.conditioning is not None]
+
     def conditioned(self, given: Mapping[str, Any]) -> "EvaluatedModel":
         """The same with these settings of the run's conditioning at inference (none: as it is). Raises UserError where the
         encoder was trained without conditioning."""

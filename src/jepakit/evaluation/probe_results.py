@@ -22,6 +22,7 @@ from jepakit.evaluation.split import Split, SplitRows, train_and_test
 from jepakit.model.method import Which, encoder_label
 
 ResultRow = dict[str, Any]
+Baselines = dict[str, dict[str, tuple[ResultRow, Predictions]]]  # by task and name, what was found and what was said
 MAJORITY = "majority class"
 WITHOUT_IMAGES: dict[LabelKind, str] = {"class": MAJORITY, "multi": "shares of labels", "number": "mean number"}
 CONFUSION_IN_JSON = 100  # classes
@@ -116,6 +117,15 @@ class ProbeResults:
         """Note one result that was judged."""
         self.rows.append(row)
         self.predictions[row["name"]] = predictions
+
+    def share(self, baselines: dict[str, tuple[ResultRow, Predictions]], judged: str) -> None:
+        """Add what is here of all but the judged encoder to the baselines, and what is there to this."""
+        for row in self.rows:
+            if row["name"] != judged:
+                baselines.setdefault(row["name"], (row, self.predictions[row["name"]]))
+        for name, outcome in baselines.items():
+            if name not in self.predictions:
+                self.note(*outcome)
 
     def save(self, folder: Path, task: str, protocol: Protocol) -> list[ResultRow]:
         """Add what needs no image as a baseline, write TASK.json and TASK.npz to the folder, and return the rows."""

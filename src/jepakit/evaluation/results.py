@@ -85,7 +85,7 @@ def results_table(results: Mapping[str, Sequence[ResultRow]]) -> str:
     lines = [f"{'':20}" + "".join(f"{task:>26}" for task in tasks)]
     for name in names:
         cells = [next((row for row in results[task] if row["name"] == name), {}) for task in tasks]
-        lines.append(f"{name:20}" + "".join(f"{_cell(task, row):>26}" for task, row in zip(tasks, cells, strict=True)))
+        lines.append(f"{name:20}" + "".join(f"{figure_text(task, row):>26}" for task, row in zip(tasks, cells, strict=True)))
     warnings = {f"{task}: {row['warning']}" for task in tasks for row in results[task] if "warning" in row}
     return "\n".join([*lines, *_other_metrics(results, tasks), *told, *sorted(warnings), *_lines_on_seen_images(results)])
 
@@ -99,7 +99,7 @@ def _other_metrics(results: Mapping[str, Sequence[ResultRow]], tasks: Sequence[s
     metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row["metrics"]))
     lines = [f"{name}, by each metric:"]
     for metric in metrics:
-        cells = (_cell(task, rows[task], metric) if task in rows else "" for task in tasks)
+        cells = (figure_text(task, rows[task], metric) if task in rows else "" for task in tasks)
         lines.append(f"  {METRIC_NAMES.get(metric, metric):18}" + "".join(f"{cell:>26}" for cell in cells))
     return lines
 
@@ -132,7 +132,8 @@ def as_sentences(found: Mapping[str, Mapping[str, Difference]], a: str, b: str) 
     return "\n".join(lines)
 
 
-def _cell(task: str, row: ResultRow, metric: str | None = None) -> str:
+def figure_text(task: str, row: ResultRow, metric: str | None = None) -> str:
+    """A figure of a row with its interval; empty where there is none."""
     figure = counted_figure(task, row, metric)
     if not math.isfinite(figure.value):
         return ""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from jepakit.artifacts.run import Run
@@ -16,23 +15,23 @@ from jepakit.core.files import user_path
 from jepakit.data.labels.table import GivenTable, TableColumns, TableSettings, table_settings
 from jepakit.data.labels.table_labels import with_table
 from jepakit.data.opening import GivenImages, given_images, open_source
-from jepakit.data.sources import Labels, Source, evenly
+from jepakit.data.sources import Source
 from jepakit.data.statistics import read_usable
 from jepakit.evaluation.compare import Difference
 from jepakit.evaluation.dense.davis import davis
 from jepakit.evaluation.dense.segmentation import segmentation
 from jepakit.evaluation.evaluated_model import UNTRAINED_NAME, EvaluatedModel, subject
-from jepakit.evaluation.features import batches, extract
+from jepakit.evaluation.features import batches
 from jepakit.evaluation.pictures import save_pictures
 from jepakit.evaluation.probe_results import ProbeResults, ResultRow
 from jepakit.evaluation.probes.finetune import finetune
 from jepakit.evaluation.probes.finetune_recipe import recipe_for
 from jepakit.evaluation.probes.logistic import as_predictions
-from jepakit.evaluation.probes.protocol import LAST4, PROBES, TOKENS, Protocol
+from jepakit.evaluation.probes.protocol import PROBES, Protocol
 from jepakit.evaluation.probes.spectrum import lidar_rows, rankme_rows
-from jepakit.evaluation.probing import probe_features, require_probes, tasks_for_labels
+from jepakit.evaluation.probing import Question, probe_features
 from jepakit.evaluation.results import differences, save_rows
-from jepakit.evaluation.split import SplitRows, labelled
+from jepakit.evaluation.split import SplitRows
 from jepakit.evaluation.train_test_overlap import seen_in_training
 from jepakit.model.images import ImageSettings, require_square
 
@@ -89,8 +88,8 @@ def evaluate_both(
     tasks, protocol = chosen_tasks(tasks), settings_of(set)
     places = [None if out is None else user_path(out, "out") / str(n) for n in range(len(runs))]
     judged = [subject(run, place).conditioned(dict(protocol.conditioning)) for run, place in zip(runs, places, strict=True)]
-    if data is None and judged[0].data != judged[1].data:
-        raise UserError(f"the runs saw other images, {judged[0].data} and {judged[1].data}: say with --data which to compare on")
+    if data is None:
+        require_same_data(judged)
     if not {*tasks} & {*PROBES, "finetune"}:
         raise UserError(f"only {', '.join(PROBES)} and finetune can be paired: name one of them in --tasks")
     told = table_settings(table, columns)
@@ -107,20 +106,28 @@ def _evaluated(
     protocol: Protocol,
     table: TableSettings | None = None,
 ) -> dict[str, list[ResultRow]]:
-    if table is None and data is None and judged.config and judged.config.table.file:
-        table = judged.config.table
-    place, opened = (judged.data or "", None) if data is None else given_images(data, None if table else labels)
-    if not place:
-        raise UserError("which images? give --data SRC")
     dense = [task for task in tasks if task in DENSE]
+    if not dense:
+        return _on_images(judged, question_on(judged, data, tasks, labels, protocol, table))
+    place, opened, _ = _images_of(judged, data, labels, table)
     _require_turnable(judged.encoder.images, protocol, tasks)
-    if dense and opened:
+    if opened:
         raise UserError(f"{' and '.join(dense)} read a data set in its folder: give its path, not {opened.name}")
-    if dense:
-        return {
-            task: save_rows(judged.folder, task, place, _dense(judged, task, user_path(place), protocol), protocol)
-            for task in dense
-        }
+    root = user_path(place)
+    return {task: save_rows(judged.folder, task, place, _dense(judged, task, root, protocol), protocol) for task in dense}
+
+
+def question_on(
+    judged: EvaluatedModel,
+    data: GivenImages | None,
+    tasks: Sequence[str],
+    labels: str | None,
+    protocol: Protocol,
+    table: TableSettings | None,
+) -> Question:
+    """These tasks on images (default: the run's own), opened. Raises UserError as `evaluate`."""
+    place, opened, table = _images_of(judged, data, labels, table)
+    _require_turnable(judged.encoder.images, protocol, tasks)
     source = opened or open_source(place, labels, images=judged.encoder.images, table=table)
     if opened and table:
         with_table(opened, table.model_copy(update={"labels": labels}) if labels else table)
@@ -138,7 +145,26 @@ def _evaluated(
             sites = open_source(place, protocol.shortcuts, images=judged.encoder.images, table=of_sites).labels
         except UserError as error:
             raise UserError(f"--shortcuts {protocol.shortcuts}: {error}") from None
-    return _on_images(judged, source, tasks, protocol, seen, sites)
+    return Question.of(source, tasks, protocol, seen, sites)
+
+
+def require_same_data(judged: Sequence[EvaluatedModel]) -> None:
+    """Raises UserError where runs that are to be compared saw other images."""
+    other = next((each.data for each in judged if each.data != judged[0].data), judged[0].data)
+    if other != judged[0].data:
+        raise UserError(f"the runs saw other images, {judged[0].data} and {other}: say with --data which to compare on")
+
+
+def _images_of(
+    judged: EvaluatedModel, data: GivenImages | None, labels: str | None, table: TableSettings | None
+) -> tuple[str, Source | None, TableSettings | None]:
+    """Where the images lie, those that Python holds, and the table: without data the run's own. Raises UserError."""
+    if table is None and data is None and judged.config and judged.config.table.file:
+        table = judged.config.table
+    place, opened = (judged.data or "", None) if data is None else given_images(data, None if table else labels)
+    if not place:
+        raise UserError("which images? give --data SRC")
+    return place, opened, table
 
 
 def chosen_tasks(tasks: Sequence[str] | str) -> tuple[str, ...]:
@@ -167,55 +193,26 @@ def settings_of(words: Sequence[str] | str) -> Protocol:
         raise UserError(validation_sentence(error, "evaluate", Protocol)) from None
 
 
-def _on_images(
-    judged: EvaluatedModel,
-    source: Source,
-    tasks: Sequence[str],
-    protocol: Protocol,
-    seen: NDArray[np.bool_] | None = None,
-    sites: Labels | None = None,
-) -> dict[str, list[ResultRow]]:
-    labels, results = source.labels, {}
-    tasks = tasks_for_labels(tasks, labels)
-    probes = [task for task in tasks if task in PROBES and labels is not None]
-    learning = probes or ("finetune" in tasks and labels is not None)
-    if labels is not None and learning:
-        ids = labelled(source, labels, protocol.images_limit)
-        require_probes(source, labels, ids, protocol, sites)
-    else:  # RankMe alone needs no more than it counts
-        ids = evenly(len(source), min(protocol.images_limit or len(source), protocol.rankme.images))
-    made = "rankme" in tasks
+def _on_images(judged: EvaluatedModel, question: Question) -> dict[str, list[ResultRow]]:
+    source, tasks, protocol = question.source, question.tasks, question.protocol
+    labels, ids, results, made = source.labels, question.ids, dict[str, list[ResultRow]](), "rankme" in tasks
     if made:
-        features, ids = extract(
-            source,
-            judged.encoders,
-            ids,
-            whole_image=labels is not None and labels.whole_image,
-            last4=bool({*probes} & LAST4),
-            tokens=bool({*probes} & TOKENS),
-            precision=judged.precision,
-            seconds=judged.seconds,
-            symmetry=protocol.symmetry,
-        )
-        conditioned = [name for name, encoder in judged.encoders.items() if encoder.conditioning is not None]
-        rows = rankme_rows(features, protocol.rankme, conditioned)
+        features, ids = question.features(judged)
+        rows = rankme_rows(features, protocol.rankme, judged.conditioned_names)
         results["rankme"] = save_rows(judged.folder, "rankme", source.name, rows, protocol)
         if judged.config:
             save_pictures(judged.folder / "pictures.npz", judged.config, source, features[judged.name].last, ids)
-    about: dict[str, Any] = {"seen": seen, "known": judged.trained is not None, "metric": protocol.metric}
-    if made and labels is not None and probes:
-        results |= probe_features(judged, source, labels, ids, features, probes, protocol, about, sites)
+        if question.probes:
+            results |= probe_features(judged, question, ids, features)
     if "lidar" in tasks:
-        rows = lidar_rows(
-            source, judged.encoders, judged.masking, protocol.lidar, protocol.seed, judged.precision, judged.seconds
-        )
+        how = (judged.masking, protocol.lidar, protocol.seed, judged.precision, judged.seconds)
+        rows = lidar_rows(source, judged.encoders, *how)
         results["lidar"] = save_rows(judged.folder, "lidar", source.name, rows, protocol)
     if "finetune" in tasks and labels is not None:
         ids = ids if made else _readable(source, ids, judged.encoder.images, judged.seconds)
-        grouped = protocol.aggregate == "group"
-        results["finetune"] = _finetuned(judged, ProbeResults.of(source, labels, ids, **about, grouped=grouped), protocol)
-    if labels is None and {*tasks} - {"rankme", "lidar"}:
-        log.warning("%s has no labels: put images into sub-folders, one a class, to probe; RankMe was measured", source.name)
+        empty = question.results(judged, labels, ids, grouped=protocol.aggregate == "group")
+        results["finetune"] = _finetuned(judged, empty, protocol)
+    question.say_if_unlabelled()
     return results
 
 

@@ -13,6 +13,7 @@ from jepakit.core.counted import METRIC_NAMES, Counted
 from jepakit.core.errors import UserError, checked
 from jepakit.core.files import user_path
 
+from .along_run import along_run
 from .class_tables import class_tables
 from .figures import finite_values, masks, neighbour_rows, panels, short
 from .reading import PROBE_NAMES, RANKS, MetricsRow, Result, RunFiles, RunFolderError, lookup, number, read
@@ -76,6 +77,7 @@ def _render(runs: Sequence[RunFiles]) -> str:
         summaries={run.name: _summary(run) for run in runs},
         facts=_facts(runs),
         panels=panels([run.metrics.series for run in runs], sorted({run.change for run in runs} - {0})),
+        along=along_run(runs),
         probes=[_probe_table(task, runs) for task in PROBE_NAMES if any(task in run.results for run in runs)],
         ranks=_rank_table(runs),
         masks={run.name: masks(run.pictures, 8 if len(runs) == 1 else 4) for run in runs},

@@ -61,6 +61,7 @@ class RunFiles:
     metrics: Metrics
     results: Mapping[str, Result]
     pictures: Mapping[str, NDArray[Any]]
+    steps: Mapping[str, Any]  # of `evaluate --steps`: images seen and results of each, baselines, sentences
 
     @property
     def colour(self) -> int:
@@ -107,7 +108,8 @@ def read(folder: Path, index: int, folders: Sequence[Path]) -> RunFiles:
     files = {task: folder / "evaluation" / f"{task}.json" for task in (*PROBE_NAMES, *RANKS)}
     results = {task: _result(file, task) for task, file in files.items() if file.is_file()}
     pictures = _pictures(folder / "evaluation" / "pictures.npz")
-    return RunFiles(index, _name(index, folders), config, text, _metrics(folder / "metrics.jsonl"), results, pictures)
+    steps = _steps(folder / "evaluation" / "steps.json")
+    return RunFiles(index, _name(index, folders), config, text, _metrics(folder / "metrics.jsonl"), results, pictures, steps)
 
 
 def lookup(config: Mapping[str, Any], dotted: str) -> Any:
@@ -168,6 +170,18 @@ def _result(path: Path, task: str) -> Result:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunFolderError(f"{path} is not the result of a task.") from error
     return {**result, "rows": rows}
+
+
+def _steps(path: Path) -> Mapping[str, Any]:
+    """What `evaluate --steps` left; empty where it left nothing. Raises RunFolderError for another file."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        steps = [(int(step["images"]), dict(step["results"])) for step in found["steps"]]
+        return {"steps": steps, "baselines": dict(found["baselines"]), "said": list(found["said"]), "of": found["of"]}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunFolderError(f"{path} is not the result of evaluate --steps.") from error
 
 
 def _pictures(path: Path) -> dict[str, NDArray[Any]]:

@@ -3,12 +3,13 @@
 n training samples, m test samples, D features, T patch tokens, K classes.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from jepakit.core.settings import Settings
 from jepakit.data.sources import LabelKind
 from jepakit.evaluation.features import FrozenFeatures
-from jepakit.evaluation.metrics import Predictions
+from jepakit.evaluation.metrics import LESS_IS_BETTER, Predictions, goodness
 from jepakit.evaluation.probes.attentive import attentive
 from jepakit.evaluation.probes.finetune_recipe import FineTuning
 from jepakit.evaluation.probes.knn import knn_scores
@@ -189,3 +190,22 @@ PROBES: dict[str, Callable[[FrozenFeatures, FrozenFeatures, ProbeLabels, Protoco
 LAST4 = {"linear", "transfer"}  # probes that look at the last four blocks
 TOKENS = {"attentive"}  # probes that look at patch tokens
 NOT_OF_NUMBERS = {"transfer", "logistic"}  # recipes of classifiers
+
+
+def on_held_fifth(task: str, train: FrozenFeatures, y: ProbeLabels, about: Mapping[str, Any], protocol: Protocol) -> float | None:
+    """The metric on the held fifth of the training samples, of a probe that learnt from the others; about: its account.
+
+    None where nothing can be held out, and for low-shot, which has nothing to spare.
+    """
+    sign, held = -1 if y.metric in LESS_IS_BETTER else 1, validation_fifth(y.train.numpy(), y.groups)
+    if task == "low_shot" or not held.any():
+        return None
+    if "head" in about:  # of linear probes, which are chosen so
+        return float(about["head"][y.metric]["held"])
+    if tried := about.get(f"held_{y.metric}"):
+        return float(max(tried.values(), key=lambda value: sign * value))
+    learnt, asked = (np.nonzero(rows)[0] for rows in (~held, held))
+    groups = None if y.groups is None else y.groups[learnt]
+    of_fifth = replace(y, train=y.train[torch.from_numpy(learnt)], test=y.train[torch.from_numpy(asked)], groups=groups)
+    found, _ = PROBES[task](train.rows(learnt), train.rows(asked), of_fifth, protocol)
+    return sign * goodness(y.metric, found, of_fifth.test.numpy())
