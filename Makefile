@@ -46,6 +46,7 @@ bench: $(VENV)/.dev
 	$(PY) benchmarks/gpu.py --smoke
 	$(PY) benchmarks/growth.py --smoke
 	$(PY) benchmarks/embed.py --smoke
+	$(PY) benchmarks/steps.py --smoke
 	$(PY) benchmarks/studies.py
 	$(VENV)/bin/jepakit study small-data --scale smoke --out $$(mktemp -d)
 
