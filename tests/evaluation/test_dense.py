@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jepakit.core.errors import UserError
 from jepakit.evaluation.compare import exact
-from jepakit.evaluation.dense.annotated import label_image, open_annotated, read_labels
+from jepakit.evaluation.dense.annotated import open_annotated
 from jepakit.evaluation.dense.davis import (
     Propagation,
     boundary,
@@ -30,6 +30,7 @@ from jepakit.evaluation.dense.davis import (
 )
 from jepakit.evaluation.dense.detection import Pyramid, mask_rcnn, pyramid_blocks
 from jepakit.evaluation.dense.iou import confusion, iou, miou, pixel_accuracy, resamples
+from jepakit.evaluation.dense.label_images import LabelValues, label_image, read_labels
 from jepakit.evaluation.dense.patch_tokens import PatchTokens
 from jepakit.evaluation.dense.segmentation import PixelHead, _cached, segmentation
 from jepakit.model.conditioning import PositionConditioning
@@ -195,8 +196,8 @@ def test_labels_are_shifted_where_zero_is_other_and_classes_are_as_many_as_found
     assert open_annotated(root, zero_is_other=False).classes == 3
     file = root / "annotations" / "training" / "0.png"
     raw = np.array(Image.open(file))
-    np.testing.assert_array_equal(read_labels(file, True), raw.astype(int) - 1)
-    np.testing.assert_array_equal(read_labels(file, False), raw)
+    np.testing.assert_array_equal(read_labels(file, LabelValues(True)), raw.astype(int) - 1)
+    np.testing.assert_array_equal(read_labels(file, LabelValues(False)), raw)
     assert open_annotated(root).pixels.sum() == 10 * (24 * 32 - 20)
 
 
@@ -204,7 +205,7 @@ def test_labels_of_palette_and_of_16_bits_are_their_numbers(tmp_path: Path) -> N
     save(tmp_path / "p.png", np.array([[0, 2], [1, 255]], np.uint8), "P")
     np.testing.assert_array_equal(label_image(tmp_path / "p.png"), [[0, 2], [1, 255]])
     Image.fromarray(np.array([[0, 255], [300, 65535]], np.uint16)).save(tmp_path / "deep.png")
-    np.testing.assert_array_equal(read_labels(tmp_path / "deep.png", True), [[-1, 254], [299, -1]])
+    np.testing.assert_array_equal(read_labels(tmp_path / "deep.png", LabelValues(True)), [[-1, 254], [299, -1]])
 
 
 def test_wrong_folders_are_told_in_one_sentence(tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_wrong_folders_are_told_in_one_sentence(tmp_path: Path) -> None:
     root = ade(tmp_path / "alone")
     (root / "annotations" / "validation" / "2.png").unlink()
     assert "'2'" in told(root) and "4 images, 3 label images" in told(root)
-    save(root / "annotations" / "validation" / "2.png", np.zeros((24, 32, 3), np.uint8))
+    save(root / "annotations" / "validation" / "2.png", COLOURS[label_map(np.random.RandomState(0))])
     assert "one channel" in told(root) and "RGB" in told(root)
     save(root / "annotations" / "validation" / "2.png", np.ones((32, 24), np.uint8))
     assert "differ in size" in told(root)

@@ -72,7 +72,7 @@ def test_a_run_of_images_without_an_up_resumes_and_is_judged_so(tmp_path: Path) 
     assert run.config.images.symmetry == "d4" and "symmetry: d4" in (run.path / "config.yaml").read_text()
     evaluate(run, str(data), "knn", set=["symmetry=d4"])
     assert '"symmetry": "d4"' in (run.path / "evaluation" / "knn.json").read_text()
-    with pytest.raises(UserError, match="symmetry=mirror: segmentation and davis average nothing"):
+    with pytest.raises(UserError, match="symmetry=mirror: segmentation, boxes, davis average nothing"):
         evaluate(run, str(data), "segmentation", set=["symmetry=mirror"])
     wide = pretrain(str(data), tmp_path / "wide", method="ijepa", set=[*TINY, "images.size=[16,32]"])
     for words, tasks in (("symmetry=d4", "knn"), ("finetune.symmetry=d4", "finetune")):

@@ -54,7 +54,7 @@ TasksOption = Annotated[
     str,
     typer.Option(
         help="Comma-separated: rankme, lidar, knn, linear, transfer, low_shot, attentive; 'frozen' for all these; "
-        "finetune; segmentation or davis, with --data of that kind."
+        "finetune; segmentation, boxes or davis, with --data of that kind."
     ),
 ]
 StepsOption = Annotated[

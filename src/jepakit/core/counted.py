@@ -4,11 +4,14 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-FIGURE_OF_TASK = {"rankme": "rankme", "lidar": "lidar", "segmentation": "miou", "davis": "j_and_f"}  # others: as the row says
+FIGURE_OF_TASK = {  # others: as the row says
+    "rankme": "rankme", "lidar": "lidar", "segmentation": "miou", "boxes": "miou", "davis": "j_and_f",
+}  # fmt: skip
 NO_SHARES = ("rankme", "lidar", "r2", "mae", "spearman")  # figures that are not told in per cent
 METRIC_NAMES = {
     "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "auroc": "AUROC", "average_precision": "average precision",
-    "r2": "R²", "mae": "MAE", "spearman": "Spearman's ρ", "miou": "mIoU", "j_and_f": "J&F", "rankme": "RankMe", "lidar": "LiDAR",
+    "r2": "R²", "mae": "MAE", "spearman": "Spearman's ρ", "miou": "mIoU", "iou": "IoU",
+    "j_and_f": "J&F", "rankme": "RankMe", "lidar": "LiDAR",
 }  # fmt: skip
 
 

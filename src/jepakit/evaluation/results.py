@@ -19,6 +19,8 @@ from jepakit.evaluation.probes.protocol import Protocol
 from jepakit.evaluation.shortcuts import shortcuts_table
 from jepakit.model.method import Which, encoder_label
 
+IOUS_SHOWN = 24  # classes in a line
+
 
 def save_rows(folder: Path, task: str, data: str, rows: list[ResultRow], protocol: Protocol) -> list[ResultRow]:
     """Write and return the rows of a task that does not classify test samples one by one."""
@@ -87,7 +89,9 @@ def results_table(results: Mapping[str, Sequence[ResultRow]]) -> str:
         cells = [next((row for row in results[task] if row["name"] == name), {}) for task in tasks]
         lines.append(f"{name:20}" + "".join(f"{figure_text(task, row):>26}" for task, row in zip(tasks, cells, strict=True)))
     warnings = {f"{task}: {row['warning']}" for task in tasks for row in results[task] if "warning" in row}
-    return "\n".join([*lines, *_other_metrics(results, tasks), *told, *sorted(warnings), *_lines_on_seen_images(results)])
+    return "\n".join(
+        [*lines, *_other_metrics(results, tasks), *_ious(results), *told, *sorted(warnings), *_lines_on_seen_images(results)]
+    )
 
 
 def _other_metrics(results: Mapping[str, Sequence[ResultRow]], tasks: Sequence[str]) -> list[str]:
@@ -101,6 +105,19 @@ def _other_metrics(results: Mapping[str, Sequence[ResultRow]], tasks: Sequence[s
     for metric in metrics:
         cells = (figure_text(task, rows[task], metric) if task in rows else "" for task in tasks)
         lines.append(f"  {METRIC_NAMES.get(metric, metric):18}" + "".join(f"{cell:>26}" for cell in cells))
+    return lines
+
+
+def _ious(results: Mapping[str, Sequence[ResultRow]]) -> list[str]:
+    """A line with the IoU of each class of the judged encoder's pixels; of many the lowest."""
+    lines = []
+    for task, rows in results.items():
+        if rows and "images_with" in rows[0]:
+            row = rows[0]
+            each = [(value, name) for name, value in zip(row["classes"], row["per_class"], strict=True) if value is not None]
+            few = each if len(each) <= IOUS_SHOWN else sorted(each)[:IOUS_SHOWN]
+            of = "each class" if few is each else f"the lowest of {len(each)} classes"
+            lines.append(f"{task}, {row['name']}, IoU of {of}: " + ", ".join(f"{name} {100 * value:.1f}" for value, name in few))
     return lines
 
 

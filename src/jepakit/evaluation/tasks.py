@@ -19,7 +19,7 @@ from jepakit.data.sources import Source
 from jepakit.data.statistics import read_usable
 from jepakit.evaluation.compare import Difference
 from jepakit.evaluation.dense.davis import davis
-from jepakit.evaluation.dense.segmentation import segmentation
+from jepakit.evaluation.dense.segmentation import boxes, segmentation
 from jepakit.evaluation.evaluated_model import UNTRAINED_NAME, EvaluatedModel, subject
 from jepakit.evaluation.features import batches
 from jepakit.evaluation.pictures import save_pictures
@@ -37,7 +37,7 @@ from jepakit.model.images import ImageSettings, require_square
 
 log = logging.getLogger("jepakit")
 FROZEN = ("rankme", "lidar", *PROBES)  # on features that are made once
-DENSE = ("segmentation", "davis")  # these have data of their own kind
+DENSE = ("segmentation", "boxes", "davis")  # these have data of their own kind
 TASKS = (*FROZEN, "finetune", *DENSE)
 DEFAULT = ("rankme", "knn", "linear")
 
@@ -181,7 +181,7 @@ def chosen_tasks(tasks: Sequence[str] | str) -> tuple[str, ...]:
         if task not in TASKS:
             raise UserError(f"unknown task '{task}': choose from frozen, {', '.join(TASKS)}{nearest(task, TASKS)}")
     if {*wanted} & {*DENSE} and not {*wanted} <= {*DENSE}:
-        raise UserError(f"{' and '.join(DENSE)} have data of their own kind: evaluate them apart from other tasks")
+        raise UserError(f"{', '.join(DENSE)} have data of their own kind: evaluate them apart from other tasks")
     return tuple(task for task in TASKS if task in wanted or (task == "rankme" and {*wanted} & {*FROZEN}))
 
 
@@ -219,7 +219,7 @@ def _on_images(judged: EvaluatedModel, question: Question) -> dict[str, list[Res
 def _require_turnable(images: ImageSettings, protocol: Protocol, tasks: Sequence[str]) -> None:
     """Raises UserError for a symmetry that the encoder's images do not have, or a task that averages nothing."""
     if protocol.symmetry and {*tasks} & {*DENSE}:
-        raise UserError(f"symmetry={protocol.symmetry}: {' and '.join(DENSE)} average nothing over turns: leave it out")
+        raise UserError(f"symmetry={protocol.symmetry}: {', '.join(DENSE)} average nothing over turns: leave it out")
     asked = {"": protocol.symmetry, "finetune.": protocol.finetune.symmetry if "finetune" in tasks else None}
     for group, symmetry in asked.items():
         try:
@@ -262,4 +262,6 @@ def _dense(judged: EvaluatedModel, task: str, root: Path, protocol: Protocol) ->
     shared: dict[str, Any] = {"precision": judged.precision, "seconds": judged.seconds}
     if task == "segmentation":
         return segmentation(judged.encoders, root, **dict(protocol.segmentation), **shared, seed=protocol.seed)
+    if task == "boxes":
+        return boxes(judged.encoders, root, **dict(protocol.boxes), **shared, seed=protocol.seed)
     return davis(judged.encoders, root, **dict(protocol.davis), **shared)

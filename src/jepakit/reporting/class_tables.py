@@ -18,15 +18,24 @@ def class_tables(task: str, runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
     for run in runs:
         result = run.results.get(task)
         row: Mapping[str, Any] = next(iter(result["rows"].values()), {}) if result else {}
-        if result and isinstance(row.get("metrics"), Mapping):
-            tables = {"metrics": _metrics(task, row), "classes": _classes(result.get("per_class"))}
+        classes = _classes((result or {}).get("per_class") or _of_pixels(row))
+        if result and (isinstance(row.get("metrics"), Mapping) or classes):
+            tables = {"metrics": _metrics(task, row), "classes": classes}
             found.append({"run": run, **tables, "confused": _confused(result), "whole": _whole(result)})
     return found
 
 
+def _of_pixels(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each class of a task that names pixels: how many test images have it, and its IoU."""
+    columns = [row.get(key) for key in ("classes", "images_with", "per_class")]
+    if not all(isinstance(column, list) for column in columns):
+        return []
+    return [{"class": name, "n_test": n, "iou": value} for name, n, value in zip(*columns, strict=False)]
+
+
 def _metrics(task: str, row: Mapping[str, Any]) -> list[str]:
     """Each metric with its interval, in words; shares in per cent."""
-    each = [counted_figure(task, row, name) for name in row["metrics"]]
+    each = [counted_figure(task, row, name) for name in row.get("metrics", ())]
     return [
         f"{METRIC_NAMES.get(one.metric, one.metric)} {one.told(one.value)}{' %' if one.share else ''}"
         + (f" [{one.told(one.low)}–{one.told(one.high)}]" if one.told(one.low) != "–" else "")
@@ -35,11 +44,11 @@ def _metrics(task: str, row: Mapping[str, Any]) -> list[str]:
 
 
 def _classes(rows: Any) -> dict[str, Any] | None:
-    """The table of classes: those of the lowest recall, or average precision, first where there are many."""
+    """The table of classes: those of the lowest recall, IoU or average precision, first where there are many."""
     if not isinstance(rows, list) or not rows or not all(isinstance(row, Mapping) for row in rows):
         return None
     keys = [key for key in rows[0] if key not in ("class", "n_test")]
-    by = "recall" if "recall" in keys else "average_precision"
+    by = next((key for key in ("recall", "iou") if key in keys), "average_precision")
     worst = rows if len(rows) <= CLASSES_SHOWN else sorted(rows, key=lambda row: _or_one(row.get(by)))[:CLASSES_SHOWN]
     cells = [[str(row.get("class")), str(row.get("n_test")), *(_per_cent(row.get(key)) for key in keys)] for row in worst]
     heads = ["class", "test images", *(METRIC_NAMES.get(key, key) for key in keys)]

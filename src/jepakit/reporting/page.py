@@ -31,6 +31,7 @@ NOTES = {
     "logistic": "Logistic regression on frozen features, solved exactly.",
     "finetune": "The encoder is trained too; the untrained one learns from scratch.",
     "segmentation": "A linear layer names each pixel from frozen patch tokens: mean intersection over union of the classes.",
+    "boxes": "A linear layer says from frozen patch tokens which class’s box each pixel is in: mean IoU. No detector’s score.",
     "davis": "The first frame’s masks, carried through a video by likeness of patch tokens: mean of region (J) and boundary (F).",
 }
 FACTS = {

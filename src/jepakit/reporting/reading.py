@@ -26,6 +26,7 @@ PROBE_NAMES = {
     "logistic": "Logistic",
     "finetune": "Fine-tuning",
     "segmentation": "Segmentation mIoU",
+    "boxes": "Boxes mIoU",
     "davis": "DAVIS J&F",
 }
 RANKS = {"rankme": "RankMe", "lidar": "LiDAR"}

@@ -14,7 +14,7 @@ from jepakit.data.threads import time_limited
 from jepakit.data.unread_files import some
 
 WORD = re.compile(
-    r"(masks?|seg(s|m|mentations?|mentationclass|mentationobject)?|annot(s|ations?)?|gts?|groundtruth|truth|trimaps?|mattes?|"
+    r"(masks?|seg(s|m|mentations?|mentationclass|mentationobject)?|anns?|annot(s|ations?)?|panoptic|gts?|groundtruth|truth|trimaps?|mattes?|"
     r"labels?|label(ids|maps?|trainids)|instanceids|targets?)"
 )
 _NAMES = re.compile(
@@ -83,6 +83,12 @@ def _word_of(title: str) -> str:
     """The word for masks in a file's name, as '_mask' of 'a/cat_mask_2.png'; '' where it has none."""
     match = _NAMES.search(title.rpartition("/")[2].rpartition(".")[0].lower())
     return (match[0] if match[1] else re.sub(r"[_\-. (]*\d+\)?$", "", match[0])) if match else ""
+
+
+def without_mask_word(stem: str) -> str:
+    """A mask's name, without its ending, as its picture would have it: 'cat_2' of 'cat_2_mask', 'cat' of 'mask_cat'."""
+    match = _NAMES.search(stem.lower())
+    return (stem[: match.start()] + stem[match.end() :]) if match else stem
 
 
 def _look_so(ids: NDArray[np.int64], read: Callable[[int, int], Pixels]) -> bool:

@@ -25,7 +25,7 @@ from jepakit.core.errors import UserError
 from jepakit.core.progress import progress
 from jepakit.data.crops import resize
 from jepakit.evaluation.compare import accuracy_interval
-from jepakit.evaluation.dense.annotated import label_image
+from jepakit.evaluation.dense.label_images import label_image
 from jepakit.evaluation.dense.patch_tokens import PatchTokens, with_raw_pixels
 from jepakit.model.encoder import Encoder
 

@@ -3,7 +3,7 @@
 K classes, n test images.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from jepakit.core import rng
 from jepakit.evaluation.compare import exact
-from jepakit.evaluation.dense.annotated import IGNORED
+from jepakit.evaluation.dense.pairs import IGNORED
 
 RESAMPLES = 1000
 Counts = NDArray[np.int64]
@@ -63,8 +63,8 @@ def _mean_iou(counts: NDArray[Any]) -> float:
     return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
 
-def miou_row(name: str, found: Iterable[Counts], seed: int) -> dict[str, Any]:
-    """The scores of the summed confusion matrices of test images."""
+def miou_row(name: str, classes: Sequence[str], found: Iterable[Counts], seed: int) -> dict[str, Any]:
+    """The scores of the summed confusion matrices of test images, with the names of the classes."""
     total, counts = np.zeros((1, 1), np.int64), []
     for one in found:
         total = total + one
@@ -74,4 +74,6 @@ def miou_row(name: str, found: Iterable[Counts], seed: int) -> dict[str, Any]:
     if low == high:  # a single image, or all alike
         low, high = exact(miou(total), len(counts))
     scores = {"miou": miou(total), "low": float(low), "high": float(high), "pixel_accuracy": pixel_accuracy(total)}
-    return {"name": name, **scores, "per_class": [None if np.isnan(v) else float(v) for v in iou(total)]}
+    per_class = [None if np.isnan(v) else float(v) for v in iou(total)]
+    having = (np.stack(counts).reshape(len(counts), 3, -1)[:, 1] > 0).sum(0)
+    return {"name": name, **scores, "classes": list(classes), "per_class": per_class, "images_with": having.tolist()}

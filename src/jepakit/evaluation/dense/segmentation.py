@@ -1,4 +1,4 @@
-"""Linear segmentation: one linear map from frozen patch tokens to classes, scored by mean IoU.
+"""Linear segmentation: one linear map from frozen patch tokens to classes of pixels (or of filled boxes), scored by mean IoU.
 
 The choices: tokens are standardised by the training set's statistics (to which batch norm without affine tends) and mapped
 by one linear layer; logits are laid over the pixels bilinearly, as usual for linear segmentation. The loss is
@@ -12,20 +12,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jepakit.core import rng
 from jepakit.core.errors import UserError
+from jepakit.core.files import user_path
 from jepakit.data.crops import resize, stacked
 from jepakit.data.opening import SECONDS
-from jepakit.evaluation.dense.annotated import IGNORED, Annotated, Pair, counted, open_annotated
+from jepakit.evaluation.dense.annotated import Annotated, open_annotated, open_boxes
 from jepakit.evaluation.dense.iou import Counts, confusion, miou, miou_row
+from jepakit.evaluation.dense.pairs import IGNORED, Pair, PixelClasses, counted
 from jepakit.evaluation.dense.patch_tokens import PatchTokens, with_raw_pixels
 from jepakit.evaluation.features import moments
 from jepakit.model.encoder import Encoder
@@ -35,29 +36,62 @@ _BATCH = 16
 _LRS = (1e-3, 3e-3, 1e-2)
 
 
+class How(TypedDict, total=False):
+    """How a linear head is trained. epochs: passes over the training images; lrs: rates to choose from; seconds: for a file."""
+
+    epochs: int
+    lrs: Sequence[float]
+    precision: torch.dtype
+    seed: int
+    seconds: float
+
+
 def segmentation(
     encoders: Mapping[str, Encoder],
     root: Path,
     size: int | None = None,
     *,
+    zero_is_other: bool | None = None,
+    ignore: Sequence[int] | None = None,
+    classes: Path | str | None = None,
+    limit: int | None = None,
+    **how: Unpack[How],
+) -> list[dict[str, Any]]:
+    """Linear heads on frozen tokens of each encoder, of raw pixels, and the majority class: a row each.
+
+    root: label images or masks, in any layout of `open_annotated`, which says what zero_is_other, ignore and classes (a list)
+    are. size: side of the square that images are resized to, default the encoder's own size. limit: train on so many images,
+    evenly spread, as the tokens of all are held in memory (float16).
+    Rows {"name", "miou", "low", "high", "pixel_accuracy", "classes": names, "per_class": IoU of each class or None where it
+    does not occur, "images_with": how many test images have it} and the "lr" chosen; low and high bound the 95 % bootstrap
+    interval of mean IoU over test images; where all are alike, that of as many right-or-wrongs.
+    Raises UserError for a folder of another shape, unreadable files, labels without a class, too little memory.
+    """
+    listed = None if classes is None else user_path(classes, "the list of classes")
+    labelled = open_annotated(Path(root), zero_is_other, limit, ignore=ignore, class_list=listed)
+    return _rows(encoders, labelled, size, **how)
+
+
+def boxes(
+    encoders: Mapping[str, Encoder], root: Path, size: int | None = None, *, limit: int | None = None, **how: Unpack[How]
+) -> list[dict[str, Any]]:
+    """As `segmentation`, with the boxes of COCO's JSON or VOC's XML, filled, as labels: which class's box is this pixel in?
+
+    No detector's score: neighbours of a class are not told apart. Raises UserError as it.
+    """
+    return _rows(encoders, open_boxes(Path(root), limit), size, **how)
+
+
+def _rows(
+    encoders: Mapping[str, Encoder],
+    labelled: Annotated,
+    size: int | None,
     epochs: int = 10,
     lrs: Sequence[float] = _LRS,
-    zero_is_other: bool = True,
-    limit: int | None = None,
     precision: torch.dtype = torch.float32,
     seed: int = 0,
     seconds: float = SECONDS,
 ) -> list[dict[str, Any]]:
-    """Linear heads on frozen tokens of each encoder, of raw pixels, and the majority class: a row each.
-
-    root: ADE20K's layout (`open_annotated`). size: side of the square that images are resized to, default the encoder's own
-    size. limit: train on so many images, evenly spread, as the tokens of all are held in memory (float16).
-    Rows {"name", "miou", "low", "high", "pixel_accuracy", "per_class": IoU of each class or None where it does not occur}
-    and the "lr" chosen; low and high bound the 95 % bootstrap interval of mean IoU over test images;
-    where all are alike, that of as many right-or-wrongs.
-    Raises UserError for a folder of another shape, unreadable files, labels without a class, too little memory.
-    """
-    labelled = open_annotated(Path(root), zero_is_other, limit)
     rows = []
     for name, tokens in with_raw_pixels(encoders, precision, seconds).items():
         shape = _shape(tokens, size)
@@ -65,10 +99,11 @@ def segmentation(
         head, lr = _trained(cache, labelled.classes, tuple(lrs), epochs, seed, tokens.device)
         del cache
         found = (_one(head, tokens, pair, labelled, shape) for pair in counted(f"{name}: test", labelled.test))
-        rows.append({**miou_row(name, found, seed), "lr": lr})
+        rows.append({**miou_row(name, labelled.names, found, seed), "lr": lr})
     most = int(labelled.pixels.argmax())
-    found = (confusion(np.full_like(t, most), t, labelled.classes) for t in map(labelled.labels, labelled.test))
-    return [*rows, miou_row("majority class", found, seed)]
+    truths = (pair.read() for pair in labelled.test)
+    found = (confusion(np.full_like(truth, most), truth, labelled.classes) for truth in truths)
+    return [*rows, miou_row("majority class", labelled.names, found, seed)]
 
 
 class PixelHead(nn.Module):
@@ -120,12 +155,12 @@ def _shape(tokens: PatchTokens, size: int | None) -> tuple[int, int]:
     return height, width
 
 
-def _read(pair: Pair, labelled: Annotated, tokens: PatchTokens, shape: tuple[int, int]) -> tuple[Tensor, NDArray[np.int32]]:
+def _read(pair: Pair, tokens: PatchTokens, shape: tuple[int, int]) -> tuple[Tensor, PixelClasses]:
     """An image at the shape, and its labels at their own size."""
-    pixels, labels = tokens.read(pair.image), labelled.labels(pair)
+    pixels, labels = tokens.read(pair.image), pair.read()
     if pixels.shape[:2] != labels.shape:
         sizes = " and ".join(f"{h}x{w}" for h, w in (pixels.shape[:2], labels.shape))
-        raise UserError(f"{pair.image} and its labels {pair.labels} differ in size: {sizes}")
+        raise UserError(f"{pair.image} and its labels {pair.where} differ in size: {sizes}")
     return resize(pixels, *shape), labels
 
 
@@ -134,7 +169,7 @@ def _cached(name: str, function: PatchTokens, labelled: Annotated, shape: tuple[
     labels = torch.empty(n, FINE * h, FINE * w, dtype=torch.int32)
     tokens = torch.empty(0)
     pairs, done = counted(f"{name}: tokens", labelled.train), 0
-    while batch := [_read(pair, labelled, function, shape) for pair in islice(pairs, _BATCH)]:
+    while batch := [_read(pair, function, shape) for pair in islice(pairs, _BATCH)]:
         encoded = function(stacked([image for image, _ in batch]))
         tokens = tokens if done else torch.empty(_affordable(n, h, w, encoded.shape[-1]), dtype=torch.float16)
         tokens[done : done + len(batch)] = encoded.cpu()
@@ -198,7 +233,7 @@ def _fit(cache: _Cache, images: Tensor, classes: int, lr: float, epochs: int, se
 
 def _one(head: PixelHead, tokens: PatchTokens, pair: Pair, labelled: Annotated, shape: tuple[int, int]) -> Counts:
     """The confusion matrix of a test image, at its own size."""
-    image, truth = _read(pair, labelled, tokens, shape)
+    image, truth = _read(pair, tokens, shape)
     with torch.no_grad():
         predicted = head.predict(tokens(image[None]), (truth.shape[0], truth.shape[1]))[0]
     return confusion(predicted.cpu().numpy(), truth, labelled.classes)

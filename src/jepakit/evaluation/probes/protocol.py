@@ -48,11 +48,22 @@ class FewShots(Settings):
     list: str | None = Field(None, description="a file of image names to train on instead, such as the published 1 % list")
 
 
-class Segmentation(Settings):
+class Boxes(Settings):
     size: int | None = Field(None, ge=1, description="side of the square images are resized to; none: the encoder's")
     epochs: int = Field(10, ge=1, description="passes over the training images")
-    zero_is_other: bool = Field(True, description="label 0 is no class, as in ADE20K")
     limit: int | None = Field(None, ge=1, description="training images at most")
+
+
+class Segmentation(Boxes):
+    zero_is_other: bool | None = Field(
+        None, description="label 0 is no class, as in ADE20K; none: yes in folders like its own, no in VOC's"
+    )
+    ignore: tuple[int, ...] | None = Field(
+        None, description="values of label images that are no class; none: 255, of 16 bits 65535, unless a list names it"
+    )
+    classes: str | None = Field(
+        None, description="a file that lists the classes, VALUE NAME in a line; none: classes.txt or the like beside the images"
+    )
 
 
 class Davis(Settings):
@@ -104,6 +115,7 @@ class Protocol(Settings):
     attentive: Attentive = Field(default_factory=Attentive)
     finetune: FineTuning = Field(default_factory=FineTuning, description="what is not given is MAE's for the encoder's size")
     segmentation: Segmentation = Field(default_factory=Segmentation)
+    boxes: Boxes = Field(default_factory=Boxes)
     davis: Davis = Field(default_factory=Davis)
 
 
