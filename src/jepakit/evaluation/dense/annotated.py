@@ -16,7 +16,7 @@ from jepakit.data.sources import evenly
 from jepakit.evaluation.dense.coco import coco
 from jepakit.evaluation.dense.label_folders import label_folders
 from jepakit.evaluation.dense.label_images import VALUES
-from jepakit.evaluation.dense.pairs import IGNORED, Layout, Pair, counted
+from jepakit.evaluation.dense.pairs import IGNORED, LabelledFolder, Pair, counted
 from jepakit.evaluation.dense.voc import voc_boxes, voc_folder, voc_segmentation
 
 log = logging.getLogger("jepakit")
@@ -70,7 +70,7 @@ def open_boxes(root: Path, limit: int | None = None) -> Annotated:
     return _annotated(layout, root, limit)
 
 
-def _annotated(layout: Layout, root: Path, limit: int | None) -> Annotated:
+def _annotated(layout: LabelledFolder, root: Path, limit: int | None) -> Annotated:
     """The pairs with their pixels counted. Raises UserError."""
     for note in layout.notes:
         log.info("%s", plain(f"{root}: {note}"))

@@ -11,7 +11,7 @@ from jepakit.core.errors import UserError, line_of, plain
 from jepakit.data.labels.split_words import split_of
 from jepakit.data.unread_files import some
 from jepakit.evaluation.dense.objects import Inside, class_map, in_box, in_polygon, in_runs
-from jepakit.evaluation.dense.pairs import BACKGROUND, IGNORED, Layout, Pair, PixelClasses, fifth_held_out
+from jepakit.evaluation.dense.pairs import BACKGROUND, IGNORED, LabelledFolder, Pair, PixelClasses, fifth_held_out
 from jepakit.model.images import MOST_PIXELS
 
 _TOP = re.compile(r"(?i)_?(instances|annotations)|.*coco")
@@ -36,7 +36,7 @@ def coco_files(root: Path) -> dict[str, Path]:
     return {part: paths[0] for part, paths in chosen.items()}
 
 
-def coco(root: Path, boxes: bool) -> Layout | None:
+def coco(root: Path, boxes: bool) -> LabelledFolder | None:
     """Objects of COCO's files as classes of pixels, background first; None where a folder has no such file.
 
     boxes: of boxes, filled; else of masks. Crowds are ignored, as in COCO's scores. Raises UserError for what is no such JSON,
@@ -53,7 +53,7 @@ def coco(root: Path, boxes: bool) -> Layout | None:
     parts = {part: list(_pairs(root, files[part], read[part], order, boxes)) for part in ("train", held) if part in read}
     if held is None or "train" not in parts:
         return fifth_held_out([pair for pairs in parts.values() for pair in pairs], classes)
-    return Layout(tuple(parts["train"]), tuple(parts[held]), classes)
+    return LabelledFolder(tuple(parts["train"]), tuple(parts[held]), classes)
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:

@@ -10,14 +10,16 @@ from jepakit.data.labels.segmentation_masks import WORD, folder_words, without_m
 from jepakit.data.labels.split_words import split_of
 from jepakit.data.unread_files import some
 from jepakit.evaluation.dense.label_images import LABEL_SUFFIXES, LabelValues, read_class_list, read_labels
-from jepakit.evaluation.dense.pairs import Layout, Pair, fifth_held_out
+from jepakit.evaluation.dense.pairs import LabelledFolder, Pair, fifth_held_out
 
 CLASS_LISTS = ("classes.txt", "class_list.txt", "labels.txt", "objectInfo150.txt", "_classes.csv")
 _IMAGES = ("images", "image", "imgs", "img", "img_dir", "jpegimages")
-Folders = tuple[Path, Path]  # of images, of their labels
+TwoFolders = tuple[Path, Path]  # of images, of their labels
 
 
-def label_folders(root: Path, zero_is_other: bool | None, ignore: tuple[int, ...] | None, class_list: Path | None) -> Layout:
+def label_folders(
+    root: Path, zero_is_other: bool | None, ignore: tuple[int, ...] | None, class_list: Path | None
+) -> LabelledFolder:
     """Pairs of root/images/PART/NAME.jpg and root/annotations/PART/NAME.png, or root/PART/images/..., or without parts.
 
     The folders may be called by other words (imgs, img_dir; masks, labels, gt, ann_dir), the parts by those of any split; a
@@ -29,7 +31,7 @@ def label_folders(root: Path, zero_is_other: bool | None, ignore: tuple[int, ...
     if held is None or "train" not in parts:
         return fifth_held_out([pair for folders in parts.values() for pair in _pairs(folders, values)], names, notes, first)
     train, test = (tuple(_pairs(parts[part], values)) for part in ("train", held))
-    return Layout(train, test, names, notes, first)
+    return LabelledFolder(train, test, names, notes, first)
 
 
 def label_values(
@@ -45,7 +47,7 @@ def label_values(
     return LabelValues(zero, ignore, listed), names, notes
 
 
-def pairs_by_name(images: dict[str, Path], labels: dict[str, Path], values: LabelValues, where: Folders) -> list[Pair]:
+def pairs_by_name(images: dict[str, Path], labels: dict[str, Path], values: LabelValues, where: TwoFolders) -> list[Pair]:
     """Pairs of images and label images of one name. Raises UserError, naming one that is alone, and both counts."""
     alone = sorted(images.keys() ^ labels.keys())
     if alone:
@@ -66,7 +68,7 @@ def image_files(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
     return found
 
 
-def _pairs(folders: Folders, values: LabelValues) -> list[Pair]:
+def _pairs(folders: TwoFolders, values: LabelValues) -> list[Pair]:
     images, labels = image_files(folders[0], SUFFIXES), image_files(folders[1], LABEL_SUFFIXES)
     if not images:
         raise UserError(f"no images in {folders[0]}")
@@ -75,7 +77,7 @@ def _pairs(folders: Folders, values: LabelValues) -> list[Pair]:
     return pairs_by_name(images, labels, values, folders)
 
 
-def _parts(root: Path) -> dict[str, Folders]:
+def _parts(root: Path) -> dict[str, TwoFolders]:
     """Folders of images and of labels by part of the split; 'train' alone where there is none."""
     both = _both(root)
     if both:
@@ -90,7 +92,7 @@ def _parts(root: Path) -> dict[str, Folders]:
     return found
 
 
-def _both(root: Path) -> Folders | None:
+def _both(root: Path) -> TwoFolders | None:
     """The folders of images and of labels in a folder, if it has both. Raises UserError where several may be one of them."""
     sides = [], []  # type: tuple[list[Path], list[Path]]
     for folder in _below(root):

@@ -27,7 +27,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Layout:
+class LabelledFolder:
     """Pairs as a data set's folder has them. classes: their names, () where only pixels tell; notes: what to say of it.
 
     first: the value of the first class, where they have no names.
@@ -48,11 +48,13 @@ def counted(title: str, pairs: Sequence[Pair]) -> Iterator[Pair]:
             report(done)
 
 
-def fifth_held_out(pairs: Sequence[Pair], classes: tuple[str, ...] = (), notes: tuple[str, ...] = (), first: int = 0) -> Layout:
+def fifth_held_out(
+    pairs: Sequence[Pair], classes: tuple[str, ...] = (), notes: tuple[str, ...] = (), first: int = 0
+) -> LabelledFolder:
     """Every fifth pair as the test, which is said: where a folder has no split of its own."""
     said = (
         "there is no split in its folders or lists: every fifth image is the test (images of one scene or video, side by "
         "side, are then on both sides: give a split of your own)"
     )
     train = tuple(pair for place, pair in enumerate(pairs) if place % 5 != 4)
-    return Layout(train, tuple(pairs[4::5]), classes, (*notes, said), first)
+    return LabelledFolder(train, tuple(pairs[4::5]), classes, (*notes, said), first)

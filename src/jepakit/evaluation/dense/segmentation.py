@@ -36,7 +36,7 @@ _BATCH = 16
 _LRS = (1e-3, 3e-3, 1e-2)
 
 
-class How(TypedDict, total=False):
+class HeadTraining(TypedDict, total=False):
     """How a linear head is trained. epochs: passes over the training images; lrs: rates to choose from; seconds: for a file."""
 
     epochs: int
@@ -55,7 +55,7 @@ def segmentation(
     ignore: Sequence[int] | None = None,
     classes: Path | str | None = None,
     limit: int | None = None,
-    **how: Unpack[How],
+    **how: Unpack[HeadTraining],
 ) -> list[dict[str, Any]]:
     """Linear heads on frozen tokens of each encoder, of raw pixels, and the majority class: a row each.
 
@@ -73,7 +73,7 @@ def segmentation(
 
 
 def boxes(
-    encoders: Mapping[str, Encoder], root: Path, size: int | None = None, *, limit: int | None = None, **how: Unpack[How]
+    encoders: Mapping[str, Encoder], root: Path, size: int | None = None, *, limit: int | None = None, **how: Unpack[HeadTraining]
 ) -> list[dict[str, Any]]:
     """As `segmentation`, with the boxes of COCO's JSON or VOC's XML, filled, as labels: which class's box is this pixel in?
 

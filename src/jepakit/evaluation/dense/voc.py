@@ -11,7 +11,7 @@ from jepakit.data.decoding.decode import SUFFIXES
 from jepakit.evaluation.dense.label_folders import image_files, label_values, pairs_by_name
 from jepakit.evaluation.dense.label_images import LABEL_SUFFIXES
 from jepakit.evaluation.dense.objects import class_map, in_box
-from jepakit.evaluation.dense.pairs import BACKGROUND, IGNORED, Layout, Pair, PixelClasses, fifth_held_out
+from jepakit.evaluation.dense.pairs import BACKGROUND, IGNORED, LabelledFolder, Pair, PixelClasses, fifth_held_out
 from jepakit.model.images import MOST_PIXELS
 
 VOC_CLASSES = (
@@ -34,7 +34,7 @@ def voc_folder(root: Path) -> Path | None:
 
 def voc_segmentation(
     root: Path, zero_is_other: bool | None, ignore: tuple[int, ...] | None, class_list: Path | None
-) -> Layout | None:
+) -> LabelledFolder | None:
     """VOC's label images, by ImageSets/Segmentation/{train,val}.txt: 0 is the background, a class, and 255 is ignored.
 
     Without a list of classes a folder called VOC2012 or the like has VOC's own names. None where it has no
@@ -53,7 +53,7 @@ def voc_segmentation(
     return _by_lists(root / "ImageSets" / "Segmentation", pairs, names, notes, first)
 
 
-def voc_boxes(root: Path) -> Layout | None:
+def voc_boxes(root: Path) -> LabelledFolder | None:
     """The boxes of Annotations/NAME.xml as classes of pixels, by ImageSets/Main/{train,val}.txt; None where there are none.
 
     'difficult' ones are ignored, as in VOC's own scores. Raises UserError for files that are no such XML.
@@ -73,7 +73,9 @@ def voc_boxes(root: Path) -> Layout | None:
     return _by_lists(root / "ImageSets" / "Main", pairs, classes, ())
 
 
-def _by_lists(lists: Path, pairs: dict[str, Pair], classes: tuple[str, ...], notes: tuple[str, ...], first: int = 0) -> Layout:
+def _by_lists(
+    lists: Path, pairs: dict[str, Pair], classes: tuple[str, ...], notes: tuple[str, ...], first: int = 0
+) -> LabelledFolder:
     """Pairs by train.txt and val.txt (or test.txt) of a folder; every fifth is held out where it has no such two."""
     found = {name: lists / f"{name}.txt" for name in ("train", "val", "test") if (lists / f"{name}.txt").is_file()}
     held = next((name for name in ("val", "test") if name in found), None)
@@ -83,7 +85,7 @@ def _by_lists(lists: Path, pairs: dict[str, Pair], classes: tuple[str, ...], not
     for name, listed in (("train", train), (held, test)):
         if missing := next((each for each in listed if each not in pairs), None):
             raise UserError(f"{found[name]} lists '{missing}', of which the folder has no labels or no image")
-    return Layout(tuple(pairs[name] for name in train), tuple(pairs[name] for name in test), classes, notes, first)
+    return LabelledFolder(tuple(pairs[name] for name in train), tuple(pairs[name] for name in test), classes, notes, first)
 
 
 @dataclass(frozen=True)
