@@ -19,12 +19,13 @@ from jepakit.config.config import Config, overrides
 from jepakit.config.recipes import RECIPES
 from jepakit.config.recipes import settings as recipe_settings
 from jepakit.core.errors import UserError
+from jepakit.core.torch_private import fake_tensors
 from jepakit.model.encoder import Encoder
 from jepakit.model.teacher import Teacher
 from jepakit.planning import failures, network
 from jepakit.planning.flops import encoder_flops
 from jepakit.planning.hardware import Hardware, Links, known_device, links_of
-from jepakit.planning.memory import _without_cpu_rows, step_memory
+from jepakit.planning.memory import _Live, _without_cpu_rows, step_memory
 from jepakit.planning.plan import _parameters, _work, run_hours
 from jepakit.planning.results import Communication, Plan, Traffic
 from jepakit.planning.table import plan_table
@@ -97,6 +98,9 @@ def test_sharded_weights_are_gathered_twice_and_the_average_once_for_each_micro_
     assert pixels.parameters == 2 * pixels.gradients, "nobody asks the average"
 
 
+VISREG = ["method=c_jepa", "regularizer.kind=visreg", "target.norm=layer"]
+
+
 @pytest.mark.parametrize(
     ("words", "rows", "width"),
     [
@@ -105,19 +109,26 @@ def test_sharded_weights_are_gathered_twice_and_the_average_once_for_each_micro_
         (["regularizer.tensor=context_pooled", "regularizer.projector=[]", "masking.draws=3"], 3, 48),
     ],
 )
-def test_vicreg_gathers_pooled_rows_of_all_images_and_their_gradients(words: list[str], rows: int, width: int) -> None:
-    found = passing(place(4), "method=c_jepa", "target.norm=layer", *words)
-    assert found.statistics == 2 * 64 * rows * width * 4
-    parts = passing(place(4), "method=c_jepa", "target.norm=layer", "optim.accumulate=4", *words)
+def test_visreg_gathers_pooled_rows_of_all_images_and_no_gradients(words: list[str], rows: int, width: int) -> None:
+    found = passing(place(4), *VISREG, *words)
+    assert found.statistics == 64 * rows * width * 4
+    parts = passing(place(4), *VISREG, "optim.accumulate=4", *words)
     assert parts.statistics == found.statistics
 
 
-def test_sums_are_small_and_do_not_grow_with_the_batch() -> None:
+def test_sums_are_of_a_features_square_at_most_and_do_not_grow_with_the_batch() -> None:
     batch_norm = passing(place(4), "target.norm=batch")
     assert batch_norm.statistics == 2 * 2 * 48 * 4  # means and mean squares of 48 features, summed and given to all
     sigreg = ["method=c_jepa", "regularizer.kind=sigreg", "target.norm=layer"]
     one, four = passing(place(4), *sigreg), passing(place(4), *sigreg, "optim.batch_size=256")
-    assert one.statistics == four.statistics == 2 * 2 * 2 * 256 * 17 * 4  # cosines and sines, and their gradients
+    assert one.statistics == four.statistics == 2 * 2 * 256 * 17 * 4  # cosines and sines
+    vicreg = ["method=c_jepa", "target.norm=layer", "regularizer.projector=[32,16]", "regularizer.tensor=pred_blocks"]
+    one, four = passing(place(4), *vicreg), passing(place(4), *vicreg, "optim.batch_size=256")
+    of_norm, of_view = 4 * 32, 16 * 16 + 7 * 16
+    assert one.statistics == four.statistics == 2 * 4 * (of_norm + 4 * of_view)  # four blocks are four views
+    assert passing(place(4), *vicreg, "optim.accumulate=2").statistics == 2 * one.statistics
+    pooled = passing(place(4), *vicreg, "regularizer.tensor=context_pooled", "regularizer.sim=25")
+    assert pooled.statistics == 2 * 4 * (3 * of_norm + of_view), "predictions and targets are projected too"
 
 
 # --- time ----------------------------------------------------------------------------------------------------------
@@ -154,11 +165,13 @@ def test_what_is_sent_beside_the_backward_pass_costs_nothing_and_the_rest_is_wai
     assert parts.waited == pytest.approx(slow.seconds - backward / 4), "only the last micro-batch's backward pass is beside it"
 
 
-def test_every_device_computes_a_regulariser_of_all_rows_at_the_pace_of_fp32(quick: Callable[..., Communication]) -> None:
-    words = ["method=c_jepa", "regularizer.tensor=context_pooled", "regularizer.projector=[64]", "target.norm=layer"]
+def test_every_device_ranks_all_rows_at_the_pace_of_fp32_where_visreg_asks_for_it(quick: Callable[..., Communication]) -> None:
+    words = [*VISREG, "regularizer.tensor=context_pooled", "regularizer.projector=[64]", "regularizer.directions=32"]
     found = quick(*words, devices=4, interconnect=1e9)
-    assert found.regularizer == pytest.approx(3 * 16 * 3 * 2 * 64**2 / (0.4 * 19.5e12))  # 48 rows of others, forward and backward
-    assert quick("method=c_jepa", "regularizer.kind=sigreg", devices=4).regularizer == 0
+    assert found.regularizer == pytest.approx(
+        3 * 16 * 2 * 2 * 64 * 32 / (0.4 * 19.5e12)
+    )  # 48 rows of others, forward and backward
+    assert all(quick("method=c_jepa", f"regularizer.kind={kind}", devices=4).regularizer == 0 for kind in ("sigreg", "vicreg"))
 
 
 def test_eight_devices_are_a_node_unless_said_otherwise() -> None:
@@ -185,10 +198,29 @@ def test_sharding_leaves_each_device_its_part_and_two_blocks_with_a_gradient() -
     assert sharded.total < whole.total
 
 
-def test_gathered_rows_are_kept_as_often_as_vicreg_needs_them() -> None:
-    config = config_of("method=c_jepa", "regularizer.tensor=context_pooled", "regularizer.projector=[64]")
-    tokens = _work(config)[0]
-    assert step_memory(config, place(4), 16, tokens).gathered == 3 * 48 * 64 * 4
+class _NoWeights(torch.nn.Module):
+    def trained_parameters(self) -> list[Any]:
+        return []
+
+
+@pytest.mark.parametrize("directions", [32, 256])
+def test_gathered_rows_are_held_as_often_as_visreg_needs_them(monkeypatch: pytest.MonkeyPatch, directions: int) -> None:
+    words = ["regularizer.tensor=context_pooled", "regularizer.projector=[64]", f"regularizer.directions={directions}"]
+    config = config_of(*VISREG, *words)
+    regularizer: Any = config.regularizer
+    monkeypatch.setattr("jepakit.model.regularizers.visreg.pooled", lambda context, *_, of_context: context[:, None])
+
+    def peak(rows: int) -> int:
+        with fake_tensors()[0](allow_non_fake_inputs=True):
+            own: Any = torch.empty(rows, 64, requires_grad=True)
+            no_weights: Any = _NoWeights()
+            with _Live(no_weights) as live:
+                sum(regularizer.terms(own.clone(), own, own, None, None).values()).backward()
+        return int(live.at_peak[2])
+
+    found = step_memory(config, place(4), 16, _work(config)[0]).gathered
+    assert found == pytest.approx(48 * (peak(4000) - peak(2000)) / 2000, rel=0.01)  # 48 rows of others
+    assert step_memory(config_of("method=c_jepa"), place(4), 16, _work(config)[0]).gathered == 0, "VICReg sums"
 
 
 def test_a_run_that_only_fits_in_shards_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from jepakit.model.teacher import Teacher
 from jepakit.model.vit import Block
 from jepakit.planning import flops
 from jepakit.planning.hardware import Hardware
-from jepakit.planning.network import GATHERED_COPIES, gathered_bytes
+from jepakit.planning.network import held_bytes
 from jepakit.planning.results import Memory, TokenCounts
 
 TorchDispatchMode: Any = dispatch_mode()
@@ -85,7 +85,7 @@ def step_memory(
     target = sum(x.nbytes for x in jepa.target_encoder.state_dict().values())
     weights = sum(x.nbytes for x in jepa.state_dict().values()) - target
     trained, gradients = sum(p.nbytes for _, p in jepa.trained_parameters()), peak.gradients
-    gathered = 0 if tokens is None else GATHERED_COPIES * gathered_bytes(config, tokens) * images * (place.devices - 1)
+    gathered = 0 if tokens is None else held_bytes(config, tokens) * images * (place.devices - 1)
     if place.sharded:  # a block that computes is whole, with its gradient, and the next one's weights are on their way
         gathered += 3 * max(_block_bytes(jepa.encoder), _block_bytes(jepa.predictor))
     elif place.devices > 1:

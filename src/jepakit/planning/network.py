@@ -7,12 +7,14 @@ interconnect, and among the nodes, where each sends (m - 1) / m S over its netwo
 
 from jepakit.config.config import Config
 from jepakit.model.regularizers.sigreg import SIGReg
+from jepakit.model.regularizers.vicreg import VICReg
+from jepakit.model.regularizers.visreg import VISReg
 from jepakit.planning.hardware import Hardware, Links
 from jepakit.planning.results import Parameters, TokenCounts, Traffic
 
 SHARE_OF_LINK = 0.8  # of a data sheet's bandwidth, assumed
 FP32 = 4  # bytes: gradients, gathered weights and statistics are in full precision
-GATHERED_COPIES = 3  # of gathered rows that a step holds: themselves, centred, and their gradient
+ALL_REDUCE = 2  # times that a number passes which all devices sum and all keep
 
 
 def traffic(config: Config, place: Hardware, parameters: Parameters, tokens: TokenCounts) -> Traffic:
@@ -21,19 +23,27 @@ def traffic(config: Config, place: Hardware, parameters: Parameters, tokens: Tok
     micro_batches = config.optim.accumulate
     # Sharded: gathered for the forward pass, again for the backward, and its gradients summed; the target encoder once.
     target = FP32 * parameters.target_encoder * (config.target.kind == "features" and config.target.learned)
-    statistics = config.optim.batch_size * 2 * gathered_bytes(config, tokens) + micro_batches * _sums(config)
+    statistics = config.optim.batch_size * gathered_bytes(config, tokens) + micro_batches * _sums(config, tokens)
     if place.sharded:
         return Traffic(trained * micro_batches, (2 * trained + target) * micro_batches, statistics)
-    return Traffic(2 * trained, 0, statistics)
+    return Traffic(ALL_REDUCE * trained, 0, statistics)
 
 
 def gathered_bytes(config: Config, tokens: TokenCounts) -> int:
-    """Bytes of an image's rows that the regulariser must see beside all other images': VICReg's and VISReg's."""
-    rows, width = regularized(config, tokens)
-    return 0 if isinstance(config.regularizer, SIGReg) else round(FP32 * rows * width)
+    """Bytes of an image's rows that are gathered, as the regulariser must see them beside all other images': VISReg's, which
+    ranks them. Forward only: each device computes the gradient of all rows, and keeps its own rows'."""
+    rows, width = regularized_rows(config, tokens)
+    return round(FP32 * rows * width) if isinstance(config.regularizer, VISReg) else 0
 
 
-def regularized(config: Config, tokens: TokenCounts) -> tuple[float, int]:
+def held_bytes(config: Config, tokens: TokenCounts) -> int:
+    """Bytes that a step holds of an image of another device, at most: gathered rows, those centred and normalised, two gradients
+    and projections; or the rows and seven numbers for each projection (it, sorted, ranks of 8 bytes, differences, gradients)."""
+    r, (rows, width) = config.regularizer, regularized_rows(config, tokens)
+    return round(FP32 * rows * (width + max(4 * width + r.directions, 7 * r.directions))) if isinstance(r, VISReg) else 0
+
+
+def regularized_rows(config: Config, tokens: TokenCounts) -> tuple[float, int]:
     """Rows of an image that the regulariser looks at, and their features; 0 without one."""
     r = config.regularizer
     if r is None:
@@ -42,18 +52,26 @@ def regularized(config: Config, tokens: TokenCounts) -> tuple[float, int]:
     return (tokens.contexts if r.tensor == "context_pooled" else tokens.blocks), width
 
 
-def _sums(config: Config) -> int:
-    """Bytes of the sums that a micro-batch needs over all devices: of batch-normalised targets, a projector's batch norms
-    (and, backward, of their gradients) and SIGReg's characteristic functions."""
+def _sums(config: Config, tokens: TokenCounts) -> int:
+    """Bytes that a micro-batch's sums over all devices pass.
+
+    A mean and a variance are two sums, and two backward, of their gradients: of batch-normalised targets (forward only), a
+    projector's batch norms and each view's variance. The covariance needs a mean and variance, of which the mean has a
+    gradient, and z^T z (forward only); SIGReg cosines and sines (forward only).
+    """
     r, numbers = config.regularizer, 0
     if config.target.kind == "features" and config.target.norm == "batch":
-        numbers += 2 * 2 * config.target.width(config.encoder.width, 0)
+        numbers += 2 * config.target.width(config.encoder.width, 0)
     if r is not None:
-        numbers += 4 * sum(2 * width for width in r.projector[:-1])
-    if isinstance(r, SIGReg):
-        views = 1 if r.tensor == "context_pooled" else getattr(config.masking, "targets", 1)
-        numbers += 4 * 2 * views * r.directions * r.knots
-    return FP32 * numbers
+        pairs = isinstance(r, VICReg) and r.tensor != "pred_blocks" and r.sim > 0  # predictions and targets are projected too
+        numbers += 4 * (3 if pairs else 1) * sum(r.projector[:-1])
+        views = 1 if r.tensor == "context_pooled" else round(tokens.blocks / tokens.contexts)
+        width = regularized_rows(config, tokens)[1]
+        if isinstance(r, VICReg):
+            numbers += views * (width**2 + (4 + 3) * width)
+        if isinstance(r, SIGReg):
+            numbers += views * 2 * r.directions * r.knots
+    return FP32 * ALL_REDUCE * numbers
 
 
 def sent(total: int, place: Hardware) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from jepakit.config.config import Config
 from jepakit.data.loader import Batch
 from jepakit.data.sources import ArraySource
 from jepakit.model.encoder import Encoder
-from jepakit.model.regularizers.sigreg import SIGReg
+from jepakit.model.regularizers.visreg import VISReg
 from jepakit.planning import network
 from jepakit.planning.flops import Flops, statistic_flops
 from jepakit.planning.hardware import Hardware
@@ -54,15 +54,15 @@ def _communication(
     config: Config, place: Hardware, rate: float, each: Flops, parameters: Parameters, tokens: TokenCounts
 ) -> Communication:
     """What passes in an update, and how long it keeps devices waiting: gradients go beside the last micro-batch's backward
-    pass, sharded weights beside all of the update; rows that the regulariser gathers are waited for."""
+    pass, sharded weights beside all of the update; what the regulariser sums or gathers is waited for."""
     share, passing = config.optim.batch_size // place.devices, network.traffic(config, place, parameters, tokens)
     computing = share / rate
     backward = each.encoder_backward + each.predictor_backward + (_computed(config, each) - each.total)
     beside = computing if place.sharded else computing * backward / _computed(config, each) / config.optim.accumulate
     statistics, rest = (network.seconds_to_pass(n, place) for n in (passing.statistics, passing.gradients + passing.parameters))
-    rows, width = network.regularized(config, tokens)
-    others = 0.0  # FLOPs on rows of other devices; SIGReg needs sums only
-    if config.regularizer and not isinstance(config.regularizer, SIGReg):
+    rows, width = network.regularized_rows(config, tokens)
+    others = 0.0  # FLOPs on rows of other devices, which VISReg ranks; all else needs sums only
+    if isinstance(config.regularizer, VISReg):
         others = (place.devices - 1) * share * rows * statistic_flops(config.regularizer, 1, width)
     at_fp32 = SHARE_OF_PEAK * place.fp32 * 1e12 if place.device is None else rate * _computed(config, each)
     by_device, by_node = network.sent(passing.total, place)

@@ -104,7 +104,7 @@ def _between(b: Communication, plan: Plan) -> list[str]:
     passing: list[_Row] = [
         ("gradients", b.traffic.gradients, "summed" if plan.sharding == "full" else "summed, and given to all"),
         ("weights", b.traffic.parameters, "gathered, twice for those that are trained"),
-        ("statistics", b.traffic.statistics, "the regulariser's rows and gradients, and sums"),
+        ("statistics", b.traffic.statistics, "the regulariser's sums or rows, and norms' sums"),
         ("sent by a device", b.sent_by_device, "in its node"),
         ("sent by a node", b.sent_by_node, "to the others"),
     ]
