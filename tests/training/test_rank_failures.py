@@ -46,7 +46,7 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return load_file(run.checkpoints / f"step-{LENGTH:08d}" / "model.safetensors")
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=[pytest.mark.long, pytest.mark.timeout(1500)])])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=[pytest.mark.long, pytest.mark.timeout(1500)])])
 def test_killed_ranks_and_a_corrupt_checkpoint_leave_no_trace_in_the_bits(place: Path, kills: int) -> None:
     with started([*torchrun(2), *pretraining(place, "whole", "--overwrite")], place / "whole.txt") as process:
         assert process.wait(120) == 0, (place / "whole.txt").read_text()[-2000:]
@@ -56,7 +56,7 @@ def test_killed_ranks_and_a_corrupt_checkpoint_leave_no_trace_in_the_bits(place:
         for number in range(kills):
             begun = newest(run)
             until(lambda begun=begun: newest(run) > max(begun, 0))  # type: ignore[misc]
-            if number == 1:
+            if number == kills // 2:
                 file = run.checkpoints / f"step-{newest(run):08d}" / "model.safetensors"
                 content = bytearray(file.read_bytes())
                 content[-1] ^= 1
@@ -100,7 +100,6 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(place: Path) -> None:
     "words, shell, sentence",
     [
         (["optim.batch_size=25"], "", "optim.batch_size=25 cannot be shared evenly by 2 processes"),
-        (["optim.steps=7"], '[ $RANK = 1 ] && set -- "$@" optim.lr=2e-3', "optim.lr differs between processes: "),
         ([], '[ $RANK = 1 ] && set -- "${@/%wrong/other}"', "--out differs between processes: "),
     ],
 )
