@@ -76,8 +76,8 @@ class Run:
         return run
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], config: Config, *, overwrite: bool) -> "Run":
-        """Make a new run's folder. Raises UserError as `new` does, and where nothing can be written."""
+    def create(cls, path: str | os.PathLike[str], config: Config, *, overwrite: bool, job: str | None = None) -> "Run":
+        """Make a new run's folder; job: what began it. Raises UserError as `new` does, and where nothing can be written."""
         run = cls.new(path, overwrite=overwrite)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ class Run:
                     shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
                 with atomic_write(run.path / "config.yaml") as draft:
                     draft.write_text(to_yaml(config))
-                save_json(run.path / "environment.json", {"job": distributed.job()})
+                save_json(run.path / "environment.json", {"job": job})
         except OSError as error:
             raise UserError(f"cannot write {run.path}: {error.strerror}") from None
         return run

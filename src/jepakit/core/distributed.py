@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -228,7 +229,18 @@ def _missing_ranks(seconds: float) -> str:
         host, pid = _store.get(f"place{r}").decode().split()
         at = _store.get(f"step{r}").decode() if _store.check([f"step{r}"]) else "the start"
         said.append(f"rank {r} ({host}, process {pid}) ended or hangs in step {at}")
-        if host == socket.gethostname():
+        if _is_here(int(pid), r):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
     return f"{'; '.join(said)}: no answer within run.timeout_seconds={seconds:g}, or its connection broke"
+
+
+def _is_here(pid: int, other: int) -> bool:
+    """Whether a process of this machine is a rank that the same torchrun started: hosts and containers may share their names and
+    numbers of processes."""
+    try:
+        theirs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    ours = {name: os.environ.get(name, "") for name in ("GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE")}
+    return all(f"{name}={value}".encode() in theirs for name, value in {**ours, "RANK": str(other)}.items())

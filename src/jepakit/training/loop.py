@@ -82,7 +82,7 @@ def _train_phase(training: Training, run: Run, online: OnlineProbe | None, stop:
         for batch in () if stop.is_set() else batches:
             done = training.step + 1
             log_now = done % config.run.log_every_steps == 0 or done == end
-            save_now = done % config.run.save_every_steps == 0 or done == end
+            save_now = done % config.run.save_every_steps == 0 or done == end or stop.is_set()
             keep_now = config.run.keep_every_steps is not None and done % config.run.keep_every_steps == 0
             now = training.schedule.at(training.step)
             check = log_now or save_now or keep_now or training.device.type == "cpu"  # reading the loss makes CUDA wait

@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -81,20 +82,34 @@ def pretrain(
             given = merge(given, {"init": {"path": os.fspath(init_from)}})
         if out is None:
             raise UserError("where shall the run go? give --out RUN (a new folder), or --resume RUN")
-        if distributed.from_main(partial(_is_of_this_job, out)):  # torchrun, or the queue, started the same command again
+        job = _job(data, recipe, method, config, given)
+        ours, saved = distributed.from_main(partial(_begun_by, job, out))
+        if ours and saved:  # torchrun, or the queue, started the same command again
             return _resume(Run(out), {}, data, hooks)
+        overwrite = overwrite or ours  # killed before its first checkpoint
 
         def chosen() -> tuple[Config, Source, Choice | ReleasedYaml, Start | None]:
             Run.new(out, overwrite=overwrite)  # says what is wrong with the place before any work is done
             return _chosen(data, recipe, method, config, given)
 
-        return _begin(*distributed.agreed(chosen), out, overwrite, hooks)
+        create = partial(Run.create, out, overwrite=overwrite, job=job)
+        return _begin(*distributed.agreed(chosen), out, create, hooks)
 
 
-def _is_of_this_job(out: str | Path) -> bool:
-    """Whether a folder holds a run that the same launch by torchrun, or the same job of a queue, began, and that can go on."""
+def _job(data: GivenImages | None, *asked: object) -> str | None:
+    """The name of the launch by torchrun, or of the job of a queue, and of what was asked for; None where it has none.
+
+    A job may begin one run after another: only the same words go on with a run of it.
+    """
+    images = os.fspath(data) if isinstance(data, str | os.PathLike) else type(data).__name__
+    name = distributed.job()
+    return name and f"{name} {sha256(repr((images, asked)).encode()).hexdigest()[:16]}"
+
+
+def _begun_by(job: str | None, out: str | Path) -> tuple[bool, bool]:
+    """Whether a folder holds a run that this job began with the same words, and whether it has a checkpoint to go on from."""
     run = Run(out)
-    return bool(distributed.job()) and run.job() == distributed.job() and bool(checkpoint.steps(run.checkpoints))
+    return job is not None and run.job() == job, bool(checkpoint.steps(run.checkpoints))
 
 
 def _begin(
@@ -103,7 +118,7 @@ def _begin(
     choice: Choice | ReleasedYaml,
     start: Start | None,
     out: str | Path,
-    overwrite: bool,
+    create: Callable[[Config], Run],
     hooks: Hooks,
 ) -> Run:
     """A new run with these settings: its folder, the first lines of its log, a first checkpoint, and the training."""
@@ -121,7 +136,7 @@ def _begin(
     training, taken = distributed.agreed(prepared)
     _require_alike(training, out)
     chosen = training.config
-    run = Run(distributed.from_main(partial(_created, out, chosen, overwrite)))
+    run = distributed.from_main(partial(create, chosen))
     with _held(run):
         choice.say(log)
         if taken:
@@ -135,13 +150,8 @@ def _begin(
         for warning in warnings:
             log.warning("%s", plain(warning))
         if not hooks.save(training, run):  # so that there is always something to go on from
-            raise UserError(f"no checkpoint can be written to {run.path} (run.log says why): make room, start with --overwrite")
+            raise AgreedError(f"no checkpoint can be written to {run.path} (run.log says why): make room, start with --overwrite")
         return train(training, run, hooks)
-
-
-def _created(out: str | Path, config: Config, overwrite: bool) -> Path:
-    """The folder of a new run; which it is not again for the next process that is started anew, `_is_of_this_job` says."""
-    return Run.create(out, config, overwrite=overwrite or (bool(distributed.job()) and Run(out).job() == distributed.job())).path
 
 
 @contextmanager
