@@ -96,6 +96,20 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(place: Path) -> None:
     assert json.loads((run.checkpoints / f"step-{newest(run):08d}" / "state.json").read_text())["step"] == newest(run)
 
 
+def test_the_error_of_one_rank_is_what_the_others_say(place: Path) -> None:
+    """A caller's hook, which only rank 0 has, raises."""
+    script = place / "hook.py"
+    script.write_text(
+        "import sys\nfrom jepakit.training.train import pretrain\n\ndef fail(row):\n    raise KeyError('mine')\n\n"
+        "pretrain(sys.argv[1], sys.argv[2], 'demo', set=sys.argv[3:], on_log=fail)\n"
+    )
+    words = [str(place / "waves.npz"), str(place / "hook"), *SMALL]
+    with started([*torchrun(2), str(script), *words], place / "hook.txt") as process:
+        assert process.wait(90) == 1
+    said = (place / "hook.txt").read_text()
+    assert "LostRankError: rank 0 ended: KeyError: 'mine'" in said and "hangs" not in said, said[-3000:]
+
+
 @pytest.mark.parametrize(
     "words, shell, sentence",
     [

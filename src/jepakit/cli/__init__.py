@@ -17,6 +17,12 @@ from jepakit.core.signals import quiet_interrupts
 _UsageError: Any = typer.BadParameter.__base__  # click's; newer typer carries a click of its own and installs none
 
 
+def _alone(error: UserError) -> bool:
+    """Whether only this one of several processes made a mistake: they had joined, and did not agree on it."""
+    ranks: Any = sys.modules.get("jepakit.core.distributed")  # torch is not imported here
+    return ranks is not None and ranks.has_joined() and type(error).__name__ != "AgreedError"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends with one sentence and exit code 2."""
     # torch's threads spin for long while they wait; where another program wants the cores, each wait then costs a time
@@ -43,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(error.format_message() if needs_help else f"error: {mistakes.usage_sentence(error, words)}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
-        if type(error).__name__ != "AgreedError" or os.environ.get("RANK", "0") == "0":  # of several processes one says it
+        if os.environ.get("RANK", "0") == "0" or _alone(error):  # of several processes one says it
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a disk that is full or read-only, a name that is too long

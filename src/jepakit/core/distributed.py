@@ -28,6 +28,7 @@ T = TypeVar("T")
 log = logging.getLogger("jepakit")
 _PATIENCE = timedelta(days=1)  # while rank 0 alone reads and measures; a rank that ends is noticed at once all the same
 GRACE_SECONDS = 5.0  # in which all that still run report a broken group
+_BROKEN = "broken"  # what a rank notes that finds the group broken, not itself
 _group: dist.ProcessGroup | None = None  # that of training, with its time-out; None: the patient one of all ranks
 _store: Any = None  # torch's key-value store of this launch
 
@@ -65,8 +66,8 @@ def is_main() -> bool:
 
 def job() -> str | None:
     """The name of the launch, the same after torchrun restarted its processes; None where it is not known."""
-    name, restarts = os.environ.get("TORCHELASTIC_RUN_ID"), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    return name if launched() and (name != "none" or restarts) else None
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{socket.gethostname()} {os.getppid()}" if name == "none" else name  # unnamed: torchrun itself, which outlives it
 
 
 @contextlib.contextmanager
@@ -106,10 +107,13 @@ def time_limit(seconds: float) -> Iterator[None]:
     before, _group = _group, dist.new_group(timeout=timedelta(seconds=seconds))
     try:
         yield
-    except RuntimeError as error:
-        if not _is_of_group(error):
-            raise
-        raise LostRankError(_missing_ranks(seconds)) from error
+    except AgreedError:
+        raise
+    except BaseException as error:
+        if isinstance(error, RuntimeError) and _is_of_group(error):
+            raise LostRankError(_missing_ranks(seconds)) from error
+        _store.set(f"lost{rank()}", f"{type(error).__name__}: {error}")  # for the others to say, who wait for it
+        raise
     finally:
         _group = before
 
@@ -117,6 +121,11 @@ def time_limit(seconds: float) -> Iterator[None]:
 def group() -> dist.ProcessGroup | None:
     """The processes, with the time limit that is in force."""
     return _group
+
+
+def has_joined() -> bool:
+    """Whether this process was one of several at any time."""
+    return _store is not None
 
 
 def begin_step(step: int) -> None:
@@ -209,7 +218,7 @@ def require_own_device(device: torch.device) -> None:
 def _is_of_group(error: RuntimeError) -> bool:
     """Whether an error is one of communication: torch has a class for some of them only."""
     words = str(error).lower()
-    return isinstance(error, dist.DistError) or any(w in words for w in ("gloo", "connection", "nccl", "timed out"))
+    return isinstance(error, dist.DistError) or "gloo" in words or "nccl" in words
 
 
 def _missing_ranks(seconds: float) -> str:
@@ -217,11 +226,14 @@ def _missing_ranks(seconds: float) -> str:
     half a minute for one that hangs."""
     assert _store is not None
     ranks = range(world_size())
-    _store.set(f"lost{rank()}", "1")
+    _store.set(f"lost{rank()}", _BROKEN)
     until = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < until and not all(_store.check([f"lost{r}"]) for r in ranks):
         time.sleep(0.1)
     missing = [r for r in ranks if not _store.check([f"lost{r}"])]
+    left = {r: said for r in ranks if r not in missing and (said := _store.get(f"lost{r}").decode()) != _BROKEN}
+    if left:
+        return "; ".join(f"rank {r} ended: {said}" for r, said in left.items())
     if not missing:
         return "the processes lost each other: the network between them broke"
     said = []
