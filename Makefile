@@ -48,7 +48,6 @@ bench: $(VENV)/.dev
 	$(PY) benchmarks/embed.py --smoke
 	$(PY) benchmarks/steps.py --smoke
 	$(PY) benchmarks/studies.py
-	$(VENV)/bin/jepakit study small-data --scale smoke --out $$(mktemp -d)
 
 clean:
 	rm -rf $(VENV)

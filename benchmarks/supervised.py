@@ -8,17 +8,16 @@ The features are the last convolution's, pooled; images are resized to the 224 p
 import sys
 import warnings
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from jepakit.data.sources import Source
 from jepakit.evaluation.features import extract
+from jepakit.evaluation.probe_results import ProbeResults
 from jepakit.evaluation.probes.protocol import PROBES, Protocol
 from jepakit.evaluation.probes.spectrum import rankme_rows
-from jepakit.evaluation.results import ProbeResults
-from jepakit.evaluation.split import labelled, train_and_test
+from jepakit.evaluation.split import labelled
 from jepakit.model.images import IMAGENET, ImageSettings, normalise
 
 NAME = "supervised (ImageNet)"
@@ -54,10 +53,10 @@ def supervised(source: Source, protocol: Protocol) -> dict[str, dict[str, float]
     assert source.labels
     ids = labelled(source, source.labels, protocol.images_limit)
     features, ids = extract(source, {NAME: EfficientNet()}, ids, whole_image=source.labels.whole_image)  # type: ignore[dict-item]
-    split = train_and_test(source, source.labels, ids)
-    sheet, result = ProbeResults(source, source.labels, split, ids), {}
+    sheet, result = ProbeResults.of(source, source.labels, ids), {}
+    split = sheet.split
     for task in ("knn", "linear"):
         x = features[NAME]
-        right: Any = PROBES[task](x.rows(split.train), x.rows(split.test), sheet.problem, protocol)[0]
-        result[task] = {NAME: round(100 * float(right.mean()), 1)}
+        predictions = PROBES[task](x.rows(split.train), x.rows(split.test), sheet.problem, protocol)[0]
+        result[task] = {NAME: round(100 * float(predictions.correct(sheet.truth).mean()), 1)}
     return {**result, "rankme": {NAME: round(rankme_rows(features, protocol.rankme)[0]["rankme"], 1)}, "lidar": {}}

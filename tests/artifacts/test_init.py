@@ -285,7 +285,7 @@ def test_what_cannot_be_begun_from_is_one_sentence_and_writes_nothing(
         (run, ["encoder.mlp_ratio=2"], "encoder.mlp_ratio=2 is asked for"),
         (run, ["init.parts=predictor", "predictor.depth=2"], "another shape"),
         (run, ["init.parts=predictr"], "init"),
-        (f"{run}@7", [], "no checkpoint of step '7'"),
+        (f"{run}@7", [], "no checkpoint or snapshot of step '7'"),
     ]
     for place, words, sentence in cases:
         with pytest.raises(SystemExit) as caught:
