@@ -20,7 +20,7 @@ demo: $(VENV)/.core
 	$(VENV)/bin/jepakit demo --out runs/demo --overwrite
 
 test: $(VENV)/.dev
-	$(PY) -m pytest -n auto
+	$(PY) -m pytest -n auto --dist loadgroup
 
 long: $(VENV)/.dev
 	$(PY) -m pytest -m long
@@ -46,7 +46,6 @@ bench: $(VENV)/.dev
 	$(PY) benchmarks/gpu.py --smoke
 	$(PY) benchmarks/growth.py --smoke
 	$(PY) benchmarks/embed.py --smoke
-	$(PY) benchmarks/steps.py --smoke
 	$(PY) benchmarks/studies.py
 
 clean:

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from jepakit.artifacts.run import Run
 from launch import made_images, ran, run_case
 
+pytestmark = pytest.mark.xdist_group("distributed")  # in one worker, so that its runs are made once
+
 RUNS = {
     **{method: [f"method={method}"] for method in ("ijepa", "ec_ijepa", "c_jepa", "ec_c_jepa", "mae_pixels")},
     "accumulated": ["method=ec_c_jepa", "optim.accumulate=3"],
