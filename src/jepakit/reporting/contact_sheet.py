@@ -23,7 +23,7 @@ def contact_sheet(
     if path.suffix.lower() not in (".html", ".htm"):  # rather than write over an image, or the file that was searched
         raise UserError(f"the page {path}: give the name of a file that ends with .html")
     tiles = [[{"src": _data_uri(jpeg), "title": name, "note": words} for jpeg, name, words in row] for row in rows]
-    loader = FileSystemLoader(Path(__file__).parent)
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = page.get_template("contact_sheet.html").render(title=title, note=note, rows=tiles)
     try:

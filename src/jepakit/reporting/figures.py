@@ -16,7 +16,7 @@ from matplotlib.image import imsave
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-PALETTE = 8  # CSS variables --c0 … --c7 in page.html: one per run, and one per target
+PALETTE = 8  # CSS variables --c0 … --c7 in page.css: one per run, and one per target
 CHANGED = "Dotted upright: the targets change from pixels to features, so that left and right of it are losses of two things."
 POINTS = 200  # a longer curve is averaged into this many pieces
 WIDTH, HEIGHT = 340, 190
@@ -206,29 +206,3 @@ def _outline(mask: NDArray[np.bool_]) -> str:
     level = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])
     upright = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])
     return "".join(f"M{x} {y}h1" for y, x in level) + "".join(f"M{x} {y}v1" for y, x in upright)
-
-
-def masks(pictures: Pictures, most: int) -> list[Markup]:
-    """The first pictures under their masks."""
-    arrays = [pictures.get(name, np.empty(0)) for name in ("images", "context", "targets")]
-    return [masked(*each) for each in list(zip(*arrays, strict=False))[:most]]
-
-
-def neighbour_rows(pictures: Pictures) -> list[dict[str, Any]]:
-    """A row per query: its picture, then its neighbours and whether their label is the query's."""
-    rows = []
-    for index, query in enumerate(pictures.get("query_images", ())):
-        label = _label(pictures, "query_labels", index)
-        tiles = []
-        for place, image in enumerate(pictures["neighbour_images"][index]):
-            text = _label(pictures, "neighbour_labels", index, place)
-            tiles.append({"src": data_uri(image), "label": text, "same": bool(text) and text == label})
-        rows.append({"src": data_uri(query), "label": label, "near": tiles})
-    return rows
-
-
-def _label(pictures: Pictures, name: str, *at: int) -> str:
-    """A label; empty where the file has none."""
-    labels = pictures.get(name, np.empty(0))
-    known = len(at) == labels.ndim and all(place < size for place, size in zip(at, labels.shape, strict=True))
-    return str(labels[at]) if known else ""

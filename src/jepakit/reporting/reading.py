@@ -55,6 +55,7 @@ class Metrics:
 class RunFiles:
     """What one folder holds; `index` picks the run's colour."""
 
+    folder: Path
     index: int
     name: str
     config: Mapping[str, Any]
@@ -110,7 +111,9 @@ def read(folder: Path, index: int, folders: Sequence[Path]) -> RunFiles:
     results = {task: _result(file, task) for task, file in files.items() if file.is_file()}
     pictures = _pictures(folder / "evaluation" / "pictures.npz")
     steps = _steps(folder / "evaluation" / "steps.json")
-    return RunFiles(index, _name(index, folders), config, text, _metrics(folder / "metrics.jsonl"), results, pictures, steps)
+    return RunFiles(
+        folder, index, _name(index, folders), config, text, _metrics(folder / "metrics.jsonl"), results, pictures, steps
+    )
 
 
 def lookup(config: Mapping[str, Any], dotted: str) -> Any:

@@ -8,8 +8,8 @@ import numpy as np
 
 from jepakit.core.counted import METRIC_NAMES, NO_SHARES, Counted, counted_figure
 
-from .figures import PALETTE, Line, curve
-from .reading import PROBE_NAMES, RANKS, RunFiles
+from ..figures import PALETTE, Line, curve
+from ..reading import PROBE_NAMES, RANKS, RunFiles
 
 _NOTE = "{}, over the images that training had seen; dashed, the untrained encoder."
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from jepakit.core.counted import METRIC_NAMES, counted_figure
 
-from .reading import RunFiles, number
+from ..reading import RunFiles, number
 
 CLASSES_SHOWN = 50  # rows of the table of classes, the worst
 WHOLE = 12  # classes of which all confusions are shown; of more, the pairs most often confused

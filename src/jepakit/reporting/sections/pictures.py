@@ -1,0 +1,46 @@
+"""Sections that show pictures: masks over images, and nearest neighbours."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from ..figures import Pictures, data_uri, masked
+from ..reading import RunFiles
+
+
+def masks(runs: Sequence[RunFiles]) -> dict[str, Any]:
+    """Some pictures of each run under their masks."""
+    return {"masks": {run.name: _tiles(run.pictures, 8 if len(runs) == 1 else 4) for run in runs}}
+
+
+def nearest_images(runs: Sequence[RunFiles]) -> dict[str, Any]:
+    """Each run's queries with their neighbours."""
+    return {"neighbours": {run.name: _neighbour_rows(run.pictures) for run in runs}}
+
+
+def _tiles(pictures: Pictures, most: int) -> list[Markup]:
+    """The first pictures under their masks."""
+    arrays = [pictures.get(name, np.empty(0)) for name in ("images", "context", "targets")]
+    return [masked(*each) for each in list(zip(*arrays, strict=False))[:most]]
+
+
+def _neighbour_rows(pictures: Pictures) -> list[dict[str, Any]]:
+    """A row per query: its picture, then its neighbours and whether their label is the query's."""
+    rows = []
+    for index, query in enumerate(pictures.get("query_images", ())):
+        label = _label(pictures, "query_labels", index)
+        tiles = []
+        for place, image in enumerate(pictures["neighbour_images"][index]):
+            text = _label(pictures, "neighbour_labels", index, place)
+            tiles.append({"src": data_uri(image), "label": text, "same": bool(text) and text == label})
+        rows.append({"src": data_uri(query), "label": label, "near": tiles})
+    return rows
+
+
+def _label(pictures: Pictures, name: str, *at: int) -> str:
+    """A label; empty where the file has none."""
+    labels = pictures.get(name, np.empty(0))
+    known = len(at) == labels.ndim and all(place < size for place, size in zip(at, labels.shape, strict=True))
+    return str(labels[at]) if known else ""

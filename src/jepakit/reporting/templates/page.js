@@ -1,0 +1,4 @@
+"use strict";
+// Shared by the sections' scripts, which are inlined behind this one.
+
+const readData = (id) => JSON.parse(document.getElementById(id).textContent);
