@@ -179,6 +179,28 @@ def test_two_files_of_one_stem_are_told_apart_by_their_endings() -> None:
     assert joined_rows(["1"], ["1.jpg", "1.png"]).ambiguous == [0]
 
 
+def test_rows_of_other_paths_never_share_an_image(tmp_path: Path) -> None:
+    """Half a set's table beside the other half of its images, which have the same names: no row is theirs."""
+    titles = ["1.png", "2.png"]
+    found = joined_rows(["b/1.png", "c/1.png", "b/2.png", "c/2.png"], titles)
+    assert found.joined == 0 and [*found.contested] == [0, 1, 2, 3] and not found.double
+    with pytest.raises(UserError, match="by file name 4 rows are several of one image: write paths that tell them apart"):
+        told(tmp_path, "file,label\nb/1.png,x\nc/1.png,x\nb/2.png,x\nc/2.png,x\n", *titles)
+    some = told(tmp_path, "file,label\nb/1.png,x\nc/1.png,x\nb/2.png,y\n", *titles)
+    assert classes_of(some) == ["-", "y"]
+    assert "2 rows of t.csv, 'b/1.png', 'c/1.png': several of one image by file name, so that none is its" in said(some)
+    stems = joined_rows(["1.png", "1.jpg", "2.png", "2.png"], ["1.tif", "2.tif"])
+    assert (stems.rows.tolist(), [*stems.contested], stems.double) == ([-1, 2], [0, 1], [(2, 3)])
+
+
+@pytest.mark.parametrize("before", ["", "/data/old/", "C:\\set\\", "../"])
+def test_a_table_of_the_whole_set_tells_of_one_folder_of_it(before: str) -> None:
+    cells = [f"{before}{folder}/{name}.png" for folder in "abc" for name in (1, 2)]
+    found = joined_rows(cells, ["2.png", "1.png"], folder="/elsewhere", root="/set/b")
+    assert (found.how, found.rows.tolist(), [*found.strangers]) == ("path below b/", [3, 2], [0, 1, 4, 5])
+    assert not found.unclear and not found.double
+
+
 def test_what_does_not_join_is_counted_and_named_both_ways(tmp_path: Path) -> None:
     text = "file,label\na.png,cat\nb.png,dog\nq.png,cat\nr.png,cat\n"
     source = told(tmp_path, text, "a.png", "b.png", "c.png", "d.png", "e.png", "f.png")
@@ -282,6 +304,16 @@ def test_several_columns_are_several_labels_with_cells_missing(tmp_path: Path) -
     found = values_of(read_table(tmp_path / "m.csv"), ["a", "b"], None)
     assert found.classes == ("a", "b") and found.values.tolist() == [0, 0, -1, 0]
     assert np.array_equal(found.targets, [[1, 0], [np.nan, 1], [np.nan, np.nan], [1, 0]], equal_nan=True)
+
+
+def test_words_for_nothing_are_empty_cells_of_several_labels_too(tmp_path: Path) -> None:
+    written(tmp_path / "m.csv", "f,a,b\n1,1,NA\n2,nan,1\n3,NA,NA\n")  # as R and others write them
+    found = values_of(read_table(tmp_path / "m.csv"), ["a", "b"], None)
+    assert found.values.tolist() == [0, 0, -1] and "; 'NA', 'nan' count as empty" in found.said
+    assert np.array_equal(found.targets, [[1, np.nan], [np.nan, 1], [np.nan, np.nan]], equal_nan=True)
+    one = values(tmp_path, ["1", "0", "NA"], "multi")
+    assert one.classes == ("label",) and np.array_equal(one.targets, [[1], [0], [np.nan]], equal_nan=True)
+    assert "'NA' is one: empty its cells" in values(tmp_path, ["a|b", "NA"]).said  # of words it may be a label's name
 
 
 def test_words_with_strokes_between_are_several_labels(tmp_path: Path) -> None:

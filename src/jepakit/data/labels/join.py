@@ -13,6 +13,7 @@ from jepakit.data.decoding.file_kinds import IMAGE_KINDS
 
 _ENDINGS = SUFFIXES | IMAGE_KINDS | {".npy", ".npz"}
 _DEEP = 12  # folders that may stand before a path
+_PATH = "path"  # of which two spellings are one file
 _Key = Callable[[str], str]  # of a text what it is compared by; '' for a text that has none
 
 
@@ -21,19 +22,26 @@ class Join:
     """Rows and images brought together.
 
     how: by what. rows (n,): the first row of each of n images, -1 for none. strangers: rows that name no image. ambiguous: rows
-    that name several images, so that none is theirs. double: pairs of an image's first row and a further one.
+    that name several images, so that none is theirs. contested: rows of other paths that name one image, so that none is its.
+    double: pairs of an image's first row and a further one of the same path.
     """
 
     how: str
     rows: NDArray[np.int64]
     strangers: Sequence[int]
     ambiguous: Sequence[int]
+    contested: Sequence[int]
     double: Sequence[tuple[int, int]]
 
     @property
     def joined(self) -> int:
         """Images that have a row."""
         return int((self.rows >= 0).sum())
+
+    @property
+    def unclear(self) -> int:
+        """Rows that name an image, but not one alone, or not alone."""
+        return len(self.ambiguous) + len(self.contested)
 
 
 def joined_rows(cells: Sequence[str], titles: Sequence[str], folder: str = "", root: str = "") -> Join:
@@ -45,10 +53,10 @@ def joined_rows(cells: Sequence[str], titles: Sequence[str], folder: str = "", r
     cells, titles = [_even(cell) for cell in cells], [_even(title) for title in titles]
     best: Join | None = None
     for how, of_cell, of_title in _ways(cells, folder, root):
-        found = _joined(how, [of_cell(cell) for cell in cells], [of_title(title) for title in titles])
-        if best is None or found.joined > best.joined or (not best.joined and len(found.ambiguous) > len(best.ambiguous)):
+        found = _joined(how, [of_cell(cell) for cell in cells], [of_title(title) for title in titles], cells)
+        if best is None or found.joined > best.joined or (not best.joined and found.unclear > best.unclear):
             best = found
-        if found.joined and not len(found.strangers) and not len(found.ambiguous):
+        if found.joined and not len(found.strangers) and not found.unclear:
             break
     assert best is not None
     return best
@@ -67,9 +75,12 @@ def _even(text: str) -> str:
 
 def _ways(cells: Sequence[str], folder: str, root: str) -> Iterator[tuple[str, _Key, _Key]]:
     """Ways to compare, the narrowest first: what it is called, what of a cell and what of a title are to be the same."""
+    below = f"/{_name(root)}/"
     if root:
-        yield "path", lambda cell: os.path.normpath(f"{folder}/{cell}" if _is_relative(cell) else cell), lambda t: f"{root}/{t}"
+        yield _PATH, lambda cell: os.path.normpath(f"{folder}/{cell}" if _is_relative(cell) else cell), lambda t: f"{root}/{t}"
     yield "relative path", str, str
+    if root:
+        yield f"path below {below[1:]}", lambda cell: f"/{cell}".rpartition(below)[2] if below in f"/{cell}" else "", str
     for less in range(1, min(_DEEP, max((cell.count("/") for cell in cells), default=0)) + 1):
         called = f"path, less its first {'folder' if less == 1 else f'{less} folders'}"
         yield called, lambda cell, less=less: _without(cell, less), str  # type: ignore[misc]
@@ -98,21 +109,27 @@ def _no_ending(path: str) -> str:
     return path[:at] if at >= 0 and path[at:].lower() in _ENDINGS else path
 
 
-def _joined(how: str, cells: Sequence[str], titles: Sequence[str]) -> Join:
+def _joined(how: str, keys: Sequence[str], titles: Sequence[str], cells: Sequence[str]) -> Join:
+    """By keys of rows and of titles; cells: what rows say, of which two that differ are two images."""
     place: dict[str, int] = {}
     for index, title in enumerate(titles):
         if title:
             place[title] = -1 if title in place else index
-    rows, double = [-1] * len(titles), list[tuple[int, int]]()
+    rows, further = [-1] * len(titles), list[tuple[int, int]]()
     strangers, ambiguous = list[int](), list[int]()
-    for row, cell in enumerate(cells):
-        index = place.get(cell, -2)
+    for row, key in enumerate(keys):
+        index = place.get(key, -2)
         if index == -2:
             strangers.append(row)
         elif index < 0:
             ambiguous.append(row)
         elif rows[index] >= 0:
-            double.append((rows[index], row))
+            further.append((index, row))
         else:
             rows[index] = row
-    return Join(how, np.array(rows, np.int64), strangers, ambiguous, double)
+    unlike = {index for index, row in further if how != _PATH and cells[row] != cells[rows[index]]}
+    contested = sorted([*(rows[index] for index in unlike), *(row for index, row in further if index in unlike)])
+    double = [(rows[index], row) for index, row in further if index not in unlike]
+    for index in unlike:
+        rows[index] = -1
+    return Join(how, np.array(rows, np.int64), strangers, ambiguous, contested, double)

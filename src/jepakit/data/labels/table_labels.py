@@ -122,10 +122,11 @@ class _Told:
         """Raises UserError where no image has a row, with three examples of each side."""
         if self.join.joined:
             return
-        column, several = self.columns["image"][0], self.join.ambiguous
+        column, several, one = self.columns["image"][0], self.join.ambiguous, self.join.contested
         said = f"{self.table.name}: no row names an image of {plain(self.place)}: column '{plain(column)}' holds "
         said += f"{_three(self.table.cells[column])}; the images are {_three(self.titles)}"
         why = f"{plural(len(several), 'row')} could be of several images each: write paths" if several else ""
+        why = f"by {self.join.how} {len(one):,} rows are several of one image: write paths that tell them apart" if one else why
         raise UserError(f"{said}: {why or 'say with --image which column names them'}")
 
     def require_agreeing(self) -> None:
@@ -158,6 +159,9 @@ class _Told:
         if found.ambiguous:
             which = f"{plural(len(found.ambiguous), 'row')} of {table.name}, {_three([cells[row] for row in found.ambiguous])}"
             notes.append(f"{which}: of several images each, so that none is labelled by it: write paths in the table")
+        if found.contested:
+            which = f"{len(found.contested):,} rows of {table.name}, {_three([cells[row] for row in found.contested])}"
+            notes.append(f"{which}: several of one image by {found.how}, so that none is its: write paths that tell them apart")
         if len(without):
             images = f"{plural(len(without), 'image')} without a row of {table.name}, and so without a label"
             notes.append(f"{images}: {_three([self.titles[index] for index in without[:4].tolist()], len(without))}")

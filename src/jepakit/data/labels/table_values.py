@@ -1,7 +1,7 @@
 """What a table's cells say: a class, a number, or several labels at once of each row."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +39,8 @@ class Values:
 def values_of(table: TableCells, names: Sequence[str], kind: LabelKind | None) -> Values:
     """The labels in one column or several, of the kind that is asked for, else as they look; an empty cell is none.
 
-    Several columns are 0 or 1 each. One column: words with | between them are several labels at once; whole numbers of at most
-    FEW values are classes, other numbers are numbers; words are classes. Raises UserError for cells that are not of the kind.
+    Several columns are 0, 1 or a word for nothing each. One column: words with | between them are several labels at once; whole
+    numbers of at most FEW values are classes, other numbers are numbers; words are classes. Raises UserError for other cells.
     """
     if len(names) > 1:
         if kind not in (None, "multi"):
@@ -51,7 +51,7 @@ def values_of(table: TableCells, names: Sequence[str], kind: LabelKind | None) -
     numbers = {word: float(word) for word in words if _NUMBER.fullmatch(word)}
     others = words - {*numbers}
     measured = bool(numbers) and {word.lower() for word in others} <= _NOTHING
-    if kind == "multi" and words <= _truths(words).keys():
+    if kind == "multi" and _without_nothing(words) <= _truths(words).keys():
         return _several(table, names)
     if kind == "multi" or (kind is None and not measured and any("|" in word for word in words)):
         return _listed(cells)
@@ -87,17 +87,25 @@ def _classes(cells: Sequence[str], numbers: dict[str, float], others: set[str], 
     else:
         classes = tuple(sorted(others := {cell for cell in cells if cell}))
         place, said = {word: i for i, word in enumerate(classes)}, plural(len(classes), "class", "classes")
-        empty = sorted(word for word in classes if word.lower() in _NOTHING)
-        if empty:
-            said += f", of which '{plain(empty[0])}' is one: empty its cells if it stands for no label"
+        said += _one_is_nothing(classes)
         if any(map(_NUMBER.fullmatch, classes)):
             odd = sorted(word for word in classes if not _NUMBER.fullmatch(word))
             said += f", some of them numbers beside words such as '{plain(odd[0])}': empty such cells to have numbers"
     return Values(classes, np.array([place.get(cell, -1) for cell in cells], np.int64), None, said)
 
 
-def _none_said(others: set[str]) -> str:
-    return f"; {some([repr(word) for word in sorted(others)])} counts as empty" if others else ""
+def _none_said(others: Set[str]) -> str:
+    return f"; {some([repr(word) for word in sorted(others)])} count{'s' * (len(others) < 2)} as empty" if others else ""
+
+
+def _one_is_nothing(classes: Sequence[str]) -> str:
+    """What to say of a class whose name may stand for none."""
+    empty = sorted({*classes} - _without_nothing({*classes}))
+    return f", of which '{plain(empty[0])}' is one: empty its cells if it stands for no label" if empty else ""
+
+
+def _without_nothing(words: Set[str]) -> set[str]:
+    return {word for word in words if word.lower() not in _NOTHING}
 
 
 def _listed(cells: Sequence[str]) -> Values:
@@ -110,27 +118,29 @@ def _listed(cells: Sequence[str]) -> Values:
         targets[row, [place[name] for name in names]] = 1
         if not names:
             targets[row] = np.nan
-    return _multi(classes, targets)
+    return _multi(classes, targets, _one_is_nothing(classes))
 
 
 def _several(table: TableCells, names: Sequence[str]) -> Values:
-    """Several labels at once, of a column of 0 and 1 each. Raises UserError for other cells."""
-    targets = np.full((len(table.lines), len(names)), np.nan)
+    """Several labels at once, of a column of 0 and 1 each; words for nothing are empty cells. Raises UserError for others."""
+    targets, nothing = np.full((len(table.lines), len(names)), np.nan), set[str]()
     for at, name in enumerate(names):
         cells = table.cells[name]
         truths = _truths({*cells})
-        if word := next((cell for cell in cells if cell and cell not in truths), ""):
+        nothing |= (none := {*cells} - _without_nothing({*cells}))
+        if word := next((cell for cell in cells if cell and cell not in truths and cell not in none), ""):
             raise UserError(
                 f"{table.name}: column '{plain(name)}' holds '{plain(word)}' (line {table.lines[cells.index(word)]}): where "
                 f"several labels are given at once, each is 0 or 1, or empty where it is not known"
             )
         targets[:, at] = [truths.get(cell, np.nan) for cell in cells]
-    return _multi(tuple(names), targets)
+    return _multi(tuple(names), targets, _none_said(nothing))
 
 
-def _multi(names: tuple[str, ...], targets: NDArray[np.float64]) -> Values:
+def _multi(names: tuple[str, ...], targets: NDArray[np.float64], also: str) -> Values:
     values = np.where(np.isfinite(targets).any(1), 0, -1) if len(names) else np.full(len(targets), -1)
-    return Values(names, values, targets, f"{plural(len(names), 'label')} at once ({some([*map(plain, names)])})")
+    said = f"{plural(len(names), 'label')} at once ({some([*map(plain, names)])}){also}"
+    return Values(names, values, targets, said)
 
 
 def _truths(words: set[str]) -> dict[str, float]:
