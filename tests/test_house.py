@@ -12,7 +12,7 @@ from jepakit.config.config import Config, known_keys
 from jepakit.evaluation.probes.protocol import Protocol
 
 SOURCE = Path(jepakit.__file__).parent
-ROOMS = ["core", "model", "data", "config", "artifacts", "evaluation", "training", "planning", "study", "cli"]
+ROOMS = ["core", "model", "data", "config", "artifacts", "evaluation", "pictures", "training", "planning", "study", "cli"]
 # functions, and commands of the same name
 VERBS = {
     "demo",

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jepakit import metrics
+    from jepakit import metrics, pictures
     from jepakit.artifacts.export.exporting import export
     from jepakit.artifacts.export.pushing import push
     from jepakit.artifacts.load import load
@@ -45,6 +45,7 @@ __all__ = [
     "load",
     "metrics",
     "pack",
+    "pictures",
     "plan",
     "pretrain",
     "push",
@@ -76,8 +77,8 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when first used: importing the package does no work."""
-    if name == "metrics":
-        return import_module("jepakit.metrics")
+    if name in ("metrics", "pictures"):
+        return import_module(f"jepakit.{name}")
     if name in _PLACES:
         value = getattr(import_module(f"jepakit.{_PLACES[name]}"), name)
         globals()[name] = value

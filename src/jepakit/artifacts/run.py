@@ -34,6 +34,7 @@ CONTENTS = (
     "snapshots",
     "model",
     "evaluation",
+    "pictures",
     "report.html",
     ".lock",
 )

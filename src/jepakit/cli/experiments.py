@@ -47,6 +47,7 @@ def demo(
     if not run.finished:
         return
     print(results_table(evaluate(run)))
+    _make_pictures([run.path])
     print(f"report: {write_report([run.path])}")
 
 

@@ -39,8 +39,8 @@ def save_pictures(path: Path, config: Config, source: Source, features: Tensor, 
             targets=targets.reshape(len(context), -1, rows * columns)[first].reshape(len(ids), -1, rows, columns),
             query_images=_images(source, queries, config),
             neighbour_images=_images(source, found.ravel(), config).reshape(*found.shape, *config.images.height_width, 3),
-            query_labels=_labels(source, queries),
-            neighbour_labels=_labels(source, found.ravel()).reshape(found.shape),
+            query_labels=labels_in_words(source, queries),
+            neighbour_labels=labels_in_words(source, found.ravel()).reshape(found.shape),
         )
 
 
@@ -64,7 +64,7 @@ def _images(source: Source, ids: NDArray[np.int64], config: Config) -> NDArray[n
     return np.stack([to_show(shown[i]).permute(1, 2, 0).numpy() if i in shown else black for i in ids.tolist()])
 
 
-def _labels(source: Source, ids: NDArray[np.int64]) -> NDArray[np.str_]:
+def labels_in_words(source: Source, ids: NDArray[np.int64]) -> NDArray[np.str_]:
     """Names of classes; empty for a sample without a label."""
     labels = source.labels
 

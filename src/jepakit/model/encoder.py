@@ -64,23 +64,30 @@ class Encoder(nn.Module):
 
     def block_outputs(self, images: Given, which: Sequence[int]) -> list[Tensor]:
         """Patch tokens (B, T, D) as they leave these blocks (from 0), without a norm. Takes and raises what `forward` does."""
+        tokens, layout, rows = self.packed(images)
+        outputs = self.vit.block_outputs(tokens, layout, which) if len(tokens) else [tokens] * len(which)
+        b, _, h, w = images.shape
+        n = h * w // self.vit.config.patch_size**2
+        return [(x if rows is None else take(x, rows)).view(b, n, -1) for x in outputs]
+
+    def packed(self, images: Given) -> tuple[Tensor, Layout, Tensor | None]:
+        """What the first block gets of images, as `forward` takes them: tokens (S, D), a sequence an image, its T patches
+        before its conditioning tokens; and the rows (B * T,) of the patches, None where there are no other tokens."""
         p, images = self.vit.config.patch_size, as_tensor(images)
         require_shape(images, self.vit.channels, p)
         require_normalised(images, self.images)
         grid = (images.shape[2] // p, images.shape[3] // p)
         b, n, positions = len(images), grid[0] * grid[1], self.positions_of(grid)
         images = images.to(positions.device, positions.dtype)
-        if not b:
-            return [images.new_zeros(0, n, self.width)] * len(which)
-        tokens = self.vit.patch_embed(patchify(images, p)) + positions.repeat(b, 1)
         lengths = np.full(b, n)
+        if not b:
+            return images.new_zeros(0, self.width), Layout(lengths, images.device), None
+        tokens = self.vit.patch_embed(patchify(images, p)) + positions.repeat(b, 1)
         if self.conditioning is None:
-            return [x.view(b, n, -1) for x in self.vit.block_outputs(tokens, Layout(lengths, images.device), which)]
+            return tokens, Layout(lengths, images.device), None
         extra = self.conditioning.for_inference(positions, grid)
         sequences = interleave(lengths, np.full(b, len(extra)), images.device)
-        both = sequences.join(tokens, extra.repeat(b, 1).to(tokens.dtype))
-        outputs = self.vit.block_outputs(both, sequences.layout, which)
-        return [take(x, sequences.a_rows).view(b, n, -1) for x in outputs]
+        return sequences.join(tokens, extra.repeat(b, 1).to(tokens.dtype)), sequences.layout, sequences.a_rows
 
     def embed(self, images: Any) -> Tensor:
         """Mean over patch tokens, (B, D), one row for one image too.

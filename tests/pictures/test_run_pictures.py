@@ -1,0 +1,101 @@
+"""The pictures of a run as files: what is there of any run and images, and what is said of the rest."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jepakit.artifacts.run import Run
+from jepakit.core.errors import UserError
+from jepakit.pictures import make_pictures
+from jepakit.pictures.atlas import save_atlas
+from jepakit.training.train import pretrain
+from test_resume import TINY
+
+EVIL = "<b onload=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """EC-IJEPA, two steps, on two classes, one of a hostile name; one file is broken."""
+    root, draw = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i in range(24):
+        image = draw.integers(0, 120, (20, 20, 3), dtype=np.uint8) + 100 * (i % 2)
+        folder = root / "photos" / ("a", EVIL)[i % 2]
+        folder.mkdir(exist_ok=True, parents=True)
+        Image.fromarray(image.astype(np.uint8)).save(folder / f"{i:02}.png")
+    (root / "photos" / "a" / "00.png").write_bytes(b"broken")
+    words = [*TINY, "optim.steps=2", "run.precision=fp32", "run.probe_images=0", "images.max_bad=0.3"]
+    return pretrain(root / "photos", root / "run", method="ec_ijepa", set=words)
+
+
+def contents(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+        return json.loads((folder / "about.json").read_text()), {name: arrays[name] for name in arrays.files}
+
+
+def test_all_of_a_run_is_there_and_of_one_shape(run: Run) -> None:
+    about, arrays = contents(make_pictures(run))
+    assert about["missing"] == [] and about["step"] == 2 and about["encoder"] == "target encoder"
+    (r, c), n, heads = about["grid"], about["gallery"]["count"], about["attention"]["heads"]
+    assert arrays["attention_received"].shape == arrays["attention_conditioning"].shape == (n, heads, r, c)
+    assert arrays["pca_colours"].shape == (n, r, c, 3) and arrays["tokens"].shape[:2] == (n, r * c)
+    m = about["map"]["count"]
+    assert m == 23 and len(about["map"]["titles"]) == m and about["map"]["of"] == 24  # the broken one is left out
+    assert {*about["map"]["labels"]} == {"a", EVIL} and about["gallery"]["titles"][0] != "a/00.png"
+    for name, width in {"map_pca": 2, "map_tsne": 2, "map_nearest": 6, "map_cosines": 6}.items():
+        assert arrays[name].shape == (m, width), name
+    for atlas in (about["gallery"], about["map"]):
+        height, width = np.array(atlas["tile"]) * [-(-atlas["count"] // atlas["columns"]), atlas["columns"]]
+        assert Image.open(run.path / "pictures" / atlas["file"]).size == (width, height)
+    assert not [*run.path.glob(".tmp-pictures*")]
+
+
+def test_pictures_are_kept_until_the_checkpoint_or_the_data_change(run: Run, tmp_path: Path) -> None:
+    copy = shutil.copytree(run.path, tmp_path / "run", symlinks=True)
+    folder = make_pictures(copy)
+    (folder / "mark").touch()
+    assert (make_pictures(copy) / "mark").exists()
+    shutil.rmtree(copy / "checkpoints" / "step-00000002")
+    assert not (make_pictures(copy) / "mark").exists()
+    assert contents(folder)[0]["step"] == 0
+    few = tmp_path / "few"
+    shutil.copytree(Path(run.config.data or "") / "a", few)
+    assert contents(make_pictures(copy, few))[0]["images"] == 12
+    assert Run.new(copy, overwrite=True)  # the folder is one of the run's own
+
+
+def test_what_cannot_be_had_is_said(run: Run, tmp_path: Path) -> None:
+    copy = shutil.copytree(run.path, tmp_path / "run", symlinks=True)
+    about, arrays = contents(make_pictures(copy, tmp_path / "gone"))
+    assert {"context_coverage", "target_coverage"} <= arrays.keys() and "tokens" not in arrays
+    assert len(about["missing"]) == 1 and "gone" in about["missing"][0]
+    shutil.rmtree(copy / "checkpoints")
+    about, arrays = contents(make_pictures(copy))
+    assert "context_coverage" in arrays and "no checkpoint" in about["missing"][0]
+    with pytest.raises(UserError, match="not a run"):
+        make_pictures(tmp_path)
+
+
+def test_images_of_16_bits_and_13_bands(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "bands.npz", images=draw.integers(0, 9000, (12, 20, 20, 13), dtype=np.uint16))
+    words = [*TINY, "images.channels=13", "optim.steps=1", "run.precision=fp32", "run.probe_images=0"]
+    run = pretrain(tmp_path / "bands.npz", tmp_path / "run", method="ijepa", set=words)
+    about, arrays = contents(make_pictures(run))
+    assert about["missing"] == [] and "attention_conditioning" not in arrays
+    gallery = np.asarray(Image.open(run.path / "pictures" / about["gallery"]["file"]))
+    assert gallery.ndim == 3 and gallery.max() > 100  # the mean of all bands, stretched
+
+
+def test_an_atlas_holds_pictures_where_it_says(tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 255, (7, 6, 9, 3), np.uint8)
+    about = save_atlas(tmp_path, "some", pictures)
+    sheet = np.asarray(Image.open(tmp_path / about["file"]))
+    for i, picture in enumerate(pictures):
+        row, column = divmod(i, about["columns"])
+        np.testing.assert_array_equal(sheet[6 * row : 6 * row + 6, 9 * column : 9 * column + 9], picture)
