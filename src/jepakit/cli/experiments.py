@@ -1,5 +1,6 @@
 """Commands that make runs, and that read them: demo, pretrain, evaluate, report, study."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from jepakit.cli.options import (
 )
 from jepakit.core.errors import UserError
 
+log = logging.getLogger("jepakit")
 STUDY_NAMES = (
     "Which one: methods, context-scale, sample-efficiency, pooling, masking, vicreg, targets, predictor, ema, theory (papers' "
     "tables and figures), or small-data."
@@ -152,11 +154,24 @@ def _judge_steps(runs: list[str], steps: str, told: dict[str, Any]) -> None:
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One run, or several side by side.")],
     out: Annotated[Path | None, typer.Option(help="The HTML file; default: report.html in the first run.")] = None,
+    data: Annotated[str | None, typer.Option(help="Images that the pictures are of; default: each run's own.")] = None,
 ) -> None:
     """Draw a run, or several, as one HTML file."""
     from jepakit.reporting import report as write_report
 
+    _make_pictures(runs, data)
     print(write_report(runs, out))
+
+
+def _make_pictures(runs: list[Path], data: str | None = None) -> None:
+    """What each run's encoder sees, for the report, which says what is missing; and so it comes whatever is."""
+    from jepakit.pictures.run_pictures import make_pictures
+
+    for run in runs:
+        try:
+            make_pictures(run, data)
+        except UserError as error:
+            log.warning("no pictures of %s: %s", run, error)
 
 
 @app.command()

@@ -68,5 +68,5 @@ def colours_of(tokens: Tensor, grid: tuple[int, int], images: NDArray[Any]) -> P
         raise UserError("the features of some patches are not finite: the weights or the images are broken")
     found = PCA(3, svd_solver="covariance_eigh").fit(rows)
     scores = found.transform(rows).reshape(len(tokens), *grid, 3)
-    parts = (scores, found.components_, found.mean_, found.explained_variance_ratio_)
-    return PatchColours(*(part.astype(np.float32) for part in parts), images)
+    basis, mean, share = (x.astype(np.float32) for x in (found.components_, found.mean_, found.explained_variance_ratio_))
+    return PatchColours(scores.astype(np.float32), basis, mean, share, images)
