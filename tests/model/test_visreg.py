@@ -20,7 +20,7 @@ from jepakit.model.regularizers.sigreg import SIGReg, directions
 from jepakit.model.regularizers.visreg import SIGMA_EPS, VISReg, sliced_wasserstein
 from jepakit.planning import flops
 from jepakit.planning.memory import peak_memory
-from jepakit.reporting.figures import TERMS
+from jepakit.reporting.sections.curves import TERMS
 from jepakit.training.train import pretrain
 from test_plan import CPU, LAW, SHAPES, counted
 from test_regularizers import MASKS, SAMPLES, pooled, random, tensors

@@ -8,6 +8,7 @@ FIGURE_OF_TASK = {  # others: as the row says
     "rankme": "rankme", "lidar": "lidar", "segmentation": "miou", "boxes": "miou", "davis": "j_and_f",
 }  # fmt: skip
 NO_SHARES = ("rankme", "lidar", "r2", "mae", "spearman")  # figures that are not told in per cent
+LESS_IS_BETTER = ("mae",)
 METRIC_NAMES = {
     "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "auroc": "AUROC", "average_precision": "average precision",
     "r2": "R²", "mae": "MAE", "spearman": "Spearman's ρ", "miou": "mIoU", "iou": "IoU",

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from jepakit.core.counted import LESS_IS_BETTER as LESS_IS_BETTER
 from jepakit.core.errors import UserError, nearest
 from jepakit.data.sources import LabelKind
 
@@ -22,7 +23,6 @@ METRICS: dict[LabelKind, tuple[str, ...]] = {  # the first is the one that count
     "number": ("r2", "mae", "spearman"),
 }
 RANKED = ("auroc", "average_precision")
-LESS_IS_BETTER = ("mae",)
 
 
 @dataclass(frozen=True)

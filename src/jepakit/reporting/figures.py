@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 import numpy as np
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -16,10 +17,15 @@ from matplotlib.image import imsave
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from jepakit.core.files import finite
+
 PALETTE = 8  # CSS variables --c0 … --c7 in page.css: one per run, and one per target
-CHANGED = "Dotted upright: the targets change from pixels to features, so that left and right of it are losses of two things."
 POINTS = 200  # a longer curve is averaged into this many pieces
+KEPT_POINTS = 1500  # those that the page keeps of it, to zoom into
 WIDTH, HEIGHT = 340, 190
+
+SVG_AS_TEXT = {"svg.fonttype": "none", "font.size": 10, "path.simplify": True}
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # the same bytes each time
 
 # Placeholder colours: matplotlib writes them, `_themed` turns them into CSS variables, so dark mode works.
 _INK, _RULE = "#0a0bfe", "#0a0bff"
@@ -27,36 +33,6 @@ _INK, _RULE = "#0a0bfe", "#0a0bff"
 _Floats = NDArray[np.float64]
 Series = Mapping[str, tuple[_Floats, _Floats]]  # steps and values of each logged name
 Pictures = Mapping[str, NDArray[Any]]  # the arrays of evaluation/pictures.npz
-
-TERMS = {
-    "prediction": "Prediction loss",
-    "sim": "Similarity term",
-    "std": "Variance term",
-    "cov": "Covariance term",
-    "sigreg": "SIGReg term",
-    "scale": "Scale term",
-    "center": "Centre term",
-    "shape": "Shape term",
-}
-# Title, what the reader should know, and the logged names: the first drawn solid, the second dashed.
-PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("kNN accuracy", "Looks at the encoder on a few images; dashed, before training.", ("probe/knn",)),
-    ("RankMe", "Looks at the encoder on a few images; dashed, before training.", ("probe/rankme",)),
-    ("Effective rank", "Directions the encoder’s output uses. A fall towards 1 is collapse.", ("effective_rank",)),
-    ("Position share", "How much of a target its position alone explains.", ("position_share",)),
-    (
-        "Cosine",
-        "A prediction with its own target; dashed, with another image’s at the same place.",
-        ("own_cosine", "other_cosine"),
-    ),
-    ("Standard deviation", "Target solid, prediction dashed. Near 0 is collapse.", ("target_std", "prediction_std")),
-    ("Gradient norm", "Spikes are steps to look at.", ("grad_norm",)),
-    ("Tokens", "Context solid, target dashed.", ("context_tokens", "target_tokens")),
-    ("Learning rate", "The schedule.", ("lr",)),
-    ("Weight decay", "The schedule.", ("weight_decay",)),
-    ("Momentum", "How slowly the target encoder follows the encoder.", ("momentum",)),
-    ("Images per second", "Throughput.", ("images_per_second",)),
-)
 
 
 @dataclass(frozen=True)
@@ -67,34 +43,8 @@ class Line:
     values: _Floats
     colour: int = 0
     dashed: bool = False
-
-
-def panels(runs: Sequence[Series], changes: Sequence[float] = ()) -> list[dict[str, Any]]:
-    """One small chart per logged quantity, the runs overlaid; changes: steps at which a run's targets changed, upright lines."""
-    terms = list(dict.fromkeys(key for series in runs for key in series if key.startswith("loss/")))
-    terms = terms if len(terms) > 1 else []  # a single term is the loss itself
-    shown = [(TERMS.get(key[5:], key[5:]), "A term of the loss.", (key,)) for key in terms]
-    lowered = f"What the optimiser lowers.{' ' + CHANGED if changes else ''}"
-    chosen = [("Loss", lowered, ("loss",)), *shown, *PANELS]
-    return [panel for title, note, keys in chosen if (panel := _panel(title, note, keys, runs, changes))]
-
-
-def _panel(
-    title: str, note: str, keys: tuple[str, ...], runs: Sequence[Series], changes: Sequence[float]
-) -> dict[str, Any] | None:
-    lines, last, bad = [], [], 0
-    for index, series in enumerate(runs):
-        for key in keys:
-            if not (finite := finite_values(series, key)).size:
-                continue
-            steps, values = series[key]
-            lines.append(Line(steps, values, index % PALETTE, dashed=key != keys[0]))
-            if key.startswith("probe/") and steps[0] == 0 and len(steps) > 1:
-                lines.append(Line(steps[[0, -1]], values[[0, 0]], index % PALETTE, dashed=True))
-            bad += len(values) - len(finite)
-            if key == keys[0] or len(runs) == 1:
-                last.append({"colour": index % PALETTE, "text": short(finite[-1])})
-    return {"title": title, "note": note, "svg": curve(title, lines, changes), "last": last, "bad": bad} if lines else None
+    label: str = ""  # what it is, where a run has several in a panel
+    run: str = ""
 
 
 def finite_values(series: Series, key: str) -> _Floats:
@@ -104,47 +54,72 @@ def finite_values(series: Series, key: str) -> _Floats:
 
 
 def curve(title: str, lines: Sequence[Line], changes: Sequence[float] = ()) -> Markup:
-    """The lines over the training steps, as inline SVG; non-finite values leave gaps; upright lines at `changes`."""
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10, "path.simplify": True}):
-        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
-        axes = figure.add_axes((0.135, 0.125, 0.845, 0.84))
-        for line in lines:
-            steps, values = thinned(line.steps, line.values)
-            alone = np.isfinite(values).sum() == 1
-            axes.plot(
-                steps, values, color=f"#0a0b{line.colour:02x}", linewidth=1.6, solid_joinstyle="round",
-                linestyle=(0, (3, 2)) if line.dashed else "-", marker="o" if alone else "", markersize=4,
-            )  # fmt: skip
-        for step in changes:
-            axes.axvline(step, color=_INK, linewidth=0.8, linestyle=(0, (1, 3)), gid="change")
-        axes.patch.set_visible(False)
-        figure.patch.set_visible(False)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color(_RULE)
-        axes.grid(axis="y", color=_RULE, linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.tick_params(colors=_INK, length=0, pad=5)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, thousands=1e3)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    """The lines over the training steps, as inline SVG; non-finite values leave gaps; upright lines at `changes`.
+
+    Their numbers stand behind it: the page's script draws them anew (charts.js), to hover and to zoom.
+    """
+    with rc_context(SVG_AS_TEXT | {"svg.hashsalt": title}):
         buffer = io.StringIO()
-        none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", metadata=none)
-    return Markup(_themed(buffer.getvalue(), title))
+        lines_figure(lines, changes).savefig(buffer, format="svg", metadata=NO_METADATA)
+    return Markup(_themed(buffer.getvalue(), title)) + _numbers(lines, changes)
 
 
-def thinned(steps: _Floats, values: _Floats) -> tuple[_Floats, _Floats]:
-    """At most `POINTS` points: means of equal pieces, over the finite values of each."""
+def lines_figure(lines: Sequence[Line], changes: Sequence[float] = (), colours: Sequence[str] = (), ink: str = _INK) -> Figure:
+    """The lines as a matplotlib figure; without colours in those that `_themed` makes the page's."""
+    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+    axes = figure.add_axes((0.135, 0.125, 0.845, 0.84))
+    rule = _RULE if ink == _INK else "#dddddd"
+    for line in lines:
+        steps, values = thinned(line.steps, line.values)
+        alone = np.isfinite(values).sum() == 1
+        axes.plot(
+            steps, values, color=colours[line.colour] if colours else f"#0a0b{line.colour:02x}", linewidth=1.6,
+            solid_joinstyle="round", linestyle=(0, (3, 2)) if line.dashed else "-", marker="o" if alone else "", markersize=4,
+        )  # fmt: skip
+    for step in changes:
+        axes.axvline(step, color=ink, linewidth=0.8, linestyle=(0, (1, 3)), gid="change")
+    axes.patch.set_visible(False)
+    figure.patch.set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(rule)
+    axes.grid(axis="y", color=rule, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=ink, length=0, pad=5, labelsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, thousands=1e3)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    return figure
+
+
+def _numbers(lines: Sequence[Line], changes: Sequence[float]) -> Markup:
+    """The lines' points as JSON that no browser runs; five digits of each value."""
+    each = []
+    for line in lines:
+        steps, values = thinned(line.steps, line.values, KEPT_POINTS)
+        points = {"x": [round(step) for step in steps.tolist()], "y": [float(f"{value:.5g}") for value in values.tolist()]}
+        said = {"colour": line.colour, "dashed": line.dashed, "label": line.label, "run": line.run}
+        each.append({**points, **said})
+    return json_block({"lines": each, "uprights": list(changes)})
+
+
+def json_block(value: Any, **attributes: str) -> Markup:
+    """A value for the page's script; what is not finite becomes null."""
+    named = "".join(f' {name}="{escape(text)}"' for name, text in attributes.items())
+    return Markup(f'<script type="application/json"{named}>{htmlsafe_json_dumps(finite(value))}</script>')
+
+
+def thinned(steps: _Floats, values: _Floats, most: int = POINTS) -> tuple[_Floats, _Floats]:
+    """At most so many points: means of equal pieces, over the finite values of each."""
     values = np.where(np.isfinite(values), values, np.nan)
-    if len(steps) <= POINTS:
+    if len(steps) <= most:
         return steps, values
-    starts = np.linspace(0, len(steps), POINTS, endpoint=False).astype(np.int64)
+    starts = np.linspace(0, len(steps), most, endpoint=False).astype(np.int64)
     finite = np.isfinite(values)
     count = np.add.reduceat(finite.astype(np.float64), starts)
     total = np.add.reduceat(np.where(finite, values, 0.0), starts)
     pieces = np.diff(np.append(starts, len(steps)))
-    means = np.divide(total, count, out=np.full(POINTS, np.nan), where=count > 0)
+    means = np.divide(total, count, out=np.full(most, np.nan), where=count > 0)
     return np.add.reduceat(steps, starts) / pieces, means
 
 

@@ -22,9 +22,9 @@ from markupsafe import Markup
 from jepakit.core.errors import UserError, checked
 from jepakit.core.files import finite, user_path
 
-from .figures import panels
 from .reading import RunFiles, RunFolderError, read
 from .sections.along_run import along_run
+from .sections.curves import curves
 from .sections.pictures import masks, nearest_images
 from .sections.probes import probes
 from .sections.summary import summary
@@ -55,10 +55,6 @@ def report(runs: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], out:
     return path
 
 
-def _curves(runs: Sequence[RunFiles]) -> dict[str, Any]:
-    return {"panels": panels([run.metrics.series for run in runs], sorted({run.change for run in runs} - {0}))}
-
-
 def _steps(runs: Sequence[RunFiles]) -> dict[str, Any] | None:
     along = along_run(runs)
     return {"along": along} if along["panels"] else None
@@ -66,7 +62,7 @@ def _steps(runs: Sequence[RunFiles]) -> dict[str, Any] | None:
 
 SECTIONS: Mapping[str, Section] = {
     "summary": summary,
-    "curves": _curves,
+    "curves": curves,
     "masks": masks,
     "probes": probes,
     "steps": _steps,
@@ -90,5 +86,6 @@ def _render(runs: Sequence[RunFiles]) -> str:
 
 def _joined(folder: Path, names: Mapping[str, Any], suffix: str) -> Markup:
     """The page's own script or style, and those of its sections."""
-    files = [folder / f"page{suffix}", *(folder / "sections" / f"{name}{suffix}" for name in names)]
+    shared = [folder / f"{name}{suffix}" for name in ("page", "scales", "charts")]
+    files = [*shared, *(folder / "sections" / f"{name}{suffix}" for name in names)]
     return Markup("\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file()))

@@ -16,6 +16,7 @@ from jepakit.core.counted import counted_figure
 from jepakit.core.errors import UserError
 
 from .figures import PALETTE, Series
+from .states import checkpoint_state, state_of
 
 PROBE_NAMES = {
     "knn": "kNN",
@@ -63,6 +64,8 @@ class RunFiles:
     metrics: Metrics
     results: Mapping[str, Result]
     pictures: Mapping[str, NDArray[Any]]
+    state: str  # running, finished or stopped
+    images: int | None  # in the set that it trains on; None where no checkpoint says it
     steps: Mapping[str, Any]  # of `evaluate --steps`: images seen and results of each, baselines, sentences
 
     @property
@@ -91,8 +94,12 @@ class RunFiles:
         found = [self.metrics.series[sign] for sign in SIGN_KEYS if sign in self.metrics.series]
         signs = [values[steps > (self._pixels_first or -1)][-PROBE_METRICS:] for steps, values in found]
         seen = len(signs) == len(SIGN_KEYS) and all(len(sign) == PROBE_METRICS and np.isfinite(sign).all() for sign in signs)
-        fixed = lookup(self.config, "target.kind") == "pixels" or lookup(self.config, "target.teacher")
-        return seen and not fixed
+        return seen and not self.fixed
+
+    @property
+    def fixed(self) -> bool:
+        """Whether targets do not move with the encoder, so that they cannot collapse."""
+        return lookup(self.config, "target.kind") == "pixels" or bool(lookup(self.config, "target.teacher"))
 
 
 def read(folder: Path, index: int, folders: Sequence[Path]) -> RunFiles:
@@ -111,9 +118,10 @@ def read(folder: Path, index: int, folders: Sequence[Path]) -> RunFiles:
     results = {task: _result(file, task) for task, file in files.items() if file.is_file()}
     pictures = _pictures(folder / "evaluation" / "pictures.npz")
     steps = _steps(folder / "evaluation" / "steps.json")
-    return RunFiles(
-        folder, index, _name(index, folders), config, text, _metrics(folder / "metrics.jsonl"), results, pictures, steps
-    )
+    metrics, kept = _metrics(folder / "metrics.jsonl"), checkpoint_state(folder)
+    images = kept["images"] if isinstance(kept.get("images"), int) else None
+    state, name = state_of(folder, bool(kept.get("finished"))), _name(index, folders)
+    return RunFiles(folder, index, name, config, text, metrics, results, pictures, state, images, steps)
 
 
 def lookup(config: Mapping[str, Any], dotted: str) -> Any:

@@ -32,4 +32,21 @@ def in_words(value: Any) -> str:
         return ", ".join([*named, *(f"{key} {item}" for key, item in plain.items())][:6])
     if isinstance(value, list | tuple):
         return ", ".join(in_words(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def data_name(place: Any) -> str:
+    """Images in a word or two: the end of their path."""
+    return "/".join(str(in_words(place)).rstrip("/").split("/")[-2:]) if place else "images that no file names"
+
+
+def duration(seconds: float) -> str:
+    """10 min 34 s; 2 h 5 min; 3 d 4 h."""
+    whole = round(seconds)
+    for large, small, length, part in (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
+        if whole >= length:
+            rest = whole % length // part
+            return f"{whole // length:,} {large}" + (f" {rest} {small}" if rest else "")
+    return f"{whole} s"

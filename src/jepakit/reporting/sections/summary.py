@@ -4,14 +4,24 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jepakit.core.counted import METRIC_NAMES
 
 from ..figures import finite_values, short
 from ..reading import PROBE_NAMES, RANKS, MetricsRow, Result, RunFiles, lookup
-from ..wording import in_words, interval
+from ..wording import data_name, duration, in_words, interval
+from .curves import hours_trained
+from .verdict import UNTRAINED, Verdict, judged_by, verdict
 
-_UNTRAINED = "untrained encoder"
-PIXELS = ("raw pixels", "pixel PCA", "first mask kept")  # the best of them is what an encoder must beat
+METHOD_NAMES = {
+    "ijepa": "I-JEPA",
+    "ec_ijepa": "EC-IJEPA",
+    "c_jepa": "C-JEPA",
+    "ec_c_jepa": "EC-C-JEPA",
+    "mae_pixels": "Pixel targets",
+}
+
 FACTS = {
     "Method": "method",
     "Recipe": "recipe",
@@ -27,16 +37,83 @@ FACTS = {
 
 
 def summary(runs: Sequence[RunFiles]) -> dict[str, Any]:
-    """Sentences on each run, and a table of its settings."""
-    return {"summaries": {run.name: _summary(run) for run in runs}, "facts": _facts(runs)}
+    """Of each run the verdict, what was trained, its figures beside baselines and sentences; and a table of settings."""
+    tops = {}
+    for run in runs:
+        found = verdict(run)
+        about = {"trained": _trained(run), "doctor": _doctor(run), "cost": _cost(run), "plot": _plot(run, found)}
+        tops[run.name] = {"verdict": found, "sentences": _sentences(run), **about}
+    return {"tops": tops, "facts": _facts(runs)}
 
 
-def _summary(run: RunFiles) -> list[str]:
+def _trained(run: RunFiles) -> str:
+    """What was trained on what, for how long."""
+    series = run.metrics.series
+    method, method_known = lookup(run.config, "method"), lookup(run.config, "encoder.width")
+    encoder = f"a ViT of {lookup(run.config, 'encoder.depth')} blocks, {method_known} wide" if method_known else "an encoder"
+    data = data_name(lookup(run.config, "data"))
+    images = f"{run.images:,} images of {data}" if run.images else data
+    made = (
+        f"{METHOD_NAMES.get(str(method).replace('-', '_'), in_words(method) if method else 'JEPA')} trained {encoder} on {images}"
+    )
+    if "step" not in series:
+        return f"{made}: no step is logged yet."
+    step, planned = int(series["step"][0][-1]), _steps(run.config)
+    seconds = 3600 * float(hours[-1]) if (hours := hours_trained(series)[1]).size else math.nan
+    time = f" for {duration(seconds)}" if math.isfinite(seconds) else ""
+    if not planned or step >= planned or run.state == "finished":
+        return f"{made}{time}: {step:,} steps."
+    word = "so far" if run.state == "running" else "then it stopped"
+    return f"{made}{time}: {step:,} of {planned:,} steps, {word}."
+
+
+def _cost(run: RunFiles) -> list[tuple[str, str]]:
+    """What it took: time, pace, images."""
+    series, batch = run.metrics.series, lookup(run.config, "optim.batch_size")
+    hours, rates = hours_trained(series)[1], finite_values(series, "images_per_second")
+    found = [("Training time", duration(3600 * float(hours[-1])))] if hours.size else []
+    found += [("Pace", f"{short(float(np.median(rates)))} images/s")] if rates.size else []
+    if "step" in series and isinstance(batch, int):
+        seen = int(series["step"][0][-1]) * batch
+        each = f", each {seen / run.images:.0f} times" if run.images and seen >= run.images else ""
+        found += [("Images seen", f"{seen:,}{each}")]
+    return found
+
+
+def _doctor(run: RunFiles) -> str:
+    """What the collapse doctor says, where it raised no alarm."""
+    if run.metrics.alarms or "step" not in run.metrics.series:
+        return ""
+    if run.fixed:
+        return "Collapse doctor: not asked, as these targets do not move with the encoder."
+    return _no_alarm(run) if run.watched else "Collapse doctor: too little was logged to tell."
+
+
+def _plot(run: RunFiles, found: Verdict) -> dict[str, Any] | None:
+    """The figures of the task that speaks for the run, each with its interval as shares of a scale."""
+    if not found.judged:
+        return None
+    result = run.results[found.judged.task]
+    rows = [row for row in result["rows"].values() if math.isfinite(row["value"])]
+    ends = [end for row in rows for end in (row["value"], row["low"], row["high"]) if math.isfinite(end)]
+    low, high = min(0.0, *ends), max(ends) * 1.06 or 1.0
+    at = [{key: 100 * (row[key] - low) / (high - low) for key in ("value", "low", "high")} for row in rows]
+    told = [row["counted"].told(row["value"]) + (" %" if row["counted"].share else "") for row in rows]
+    metric = rows[0]["metric"]
+    title = f"{PROBE_NAMES[found.judged.task]}, {METRIC_NAMES.get(metric, metric)}"
+    each = [
+        {"name": row["name"], "told": words, "interval": interval(row), "at": place}
+        for row, words, place in zip(rows, told, at, strict=True)
+    ]
+    return {"title": title, "rows": each}
+
+
+def _sentences(run: RunFiles) -> list[str]:
     """The run in words: one sentence per probe, one on ranks, on the doctor and on training."""
     ranks = [words for task, title in RANKS.items() if (words := _rank(title, run.results.get(task)))]
-    said = [_verdict(title, run.results[task]["rows"]) for task, title in PROBE_NAMES.items() if task in run.results]
+    said = [_figure(title, run.results[task]["rows"]) for task, title in PROBE_NAMES.items() if task in run.results]
     said += ["; ".join(ranks) + "."] if ranks else []
-    said += [_no_alarm(run)] if run.watched and not run.metrics.alarms else []
+    said += [doctor] if (doctor := _doctor(run)) else []
     return [*said, _progress(run)]
 
 
@@ -47,18 +124,16 @@ def _no_alarm(run: RunFiles) -> str:
     return "Collapse doctor: no alarm" + (" (too early to judge position)." if early else ".")
 
 
-def _verdict(title: str, rows: Mapping[str, MetricsRow]) -> str:
+def _figure(title: str, rows: Mapping[str, MetricsRow]) -> str:
     """The encoder's figure, beside that of the untrained one and of the best that pixels give."""
-    name = next(iter(rows), "")
-    measured = {key: row for key, row in rows.items() if not math.isnan(row["value"])}
-    best = measured.pop(name, None)
-    if best is None:
+    judged = judged_by("", rows)
+    if judged is None:
         return f"{title}: no figure."
+    best = judged.best
     figure, metric = best["counted"], best["metric"]
     named = f" {METRIC_NAMES[metric]}" if "metrics" in best and metric in METRIC_NAMES else ""
     clauses, close = [f"{title}{named} {figure.told(figure.value)}{' %' if figure.share else ''}{interval(best)}"], []
-    pixels = max((key for key in PIXELS if key in measured), key=lambda key: measured[key]["value"], default="")
-    for row, words in ((measured.get(_UNTRAINED), f"the {_UNTRAINED}"), (measured.get(pixels), pixels)):
+    for row, words in ((judged.untrained, f"the {UNTRAINED}"), (judged.pixels, judged.pixels and judged.pixels["name"])):
         if row is not None:
             gain = best["value"] - row["value"]
             sign, than = ("+", "over") if gain >= 0 else ("−", "against")
@@ -73,7 +148,7 @@ def _verdict(title: str, rows: Mapping[str, MetricsRow]) -> str:
 def _rank(title: str, result: Result | None) -> str:
     """RankMe 18.0 (untrained 4.0), or nothing."""
     values = {name: row["value"] for name, row in result["rows"].items()} if result else {}
-    trained, untrained = next(iter(values.values()), math.nan), values.get(_UNTRAINED, math.nan)
+    trained, untrained = next(iter(values.values()), math.nan), values.get(UNTRAINED, math.nan)
     if math.isnan(trained):
         return ""
     return f"{title} {trained:.1f}" + ("" if math.isnan(untrained) else f" (untrained {untrained:.1f})")
