@@ -49,8 +49,8 @@ def summary(runs: Sequence[RunFiles]) -> dict[str, Any]:
 def _trained(run: RunFiles) -> str:
     """What was trained on what, for how long."""
     series = run.metrics.series
-    method, method_known = lookup(run.config, "method"), lookup(run.config, "encoder.width")
-    encoder = f"a ViT of {lookup(run.config, 'encoder.depth')} blocks, {method_known} wide" if method_known else "an encoder"
+    method, width = lookup(run.config, "method"), lookup(run.config, "encoder.width")
+    encoder = f"a ViT of {lookup(run.config, 'encoder.depth')} blocks, {width} wide" if width else "an encoder"
     data = data_name(lookup(run.config, "data"))
     images = f"{run.images:,} images of {data}" if run.images else data
     made = (
