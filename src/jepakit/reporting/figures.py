@@ -24,7 +24,7 @@ POINTS = 200  # a longer curve is averaged into this many pieces
 KEPT_POINTS = 1500  # those that the page keeps of it, to zoom into
 WIDTH, HEIGHT = 340, 190
 
-SVG_AS_TEXT = {"svg.fonttype": "none", "font.size": 10, "path.simplify": True}
+SVG_AS_TEXT: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 10, "path.simplify": True}
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # the same bytes each time
 
 # Placeholder colours: matplotlib writes them, `_themed` turns them into CSS variables, so dark mode works.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jepakit.core.counted import LESS_IS_BETTER, METRIC_NAMES
 
@@ -84,8 +84,8 @@ def verdict(run: RunFiles) -> Verdict:
     if first is None:
         unfit = "Do not use it before it is judged: nothing says yet whether it is better than raw pixels."
         return Verdict("none", "Not judged yet", unfit)
-    found = _good(run, first, [*each.values()][1:]) if first.beats_all else _short_of(run, first)
-    return Verdict(found.kind, f"{found.headline}, yet the collapse doctor gave an alarm", found.unfit, first) if alarm else found
+    said = _good(run, first, [*each.values()][1:]) if first.beats_all else _short_of(run, first)
+    return replace(said, headline=f"{said.headline}, yet the collapse doctor gave an alarm") if alarm else said
 
 
 def _good(run: RunFiles, first: Judged, others: list[Judged]) -> Verdict:
