@@ -23,6 +23,7 @@ VERBS = {
     "export",
     "push",
     "report",
+    "runs",
     "study",
     "recipes",
     "plan",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jepakit.model.method import Method
     from jepakit.planning.check import check
     from jepakit.planning.plan import plan
-    from jepakit.reporting import report
+    from jepakit.reporting import report, runs
     from jepakit.training.train import pretrain
 
 __version__ = "0.1.0"
@@ -50,6 +50,7 @@ __all__ = [
     "pretrain",
     "push",
     "report",
+    "runs",
     "search",
 ]
 
@@ -71,6 +72,7 @@ _PLACES = {
     "pretrain": "training.train",
     "push": "artifacts.export.pushing",
     "report": "reporting",
+    "runs": "reporting",
     "search": "evaluation.embeddings.search",
 }
 

@@ -1,5 +1,6 @@
-"""Commands that make runs, and that read them: demo, pretrain, evaluate, report, study."""
+"""Commands that make runs, and that read them: demo, pretrain, evaluate, report, runs, study."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ from jepakit.cli.options import (
     app,
 )
 from jepakit.core.errors import UserError
+from jepakit.core.files import finite
 
 log = logging.getLogger("jepakit")
 STUDY_NAMES = (
@@ -172,6 +174,22 @@ def _make_pictures(runs: list[Path], data: str | None = None) -> None:
             make_pictures(run, data)
         except UserError as error:
             log.warning("no pictures of %s: %s", run, error)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that holds runs, at any depth.")] = Path("runs"),
+    sort: Annotated[
+        str, typer.Option(help="A column, or any metric of a run, such as linear, knn, loss or effective_rank; the best first.")
+    ] = "age",
+    as_json: Annotated[bool, typer.Option("--json", help="All that is known of each, for programs.")] = False,
+) -> None:
+    """All runs below a folder, a line each: state, steps, method, data, last probe, alarms, age."""
+    from jepakit.reporting.run_table import runs as find
+    from jepakit.reporting.run_table import runs_as_json, runs_table
+
+    found = find(folder, sort)
+    print(json.dumps(finite(runs_as_json(found)), indent=1) if as_json else runs_table(found, sort))
 
 
 @app.command()

@@ -29,8 +29,6 @@ from .sections.pictures import masks, nearest_images
 from .sections.probes import probes
 from .sections.summary import summary
 
-__all__ = ["RunFolderError", "report"]
-
 Section = Callable[[Sequence[RunFiles]], Mapping[str, Any] | None]
 
 

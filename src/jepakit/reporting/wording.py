@@ -4,8 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .reading import MetricsRow
-
 _NAMES = ("name", "kind", "preset", "size", "source", "path")  # keys whose value speaks for itself
 
 
@@ -14,7 +12,7 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}" if math.isfinite(fraction) else "–"
 
 
-def interval(row: MetricsRow) -> str:
+def interval(row: Mapping[str, Any]) -> str:
     """The 95 % interval in brackets, or nothing."""
     if not (math.isfinite(row["low"]) and math.isfinite(row["high"])):
         return ""
