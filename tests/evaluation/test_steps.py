@@ -55,6 +55,12 @@ def counted_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
+def about_test(run: Run) -> str:
+    """How many of how many test images the run saw, by the JSON of a step."""
+    about = json.loads((run.path / "evaluation" / "step-00000004" / "knn.json").read_text())
+    return f"{about['seen_test']} of the {about['n_test']}"
+
+
 def plain_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "validation", "heads")} for row in rows]
 
@@ -75,6 +81,7 @@ def test_each_step_is_judged_as_it_would_be_alone_and_images_are_read_once(
             shared = {row["name"]: row for row in plain_rows(other) if row["name"] != "encoder"}  # a checkpoint has both
             assert {row["name"]: row for row in plain_rows(here)} == shared
         assert len(alone["knn"]) >= 5
+    assert f"pretraining saw {about_test(run)} test images: no figure here is one on new images" in steps_table(found)
 
 
 def test_what_was_judged_so_is_not_judged_again_and_other_settings_are(
@@ -134,7 +141,7 @@ def test_the_best_step_is_best_on_the_held_fifth_whatever_the_test_says() -> Non
     assert steps(row(0.5, 0.9, "mae"), row(0.7, 0.2, "mae")).best("knn").step == 1  # type: ignore[union-attr]
     assert steps(row(None, 0.9)).best("knn") is None and best_sentences(steps(row(None, 0.9))) == []
     said = best_sentences(steps(row(0.5, 0.9), row(0.7, 0.2)))
-    assert said[0].startswith("knn: best is step 2 (20 images), by 70.0 % on the fifth") and said[1:] == [CHEATING]
+    assert said[0].startswith("knn: best is step 2 (20 images), by accuracy 70.0 % on the fifth") and said[1:] == [CHEATING]
 
 
 def test_the_held_figure_is_that_of_a_probe_on_the_other_four_fifths(run: Run, photos: Path, tmp_path: Path) -> None:

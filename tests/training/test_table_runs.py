@@ -12,6 +12,7 @@ from PIL import Image
 from jepakit import cli
 from jepakit.artifacts.run import Run
 from jepakit.core.errors import UserError
+from jepakit.evaluation.results import results_table
 from jepakit.evaluation.tasks import evaluate
 from jepakit.planning.check import check
 from jepakit.planning.check_results import check_table
@@ -79,6 +80,39 @@ def test_images_of_another_split_were_seen(data: Path, tmp_path: Path) -> None:
     evaluate(run, data, "knn", table=other, splits="part", labels="dx")
     about = json.loads((run.path / "evaluation" / "knn.json").read_text())
     assert (about["n_test"], about["seen_test"]) == (16, 8)
+
+
+def seen_and_tested(run: Run, **table: Any) -> tuple[int, int, bool]:
+    """How many test images (or groups) an evaluation says that pretraining saw, of how many; and whether it warns of it."""
+    results = evaluate(run, run.config.data, "knn", **table)
+    about = json.loads((run.path / "evaluation" / "knn.json").read_text())
+    words = f"pretraining saw {about['seen_test']} of the {about['n_test']} test"
+    return about["seen_test"], about["n_test"], words in results_table(results)
+
+
+def test_of_images_that_a_table_lists_those_that_were_seen_are_counted(data: Path, tmp_path: Path) -> None:
+    """Whichever of the two, pretraining and evaluation, a table lists the images for: places are then not the same in both."""
+    half, whole = tmp_path / "half.csv", tmp_path / "whole.csv"
+    head, parts = "name,dx,part\n", {i: "test" if i >= 24 else "train" for i in range(N)}
+    half.write_text(head + "".join(f"im{i:02}.png,{i % 2},{parts[i]}\n" for i in range(1, N, 3)))
+    whole.write_text(head + "".join(f"im{i:02}.png,{i % 2},{'test' if i % 4 > 1 else 'train'}\n" for i in range(N)))
+    trained = {i for i in range(1, N, 3) if i < 24}
+    run = pretrain(data, tmp_path / "run", "small", table=half, splits="part", listed=True, set=TINY)
+    tested = {i for i in range(N) if i % 4 > 1}
+    assert seen_and_tested(run, table=whole, labels="dx", splits="part") == (len(trained & tested), 20, True)
+    other = pretrain(data, tmp_path / "other", "small", table=whole, splits="part", set=TINY)
+    now_tested = {i for i in range(1, N, 3) if i >= 24}
+    wanted = (len(now_tested - tested), len(now_tested), True)
+    assert seen_and_tested(other, table=half, labels="dx", splits="part", listed=True) == wanted
+
+
+def test_a_group_of_which_one_image_was_seen_was_seen(data: Path, tmp_path: Path) -> None:
+    parts, groups = tmp_path / "parts.csv", tmp_path / "groups.csv"
+    parts.write_text("name,part\n" + "".join(f"im{i:02},{'test' if i % 4 < 3 or i > 35 else 'train'}\n" for i in range(N)))
+    groups.write_text("name,dx,patient\n" + "".join(f"im{i:02},{i // 4 % 2},p{i // 4}\n" for i in range(N)))
+    run = pretrain(data, tmp_path / "run", "small", table=parts, splits="part", set=TINY)  # the last image of each but p9
+    found = seen_and_tested(run, table=groups, labels="dx", groups="patient", set="aggregate=group")
+    assert found == (1, 2, True)  # p8 and p9 are held out
 
 
 def test_groups_are_whole_in_the_split_that_evaluation_makes(data: Path, tmp_path: Path) -> None:

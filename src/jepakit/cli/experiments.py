@@ -149,7 +149,8 @@ def _judge_steps(runs: list[str], steps: str, told: dict[str, Any]) -> None:
     results, figure = evaluate_steps(runs, steps, **told)
     for run, each in zip(runs, results, strict=True):
         print(f"{run}\n{steps_table(each)}\n")
-    print(f"metric against images seen: {figure}; jepakit report {' '.join(runs)} shows it")
+    shown = "" if told["out"] else f"; jepakit report {' '.join(runs)} shows it"  # which reads RUN/evaluation alone
+    print(f"metric against images seen: {figure}{shown}")
 
 
 @app.command()

@@ -71,6 +71,15 @@ def one_for_each_group(labels: Labels, ids: SplitRows) -> tuple[Labels, SplitRow
     return grouped, places, which
 
 
+def seen_groups(seen: NDArray[np.bool_] | None, ids: SplitRows, places: SplitRows, which: SplitRows) -> NDArray[np.bool_] | None:
+    """Of a source's samples, whether each was seen: of a group's first, at places (G,), whether any of the group was."""
+    if seen is None:
+        return None
+    of_groups = seen.copy()
+    of_groups[places] = np.bincount(which, seen[ids]) > 0
+    return of_groups
+
+
 def means(features: Mapping[str, FrozenFeatures], which: SplitRows, groups: int) -> dict[str, FrozenFeatures]:
     """The mean of each encoder's features over the samples of each group; patch tokens have none."""
     return {

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -35,8 +35,9 @@ class ProbeResults:
     """The results of one probe, as they come in: for each encoder and baseline a row, and what it said of m test samples.
 
     ids: places of the samples in the source; the split's rows are places in ids. metrics: those that count, the first most.
-    seen_test: how many test images were seen in pretraining, None where that is not known. known: whether it is known what the
-    encoder was pretrained on. judged_as: where scores are averaged over groups before they are judged, how.
+    seen_test: how many test images were seen in pretraining, of groups how many with a seen image, None where that is not known.
+    known: whether it is known what the encoder was pretrained on. judged_as: where scores are averaged over groups before they
+    are judged, how. units: what is judged one by one.
     """
 
     source: Source
@@ -47,6 +48,7 @@ class ProbeResults:
     seen_test: int | None = None
     known: bool = True
     judged_as: GroupedTest | None = None
+    units: Literal["images", "groups"] = "images"
     rows: list[ResultRow] = field(default_factory=list)
     predictions: dict[str, Predictions] = field(default_factory=dict)
 
@@ -61,14 +63,17 @@ class ProbeResults:
         known: bool = True,
         metric: str = "",
         grouped: bool = False,
+        units: Literal["images", "groups"] = "images",
     ) -> "ProbeResults":
         """For the samples at places `ids`, split into training and test; seen: a bool for each sample of the source, whether
         pretraining saw it; grouped: scores are averaged over groups. Raises UserError as `train_and_test`."""
         split, metrics = train_and_test(source, labels, ids), metrics_named(metric, labels.kind)
         judged_as = GroupedTest.of(labels, split, ids) if grouped else None
-        return cls(
-            source, labels, split, ids, metrics, None if seen is None else int(seen[ids[split.test]].sum()), known, judged_as
-        )
+        seen_test = None if seen is None else seen[ids[split.test]]
+        if seen_test is not None and judged_as is not None:
+            seen_test = np.bincount(judged_as.which, seen_test) > 0
+        count = None if seen_test is None else int(seen_test.sum())
+        return cls(source, labels, split, ids, metrics, count, known, judged_as, units)
 
     @property
     def problem(self) -> ProbeLabels:
@@ -100,7 +105,7 @@ class ProbeResults:
         truth, groups = self.truth, self.clusters
         found = figures(predictions, truth, groups)
         if (self.seen_test or not self.known) and name in map(encoder_label, get_args(Which)):
-            about = {**about, "seen_test": self.seen_test, "n_test": len(self.split.test)}
+            about = {**about, "seen_test": self.seen_test, "n_test": len(truth), "units": self.units}
         if predictions.kind == "class":
             correct = predictions.correct(truth)
             low, high = accuracy_interval(correct, groups)

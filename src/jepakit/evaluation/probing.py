@@ -5,8 +5,9 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from jepakit.core.errors import UserError
 from jepakit.core.progress import progress
 from jepakit.data.sources import Labels, Source, evenly
 from jepakit.data.unread_files import some
-from jepakit.evaluation.aggregate import means, one_for_each_group
+from jepakit.evaluation.aggregate import means, one_for_each_group, seen_groups
 from jepakit.evaluation.evaluated_model import UNTRAINED_NAME, EvaluatedModel
 from jepakit.evaluation.features import PCA, RAW, FrozenFeatures, extract, pca
 from jepakit.evaluation.metrics import Predictions, metrics_named
@@ -121,7 +122,8 @@ class Question:
     def results(self, judged: EvaluatedModel, labels: Labels, ids: SplitRows, *, grouped: bool = False) -> ProbeResults:
         """Of one probe, empty, for the samples at places `ids`; grouped: scores are averaged over groups."""
         known, metric = judged.trained is not None, self.protocol.metric
-        return ProbeResults.of(self.source, labels, ids, self.seen, known=known, metric=metric, grouped=grouped)
+        units: Literal["images", "groups"] = "groups" if self.protocol.aggregate == "group" else "images"
+        return ProbeResults.of(self.source, labels, ids, self.seen, known=known, metric=metric, grouped=grouped, units=units)
 
 
 def probe_features(
@@ -143,7 +145,8 @@ def probe_features(
     if grouped:
         of_tokens = {task: question.results(judged, labels, ids, grouped=True) for task in probes if task in TOKENS}
         results |= _probed(judged.folder, of_tokens, features, protocol, baselines) if of_tokens else {}
-        labels, ids, which = one_for_each_group(labels, ids)
+        of_images, (labels, ids, which) = ids, one_for_each_group(labels, ids)
+        question = replace(question, seen=seen_groups(question.seen, of_images, ids, which))
         features, probes = means(features, which, len(ids)), [task for task in probes if task not in TOKENS]
     split = train_and_test(question.source, labels, ids)
     if RAW in features:

@@ -90,7 +90,7 @@ def results_table(results: Mapping[str, Sequence[ResultRow]]) -> str:
         lines.append(f"{name:20}" + "".join(f"{figure_text(task, row):>26}" for task, row in zip(tasks, cells, strict=True)))
     warnings = {f"{task}: {row['warning']}" for task in tasks for row in results[task] if "warning" in row}
     return "\n".join(
-        [*lines, *_other_metrics(results, tasks), *_ious(results), *told, *sorted(warnings), *_lines_on_seen_images(results)]
+        [*lines, *_other_metrics(results, tasks), *_ious(results), *told, *sorted(warnings), *lines_on_seen_images(results)]
     )
 
 
@@ -121,15 +121,15 @@ def _ious(results: Mapping[str, Sequence[ResultRow]]) -> list[str]:
     return lines
 
 
-def _lines_on_seen_images(results: Mapping[str, Sequence[ResultRow]]) -> list[str]:
+def lines_on_seen_images(results: Mapping[str, Sequence[ResultRow]]) -> list[str]:
     """A line where pretraining saw images of the test, and where nothing is known of what it saw."""
     probed = [row for rows in results.values() for row in rows if "seen_test" in row]
-    seen = {(row["seen_test"], row["n_test"]) for row in probed if row["seen_test"]}
+    seen = {(row["seen_test"], row["n_test"], row.get("units", "images")) for row in probed if row["seen_test"]}
     how = "images.split=train keeps out those of the set that is trained on, by its first labels"
-    said = f"pretraining saw {{:,}} of the {{:,}} test images: no accuracy is one on new images ({how})"
+    said = f"pretraining saw {{:,}} of the {{:,}} test {{}}: no figure here is one on new images ({how})"
     unknown = "it is not known what this encoder was pretrained on, nor whether it saw the test images"
     return [
-        *(said.format(*counts) for counts in sorted(seen)),
+        *(said.format(*each) for each in sorted(seen)),
         *([unknown] if any(row["seen_test"] is None for row in probed) else []),
     ]
 

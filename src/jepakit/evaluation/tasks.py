@@ -133,7 +133,8 @@ def question_on(
         with_table(opened, table.model_copy(update={"labels": labels}) if labels else table)
     for note in source.notes:
         log.warning("%s", plain(note))
-    seen = seen_in_training(judged.trained, source, place) if judged.trained else None
+    listed = bool(table and table.listed)
+    seen = seen_in_training(judged.trained, source, place, listed=listed) if judged.trained else None
     sites = None
     if protocol.shortcuts:
         if not {*tasks} & {*PROBES}:

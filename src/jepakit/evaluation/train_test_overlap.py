@@ -32,22 +32,27 @@ class PretrainingRecord:
         return cls(resolve(config, where=where), Identity.from_state(state)) if isinstance(config, Mapping) else None
 
 
-def seen_in_training(trained: PretrainingRecord, source: Source, place: str) -> NDArray[np.bool_] | None:
+def seen_in_training(trained: PretrainingRecord, source: Source, place: str, *, listed: bool = False) -> NDArray[np.bool_] | None:
     """Whether a run was trained on each sample of a source, (n,), which was opened from `place`; None where that is not known.
 
     The source is the run's own if its place is the same, or if its training part has the same identity (`Identity.is_of`).
-    Otherwise, if both are folders of files and one lies in the other, paths of files are compared.
+    Otherwise, if both are folders of files and one lies in the other, paths of files are compared. listed: the source is the
+    images that a table names, not all that lie there.
     """
     config, identity = trained.config, trained.identity
     same_place = absolute(place) == config.data and not is_in_memory(place)  # what Python holds has no place of its own
     first = source  # with the labels that pretraining went by
     try:
-        if same_place and config.images.split == "train" and (config.table.file or _in_fifths(source)):
+        by_labels = config.images.split == "train" and (config.table.file or listed or _in_fifths(source))
+        if same_place and (by_labels or config.table.listed):
             first = open_source(place, images=config.images, table=config.table)
         trained_on = training_part(first, config.images)
     except UserError:
         trained_on = source
     if same_place or (identity is not None and identity.is_of(trained_on)):
+        if listed or (first is not source and config.table.listed):  # places are not the same in both
+            titles = {trained_on.title(i) for i in range(len(trained_on))}
+            return np.array([source.title(i) in titles for i in range(len(source))], np.bool_)
         seen = np.ones(len(source), np.bool_)
         if isinstance(trained_on, TrainingPart):
             seen = np.zeros(len(source), np.bool_)

@@ -16,7 +16,7 @@ from jepakit.core.files import atomic_write, save_json
 from jepakit.evaluation.evaluated_model import UNTRAINED_NAME
 from jepakit.evaluation.metrics import LESS_IS_BETTER
 from jepakit.evaluation.probe_results import ResultRow
-from jepakit.evaluation.results import figure_text
+from jepakit.evaluation.results import figure_text, lines_on_seen_images
 
 STEPS_FILE = "steps.json"
 CHEATING = "To choose a step by its test figures is cheating: the chosen figure then has the luck in it that chose it."
@@ -100,7 +100,7 @@ class StepResults:
 
 
 def steps_table(found: StepResults) -> str:
-    """A line for each step, then the baselines, a column for each task; and which step is best."""
+    """A line for each step, then the baselines, a column for each task; which step is best, and what pretraining saw."""
     tasks = found.tasks
     lines = [("step (images seen)", {}), *((f"{s.step:,} ({s.images:,})", s.results) for s in found.steps)]
     names = dict.fromkeys(row["name"] for task in tasks for row in found.baselines.get(task, ()))
@@ -111,7 +111,7 @@ def steps_table(found: StepResults) -> str:
     for name, rows in lines[1:]:
         cells = (figure_text(task, rows[task]) if task in rows else "" for task in tasks)
         said.append(name.ljust(wide) + "".join(f"{cell:>26}" for cell in cells))
-    return "\n".join([*said, *best_sentences(found)])
+    return "\n".join([*said, *best_sentences(found), *lines_on_seen_images({task: _rows_of(found, task) for task in tasks})])
 
 
 def best_sentences(found: StepResults) -> list[str]:
@@ -124,9 +124,14 @@ def best_sentences(found: StepResults) -> list[str]:
         row = best.results[task]
         figure = counted_figure(task, row)
         unit = " %" if figure.share else ""
-        held = f"{figure.told(row['validation'])}{unit} on the fifth of the training images that is held out"
+        named = METRIC_NAMES.get(figure.metric, figure.metric)
+        held = f"{named} {figure.told(row['validation'])}{unit} on the fifth of the training images that is held out"
         said.append(f"{task}: best is step {best.step:,} ({best.images:,} images), by {held}; test: {figure_text(task, row)}")
     return [*said, CHEATING] if said else []
+
+
+def _rows_of(found: StepResults, task: str) -> list[ResultRow]:
+    return [step.results[task] for step in found.steps if task in step.results]
 
 
 def save_steps_figure(path: Path, runs: Mapping[str, StepResults]) -> None:
