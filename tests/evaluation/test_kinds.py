@@ -235,6 +235,29 @@ def test_a_fifth_is_even_over_numbers_and_does_not_divide_groups() -> None:
         assert not set(groups[held]) & set(groups[~held]) and 3 <= len(set(groups[held])) <= 5
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_fifth_of_several_labels_is_a_fifth_though_no_two_samples_are_alike(grouped: bool) -> None:
+    draw = np.random.default_rng(0)
+    y = (draw.random((200, 14)) < 0.2).astype(float)
+    y[:, 0], y[:, 1] = 0, 1
+    y[rare := 123, 0] = y[3, 1] = np.nan
+    y[draw.integers(0, 200, 3), 2] = np.nan
+    y[[rare, 7], 0], y[[50, 51], 1] = 1, 0  # of the second answer to two labels there are two samples each
+    groups = np.arange(200) // 4 if grouped else None
+    held = validation_fifth(y, groups)
+    assert 32 <= held.sum() <= 40
+    assert all((y[~held] == answer).any(0).all() for answer in (0, 1))  # nothing is asked that could not be learnt
+
+
+def test_the_others_have_a_sample_of_every_class_whatever_classes_a_group_mixes() -> None:
+    for seed in range(300):
+        draw = np.random.default_rng(seed)
+        y = draw.integers(0, 3, 60)
+        y[draw.choice(60, 2, replace=False)] = 3  # which need not be the first of its group
+        held = validation_fifth(y, groups := np.arange(60) // 3)
+        assert set(y[~held]) == {0, 1, 2, 3} and not set(groups[held]) & set(groups[~held])
+
+
 def grouped_labels() -> Labels:
     values = np.array([0, 0, 1, 1, 0, -1, 1])
     groups, test = np.array([4, 4, 2, 2, 7, 4, 2]), np.array([0, 0, 0, 0, 1, 0, 1], bool)

@@ -56,20 +56,42 @@ def validation_fifth(labels: NDArray[Any], groups: NDArray[np.int64] | None = No
     """The fifth of the training samples, with labels (n,), that chooses a setting: (n,) bool, always the same.
 
     It is even over classes, over numbers from small to large, and over the patterns of several labels (n, K). Groups (n,) are
-    not divided; each goes by its first sample. The first sample of a class is never in it, so that it is empty where each class
-    has one sample.
+    not divided; each goes by its first sample. Each class, and each answer to a label, has a sample that is not in it, so that it
+    is empty where each class has one sample.
     """
-    if groups is not None:
+    which = np.arange(len(labels))
+    if groups is None:
+        held = _every_fifth(labels)
+    else:
         _, firsts, which = np.unique(groups, return_index=True, return_inverse=True)
-        return validation_fifth(labels[firsts])[which]
-    numbers = labels.ndim == 1 and labels.dtype.kind == "f"
+        held = _every_fifth(labels[firsts])[which]
+    for sample in _only_in(labels, held):
+        held &= which != which[sample]
+    return held
+
+
+def _every_fifth(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Every fifth of the samples in the order of their labels, of classes never the first of one."""
     if labels.ndim == 2:
-        labels = np.unique(np.nan_to_num(labels, nan=2), axis=0, return_inverse=True)[1].ravel()
+        labels = np.unique(np.nan_to_num(labels, nan=2), axis=0, return_inverse=True)[1].astype(np.float64).ravel()
     order = np.argsort(labels, kind="stable")
-    first = np.append(True, labels[order][1:] != labels[order][:-1]) if len(labels) else np.zeros(0, bool)
-    validation = np.zeros(len(labels), bool)
-    validation[order] = (np.arange(len(labels)) % 5 == 4) & (numbers | ~first)
-    return validation
+    held = np.zeros(len(labels), bool)
+    held[order[4::5]] = True
+    if labels.dtype.kind != "f":
+        held[np.unique(labels, return_index=True)[1]] = False
+    return held
+
+
+def _only_in(labels: NDArray[Any], held: NDArray[np.bool_]) -> list[int]:
+    """The first sample of each class, or of each answer to one of several labels, that only held samples (n,) have."""
+    if labels.ndim == 1:
+        lost = [] if labels.dtype.kind == "f" else np.setdiff1d(labels[held], labels[~held])
+        return [int(np.argmax(labels == one)) for one in lost]
+    firsts = []
+    for answer in (0, 1):
+        has = labels == answer
+        firsts += [int(np.argmax(has[:, k])) for k in np.flatnonzero(has.any(0) & ~has[~held].any(0))]
+    return firsts
 
 
 def probabilities(
