@@ -156,14 +156,16 @@ def test_copies_of_a_sample_tell_no_more_than_the_sample() -> None:
     once, wise, naive = figures(predictions, truth), figures(four, truth.repeat(4), groups), figures(four, truth.repeat(4))
     for name in METRICS["class"]:
         one, two, three = (f[name]["high"] - f[name]["low"] for f in (once, wise, naive))  # type: ignore[operator]
-        assert two == pytest.approx(one, abs=1e-9) and three == pytest.approx(one / 2, rel=0.2), name
+        same = 0.01 * one if name == "accuracy" else 1e-9  # that one's interval is no bootstrap
+        assert two == pytest.approx(one, abs=same) and three == pytest.approx(one / 2, rel=0.2), name
 
 
 def test_no_interval_is_a_point() -> None:
     truth = np.arange(40) % 4
     perfect = Predictions.of_classes(np.eye(4)[truth])
     for name, figure in figures(perfect, truth).items():
-        assert figure["value"] == 1 and (figure["low"], figure["high"]) == pytest.approx(exact(1, 10)), name
+        all_count = name in ("accuracy", "balanced_accuracy")  # else the samples of the rarest class
+        assert figure["value"] == 1 and (figure["low"], figure["high"]) == pytest.approx(exact(1, 40 if all_count else 10)), name
     alike = figures(Predictions.of_classes(np.tile([0.1, 0.4, 0.3, 0.2], (40, 1))), truth)
     assert alike["auroc"] == {"value": 0.5, "low": None, "high": None}  # whatever the sample
     same = Predictions(np.arange(9.0)[None])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jepakit.evaluation.compare import accuracy_interval, corrected, holm, paired
+from jepakit.evaluation.compare import accuracy_interval, corrected, exact, exact_mean, holm, paired
 
 
 def wrongs(share: float, n: int) -> np.ndarray:
@@ -274,3 +274,13 @@ def test_each_difference_has_its_own_p_and_that_among_all() -> None:
     assert [d.p for d in many] == [d.p for d in some] and {d.comparisons for d in many} == {3}
     assert [d.p_corrected for d in many] == holm([d.p for d in some])
     assert corrected(some[:1])[0].p_corrected == some[0].p and some[0].comparisons == 1
+
+
+def test_the_least_mean_of_shares_that_leaves_all_right_a_chance() -> None:
+    assert exact_mean([7]) == pytest.approx(exact(1, 7)[0]) and exact_mean([5, 5, 5]) == pytest.approx(exact(1, 15)[0])
+    draw = np.random.default_rng(0)
+    for counts in ([2, 9], [1, 4, 30], [3, 3, 50]):
+        shares = draw.uniform(size=(400_000, len(counts))) ** 0.2  # most near 1, where the bound lies
+        possible = (shares ** np.array(counts)).prod(1) >= 0.025
+        assert shares[possible].mean(1).min() == pytest.approx(exact_mean(counts), abs=0.03)
+        assert shares[possible].mean(1).min() >= exact_mean(counts) - 1e-9

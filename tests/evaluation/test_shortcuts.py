@@ -20,7 +20,15 @@ from jepakit.training.train import pretrain
 N, SITES = 900, 4
 
 
-def told(*, site: float, label: float, confounded: bool, number: bool = False, sites: np.ndarray | None = None) -> dict[str, Any]:
+def told(
+    *,
+    site: float,
+    label: float,
+    confounded: bool,
+    number: bool = False,
+    sites: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+) -> dict[str, Any]:
     """The row of features that hold the site and the label so loudly; confounded: sites of one half have mostly one label."""
     draw = np.random.default_rng(0)
     of = draw.integers(0, SITES, N) if sites is None else sites
@@ -34,7 +42,7 @@ def told(*, site: float, label: float, confounded: bool, number: bool = False, s
     problem = ProbeLabels(wanted[:600], wanted[600:], 0 if number else 2, list, False, "r2" if number else "auroc")
     at = Sites("scanner", tuple("abcd"), of)
     features = {"encoder": FrozenFeatures(torch.from_numpy(x).float())}
-    rows = shortcuts(features, ["encoder"], problem, split, at, None, "lesion", Protocol())
+    rows = shortcuts(features, ["encoder"], problem, split, at, groups, "lesion", Protocol())
     assert shortcuts_table(rows).splitlines()[-1] == f"encoder: {rows[0]['sentence']}"
     return rows[0]
 
@@ -62,6 +70,19 @@ def test_where_every_test_image_is_of_a_new_site_nothing_can_be_left_out() -> No
     of = np.r_[np.arange(600) % 2, 2 + np.arange(300) % 2]
     row = told(site=6, label=3, confounded=False, sites=of)
     assert "label" not in row and "no scanner has both training and test images" in row["sentence"]
+
+
+def test_few_groups_that_all_tell_the_site_are_no_sign_that_there_is_no_shortcut() -> None:
+    row = told(site=9, label=3, confounded=False, sites=np.arange(N) % 2, groups=np.arange(N) % 4)  # two of each of two sites
+    assert row["site"]["value"] > 0.95 and row["site"]["low"] < row["chance"]
+    assert "may tell scanner" in row["sentence"] and "do not tell" not in row["sentence"]
+
+
+def test_where_each_site_is_a_group_single_images_are_asked_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    of = np.random.default_rng(0).integers(0, SITES, N)
+    row = told(site=6, label=0, confounded=True, sites=of, groups=of)
+    assert row["site"]["low"] > 0.9 and "rests on scanner" in row["sentence"]
+    assert "no scanner has several groups" in caplog.text
 
 
 def test_sites_that_are_no_sites_are_one_sentence() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.evaluation.compare import Difference, exact
+from jepakit.evaluation.compare import Difference, accuracy_interval, exact, exact_mean
 from jepakit.evaluation.metrics import METRICS, RANKED, Predictions, class_counts, ranked, weighted
 
 RESAMPLES_MOST, RESAMPLES_LEAST = 1000, 200
@@ -48,13 +48,19 @@ def resampled(predictions: Sequence[Predictions], truth: NDArray[Any], groups: G
 def figures(predictions: Predictions, truth: NDArray[Any], groups: Groups = None) -> dict[str, Figure]:
     """Every metric of the labels' kind with its 95 % interval over groups (m,): value, low and high, None where undefined.
 
-    Percentiles of resamples would be a point where nothing, or all, was ranked or named wrongly; there the interval is the exact
-    one of a share of as many samples as there are groups of the rarest class (Clopper and Pearson).
+    Accuracy's is `accuracy_interval`. Percentiles of resamples would be a point where nothing, or all, was ranked or named
+    wrongly; there the interval is the exact one of a share of as many samples as there are groups of the rarest class (Clopper
+    and Pearson), of balanced accuracy `exact_mean` of the groups of all classes.
     """
     names = METRICS[predictions.kind]
     here = weighted(predictions, truth, np.ones((len(truth), 1)), names)
     drawn = resampled([predictions], truth, groups, names)[0]
-    return {name: _figure(name, float(here[name][0]), drawn[name], truth, groups) for name in names}
+    found = {name: _figure(name, float(here[name][0]), drawn[name], truth, groups) for name in names}
+    if predictions.kind == "class":
+        correct = predictions.correct(truth)
+        low, high = accuracy_interval(correct, groups)
+        found["accuracy"] = {"value": float(correct.mean()), "low": low, "high": high}
+    return found
 
 
 def _figure(name: str, value: float, drawn: _Floats, truth: NDArray[Any], groups: Groups) -> Figure:
@@ -65,17 +71,22 @@ def _figure(name: str, value: float, drawn: _Floats, truth: NDArray[Any], groups
     if high - low < 1e-9:
         if name not in SHARES or 1e-9 < value < 1 - 1e-9:  # of scores that are all one it is what it is in any sample
             return {"value": value, "low": None, "high": None}
-        low, high = exact(min(1.0, max(0.0, value)), _rarest(truth, groups))
+        share = min(1.0, max(0.0, value))
+        if name == "balanced_accuracy":
+            bound = exact_mean(_groups_of_each(truth, groups))
+            low, high = (bound, 1.0) if share > 0.5 else (0.0, 1 - bound)
+        else:
+            low, high = exact(share, min(_groups_of_each(truth, groups), default=1))
     return {"value": value, "low": low, "high": high}
 
 
-def _rarest(truth: NDArray[Any], groups: Groups) -> int:
-    """Groups that have the class, or the answer to a label, which fewest have."""
+def _groups_of_each(truth: NDArray[Any], groups: Groups) -> list[int]:
+    """How many groups have each class, or each answer to a label, of those that any has."""
     which = np.arange(len(truth)) if groups is None else groups
     if truth.ndim == 1:
-        return min(len(np.unique(which[truth == c])) for c in np.unique(truth))
+        return [len(np.unique(which[truth == c])) for c in np.unique(truth)]
     counts = [len(np.unique(which[truth[:, k] == side])) for k in range(truth.shape[1]) for side in (0, 1)]
-    return min((count for count in counts if count), default=1)
+    return [count for count in counts if count]
 
 
 def paired_bootstrap(

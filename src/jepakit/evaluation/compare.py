@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.stats import beta, binomtest, t
 
 RESAMPLES, AT_ONCE = 4000, 100
@@ -59,6 +60,20 @@ def exact(share: float, n: float) -> tuple[float, float]:
     low = float(beta.ppf(0.025, k, n - k + 1)) if share > 0 else 0.0
     high = float(beta.ppf(0.975, k + 1, n - k)) if share < 1 else 1.0
     return low, high
+
+
+def exact_mean(counts: Sequence[int]) -> float:
+    """The least mean of shares p_k that leaves all of n_k samples right, of each k, a chance of 2.5 %; counts: n_k, 1 or more.
+
+    Of one share it is the lower end of `exact`. sum n_k log p_k = log .025 has its least mean at p_k = n_k / c, at most 1.
+    """
+    n = np.asarray(counts, np.float64)
+
+    def shares(c: float) -> NDArray[np.float64]:
+        return np.minimum(1, n / c)
+
+    c = brentq(lambda c: float(n @ np.log(shares(c))) - np.log(0.025), n.min(), 1.01 * n.max() * 0.025 ** (-1 / n.sum()))
+    return float(shares(c).mean())
 
 
 def paired(a: NDArray[np.float64], b: NDArray[np.float64], clusters: NDArray[np.int64] | None = None) -> Difference:

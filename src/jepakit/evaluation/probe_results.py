@@ -14,7 +14,6 @@ from jepakit.core.files import atomic_write, save_json
 from jepakit.data.sources import LabelKind, Labels, Source
 from jepakit.evaluation.aggregate import GroupedTest
 from jepakit.evaluation.bootstrap import figures, per_class
-from jepakit.evaluation.compare import accuracy_interval
 from jepakit.evaluation.metrics import Predictions, class_confusion, metrics_named
 from jepakit.evaluation.probes.logistic import as_predictions
 from jepakit.evaluation.probes.protocol import ProbeLabels, Protocol
@@ -106,10 +105,6 @@ class ProbeResults:
         found = figures(predictions, truth, groups)
         if (self.seen_test or not self.known) and name in map(encoder_label, get_args(Which)):
             about = {**about, "seen_test": self.seen_test, "n_test": len(truth), "units": self.units}
-        if predictions.kind == "class":
-            correct = predictions.correct(truth)
-            low, high = accuracy_interval(correct, groups)
-            found["accuracy"] = {"value": float(correct.mean()), "low": low, "high": high}
         top = "accuracy" if predictions.kind == "class" else self.metrics[0]
         figure = {top: found[top]["value"], "low": found[top]["low"], "high": found[top]["high"]}
         return {"name": name, **figure, "counts": self.metrics[0], "metrics": found, **about}, predictions

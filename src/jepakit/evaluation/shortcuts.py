@@ -4,6 +4,7 @@ The label is asked of a site that training did not see, in turn, and beside it o
 two differ in nothing but whether the site was among them. n training samples, m test samples, S sites, K classes or labels.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from jepakit.core import rng
 from jepakit.core.counted import METRIC_NAMES, Counted
 from jepakit.core.errors import UserError
 from jepakit.core.files import save_json
+from jepakit.data.labels.group_split import group_split
 from jepakit.data.sources import Labels
 from jepakit.evaluation.bootstrap import figures, paired_bootstrap
 from jepakit.evaluation.features import FrozenFeatures
@@ -26,6 +28,8 @@ from jepakit.evaluation.probes.logistic import as_predictions, logistic, validat
 from jepakit.evaluation.probes.protocol import ProbeLabels, Protocol
 from jepakit.evaluation.probes.ridge import ridge, ridge_probe
 from jepakit.evaluation.split import Split, SplitRows
+
+log = logging.getLogger("jepakit")
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,12 @@ def shortcuts(
 
     groups: of all samples (n + m,). Each row has `site` (balanced accuracy on a fifth held out here) beside `chance`; `label`
     and `left_out` on the same test images, of which the site was in training, with as many others, or was not; `difference` of
-    these two; and the `sentence` that says what to conclude.
+    these two; and the `sentence` that says what to conclude. Where each site is one group, images tell it, one by one.
     """
-    rows = []
+    rows, told_by = list[dict[str, Any]](), _groups_that_tell(sites, groups)
     for name in names:
         x = features[name].last
-        site, chance = _site(x, sites, groups)
+        site, chance = _site(x, sites, told_by)
         row: dict[str, Any] = {"name": name, "sites": sites.called, "site": site, "chance": chance, "metric": problem.metric}
         both = _with_and_without(x, problem, split, sites, protocol.seed)
         if both is not None:
@@ -82,17 +86,36 @@ def shortcuts(
 
 
 def _site(x: Tensor, sites: Sites, groups: NDArray[np.int64] | None) -> tuple[dict[str, float | None], float]:
-    """Balanced accuracy at telling the site of a fifth of the images that no other image of its group is learnt from; chance."""
+    """Balanced accuracy at telling the site of a fifth of the images that no other image of its group is learnt from; chance.
+
+    groups: of all samples; None also where no site has two of them.
+    """
     known = np.flatnonzero(sites.of >= 0)
     values, of_known = sites.of[known], None if groups is None else groups[known]
-    held = validation_fifth(values, of_known)
+    held = _held_out(sites, values, of_known)
     if not held.any():
-        raise UserError(f"--shortcuts {sites.called}: each {sites.called} has too few images, or groups, to hold one out")
+        raise UserError(f"--shortcuts {sites.called}: each {sites.called} has too few images to hold one out")
     y = torch.from_numpy(values)
-    found, _ = logistic(x[known[~held]], y[~held], x[known[held]], len(sites.names))
+    within = validation_fifth(values[~held], None if of_known is None else of_known[~held])
+    found, _ = logistic(x[known[~held]], y[~held], x[known[held]], len(sites.names), held=within)
     predictions = as_predictions(found, y)
     figure = figures(predictions, values[held], None if of_known is None else of_known[held])["balanced_accuracy"]
     return figure, 1 / len(np.unique(values[held]))
+
+
+def _held_out(sites: Sites, values: NDArray[np.int64], groups: NDArray[np.int64] | None) -> NDArray[np.bool_]:
+    """A fifth of the images of each site, or of its groups where there are."""
+    none = np.zeros(len(values), np.bool_)
+    return group_split(Labels(sites.called, sites.names, values, none, groups=groups, own_split=False)).test
+
+
+def _groups_that_tell(sites: Sites, groups: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    """The groups (n + m,); none, which is said, where no site has two of them, so that none could be held out."""
+    known = sites.of >= 0
+    if groups is None or _held_out(sites, sites.of[known], groups[known]).any():
+        return groups
+    log.warning("--shortcuts %s: no %s has several groups, so it is asked of single images", sites.called, sites.called)
+    return None
 
 
 def _with_and_without(
@@ -146,6 +169,8 @@ def _sentence(row: Mapping[str, Any], called: str, label: str) -> str:
     told = f"{site.told(site.value)} % [{site.told(site.low)}-{site.told(site.high)}], chance {100 * row['chance']:.1f} %"
     metric = row["metric"]
     if not site.low > row["chance"]:
+        if site.value > (1 + row["chance"]) / 2:
+            return f"the features may tell {called} ({told}), which so few images, or groups, cannot show to be more than chance"
         return f"the features do not tell {called} better than chance ({told}): no shortcut by it was found"
     if "label" not in row or not row["difference"]:
         return (

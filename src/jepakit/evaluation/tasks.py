@@ -145,7 +145,8 @@ def question_on(
         try:
             sites = open_source(place, protocol.shortcuts, images=judged.encoder.images, table=of_sites).labels
         except UserError as error:
-            raise UserError(f"--shortcuts {protocol.shortcuts}: {error}") from None
+            said = str(error).replace(" (--labels)", "")  # which it is not
+            raise UserError(f"--shortcuts {protocol.shortcuts}: {said}") from None
     return Question.of(source, tasks, protocol, seen, sites)
 
 
