@@ -85,9 +85,10 @@ def _every_fifth(labels: NDArray[Any]) -> NDArray[np.bool_]:
 def _only_in(labels: NDArray[Any], held: NDArray[np.bool_]) -> list[int]:
     """The first sample of each class, or of each answer to one of several labels, that only held samples (n,) have."""
     if labels.ndim == 1:
-        lost = [] if labels.dtype.kind == "f" else np.setdiff1d(labels[held], labels[~held])
-        return [int(np.argmax(labels == one)) for one in lost]
-    firsts = []
+        if labels.dtype.kind == "f":
+            return []
+        return [int(np.argmax(labels == one)) for one in np.setdiff1d(labels[held], labels[~held])]
+    firsts: list[int] = []
     for answer in (0, 1):
         has = labels == answer
         firsts += [int(np.argmax(has[:, k])) for k in np.flatnonzero(has.any(0) & ~has[~held].any(0))]
