@@ -49,7 +49,12 @@ def test_all_of_a_run_is_there_and_of_one_shape(run: Run) -> None:
     assert {*about["map"]["labels"]} == {"a", EVIL} and about["gallery"]["titles"][0] != "a/00.png"
     for name, width in {"map_pca": 2, "map_tsne": 2, "map_nearest": 6, "map_cosines": 6}.items():
         assert arrays[name].shape == (m, width), name
-    for atlas in (about["gallery"], about["map"]):
+    predictions = about["predictions"]
+    assert predictions["images"] == 23 and len(predictions["titles"]) == predictions["shown"] == 6 and predictions["caption"]
+    assert predictions["count"] == 6 * len(predictions["panels"]) and 0 <= predictions["numbers"]["found"] <= 1
+    asked = arrays["predicted_blocks"].any(1)
+    assert np.isfinite(arrays["predicted_cosines"]).tolist() == asked.tolist() and not (asked & arrays["predicted_context"]).any()
+    for atlas in (about["gallery"], about["map"], predictions):
         height, width = np.array(atlas["tile"]) * [-(-atlas["count"] // atlas["columns"]), atlas["columns"]]
         assert Image.open(run.path / "pictures" / atlas["file"]).size == (width, height)
     assert not [*run.path.glob(".tmp-pictures*")]

@@ -64,7 +64,7 @@ def _is(value: object, hint: Any) -> bool:
     if len(parts) > 1:
         return any(_is(value, part) for part in parts)
     kind = get_origin(hint) or hint
-    if not isinstance(kind, type):  # Any, Literal
+    if kind is Any or not isinstance(kind, type):  # Literal; Any is a type since Python 3.11
         return True
     if issubclass(kind, os.PathLike):
         return isinstance(value, os.PathLike)

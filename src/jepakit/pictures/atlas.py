@@ -22,7 +22,7 @@ def tiles(images: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
     if side <= longest:
         return images
     size = [max(1, round(each * longest / side)) for each in images.shape[1:3]]
-    planes = torch.from_numpy(images).permute(0, 3, 1, 2)
+    planes = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     small = F.interpolate(planes, size, mode="bilinear", antialias=True)
     return small.permute(0, 2, 3, 1).numpy()
 

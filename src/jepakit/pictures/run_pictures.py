@@ -10,6 +10,8 @@ about.json      format, checkpoint (sha256 of its manifest), step, data, images 
   attention     block, heads, conditioned (whether the encoder is told positions)
   pca           explained [3]
   tokens        error: the largest difference between cosines of short tokens and of the encoder's
+  predictions   an atlas, image by image its panels (names); shown (images), titles [shown], images (of which all numbers are),
+                numbers (of `prediction_numbers`, and of the decoder), decoder, caption
   map           an atlas, of (how many images the set has), titles [m], labels [m], groups [m] ("" for none), explained [2]
 An atlas is a file of tiles side by side: file, tile [height, width] in pixels, columns, count; tile i is at row i // columns.
 
@@ -19,12 +21,16 @@ arrays.npz      n gallery images, m points, r x c patches, H heads
   attention_conditioning (n, H, r, c) float16, what each patch gives to all conditioning tokens together
   pca_colours            (n, r, c, 3) uint8
   tokens                 (n, r c, K) int8: their cosines are nearly those of the patch tokens
+  predicted_context (k, r, c) and predicted_blocks (k, M, r, c) bool, of the k images shown
+  predicted_cosines (k, r, c) float16, of a prediction with the true token, NaN where none is; predicted_field (k, r, c), of the
+                    first block's mean prediction with each true token of the image
   map_pca, map_tsne      (m, 2) float32; map_clusters (m,) uint8; map_nearest (m, k) int16; map_cosines (m, k) float16
 """
 
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -40,7 +46,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jepakit.artifacts.checkpoint import MANIFEST, step_name, steps
-from jepakit.artifacts.load import jepa_from_checkpoint
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
 from jepakit.core.device import configure_cpu, device_of
@@ -50,14 +55,17 @@ from jepakit.data.opening import is_in_memory, open_source
 from jepakit.data.sources import Source, evenly
 from jepakit.evaluation.pictures import labels_in_words
 from jepakit.model.encoder import Encoder
+from jepakit.model.jepa import JEPA
 from jepakit.model.method import encoder_label
-from jepakit.pictures.atlas import save_atlas
+from jepakit.pictures.atlas import save_atlas, tiles
 from jepakit.pictures.attention_maps import attention_maps
 from jepakit.pictures.embedding_map import CLUSTERS, MOST_POINTS, embedding_map
 from jepakit.pictures.given import patch_tokens
 from jepakit.pictures.mask_coverage import mask_coverage
+from jepakit.pictures.painted_patches import paint
 from jepakit.pictures.patch_colours import colours_of
 from jepakit.pictures.patch_similarity import short_tokens
+from jepakit.pictures.predicted_tokens import model_of, teacher_of
 from jepakit.pictures.run_images import PicturedImages, group_names, read_images
 
 log = logging.getLogger("jepakit")
@@ -66,7 +74,10 @@ GALLERY = 12  # images of which patches are shown
 ABOUT_SECONDS = 20.0  # that all pictures may take
 TIMED = 24  # images that are timed, to know how many the map can have
 TSNE_SECONDS = 6.0  # that are kept for the map of 2,000 points
-GALLERY_SIDE, MAP_SIDE = 224, 32  # pixels of a tile's longer side
+GALLERY_SIDE, PREDICTED_SIDE, MAP_SIDE = 224, 160, 32  # pixels of a tile's longer side
+PREDICTED_LEAST, PREDICTED_TOKENS = 64, 16_384  # images that predictions are made of, and patch tokens of all of them
+MAP_LEAST = 300  # images of the map, however slow they are
+PREDICTED_COST = 4  # passes of the encoder that predictions of an image take
 
 
 @dataclass
@@ -144,8 +155,8 @@ def _make(written: _Written, run: Run, config: Config, seconds: float) -> None:
     written.part("coverage", lambda: _coverage(written, config))
     try:
         configure_cpu(config.run.threads)
-        jepa = jepa_from_checkpoint(run.path).to(device_of(config.run.device)).requires_grad_(False).eval()
-        encoder = Encoder(jepa.to_use, config.images, config.conditioning, config.which)
+        jepa, encoder = model_of(run.path)
+        jepa.to(device_of(config.run.device))
         source = _opened(written.about["data"], config)
         gallery = read_images(source, encoder, evenly(len(source), GALLERY), GALLERY_SIDE, config.run.read_timeout_seconds)
         each = _seconds_an_image(source, encoder, config)
@@ -158,8 +169,9 @@ def _make(written: _Written, run: Run, config: Config, seconds: float) -> None:
     written.part("attention", lambda: _attention(written, encoder, gallery))
     written.part("pca", lambda: _pca(written, config, tokens, gallery))
     written.part("tokens", lambda: _tokens(written, tokens))
+    written.part("predictions", lambda: _predictions(written, config, (jepa, encoder), source, seconds / 5 / each))
     most = int((seconds - TSNE_SECONDS - written.passed) / each)
-    written.part("map", lambda: _map(written, config, encoder, source, max(100, min(MOST_POINTS, most))))
+    written.part("map", lambda: _map(written, config, encoder, source, max(MAP_LEAST, min(MOST_POINTS, most))))
 
 
 def _seconds_an_image(source: Source, encoder: Encoder, config: Config) -> float:
@@ -211,6 +223,27 @@ def _pca(written: _Written, config: Config, tokens: Tensor, gallery: PicturedIma
 def _tokens(written: _Written, tokens: Tensor) -> dict[str, Any]:
     written.arrays["tokens"], error = short_tokens(tokens)
     return {"error": error}
+
+
+def _predictions(written: _Written, config: Config, model: tuple[JEPA, Encoder], source: Source, most: float) -> dict[str, Any]:
+    """most: images for which there is time, were one as quick as for the map."""
+    jepa, encoder = model
+    count = max(PREDICTED_LEAST, min(PREDICTED_TOKENS // math.prod(config.grid), int(most / PREDICTED_COST)))
+    given = read_images(source, encoder, evenly(len(source), count), PREDICTED_SIDE, config.run.read_timeout_seconds)
+    mixed = np.random.default_rng(config.seed).permutation(len(given.places))  # a set's first images may be of one class
+    found = paint(jepa, given.x[torch.from_numpy(mixed)], config.images, teacher_of(jepa), seed=config.seed)
+    kinds = {"image": found.images, "context": found.seen, "decoded of truth": found.true_painted}
+    kinds |= {"decoded of prediction": found.painted, "nearest patches": found.nearest}
+    there = {name: pictures for name, pictures in kinds.items() if pictures is not None}
+    panels = np.stack([tiles(pictures, PREDICTED_SIDE) for pictures in there.values()], 1)
+    written.arrays |= {"predicted_context": found.context, "predicted_blocks": found.blocks}
+    written.arrays["predicted_cosines"], written.arrays["predicted_field"] = (
+        x.astype(np.float16) for x in (found.cosines, found.field)
+    )
+    about = {"panels": [*there], "shown": len(found.images), "images": len(given.places), "numbers": found.numbers}
+    atlas = save_atlas(written.folder, "predictions", panels.reshape(-1, *panels.shape[2:]))
+    titles = [source.title(int(given.places[i])) for i in mixed[: len(found.images)]]
+    return {**atlas, **about, "titles": titles, "decoder": found.decoder, "caption": found.caption}
 
 
 def _map(written: _Written, config: Config, encoder: Encoder, source: Source, most: int) -> dict[str, Any]:

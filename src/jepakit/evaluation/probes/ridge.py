@@ -18,9 +18,12 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of half the squared norm besi
 
 
 def ridge(train: Tensor, y: Tensor, test: Tensor, penalties: Sequence[float] = PENALTIES) -> Tensor:
-    """Numbers (P, m) for test (m, D), one row a penalty: w = argmin |Xw - y|² + n penalty |w|², X standardised, y centred."""
+    """Numbers (P, m) for test (m, D), one row a penalty: w = argmin |Xw - y|² + n penalty |w|², X standardised, y centred.
+
+    Of several numbers each, y (n, K): (P, m, K).
+    """
     x, z = (each.double() for each in standardised(train, test))
-    mean = y.double().mean()
+    mean = y.double().mean(0)
     target, n = y.double() - mean, len(x)
     wide = x.shape[1] > n  # the smaller of the two systems is solved: (X'X + λ)⁻¹ X'y = X' (XX' + λ)⁻¹ y
     gram, right = (x @ x.T, target) if wide else (x.T @ x, x.T @ target)
