@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 from sklearn import metrics as judge
 
+from jepakit.core.compare import corrected, exact
 from jepakit.core.errors import UserError
 from jepakit.evaluation.bootstrap import figures, group_resamples, paired_bootstrap, per_class
-from jepakit.evaluation.compare import corrected, exact
 from jepakit.evaluation.metrics import METRICS, Predictions, class_confusion, goodness, metrics_named, weighted
 
 

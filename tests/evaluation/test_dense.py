@@ -14,8 +14,8 @@ from scipy.ndimage import binary_dilation
 from sklearn.metrics import jaccard_score
 from torch import Tensor, nn
 
+from jepakit.core.compare import exact
 from jepakit.core.errors import UserError
-from jepakit.evaluation.compare import exact
 from jepakit.evaluation.dense.annotated import open_annotated
 from jepakit.evaluation.dense.davis import (
     Propagation,

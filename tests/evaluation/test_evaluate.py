@@ -19,11 +19,11 @@ from jepakit.artifacts.checkpoint import Checkpoint
 from jepakit.artifacts.load import build_jepa, load
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config, overrides, resolve
+from jepakit.core.compare import Difference, corrected, paired
 from jepakit.core.errors import UserError
 from jepakit.data.crops import centre_crop
 from jepakit.data.formats.folder import FolderSource
 from jepakit.data.sources import ArraySource, Labels, Source, every_fifth_held_out
-from jepakit.evaluation.compare import Difference, corrected, paired
 from jepakit.evaluation.features import pca
 from jepakit.evaluation.probes.finetune_recipe import recipe_for
 from jepakit.evaluation.probes.knn import knn

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from jepakit.config.config import overrides
+from jepakit.core.compare import mean_and_margin
 from jepakit.core.errors import UserError
-from jepakit.evaluation.compare import mean_and_margin
 from jepakit.study import study
 from jepakit.study.cells import Cell, configuration
 from jepakit.study.comparison import ComparisonLine, comparison_table

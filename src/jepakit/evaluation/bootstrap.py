@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.evaluation.compare import Difference, accuracy_interval, exact, exact_mean
+from jepakit.core.compare import Difference, accuracy_interval, exact, exact_mean
 from jepakit.evaluation.metrics import METRICS, RANKED, Predictions, class_counts, ranked, weighted
 
 RESAMPLES_MOST, RESAMPLES_LEAST = 1000, 200

@@ -7,12 +7,12 @@ from typing import Any, get_args
 
 import numpy as np
 
+from jepakit.core.compare import Difference, corrected, paired
 from jepakit.core.counted import FIGURE_OF_TASK, METRIC_NAMES, NO_SHARES, counted_figure
 from jepakit.core.errors import UserError
 from jepakit.core.files import save_json
 from jepakit.data.sources import LabelKind
 from jepakit.evaluation.bootstrap import paired_bootstrap
-from jepakit.evaluation.compare import Difference, corrected, paired
 from jepakit.evaluation.metrics import Predictions, metrics_named
 from jepakit.evaluation.probe_results import ResultRow
 from jepakit.evaluation.probes.protocol import Protocol

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from jepakit.artifacts.run import Run
 from jepakit.config.config import overrides, validation_sentence
+from jepakit.core.compare import Difference
 from jepakit.core.errors import UserError, checked, nearest, plain
 from jepakit.core.files import user_path
 from jepakit.data.labels.table import GivenTable, TableColumns, TableSettings, table_settings
@@ -17,7 +18,6 @@ from jepakit.data.labels.table_labels import with_table
 from jepakit.data.opening import GivenImages, given_images, open_source
 from jepakit.data.sources import Source
 from jepakit.data.statistics import read_usable
-from jepakit.evaluation.compare import Difference
 from jepakit.evaluation.dense.davis import davis
 from jepakit.evaluation.dense.segmentation import boxes, segmentation
 from jepakit.evaluation.evaluated_model import UNTRAINED_NAME, EvaluatedModel, subject

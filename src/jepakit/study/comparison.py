@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jepakit.evaluation.compare import mean_and_margin
+from jepakit.core.compare import mean_and_margin
 from jepakit.study.panels import Panel, PaperStudy, StudyRuns
 from jepakit.study.table import OWN, SPECTRA, CellRow
 

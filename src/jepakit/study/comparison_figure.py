@@ -8,8 +8,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jepakit.core.compare import mean_and_margin
 from jepakit.core.files import atomic_write
-from jepakit.evaluation.compare import mean_and_margin
 from jepakit.study.comparison import ComparisonLine
 
 _OURS, _THEIRS = "#1f77b4", "#8c564b"

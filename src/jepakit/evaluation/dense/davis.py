@@ -21,10 +21,10 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from jepakit.core.compare import accuracy_interval
 from jepakit.core.errors import UserError
 from jepakit.core.progress import progress
 from jepakit.data.crops import resize
-from jepakit.evaluation.compare import accuracy_interval
 from jepakit.evaluation.dense.label_images import label_image
 from jepakit.evaluation.dense.patch_tokens import PatchTokens, with_raw_pixels
 from jepakit.model.encoder import Encoder

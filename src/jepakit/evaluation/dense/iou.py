@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.core import rng
-from jepakit.evaluation.compare import exact
+from jepakit.core.compare import exact
 from jepakit.evaluation.dense.pairs import IGNORED
 
 RESAMPLES = 1000

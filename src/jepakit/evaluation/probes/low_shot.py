@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jepakit.core import rng
+from jepakit.core.compare import mean_and_margin
 from jepakit.core.errors import UserError
 from jepakit.core.files import user_path
-from jepakit.evaluation.compare import mean_and_margin
 from jepakit.evaluation.metrics import LESS_IS_BETTER, Predictions, goodness
 from jepakit.evaluation.probes.logistic import as_predictions, probabilities, standardised
 from jepakit.evaluation.probes.ridge import leave_one_out, ridge

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jepakit.evaluation.compare import accuracy_interval, corrected, exact, exact_mean, holm, paired
+from jepakit.core.compare import accuracy_interval, corrected, exact, exact_mean, holm, paired
 
 
 def wrongs(share: float, n: int) -> np.ndarray:
@@ -213,7 +213,7 @@ def test_with_few_clusters_p_is_that_of_all_signs() -> None:
 
 
 def test_under_the_null_the_clustered_p_is_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jepakit.evaluation.compare.RESAMPLES", 1000)
+    monkeypatch.setattr("jepakit.core.compare.RESAMPLES", 1000)
     draw, p = np.random.default_rng(2), []
     for _ in range(250):
         sizes = draw.integers(1, 6, 60)
