@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jepakit.core.compare import accuracy_interval
 from jepakit.core.files import atomic_write, save_json
 from jepakit.data.sources import LabelKind, Labels, Source
 from jepakit.evaluation.aggregate import GroupedTest
