@@ -4,10 +4,8 @@ import base64
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,11 @@ import torch
 
 import jepakit
 from exported import made_run, photos
+from jepakit import cli
 from jepakit.artifacts.run import Run
 
-pytest.importorskip("huggingface_hub")
+constants = pytest.importorskip("huggingface_hub.constants")
+Push = Callable[..., tuple[int, str, str]]  # words -> exit code, stdout, stderr
 
 
 class StandIn(BaseHTTPRequestHandler):
@@ -83,20 +83,32 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return made_run(photos(root / "photos"), root / "run", "ijepa")
 
 
-def push(hub: Any, home: Path, *words: str, token: str = "hf_stand_in") -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, as the hub's address is read once."""
-    address = f"http://127.0.0.1:{hub.server_address[1]}"
-    own = {"HF_ENDPOINT": address, "HF_TOKEN": token, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    environment = {**{k: v for k, v in os.environ.items() if "proxy" not in k.lower()}, **own, "HF_HUB_DISABLE_XET": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "jepakit", "push", *words], env=environment, capture_output=True, text=True, timeout=120
-    )
+@pytest.fixture
+def push(hub: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Push:
+    """The command, told of the stand-in."""
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{hub.server_address[1]}")  # the environment is read at import
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    for name in [name for name in os.environ if "proxy" in name.lower()]:
+        monkeypatch.delenv(name)
+
+    def pushed(*words: str, token: str = "hf_stand_in") -> tuple[int, str, str]:
+        monkeypatch.setenv("HF_TOKEN", token)
+        capsys.readouterr()
+        try:
+            cli.main(["push", *words])
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    return pushed
 
 
-def test_what_is_pushed_is_the_export_and_is_private(hub: Any, run: Run, tmp_path: Path) -> None:
-    done = push(hub, tmp_path / "home", str(run.path), "me/encoder")
-    assert done.returncode == 0, done.stderr
-    assert "/me/encoder" in done.stdout
+def test_what_is_pushed_is_the_export_and_is_private(hub: Any, push: Push, run: Run, tmp_path: Path) -> None:
+    code, out, err = push(str(run.path), "me/encoder")
+    assert code == 0, err
+    assert "/me/encoder" in out
     handler = hub.RequestHandlerClass
     assert handler.private == {"me/encoder": True}
     here = tmp_path / "arrived"
@@ -109,23 +121,25 @@ def test_what_is_pushed_is_the_export_and_is_private(hub: Any, run: Run, tmp_pat
     assert torch.equal(jepakit.load(here)(x), jepakit.load(run)(x))
 
 
-def test_a_card_that_was_filled_in_is_pushed_as_it_is_and_not_replaced_unasked(hub: Any, run: Run, tmp_path: Path) -> None:
+def test_a_card_that_was_filled_in_is_pushed_as_it_is_and_not_replaced_unasked(
+    hub: Any, push: Push, run: Run, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     jepakit.export(run, "hf", out)
     card = (out / "README.md").read_text().replace("license: unknown", "license: mit")
     (out / "README.md").write_text(card)
-    assert push(hub, tmp_path / "home", str(out), "me/mine", "--public").returncode == 0
+    assert push(str(out), "me/mine", "--public")[0] == 0
     held = hub.RequestHandlerClass.repos["me/mine"]
     assert held["README.md"].decode() == card and hub.RequestHandlerClass.private == {"me/mine": False}
-    again = push(hub, tmp_path / "home", str(run.path), "me/mine")
-    assert again.returncode == 2 and "--overwrite" in again.stderr and held["README.md"].decode() == card
-    assert push(hub, tmp_path / "home", str(run.path), "me/mine", "--overwrite").returncode == 0
+    code, _, err = push(str(run.path), "me/mine")
+    assert code == 2 and "--overwrite" in err and held["README.md"].decode() == card
+    assert push(str(run.path), "me/mine", "--overwrite")[0] == 0
     assert "license: unknown" in held["README.md"].decode()
 
 
-def test_a_hub_that_refuses_and_a_name_that_is_none_end_in_a_sentence(hub: Any, run: Run, tmp_path: Path) -> None:
+def test_a_hub_that_refuses_and_a_name_that_is_none_end_in_a_sentence(hub: Any, push: Push, run: Run) -> None:
     for words, token in ((("me/encoder",), "hf_wrong"), (("encoder",), "hf_stand_in")):
-        done = push(hub, tmp_path / "home", str(run.path), *words, token=token)
-        assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: "), done.stderr
-        assert "Traceback" not in done.stderr
+        code, _, err = push(str(run.path), *words, token=token)
+        assert code == 2 and err.strip().splitlines()[-1].startswith("error: "), err
+        assert "Traceback" not in err
     assert not hub.RequestHandlerClass.repos

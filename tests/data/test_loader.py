@@ -1,7 +1,6 @@
 """Orders, threads that hang, views, processes, and what is measured in the data."""
 
 import json
-import multiprocessing
 import tarfile
 import threading
 import time
@@ -237,7 +236,7 @@ def test_files_that_vanish_or_are_locked_while_a_run_goes_on_are_bad_images(
     assert made.bad == {3: "No such file or directory", 7: "Permission denied"}
 
 
-def of_process(root: str, process: int, processes: int, parts: int, answers: Any) -> None:
+def of_process(root: str, process: int, processes: int, parts: int) -> list[Any]:
     made = Loader(
         FolderSource(Path(root)),
         ImageSettings(size=16, symmetry="mirror"),
@@ -250,30 +249,15 @@ def of_process(root: str, process: int, processes: int, parts: int, answers: Any
         processes=processes,
     )
     batches = [made.batch(step) for step in range(4)]
-    answers.put((process, [(b.images.numpy(), b.turns[0].numpy(), [vars(m) for m in b.masks]) for b in batches]))  # type: ignore[union-attr]
+    return [(b.images.numpy(), b.turns[0].numpy(), [vars(m) for m in b.masks]) for b in batches]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_processes_share_the_batch_of_one(tmp_path: Path, parts: int) -> None:
     root = str(folder(tmp_path, 20))
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    told = {}
-    workers = [
-        (processes, context.Process(target=of_process, args=(root, process, processes, parts, answers)))
-        for processes in (2, 4)
-        for process in range(processes)
-    ]
-    alone: Any = multiprocessing.get_context("spawn").SimpleQueue()
-    of_process(root, 0, 1, parts, alone)
-    _, whole = alone.get()
+    whole = of_process(root, 0, 1, parts)
     for processes in (2, 4):
-        started = [worker for n, worker in workers if n == processes]
-        for worker in started:
-            worker.start()
-        told = dict(answers.get(timeout=120) for _ in started)
-        for worker in started:
-            worker.join()
+        told = [of_process(root, process, processes, parts) for process in range(processes)]
         for step in range(4):
             rows = len(whole[step][0]) // parts
             for kind in (0, 1):  # images, mirrored: part by part, process by process
