@@ -36,17 +36,19 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(VENV)/.dev
-	$(PY) scripts/house.py
-	$(PY) benchmarks/quality.py --smoke
-	$(PY) benchmarks/collapse.py --smoke
-	$(PY) benchmarks/data.py --smoke
-	$(PY) benchmarks/fuzz.py --smoke
-	$(PY) benchmarks/step.py --smoke
-	$(PY) benchmarks/gpu.py --smoke
-	$(PY) benchmarks/growth.py --smoke
-	$(PY) benchmarks/embed.py --smoke
+# In a smoke size; `make -j 2 bench` runs two at a time.
+SMOKE := $(addprefix smoke-,quality collapse data fuzz step gpu growth embed)
+.PHONY: $(SMOKE) studies house
+bench: house studies $(SMOKE)
+
+$(SMOKE): smoke-%: $(VENV)/.dev
+	$(PY) benchmarks/$*.py --smoke
+
+studies: $(VENV)/.dev
 	$(PY) benchmarks/studies.py
+
+house: $(VENV)/.dev
+	$(PY) scripts/house.py
 
 clean:
 	rm -rf $(VENV)

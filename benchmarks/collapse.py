@@ -78,12 +78,12 @@ def one(name: str, steps: int) -> dict[str, Any]:
                 rows.append({key: round(row[key], 4) for key in ("step", "loss", *SIGNS)})
                 alarms += [{"step": training.step, **vars(alarm)} for alarm in doctor.examine(row)]
                 report(training.step)
-    return {"case": name, "steps": steps, "rows": rows, "alarms": alarms, "knn": knn(training, chosen)}
+    return {"case": name, "steps": steps, "rows": rows, "alarms": alarms, "knn": knn(training, chosen, min(3000, 10 * steps))}
 
 
-def knn(training: Training, config: Config) -> float | None:
+def knn(training: Training, config: Config, images: int) -> float | None:
     """kNN accuracy of emoji groups at the end, of the target encoder, on more images than a look has."""
-    wide = config.model_copy(update={"run": config.run.model_copy(update={"probe_images": 3000})})
+    wide = config.model_copy(update={"run": config.run.model_copy(update={"probe_images": images})})
     online = OnlineProbe.prepare(wide, EmojiSource(), training.loader.steps_per_epoch)
     assert online is not None
     return online.probe(training.jepa, config, training.dtype)["probe/knn"]
@@ -147,7 +147,7 @@ def main() -> None:
     arguments = parser.parse_args()
     configure_cpu(None)
     folder = Path(tempfile.mkdtemp()) if arguments.smoke else DOCS
-    evidence, steps = folder / "evidence" / "collapse.json", 50 if arguments.smoke else arguments.steps
+    evidence, steps = folder / "evidence" / "collapse.json", 20 if arguments.smoke else arguments.steps
     evidence.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(evidence.read_text()) if evidence.is_file() else []
     for name in ["I-JEPA"] if arguments.smoke else CASES:

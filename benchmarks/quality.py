@@ -123,7 +123,7 @@ def main() -> None:
     if arguments.smoke:
         arguments.runs, arguments.sets, arguments.methods = Path(tempfile.mkdtemp()), "emoji", "ijepa"
         arguments.seeds, arguments.steps = 1, 3
-        PROTOCOL["emoji"] += ["images_limit=600", "lidar.images=60"]
+        PROTOCOL["emoji"] += ["images_limit=300", "lidar.images=60"]
     evidence = arguments.runs / "smoke.json" if arguments.smoke else EVIDENCE
     textures = arguments.textures or arguments.runs / "textures"
     if "textures" in arguments.sets:
