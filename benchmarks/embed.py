@@ -190,8 +190,8 @@ def main() -> None:
     found: dict[str, Any] = json.loads(EVIDENCE.read_text()) if EVIDENCE.exists() else {}
     if args.smoke:
         embedding.PART_ROWS = 128
-        print(json.dumps(speed(encoder_of(64, size="tiny"), 256, 2, (96, 128)), indent=1))
-        print(json.dumps([memory(n, "parquet") for n in (256, 512)], indent=1))
+        print(json.dumps(speed(encoder_of(64, size="tiny"), 64, 1, (96, 128)), indent=1))
+        print(json.dumps(memory(256, "parquet"), indent=1))
         print(json.dumps(search_time(20_000, 64, 4), indent=1))
         return
     if args.memory:
