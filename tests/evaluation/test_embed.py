@@ -30,6 +30,7 @@ from jepakit.evaluation.embeddings import embedding
 from jepakit.evaluation.embeddings.embedder import Embedder, encoder_digest
 from jepakit.evaluation.embeddings.embedding import embed, embed_source
 from jepakit.evaluation.embeddings.files import open_embeddings
+from jepakit.evaluation.embeddings.search import pictures_of, search
 from jepakit.evaluation.features import extract
 from jepakit.model.encoder import Encoder
 from jepakit.training.train import pretrain
@@ -139,6 +140,40 @@ def test_labels_split_group_and_the_images_that_are_not_there(photos: Path, tmp_
     no_labels = ArraySource("four", four.images, None)
     embed_source(Embedder(encoder()), no_labels, tmp_path / "none.parquet", encoder="", data="four")
     assert pq.read_schema(tmp_path / "none.parquet").names == ["index", "path", "vector"]
+
+
+def test_a_table_fills_labels_splits_and_groups_and_may_list_the_images(photos: Path, tmp_path: Path) -> None:
+    """Images in another order than the folder's, some without a group, a label, or known labels; numbers, and several at once."""
+    names = [f"{c}/{i:03}.png" for i in range(10, 30) for c in ("red", "green")]
+    rows = [
+        f"{name},{'' if i == 3 else i / 4},{i % 2},{'' if i % 3 == 0 else i % 4 // 2},{'' if i == 5 else f'p{i // 4}'},"
+        f"{'test' if i % 5 == 0 else 'train'}"
+        for i, name in enumerate(names)
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["file,age,a,b,patient,part", *rows]))
+    how: dict[str, Any] = {"table": tmp_path / "t.csv", "splits": "part", "listed": True}
+    e = encoder()
+    found = pq.read_table(out := embed(e, photos, tmp_path / "age.parquet", labels="age", **how)).to_pydict()
+    assert found["path"] == names and found["index"] == [*range(40)]
+    assert found["label"] == [None if i == 3 else i / 4 for i in range(40)]
+    assert found["group"] == [None if i == 5 else f"p{i // 4}" for i in range(40)]
+    assert found["split"] == [None if i == 3 else "test" if i % 5 == 0 else "train" for i in range(40)]
+    assert embed(e, photos, out, labels="age", **how) == out
+    with pytest.raises(UserError, match="embeddings of other labels, groups or splits"):
+        embed(e, photos, out, labels="age", groups="part", **how)
+    embed(e, photos, tmp_path / "ab.npz", labels="a,b", **how)
+    arrays = np.load(tmp_path / "ab.npz", allow_pickle=False)
+    assert arrays["label.a"].tolist() == [i % 2 for i in range(40)]
+    expected = [np.nan if i % 3 == 0 else i % 4 // 2 for i in range(40)]
+    assert np.array_equal(arrays["label.b"], expected, equal_nan=True) and "label" not in arrays.files
+    assert arrays["group"].tolist() == ["" if i == 5 else f"p{i // 4}" for i in range(40)]
+    (hit,) = search(out, row=0, k=39, encoder=e)
+    assert hit.labels.count(None) == 1 and hit.labels[hit.rows.index(6)] == "1.5"
+    (hit,) = search(tmp_path / "ab.npz", row=0, k=39, encoder=e)
+    said = dict(zip(hit.rows, hit.labels, strict=True))
+    assert (said[7], said[5], said[3], said[2]) == ("a|b", "a", "a", "b")
+    (sheet,) = pictures_of(out, search(out, row=0, k=2, encoder=e))
+    assert all(jpeg is not None for jpeg, _, _ in sheet)  # found by their names, as the folder has another order
 
 
 def test_images_that_python_holds_are_those_of_their_files(photos: Path, tmp_path: Path) -> None:
@@ -351,7 +386,7 @@ def test_mistakes_are_one_sentence(photos: Path, tmp_path: Path) -> None:
 
 def test_an_address_is_held_without_its_password(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source(photos)
-    monkeypatch.setattr(embedding, "open_source", lambda *_, **__: source)
+    monkeypatch.setattr("jepakit.data.opening.open_source", lambda *_, **__: source)
     out = embed(encoder(), "https://me:secret@host/a.tar?X-Signature=secret", tmp_path / "a.npz")
     assert open_embeddings(out).about["data"] == "https://host/a.tar" and b"secret" not in out.read_bytes()
 
@@ -413,6 +448,11 @@ def test_the_command_takes_a_run_and_its_own_images(photos: Path, tmp_path: Path
     features, _ = extract(open_source(photos), {"loaded": jepakit.load(run.path)})
     assert np.array_equal(vectors_in(out), features["loaded"].last.numpy())
     assert about["weights"] == encoder_digest(jepakit.load(run.path))
+    (tmp_path / "t.csv").write_text("file,dx\ngreen/001.png,x\nred/002.png,y\n")
+    words = ["embed", str(run.path), "--out", str(tmp_path / "t.parquet"), "--table", str(tmp_path / "t.csv"), "--labels", "dx"]
+    cli.main(words)
+    labels = dict(zip(*pq.read_table(tmp_path / "t.parquet").select(["path", "label"]).to_pydict().values(), strict=True))
+    assert {path: label for path, label in labels.items() if label} == {"green/001.png": "x", "red/002.png": "y"}
     cli.main(["embed", f"{run.path}@2", "--data", str(photos), "--out", str(tmp_path / "step.npz")])
     assert open_embeddings(tmp_path / "step.npz").about["encoder"] == f"{run.path.resolve()}@2"
     assert np.array_equal(vectors_in(tmp_path / "step.npz"), vectors_in(out))

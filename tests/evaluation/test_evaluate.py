@@ -183,7 +183,7 @@ def test_features_that_are_no_numbers_are_one_sentence_and_nothing_is_written(
 
 
 def given(monkeypatch: pytest.MonkeyPatch, source: Source) -> None:
-    monkeypatch.setattr("jepakit.evaluation.tasks.open_source", lambda *_, **__: source)
+    monkeypatch.setattr("jepakit.data.opening.open_source", lambda *_, **__: source)
 
 
 def grey(n: int) -> np.ndarray:

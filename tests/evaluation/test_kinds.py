@@ -323,7 +323,7 @@ def made(kind: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Source:
         targets[::7, 0] = NAN
     labels = Labels("lesion", names, values, test, groups, targets=targets, group_names=tuple(f"p{i}" for i in range(40)), **more)
     source = ArraySource("slices", images, labels)
-    monkeypatch.setattr("jepakit.evaluation.tasks.open_source", lambda *_, **__: source)
+    monkeypatch.setattr("jepakit.data.opening.open_source", lambda *_, **__: source)
     return source
 
 

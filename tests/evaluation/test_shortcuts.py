@@ -108,9 +108,7 @@ def test_evaluate_says_it_beside_its_table(
         None: Labels("lesion", ("no", "yes"), draw.integers(0, 2, 160), test),
         "site": Labels("site", tuple("abcd"), site, test),
     }
-    monkeypatch.setattr(
-        "jepakit.evaluation.tasks.open_source", lambda _, name=None, **__: ArraySource("set", images, kinds[name])
-    )
+    monkeypatch.setattr("jepakit.data.opening.open_source", lambda _, name=None, **__: ArraySource("set", images, kinds[name]))
     cli.main(["evaluate", str(run.path), "--tasks", "knn", "--shortcuts", "site"])
     said = capsys.readouterr().out
     assert "site (chance 25.0 %)" in said and "accuracy, site left out" in said and "target encoder: the features" in said

@@ -2,11 +2,20 @@
 
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from jepakit.cli.options import LabelsOption, app
+from jepakit.cli.options import (
+    GroupsOption,
+    ImageOption,
+    KindOption,
+    LabelsOption,
+    ListedOption,
+    SplitsOption,
+    TableOption,
+    app,
+)
 
 
 @app.command()
@@ -19,13 +28,21 @@ def embed(
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16 (stored as half floats too) or bf16; default: the run's own.")
     ] = None,
+    table: TableOption = None,
     labels: LabelsOption = None,
+    groups: GroupsOption = None,
+    splits: SplitsOption = None,
+    image: ImageOption = None,
+    kind: KindOption = None,
+    listed: ListedOption = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
 ) -> None:
     """A vector of every image, in a Parquet or .npz file; images that cannot be read are named in OUT.bad.csv."""
     from jepakit.evaluation.embeddings.embedding import embed as write
 
-    path = write(run, data, out, layer=layer, pool=pool, precision=precision, labels=labels, overwrite=overwrite)
+    how: dict[str, Any] = {"layer": layer, "pool": pool, "precision": precision, "overwrite": overwrite, "table": table}
+    how |= {"labels": labels, "groups": groups, "splits": splits, "image": image, "as_": kind, "listed": listed}
+    path = write(run, data, out, **how)
     print(f"embeddings: {path}" + (f"\nnext: jepakit search {quote(str(path))} IMAGE" if pool == "mean" else ""))
 
 

@@ -104,6 +104,17 @@ def open_source(
     return source
 
 
+def open_given(
+    place: str, opened: Source | None, labels: str | None, images: ImageSettings, table: TableSettings | None
+) -> Source:
+    """What `given_images` found, as a source with its labels, a table's where one is named. Raises UserError as `open_source`."""
+    if opened is None:
+        return open_source(place, labels, images=images, table=table)
+    if table:
+        with_table(opened, table.model_copy(update={"labels": labels}) if labels else table)
+    return opened
+
+
 def _at_path(path: Path, labels: str | None, images: ImageSettings) -> Source | None:
     """What lies at a path, other than a plain folder of images. Raises UserError."""
     source = volumes_at(path, images) if images.axis else None

@@ -1,6 +1,7 @@
 """What a source of images is: a length, what is stored at an index, and labels if there are any."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -52,6 +53,14 @@ class Labels:
     def y(self) -> NDArray[np.int64] | NDArray[np.float64]:
         """What a probe is to predict, of every sample: places in `classes` (n,), numbers (n,), or several labels (n, L)."""
         return self.values if self.targets is None else self.targets
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all that a figure depends on."""
+        found = hashlib.sha256(json.dumps([self.name, self.classes, self.whole_image]).encode())
+        for array in (self.values, self.test, self.targets, self.groups):
+            found.update(b"-" if array is None else array.tobytes())
+        return found.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,7 @@ from jepakit.core.compare import Difference
 from jepakit.core.errors import UserError, checked, nearest, plain
 from jepakit.core.files import user_path
 from jepakit.data.labels.table import GivenTable, TableColumns, TableSettings, table_settings
-from jepakit.data.labels.table_labels import with_table
-from jepakit.data.opening import GivenImages, given_images, open_source
+from jepakit.data.opening import GivenImages, given_images, open_given
 from jepakit.data.sources import Source
 from jepakit.data.statistics import read_usable
 from jepakit.evaluation.dense.davis import davis
@@ -128,9 +127,7 @@ def question_on(
     """These tasks on images (default: the run's own), opened. Raises UserError as `evaluate`."""
     place, opened, table = _images_of(judged, data, labels, table)
     _require_turnable(judged.encoder.images, protocol, tasks)
-    source = opened or open_source(place, labels, images=judged.encoder.images, table=table)
-    if opened and table:
-        with_table(opened, table.model_copy(update={"labels": labels}) if labels else table)
+    source = open_given(place, opened, labels, judged.encoder.images, table)
     for note in source.notes:
         log.warning("%s", plain(note))
     listed = bool(table and table.listed)
@@ -143,7 +140,7 @@ def question_on(
             raise UserError("--shortcuts takes other labels of a set that has several, so give images by a path, not from Python")
         of_sites = table.model_copy(update={"kind": "class"}) if table else None
         try:
-            sites = open_source(place, protocol.shortcuts, images=judged.encoder.images, table=of_sites).labels
+            sites = open_given(place, None, protocol.shortcuts, judged.encoder.images, of_sites).labels
         except UserError as error:
             said = str(error).replace(" (--labels)", "")  # which it is not
             raise UserError(f"--shortcuts {protocol.shortcuts}: {said}") from None

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from jepakit.artifacts.load import load, run_and_step
 from jepakit.artifacts.run import Run
+from jepakit.config.config import Config
 from jepakit.config.run_settings import RunSettings
 from jepakit.core.device import PRECISIONS, autocast, configure_cpu, cores, device_of, precision_of
 from jepakit.core.errors import UserError, nearest, plain
@@ -132,22 +133,22 @@ def in_batches(places: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 def encoder_and_settings(
     run: Encoder | Run | str | Path, which: Which | None = None
-) -> tuple[Encoder, RunSettings, str | None, str]:
-    """An encoder on its device, how its run is run (for another encoder, the defaults), the run's images, and where it lies.
+) -> tuple[Encoder, RunSettings, Config | None, str]:
+    """An encoder on its device, how its run is run (for another encoder, the defaults), the run's settings, and where it lies.
 
     Raises UserError as `load` does.
     """
-    settings, data, where = RunSettings(), None, ""
+    settings, config, where = RunSettings(), None, ""
     if not isinstance(run, Encoder):
         place = user_path(run, "the run")
         folder, step = run_and_step(place)
         if (folder / "config.yaml").is_file():
             config = Run.open(folder).config
-            settings, data = config.run, config.data
+            settings = config.run
         where = os.fspath(run) if not folder.exists() else str(folder.resolve()) + ("" if step is None else f"@{step}")
     encoder = run if isinstance(run, Encoder) else load(run, which)
     configure_cpu(settings.threads)
-    return encoder.to(device_of(settings.device)).requires_grad_(False).eval(), settings, data, where
+    return encoder.to(device_of(settings.device)).requires_grad_(False).eval(), settings, config, where
 
 
 def embedder_of(

@@ -4,9 +4,10 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jepakit import __version__
 from jepakit.artifacts.run import Run
@@ -15,8 +16,9 @@ from jepakit.core.files import locked, user_path
 from jepakit.core.progress import progress
 from jepakit.data.formats.remote import shown
 from jepakit.data.identity import Identity
-from jepakit.data.opening import GivenImages, absolute, given_images, open_source
-from jepakit.data.sources import Source
+from jepakit.data.labels.table import GivenTable, TableColumns, table_settings
+from jepakit.data.opening import GivenImages, absolute, given_images, open_given
+from jepakit.data.sources import Labels, Source
 from jepakit.data.statistics import require_bands
 from jepakit.evaluation.embeddings.embedder import (
     Embedded,
@@ -28,7 +30,17 @@ from jepakit.evaluation.embeddings.embedder import (
     in_batches,
 )
 from jepakit.evaluation.embeddings.files import open_embeddings
-from jepakit.evaluation.embeddings.parts import Columns, EmbeddingParts, bad_path, begin, described, join, require_ours
+from jepakit.evaluation.embeddings.parts import (
+    LABEL_OF,
+    Columns,
+    EmbeddingParts,
+    as_text,
+    bad_path,
+    begin,
+    described,
+    join,
+    require_ours,
+)
 from jepakit.evaluation.features import BATCH, UnreadRow
 from jepakit.model.encoder import Encoder
 
@@ -41,6 +53,7 @@ MUST_AGREE = {  # what must be the same where a file goes on, and how to say wha
     "precision": "another precision",
     "view": "another view of the images",
     "labels": "other labels",
+    "labels_digest": "other labels, groups or splits",
     "images_count": "another number of images",
     "part_rows": "parts of another length",
     "jepakit": "another version of jepakit",
@@ -57,24 +70,30 @@ def embed(
     pool: str = "mean",
     precision: str | None = None,
     labels: str | None = None,
+    table: GivenTable | None = None,
     overwrite: bool = False,
+    **columns: Unpack[TableColumns],
 ) -> Path:
     """Write a row for each image of `data` that can be read, in the order of the source, to `out`.
 
-    data: as of `jepakit.pretrain`; None: the run's own. run: a run, anything that `jepakit.load` takes, or an encoder. out:
-    .parquet, or .npz. A row has the image's place in the source (index) and path, label, split and group where there are, and
-    the vector that evaluation would see: layer 'last', 'last4' or a block from 1 on; pool 'mean' over the patch tokens, or
-    'none' for all of them (half floats); precision fp32, fp16 (stored as half floats, too) or bf16, by default the run's own.
+    data, table, columns: as of `jepakit.pretrain`; None: the run's own, its table where data is none, too. run: a run, anything
+    that `jepakit.load` takes, or an encoder. out: .parquet, or .npz. A row has the image's place in the source (index) and path,
+    label, split and group where there are, and the vector that evaluation would see: layer 'last', 'last4' or a block from 1 on;
+    pool 'mean' over the patch tokens, or 'none' for all of them (half floats); precision fp32, fp16 (stored as half floats, too)
+    or bf16, by default the run's own.
     Images that cannot be read are named in OUT.bad.csv. After a stop or kill the same call goes on; a call whose file is there
     returns at once. Raises UserError where the file, or what a stopped call left, is of something else and `overwrite` is not
     set, and as `load` and `open_source` do.
     """
     out = _place(out)
     encoder, settings, own, where = encoder_and_settings(run)
-    place, opened = (own or "", None) if data is None else given_images(data, labels)
+    told = table_settings(table, columns)
+    if told is None and data is None and own and own.table.file:
+        told = own.table
+    place, opened = ((own and own.data) or "", None) if data is None else given_images(data, None if told else labels)
     if not place:
         raise UserError("which images? give --data SRC")
-    source = opened or open_source(place, labels, images=encoder.images)
+    source = open_given(place, opened, labels, encoder.images, told)
     for note in source.notes:
         log.warning("%s", plain(note))
     whole = source.labels is not None and source.labels.whole_image
@@ -145,6 +164,8 @@ def _about(embedder: Embedder, source: Source, encoder: str, data: str) -> dict[
         "part_rows": max(BATCH, min(PART_ROWS, PART_BYTES // row) // BATCH * BATCH),  # whole batches: a resume has the same ones
         "labels": labels.name if labels else None,
         "own_split": labels.own_split if labels else None,
+        "labels_digest": labels.digest if labels else None,
+        "kind": labels.kind if labels else None,
         "classes": list(labels.classes) if labels else [],
     }
 
@@ -167,8 +188,8 @@ def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """What of two descriptions is not the same; None if all is."""
     for key, words in MUST_AGREE.items():
         if before.get(key) != now[key]:
-            told = f", {before.get('encoder')}" if key == "weights" else f", {before.get(key)}, not {now[key]}"
-            return words + told
+            told = {"weights": f", {before.get('encoder')}", "labels_digest": ""}
+            return words + told.get(key, f", {before.get(key)}, not {now[key]}")
     was, is_now = Identity.from_state(before), Identity.from_state(now)
     same = was is not None and is_now is not None and was.agrees(is_now)
     return None if same else f"other images, {before.get('data')}"
@@ -195,6 +216,20 @@ def _fill(parts: EmbeddingParts, embedder: Embedder, source: Source, rows: int) 
             parts.save(number, *_columns(embedder, source, chunks))
 
 
+def _labels(labels: Labels, places: NDArray[np.int64]) -> Columns:
+    """Of samples at places (n,): 'label', places of classes or numbers (n,); of several labels a column of 0, 1, NaN each."""
+    if labels.kind != "multi":
+        return {"label": labels.y[places]}
+    return {f"{LABEL_OF}{as_text(name)}": labels.y[places, k] for k, name in enumerate(labels.classes)}
+
+
+def _groups(labels: Labels, places: NDArray[np.int64]) -> NDArray[Any]:
+    """Of samples at places (n,): names of groups, '' for an image that stands alone; numbers where groups have no names."""
+    assert labels.groups is not None
+    groups, names = labels.groups[places], labels.group_names
+    return np.array([names[group] if group < len(names) else "" for group in groups], np.str_) if names else groups
+
+
 def _columns(embedder: Embedder, source: Source, chunks: list[Embedded]) -> tuple[Columns, list[UnreadRow]]:
     """The rows of a part, and the images that could not be read."""
     places = np.array([place for chunk in chunks for place in chunk.places], np.int64)
@@ -204,8 +239,8 @@ def _columns(embedder: Embedder, source: Source, chunks: list[Embedded]) -> tupl
     if labels is not None:
         values = labels.values[places]
         test = test | labels.test[places]
-        columns |= {"label": values, "split": np.where(test, 1, np.where(values >= 0, 0, -1))}
-        columns |= {} if labels.groups is None else {"group": labels.groups[places]}
+        columns |= _labels(labels, places) | {"split": np.where(test, 1, np.where(values >= 0, 0, -1))}
+        columns |= {} if labels.groups is None else {"group": _groups(labels, places)}
     elif held is not None:
         columns["split"] = test.astype(np.int64)
     vectors = [chunk.vectors for chunk in chunks]

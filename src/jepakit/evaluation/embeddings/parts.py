@@ -25,6 +25,7 @@ from jepakit.evaluation.features import UnreadRow
 
 Columns = dict[str, NDArray[Any]]
 SPLITS = ("train", "test")
+LABEL_OF = "label."  # begins the name of a column of one of several labels
 DESCRIPTION = "embedding.json"
 _OURS = re.compile(r"\.lock|(\.tmp-)?(embedding\.json|\d{6,}\.npz)")  # all that a folder of parts may hold
 
@@ -45,7 +46,7 @@ class EmbeddingParts:
         return [number for number in range(self.count) if not self.path(number).exists()]
 
     def save(self, number: int, columns: Columns, bad: list[UnreadRow]) -> None:
-        """Write a part: columns (n, ...), all numbers but the path."""
+        """Write a part: columns (n, ...), all numbers but the path, and groups that have names."""
         with written(self.path(number)) as draft, draft.open("wb") as file:
             arrays: Any = {**columns, "bad": np.array(json.dumps(bad))}
             np.savez(file, **arrays)
@@ -155,19 +156,23 @@ def _write_parquet(parts: EmbeddingParts, rows: int, draft: Path, about: Mapping
     import pyarrow.parquet as pq
 
     size = int(np.prod(about["shape"]))
-    kinds = {"index": pa.int64(), "path": pa.string(), "label": pa.string(), "split": pa.string(), "group": pa.int64()}
+    words = {"path", "split", *(["label"] if about["kind"] == "class" else [])}  # others as they are stored
+
+    def kind(name: str, column: NDArray[Any]) -> Any:
+        return pa.string() if name in words or column.dtype.kind == "U" else pa.from_numpy_dtype(column.dtype)
+
     schema: Any = None
     writer: Any = None
     try:
         for columns in parts:
             if writer is None:
                 vector = pa.list_(pa.from_numpy_dtype(columns["vector"].dtype), size)
-                fields = [*((name, kinds[name]) for name in columns if name != "vector"), ("vector", vector)]
+                fields = [*((name, kind(name, x)) for name, x in columns.items() if name != "vector"), ("vector", vector)]
                 schema = pa.schema(fields, metadata={"jepakit": json.dumps(about)})
                 writer = pq.ParquetWriter(draft, schema, compression="NONE", use_dictionary=["label", "split"])
             values = _in_words(columns, about)
             flat = pa.array(columns["vector"].reshape(-1))
-            arrays = [pa.array(values[name], kinds[name]) for name in columns if name != "vector"]
+            arrays = [pa.array(values[f.name], f.type, from_pandas=True) for f in schema if f.name != "vector"]  # NaN is null
             table = pa.Table.from_arrays([*arrays, pa.FixedSizeListArray.from_arrays(flat, size)], schema=schema)
             writer.write_table(table, row_group_size=len(table))
     finally:
@@ -176,10 +181,12 @@ def _write_parquet(parts: EmbeddingParts, rows: int, draft: Path, about: Mapping
 
 
 def _in_words(columns: Columns, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns with words in the place of codes, None for -1."""
+    """Columns with words in the place of codes, None for -1, and for a group without a name."""
     words: dict[str, Any] = {**columns, "path": [as_text(title) for title in columns["path"].tolist()]}
+    if "group" in columns and columns["group"].dtype.kind == "U":
+        words["group"] = [as_text(name) or None for name in columns["group"].tolist()]
     for name, names in (("label", about["classes"]), ("split", SPLITS)):
-        if name in columns:
+        if name in columns and columns[name].dtype.kind == "i":
             words[name] = [as_text(names[code]) if code >= 0 else None for code in columns[name].tolist()]
     return words
 

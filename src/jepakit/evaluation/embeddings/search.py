@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from jepakit.artifacts.run import Run
@@ -19,7 +20,7 @@ from jepakit.data.opening import named, open_source
 from jepakit.data.samples import read_many
 from jepakit.data.sources import Source
 from jepakit.evaluation.embeddings.index import Index, Neighbours, nearest_rows, queries_of, vectors_of
-from jepakit.evaluation.embeddings.parts import as_text
+from jepakit.evaluation.embeddings.parts import LABEL_OF, as_text
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import ImageSettings
 
@@ -94,10 +95,19 @@ def _of_row(index: Index, row: int, k: int) -> SearchResult:
 
 def _result(index: Index, found: Neighbours, i: int, query: str, images: Source | None, place: int) -> SearchResult:
     rows = found.indices[i]
-    labels = index.rows.rows("label", rows).tolist() if "label" in index.rows.names else [None] * len(rows)
-    return SearchResult(
-        query, rows.tolist(), found.scores[i].tolist(), found.paths[i], [label or None for label in labels], images, place
-    )
+    return SearchResult(query, rows.tolist(), found.scores[i].tolist(), found.paths[i], _labels(index, rows), images, place)
+
+
+def _labels(index: Index, rows: NDArray[np.int64]) -> list[str | None]:
+    """What a file says of rows (k), in words; of several labels those that hold."""
+    several = [name for name in index.rows.names if name.startswith(LABEL_OF)]
+    if several:
+        held = np.stack([index.rows.rows(name, rows) for name in several], 1) == 1
+        return ["|".join(name.removeprefix(LABEL_OF) for name, is_so in zip(several, row, strict=True) if is_so) for row in held]
+    if "label" not in index.rows.names:
+        return [None] * len(rows)
+    words = [f"{each:g}" if isinstance(each, float) else each for each in index.rows.rows("label", rows).tolist()]
+    return [None if word in ("", "nan", None) else word for word in words]
 
 
 def search_table(results: Sequence[SearchResult]) -> str:
@@ -119,7 +129,7 @@ def pictures_of(file: str | Path, results: Sequence[SearchResult]) -> list[list[
     settings = stored_images(index.about["images"])
     source: Source | None = None
     try:
-        source = open_source(index.about["data"], index.about["labels"], images=settings)
+        source = open_source(index.about["data"], images=settings)
     except UserError as error:
         log.warning("the page is without the images of the file: %s", error)
     sheet = []
@@ -142,6 +152,9 @@ def _thumbnails(index: Index, source: Source | None, rows: Any, settings: ImageS
     if source is None:
         return [None] * len(places)
     same = [at < len(source) and as_text(source.title(at)) == path for at, path in zip(places, paths, strict=True)]
+    if not all(same):  # such as images that a table listed
+        where = {as_text(source.title(at)): at for at in range(len(source))}
+        places, same = [where.get(path, 0) for path in paths], [path in where for path in paths]
     found = iter(_read_thumbnails(source, [at for at, is_it in zip(places, same, strict=True) if is_it], settings))
     return [next(found) if is_it else None for is_it in same]
 
