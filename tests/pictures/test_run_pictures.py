@@ -1,6 +1,8 @@
 """The pictures of a run as files: what is there of any run and images, and what is said of the rest."""
 
+import base64
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from jepakit.artifacts.run import Run
 from jepakit.core.errors import UserError
 from jepakit.pictures import make_pictures
 from jepakit.pictures.atlas import save_atlas
+from jepakit.reporting import report
 from jepakit.training.train import pretrain
 from test_resume import TINY
 
@@ -60,6 +63,27 @@ def test_all_of_a_run_is_there_and_of_one_shape(run: Run) -> None:
     assert not [*run.path.glob(".tmp-pictures*")]
 
 
+def test_the_page_shows_them_and_nothing_of_the_data_is_markup(run: Run, tmp_path: Path) -> None:
+    page = report(run, tmp_path / "page.html").read_text()
+    about, arrays = contents(make_pictures(run))
+    for section in ("masks", "sees", "embeddings", "predictions"):
+        assert f'<section id="{section}">' in page
+    assert EVIL not in page and page.count('class="covered"') == 1
+    alike, points = (json.loads(re.findall(rf'id="{name}-0">(.*?)</script>', page)[0]) for name in ("alike", "map"))
+    tokens = np.frombuffer(base64.b64decode(alike["tokens"]), np.int8).reshape(-1, alike["width"])
+    np.testing.assert_array_equal(tokens, arrays["tokens"].reshape(tokens.shape))  # what a click compares
+    assert points["colours"]["labels"] == about["map"]["labels"] and points["titles"] == about["map"]["titles"]
+    drawn = np.frombuffer(base64.b64decode(points["points"]["tsne"]), "<f4").reshape(-1, 2)
+    np.testing.assert_array_equal(drawn, arrays["map_tsne"])
+    assert page.count('class="pixels"') >= 8 * (2 + about["attention"]["heads"]) and about["predictions"]["caption"][:40] in page
+    shutil.copytree(run.path, tmp_path / "bare", ignore=shutil.ignore_patterns("pictures"), symlinks=True)
+    bare = report(tmp_path / "bare", tmp_path / "bare.html").read_text()
+    assert "Not made yet" in bare and '<section id="embeddings">' not in bare
+    broken = shutil.copytree(run.path, tmp_path / "broken", symlinks=True)
+    (broken / "pictures" / "arrays.npz").write_bytes(b"broken")
+    assert "Not made yet" in report(broken, tmp_path / "broken.html").read_text()
+
+
 def test_pictures_are_kept_until_the_checkpoint_or_the_data_change(run: Run, tmp_path: Path) -> None:
     copy = shutil.copytree(run.path, tmp_path / "run", symlinks=True)
     folder = make_pictures(copy)
@@ -79,6 +103,8 @@ def test_what_cannot_be_had_is_said(run: Run, tmp_path: Path) -> None:
     about, arrays = contents(make_pictures(copy, tmp_path / "gone"))
     assert {"context_coverage", "target_coverage"} <= arrays.keys() and "tokens" not in arrays
     assert len(about["missing"]) == 1 and "gone" in about["missing"][0]
+    page = report(copy, tmp_path / "page.html").read_text()
+    assert "Missing: pictures of images" in page and 'class="covered"' in page
     shutil.rmtree(copy / "checkpoints")
     about, arrays = contents(make_pictures(copy))
     assert "context_coverage" in arrays and "no checkpoint" in about["missing"][0]

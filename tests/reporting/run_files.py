@@ -12,7 +12,7 @@ import numpy as np
 
 from jepakit.reporting import report
 
-SECTIONS = ("summary", "curves", "masks", "probes", "neighbours", "configuration")
+SECTIONS = ("summary", "curves", "masks", "probes", "sees", "neighbours", "configuration")
 EVIL = "<script>alert(1)</script>"
 VOID = {"meta", "link", "img", "br", "input"}
 
@@ -124,5 +124,5 @@ def render(*runs: Path) -> str:
     digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode() if script else ""
     assert f"script-src 'sha256-{digest}'" in text and "default-src 'none'" in text  # no other script runs, and nothing loads
     assert not [load for load in page.loads if not load.startswith(("data:", "#"))]
-    assert not re.search(r"@import|url\(\s*['\"]?(?!#)", text)  # clip paths are the only url(…)
+    assert not re.search(r"@import|url\(\s*['\"]?(?!#|data:|\$\{src\})", text)  # url(…) are clip paths, and pictures of the page
     return text

@@ -54,7 +54,8 @@ class PaintedPredictions:
     seen, true_painted, painted, nearest (n, H', W', 3) uint8: the context alone; then with target patches as decoded of true
     tokens, as decoded of predictions, and as the real patches of other images that predictions are nearest to (None without a
     decoder, or another image). numbers: `prediction_numbers`, and of the decoder r2_true and r2_predicted: 1 less the squared
-    error over that of the mean patch, on the shown images' target patches. decoder: a key of DECODER_CAPTIONS.
+    error over that of the mean patch, on target patches of images that it was not fitted on, those shown and others. decoder: a
+    key of DECODER_CAPTIONS.
     """
 
     images: NDArray[np.uint8]
@@ -107,8 +108,9 @@ def paint(
     if not bool(of.predictions.isfinite().all() and of.true.isfinite().all()):
         raise UserError("predictions or targets are not finite: the weights or the images are broken")
     n = min(shown, len(x))
+    held = max(n, len(x) // 4)  # images that the decoder does not learn from, so that its numbers are of more than a few
     places = nearest_patches(of, n)
-    decoded, decoder = _decoded(jepa, of, n)
+    decoded, decoder = _decoded(jepa, of, held)
     pasted = of.patches.flatten(0, 1)[places.clamp(min=0)] if len(x) > 1 else None
     rows = {"true_painted": decoded and decoded[0], "painted": decoded and decoded[1], "nearest": pasted}
     parts = {name: None if each is None else _composed(of, each, n, grid, settings) for name, each in rows.items()}
@@ -116,7 +118,7 @@ def paint(
     cosines = torch.where(asked, (unit[0] * unit[1]).sum(2), torch.nan)
     first = of.blocks[:n, 0].float()
     mean = F.normalize((unit[0] * first[..., None]).sum(1), dim=1)
-    numbers = prediction_numbers(of) | (_goodness(of, decoded, n) if decoded else {})
+    numbers = prediction_numbers(of) | (_goodness(of, decoded, held) if decoded else {})
     return PaintedPredictions(
         images=to_look_at(x[:n], settings),
         context=of.context[:n].view(n, *grid).numpy(),
@@ -176,9 +178,10 @@ def _composed(
 ) -> NDArray[np.uint8]:
     """The first n images: the context as it is, target patches as painted (n, N, C p^2), gray where neither is."""
     real = of.patches[:n]
+    painted = None if painted is None else painted[:n]
     asked = of.asked[:n] if painted is not None else torch.zeros_like(of.asked[:n])
-    low, high = (end[..., None, None] for end in (real.flatten(1).amin(1), real.flatten(1).amax(1)))
-    mixed = real if painted is None else torch.where(asked[..., None], painted.clamp(low, high), real)
+    ends = float(of.patches.min()), float(of.patches.max())  # of all images: those of its own would tell of what is hidden
+    mixed = real if painted is None else torch.where(asked[..., None], painted.clamp(*ends), real)
     pictures = to_look_at(_images(mixed, grid, settings.channels), settings)
     known = asked | of.context[:n]
     side = pictures.shape[1] // grid[0], pictures.shape[2] // grid[1]

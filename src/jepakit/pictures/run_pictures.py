@@ -232,8 +232,8 @@ def _predictions(written: _Written, config: Config, model: tuple[JEPA, Encoder],
     given = read_images(source, encoder, evenly(len(source), count), PREDICTED_SIDE, config.run.read_timeout_seconds)
     mixed = np.random.default_rng(config.seed).permutation(len(given.places))  # a set's first images may be of one class
     found = paint(jepa, given.x[torch.from_numpy(mixed)], config.images, teacher_of(jepa), seed=config.seed)
-    kinds = {"image": found.images, "context": found.seen, "decoded of truth": found.true_painted}
-    kinds |= {"decoded of prediction": found.painted, "nearest patches": found.nearest}
+    kinds = {"image": found.images, "context": found.seen, "decoded truth": found.true_painted}
+    kinds |= {"decoded prediction": found.painted, "nearest patches": found.nearest}
     there = {name: pictures for name, pictures in kinds.items() if pictures is not None}
     panels = np.stack([tiles(pictures, PREDICTED_SIDE) for pictures in there.values()], 1)
     written.arrays |= {"predicted_context": found.context, "predicted_blocks": found.blocks}

@@ -26,7 +26,9 @@ from .reading import RunFiles, RunFolderError, read
 from .sections.along_run import along_run
 from .sections.curves import curves
 from .sections.pictures import masks, nearest_images
+from .sections.predictions import predictions
 from .sections.probes import probes
+from .sections.sees import embeddings, sees
 from .sections.summary import summary
 
 Section = Callable[[Sequence[RunFiles]], Mapping[str, Any] | None]
@@ -64,7 +66,10 @@ SECTIONS: Mapping[str, Section] = {
     "masks": masks,
     "probes": probes,
     "steps": _steps,
+    "sees": sees,
     "neighbours": nearest_images,
+    "embeddings": embeddings,
+    "predictions": predictions,
     "configuration": lambda runs: {},
 }
 

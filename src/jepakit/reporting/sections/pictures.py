@@ -7,17 +7,34 @@ import numpy as np
 from markupsafe import Markup
 
 from ..figures import Pictures, data_uri, masked
+from ..pictured import RunPictures, heat_uri, read_pictured
 from ..reading import RunFiles
 
 
 def masks(runs: Sequence[RunFiles]) -> dict[str, Any]:
-    """Some pictures of each run under their masks."""
-    return {"masks": {run.name: _tiles(run.pictures, 8 if len(runs) == 1 else 4) for run in runs}}
+    """Some pictures of each run under their masks, and how often its laws take each patch."""
+    tiles = {run.name: _tiles(run.pictures, 8 if len(runs) == 1 else 4) for run in runs}
+    return {"masks": tiles, "coverage": {run.name: _coverage(read_pictured(run.folder)) for run in runs}}
 
 
 def nearest_images(runs: Sequence[RunFiles]) -> dict[str, Any]:
     """Each run's queries with their neighbours."""
     return {"neighbours": {run.name: _neighbour_rows(run.pictures) for run in runs}}
+
+
+def _coverage(pictured: RunPictures | None) -> dict[str, Any] | None:
+    """Maps of context and targets, of the run's law and the released one."""
+    if pictured is None or not pictured.array("context_coverage").size:
+        return None
+    maps = []
+    for prefix, law in (("", "this run’s law"), ("released_", "the released law")):
+        for part in ("context", "target"):
+            shares = pictured.array(f"{prefix}{part}_coverage").astype(np.float64)
+            if shares.size:
+                ends = f"{100 * shares.min():.0f}–{100 * shares.max():.0f} %"
+                maps.append({"title": f"{part.capitalize()}, {law}", "ends": ends, "src": heat_uri(shares, 0, 1)})
+    rows, columns = pictured.about["grid"]
+    return {"maps": maps, "why": pictured.part("coverage").get("why", ""), "shape": f"{columns}/{rows}"}
 
 
 def _tiles(pictures: Pictures, most: int) -> list[Markup]:
