@@ -19,6 +19,7 @@ from jepakit.evaluation.steps.step_results import CHEATING, JudgedStep, StepResu
 from jepakit.evaluation.tasks import evaluate
 from jepakit.reporting import report
 from jepakit.training.train import pretrain
+from noise import save_noise
 from test_resume import TINY
 
 WORDS = [*TINY, "optim.steps=12", "run.keep_every_steps=4", "run.keep_checkpoints=1", "run.precision=fp32", "run.probe_images=0"]
@@ -193,8 +194,6 @@ def test_mistakes_are_said(run: Run, tmp_path: Path) -> None:
 
 
 def test_without_labels_ranks_are_measured(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    draw = np.random.default_rng(1)
-    for i in range(12):
-        Image.fromarray(draw.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    save_noise(tmp_path, 12, seed=1)
     (found,), _ = evaluate_steps([run], data=str(tmp_path), tasks="knn", out=tmp_path / "out")
     assert found.tasks == ["rankme"] and "has no labels" in caplog.text and "best" not in steps_table(found)

@@ -104,6 +104,7 @@ def run_case(case: dict[str, Any]) -> None:
 def _gradients(case: dict[str, Any]) -> None:
     from jepakit.config.config import overrides, resolve
     from jepakit.core import distributed
+    from jepakit.core.ranks import is_main
     from jepakit.data.opening import open_source
     from jepakit.training.step import Training
 
@@ -115,7 +116,7 @@ def _gradients(case: dict[str, Any]) -> None:
     with distributed.time_limit(60):
         training.share()
         training.model(images.double(), masks, counts=counts).weighted(counts).loss.backward()
-    if distributed.is_main():
+    if is_main():
         grads = {name: p.grad for name, p in training.jepa.trained_parameters() if p.grad is not None}
         save_file(grads, case["gradients"])
 

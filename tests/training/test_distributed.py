@@ -23,6 +23,7 @@ RUNS = {
     "prior of masks": ["method=ijepa", "masking.prior=contrast"],
     "own crops": ["method=c_jepa", "images.target_crop=own"],
     "pixels first": ["method=c_jepa", "target.pixels_first=8", "run.keep_every_steps=7"],
+    "all kept of pixels first": ["method=c_jepa", "target.pixels_first=8", "target.kept=[predictor,moments,schedule]"],
     "clipped": ["method=c_jepa", "optim.clip_grad=0.1", "target.layers=[0,1]"],
 }
 PROJECTED = ["method=c_jepa", "regularizer.projector=[48,48]", "regularizer.sim=25", "regularizer.weight=0.1"]
@@ -32,7 +33,7 @@ GRADIENTS = {
     "sigreg": ["method=c_jepa", "regularizer.kind=sigreg", "regularizer.weight=1"],
     "visreg": ["method=c_jepa", "regularizer.kind=visreg", "regularizer.weight=1"],
 }
-SHARDED = ("ijepa", "ec_c_jepa", "accumulated", "batch norm of targets", "pixels first", "clipped")
+SHARDED = ("ijepa", "ec_c_jepa", "accumulated", "batch norm of targets", "pixels first", "all kept of pixels first", "clipped")
 TIMES = {"images_per_second", "seconds"}
 
 

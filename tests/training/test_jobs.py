@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from jepakit.core import distributed
+from jepakit.core import distributed, ranks
 from jepakit.training.train import pretrain
 from launch import SMALL, made_images
 
 
 def test_only_the_same_words_go_on_with_the_run_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "job", lambda: "77")
+    monkeypatch.setattr(ranks, "job", lambda: "77")
     data, words = made_images(tmp_path), [*SMALL, "optim.steps=2"]
     run = pretrain(data, tmp_path / "run", "demo", set=words)
     pretrain(data, tmp_path / "run", "demo", set=words)

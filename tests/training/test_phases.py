@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from jepakit.artifacts import checkpoint
@@ -27,6 +26,7 @@ from jepakit.model.teacher import Teacher
 from jepakit.model.vit import ViT
 from jepakit.training.step import Training
 from jepakit.training.train import pretrain
+from noise import save_noise
 
 CHANGE, STEPS = 7, 18
 TINY = (
@@ -38,10 +38,7 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder, draw = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for i in range(24):
-        Image.fromarray(draw.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
-    return str(folder)
+    return save_noise(tmp_path_factory.mktemp("photos"), 24)
 
 
 @pytest.fixture(scope="module")

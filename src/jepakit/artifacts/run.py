@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from jepakit.artifacts.checkpoint import step_name, steps
 from jepakit.config.config import Config, read_yaml, resolve, to_yaml
-from jepakit.core import distributed
 from jepakit.core.errors import UserError
 from jepakit.core.files import append, atomic_write, finite, locked, save_json, user_path
+from jepakit.core.ranks import rank
 
 if TYPE_CHECKING:
     from jepakit.model.encoder import Encoder
@@ -197,7 +197,7 @@ class Run:
     @contextmanager
     def logged(self) -> Iterator[None]:
         """Write the log to run.log too: rank 0 all of it, other processes their warnings."""
-        handler, own = _Log(self.path / "run.log"), distributed.rank()
+        handler, own = _Log(self.path / "run.log"), rank()
         who = f" rank {own}:" if own else ""
         handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s{who} %(message)s"))
         handler.setLevel(logging.WARNING if own else logging.INFO)

@@ -11,6 +11,7 @@ import typer
 
 from jepakit.cli import embeddings, experiments, exports, images, mistakes, plans  # noqa: F401  # their commands are in `app`
 from jepakit.cli.options import app
+from jepakit.core import ranks
 from jepakit.core.errors import UserError
 from jepakit.core.signals import quiet_interrupts
 
@@ -19,8 +20,8 @@ _UsageError: Any = typer.BadParameter.__base__  # click's; newer typer carries a
 
 def _alone(error: UserError) -> bool:
     """Whether only this one of several processes made a mistake: they had joined, and did not agree on it."""
-    ranks: Any = sys.modules.get("jepakit.core.distributed")  # torch is not imported here
-    return ranks is not None and ranks.has_joined() and type(error).__name__ != "AgreedError"
+    group: Any = sys.modules.get("jepakit.core.distributed")  # torch is not imported here
+    return group is not None and group.has_joined() and type(error).__name__ != "AgreedError"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     # torch's threads spin for long while they wait; where another program wants the cores, each wait then costs a time
     # slice, and a step 50 times its time (measured: 0.3 s -> 16 s). Spin briefly. It must be set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torch advises against an option that is needed (core/parallel.py)
+    if ranks.launched():  # torch advises against an option that is needed (core/parallel.py)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     for stream in (sys.stdout, sys.stderr):  # a name that is no text in this encoding is printed as its bytes
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(error.format_message() if needs_help else f"error: {mistakes.usage_sentence(error, words)}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0" or _alone(error):  # of several processes one says it
+        if ranks.is_main() or _alone(error):  # of several processes one says it
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a disk that is full or read-only, a name that is too long

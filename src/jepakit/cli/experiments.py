@@ -10,19 +10,13 @@ import typer
 from jepakit.cli.options import (
     AggregateOption,
     EvaluateWords,
-    GroupsOption,
-    ImageOption,
-    KindOption,
-    LabelsOption,
-    ListedOption,
     MetricOption,
     SettingWords,
     ShortcutsOption,
-    SplitsOption,
     StepsOption,
-    TableOption,
     TasksOption,
     app,
+    takes_table,
 )
 from jepakit.core.errors import UserError
 from jepakit.core.files import finite
@@ -56,6 +50,7 @@ def demo(
 
 
 @app.command()
+@takes_table
 def pretrain(
     data: Annotated[
         str | None,
@@ -73,21 +68,15 @@ def pretrain(
         str | None,
         typer.Option(help="Begin from these weights: a run, RUN@step, an export, released, timm's or transformers'; a hub id."),
     ] = None,
-    table: TableOption = None,
-    labels: LabelsOption = None,
-    groups: GroupsOption = None,
-    splits: SplitsOption = None,
-    image: ImageOption = None,
-    kind: KindOption = None,
-    listed: ListedOption = False,
+    *,
+    told: dict[str, Any],
     overwrite: Annotated[bool, typer.Option(help="Replace a run that is there.")] = False,
     settings: SettingWords = None,
 ) -> None:
     """Pretrain an encoder on images without labels."""
-    from jepakit.core.distributed import is_main
+    from jepakit.core.ranks import is_main
     from jepakit.training.train import pretrain as train
 
-    told = {"table": table, "labels": labels, "groups": groups, "splits": splits, "image": image, "as_": kind, "listed": listed}
     begin = {"config": config, "resume": resume, "init_from": init_from, "overwrite": overwrite}
     run = train(data, out, recipe, method, **begin, **told, set=settings)  # type: ignore[arg-type]
     if run.finished and is_main():
@@ -95,18 +84,14 @@ def pretrain(
 
 
 @app.command()
+@takes_table
 def evaluate(
     words: EvaluateWords,
     data: Annotated[str | None, typer.Option(help="Labelled images; default: the run's own.")] = None,
     tasks: TasksOption = "rankme,knn,linear",
     steps: StepsOption = None,
-    table: TableOption = None,
-    labels: LabelsOption = None,
-    groups: GroupsOption = None,
-    splits: SplitsOption = None,
-    image: ImageOption = None,
-    kind: KindOption = None,
-    listed: ListedOption = False,
+    *,
+    told: dict[str, Any],
     metric: MetricOption = None,
     aggregate: AggregateOption = None,
     shortcuts: ShortcutsOption = None,
@@ -116,8 +101,7 @@ def evaluate(
     runs = [word for word in words if "=" not in word or Path(word).exists()]
     asked = {"metric": metric, "aggregate": aggregate, "shortcuts": shortcuts}
     settings = [word for word in words if word not in runs] + [f"{key}={value}" for key, value in asked.items() if value]
-    told: dict[str, Any] = {"table": table, "groups": groups, "splits": splits, "image": image, "as_": kind, "listed": listed}
-    told |= {"labels": labels, "out": out, "set": settings, "data": data, "tasks": tasks}
+    told |= {"out": out, "set": settings, "data": data, "tasks": tasks}
     if steps is not None:
         _judge_steps(runs, steps, told)
     else:
@@ -194,6 +178,7 @@ def runs(
 
 
 @app.command()
+@takes_table
 def study(
     name: Annotated[str, typer.Argument(help=STUDY_NAMES)],
     data: Annotated[
@@ -207,13 +192,8 @@ def study(
             "paper: prints command lines and forecasts, runs nothing."
         ),
     ] = "cpu",
-    table: TableOption = None,
-    labels: LabelsOption = None,
-    groups: GroupsOption = None,
-    splits: SplitsOption = None,
-    image: ImageOption = None,
-    kind: KindOption = None,
-    listed: ListedOption = False,
+    *,
+    told: dict[str, Any],
     out: Annotated[Path | None, typer.Option(help="The study's folder; given again, it goes on. Default: runs/NAME.")] = None,
     levers: Annotated[str, typer.Option(help="Comma-separated: levers, or panels of a paper's study; all, or none.")] = "all",
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each cell; default 3, of small-data and at smoke 1.")] = None,
@@ -228,7 +208,6 @@ def study(
     wanted = None if levers == "all" else [] if levers == "none" else [lever.strip() for lever in levers.split(",")]
     place, given = out or Path("runs") / name, settings or []
     how = {"levers": wanted, "seeds": seeds, "trials": trials, "processes": processes}
-    told = {"table": table, "labels": labels, "groups": groups, "splits": splits, "image": image, "as_": kind, "listed": listed}
     size = "smoke" if smoke else scale
     if turn(name, data, place, scale=size, set=given, **how, **told):  # type: ignore[arg-type]
         print(f"{(place.expanduser() / 'table.md').read_text()}\ntable and figures: {place}")

@@ -3,37 +3,28 @@
 import sys
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from jepakit.cli.options import (
-    GroupsOption,
-    ImageOption,
     ImagesArgument,
-    KindOption,
     LabelsOption,
-    ListedOption,
     SettingWords,
-    SplitsOption,
-    TableOption,
     ThreadsOption,
     data_app,
+    takes_table,
 )
 
 
 @data_app.command()
+@takes_table
 def check(
     data: ImagesArgument,
     recipe: Annotated[str | None, typer.Option(help="The preset that shall fit. Default: what pretrain would choose.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write all that was found to this file, too.")] = None,
-    table: TableOption = None,
-    labels: LabelsOption = None,
-    groups: GroupsOption = None,
-    splits: SplitsOption = None,
-    image: ImageOption = None,
-    kind: KindOption = None,
-    listed: ListedOption = False,
+    *,
+    told: dict[str, Any],
     threads: ThreadsOption = None,
     settings: SettingWords = None,
 ) -> None:
@@ -41,7 +32,6 @@ def check(
     from jepakit.planning.check import check as check_data
     from jepakit.planning.check_results import check_table
 
-    told = {"table": table, "labels": labels, "groups": groups, "splits": splits, "image": image, "as_": kind, "listed": listed}
     checked = check_data(data, recipe, json=json, threads=threads, set=settings, **told)  # type: ignore[arg-type]
     print(check_table(checked))
     if checked.stops:

@@ -1,6 +1,9 @@
 """The program's groups of commands, and the options that several commands share."""
 
-from typing import Annotated
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any
 
 import typer
 
@@ -33,16 +36,40 @@ LabelsOption = Annotated[
     str | None,
     typer.Option(help="Which labels of a set that has several, such as count; of a table its column, or several: a,b,c."),
 ]
-TableOption = Annotated[str | None, typer.Option(help="A .csv, .tsv or .parquet file with a row for each image.")]
-GroupsOption = Annotated[
-    str | None, typer.Option(help="The table's column of what belongs together (patient, slide): no split divides it.")
-]
-SplitsOption = Annotated[str | None, typer.Option(help="The table's column of words for train, validation and test.")]
-ImageOption = Annotated[str | None, typer.Option(help="The table's column of the images' paths, names or stems.")]
-KindOption = Annotated[str | None, typer.Option("--as", metavar="KIND", help="What labels are: class, number or multi.")]
-ListedOption = Annotated[
-    bool, typer.Option("--listed", help="The images are those that the table names, as paths below --data, and no others.")
-]
+_TABLE_OPTIONS: dict[str, Any] = {  # by the names of their parameters
+    "table": Annotated[str | None, typer.Option(help="A .csv, .tsv or .parquet file with a row for each image.")],
+    "labels": LabelsOption,
+    "groups": Annotated[
+        str | None, typer.Option(help="The table's column of what belongs together (patient, slide): no split divides it.")
+    ],
+    "splits": Annotated[str | None, typer.Option(help="The table's column of words for train, validation and test.")],
+    "image": Annotated[str | None, typer.Option(help="The table's column of the images' paths, names or stems.")],
+    "as_": Annotated[str | None, typer.Option("--as", metavar="KIND", help="What labels are: class, number or multi.")],
+    "listed": Annotated[
+        bool, typer.Option("--listed", help="The images are those that the table names, as paths below --data, and no others.")
+    ],
+}
+
+
+def takes_table(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with a table's options in the place of its parameter `told`, which gets them as Python's keywords."""
+
+    @wraps(command)
+    def packing(**given: Any) -> None:
+        command(told={name: given.pop(name) for name in _TABLE_OPTIONS}, **given)
+
+    parameters: list[Parameter] = []
+    for name, own in signature(command).parameters.items():
+        options = [
+            own.replace(name=each, annotation=kind, default=False if each == "listed" else None)
+            for each, kind in _TABLE_OPTIONS.items()
+        ]
+        parameters += options if name == "told" else [own.replace(kind=Parameter.KEYWORD_ONLY)]
+    packing.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+    packing.__annotations__ = {each.name: each.annotation for each in parameters}
+    return packing
+
+
 EvaluateWords = Annotated[
     list[str],
     typer.Argument(

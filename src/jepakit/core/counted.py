@@ -9,6 +9,7 @@ FIGURE_OF_TASK = {  # others: as the row says
 }  # fmt: skip
 NO_SHARES = ("rankme", "lidar", "r2", "mae", "spearman")  # figures that are not told in per cent
 LESS_IS_BETTER = ("mae",)
+_DIGITS = {"rankme": ".1f", "lidar": ".1f", "mae": ".3g"}  # of figures that are not shares; others: .3f
 METRIC_NAMES = {
     "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "auroc": "AUROC", "average_precision": "average precision",
     "r2": "R²", "mae": "MAE", "spearman": "Spearman's ρ", "miou": "mIoU", "iou": "IoU",
@@ -24,6 +25,11 @@ class Counted(NamedTuple):
     low: float
     high: float
 
+    @classmethod
+    def of(cls, metric: str, figure: Mapping[str, Any], value: str = "value") -> "Counted":
+        """Of a mapping with `value` (or called otherwise), low and high; NaN for what is None or not there."""
+        return cls(metric, *(_number(figure.get(key)) for key in (value, "low", "high")))
+
     @property
     def share(self) -> bool:
         """Whether it is told in per cent."""
@@ -33,15 +39,7 @@ class Counted(NamedTuple):
         """A value of this metric in words: 93.1 for a share, 0.931 for R² or a rank correlation."""
         if not math.isfinite(figure):
             return "–"
-        if self.share:
-            return f"{100 * figure:.1f}"
-        return (
-            f"{figure:.1f}"
-            if self.metric in ("rankme", "lidar")
-            else f"{figure:.3g}"
-            if self.metric == "mae"
-            else f"{figure:.3f}"
-        )
+        return f"{100 * figure:.1f}" if self.share else f"{figure:{_DIGITS.get(self.metric, '.3f')}}"
 
 
 def counted_figure(task: str, row: Mapping[str, Any], metric: str | None = None) -> Counted:
@@ -49,9 +47,8 @@ def counted_figure(task: str, row: Mapping[str, Any], metric: str | None = None)
     name = metric or row.get("counts") or FIGURE_OF_TASK.get(task, "accuracy")
     beside = row.get("metrics")
     if isinstance(beside, Mapping) and isinstance(beside.get(name), Mapping):
-        figure = beside[name]
-        return Counted(name, *(_number(figure.get(key)) for key in ("value", "low", "high")))
-    return Counted(name, *(_number(row.get(key)) for key in (name, "low", "high")))
+        return Counted.of(name, beside[name])
+    return Counted.of(name, row, name)
 
 
 def _number(value: object) -> float:

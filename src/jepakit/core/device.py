@@ -6,8 +6,8 @@ import os
 
 import torch
 
-from jepakit.core import distributed
 from jepakit.core.errors import UserError
+from jepakit.core.ranks import launched, local_rank
 from jepakit.core.torch_private import cpu_has_bf16
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -16,7 +16,7 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 def device_of(name: str) -> torch.device:
     """'auto' is CUDA where there is one, of several processes each its own. Raises UserError for a device that is not there."""
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        return _own_gpu() if distributed.launched() else torch.device("cuda")
+        return _own_gpu() if launched() else torch.device("cuda")
     if name == "auto":
         return torch.device("cpu")
     try:
@@ -30,7 +30,7 @@ def device_of(name: str) -> torch.device:
 
 def _own_gpu() -> torch.device:
     """The GPU of this process, one of several on its machine."""
-    own, count = distributed.local_rank(), torch.cuda.device_count()
+    own, count = local_rank(), torch.cuda.device_count()
     if own >= count:
         raise UserError(
             f"process {own + 1} of this machine finds {count} GPUs: start one a GPU (torchrun --nproc-per-node {count})"

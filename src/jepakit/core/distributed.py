@@ -1,7 +1,7 @@
 """Several processes of one run, which torchrun started: what they tell each other, and what is said when one is lost.
 
-All that is distributed is here and in core/parallel.py. With one process every function is what its name says of a group of
-one, and torch.distributed is not touched. Rank 0 is the main process: it alone writes.
+All that is distributed is here, in core/parallel.py and in core/ranks.py. With one process every function is what its name
+says of a group of one, and torch.distributed is not touched. Rank 0 is the main process: it alone writes.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from jepakit.core.errors import UserError
+from jepakit.core.ranks import is_main, launched, rank
 
 T = TypeVar("T")
 log = logging.getLogger("jepakit")
@@ -41,33 +42,9 @@ class LostRankError(RuntimeError):
     """A rank ended, or gives no answer."""
 
 
-def launched() -> bool:
-    """Whether torchrun, or another launcher with its variables, started this process among others."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def rank() -> int:
-    return int(os.environ["RANK"]) if launched() else 0
-
-
 def world_size() -> int:
     """How many processes train together here: 1 outside of `process_group`."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def local_rank() -> int:
-    """Which process of this machine this is."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if launched() else 0
-
-
-def is_main() -> bool:
-    return rank() == 0
-
-
-def job() -> str | None:
-    """The name of the launch, the same after torchrun restarted its processes; None where it is not known."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID")
-    return f"{socket.gethostname()} {os.getppid()}" if name == "none" else name  # unnamed: torchrun itself, which outlives it
 
 
 @contextlib.contextmanager
@@ -162,16 +139,9 @@ def agreed(make: Callable[[], T]) -> T:
         return make()
     made: list[T] = []
     for turn in (True, False):
-        said = ""
-        if is_main() == turn:
-            try:
-                made.append(make())
-            except UserError as error:
-                said = str(error) or "it failed"
-        sentences = told_objects(said)
-        wrong = next((i for i, sentence in enumerate(sentences) if sentence), None)
-        if wrong is not None:
-            raise AgreedError(sentences[wrong] if wrong == 0 else f"rank {wrong}: {sentences[wrong]}")
+        found, said = _tried(make) if is_main() == turn else ([], "")
+        made += found
+        raise_first(said)
     return made[0]
 
 
@@ -179,16 +149,27 @@ def from_main(make: Callable[[], T]) -> T:
     """What rank 0 makes, told to all. Raises AgreedError on all where that raises UserError."""
     if world_size() == 1:
         return make()
-    found: list[Any] = [None, ""]
-    if is_main():
-        try:
-            found[0] = make()
-        except UserError as error:
-            found[1] = str(error) or "it failed"
+    found: list[Any] = [*_tried(make)] if is_main() else [[], ""]
     dist.broadcast_object_list(found, src=0, group=_group)
-    if found[1]:
-        raise AgreedError(found[1])
-    return found[0]  # type: ignore[no-any-return]
+    made, said = found
+    if said:
+        raise AgreedError(said)
+    return made[0]  # type: ignore[no-any-return]
+
+
+def _tried(make: Callable[[], T]) -> tuple[list[T], str]:
+    """What was made, alone in a list, and no words; or nothing, and the sentence of its UserError."""
+    try:
+        return [make()], ""
+    except UserError as error:
+        return [], str(error) or "it failed"
+
+
+def raise_first(said: str) -> None:
+    """Each rank says what is wrong, '' for nothing. Raises AgreedError on all with the first one's sentence, if there is one."""
+    for number, sentence in enumerate(told_objects(said)):
+        if sentence:
+            raise AgreedError(f"rank {number}: {sentence}" if number else sentence)
 
 
 def require_alike(what: Mapping[str, str]) -> None:

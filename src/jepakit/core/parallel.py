@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jepakit.core.distributed import group, is_main, rank, world_size
+from jepakit.core.distributed import group, world_size
+from jepakit.core.ranks import is_main, rank
 
 METHODS_WITH_WEIGHTS = ("embed", "forward_rows")  # beside forward
 _BUFFERS = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in signature(DistributedDataParallel).parameters)

@@ -1,11 +1,12 @@
 """How far a long work is: a bar on a terminal, a line every few seconds elsewhere. On stderr."""
 
-import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+from jepakit.core.ranks import is_main
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -19,7 +20,7 @@ class Report(Protocol):
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Report]:
     """A reporter for `total` units of work, `done` of them in an earlier life."""
-    if os.environ.get("RANK", "0") != "0" and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # rank 0 shows it
+    if not is_main():  # rank 0 shows it
         yield lambda done, words="": None
         return
     started, last, first = time.monotonic(), -SECONDS_BETWEEN_LINES, done

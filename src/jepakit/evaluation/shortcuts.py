@@ -128,11 +128,11 @@ def _with_and_without(
     of_train, of_test = sites.of[split.train], sites.of[split.test]
     z, train = x[split.test], x[split.train]
     _, strength = _told(train, problem, problem.train, z)
+    all_known = np.flatnonzero(of_train >= 0)
     scores: list[tuple[Tensor, Tensor]] = []
     rows: list[SplitRows] = []
     for site in np.intersect1d(of_train[of_train >= 0], of_test[of_test >= 0]):
         others, asked = np.flatnonzero((of_train >= 0) & (of_train != site)), np.flatnonzero(of_test == site)
-        all_known = np.flatnonzero(of_train >= 0)
         as_many = all_known[rng.permutation(seed, "shortcuts", int(site), len(all_known))[: len(others)]]
         if any(_one_answer(problem.train[chosen]) for chosen in (others, as_many)):
             continue
@@ -165,7 +165,7 @@ def _one_answer(y: Tensor) -> bool:
 
 def _sentence(row: Mapping[str, Any], called: str, label: str) -> str:
     """What to conclude."""
-    site = Counted("balanced_accuracy", *(_or_nan(row["site"][key]) for key in ("value", "low", "high")))
+    site = Counted.of("balanced_accuracy", row["site"])
     told = f"{site.told(site.value)} % [{site.told(site.low)}-{site.told(site.high)}], chance {100 * row['chance']:.1f} %"
     metric = row["metric"]
     if not site.low > row["chance"]:
@@ -177,8 +177,7 @@ def _sentence(row: Mapping[str, Any], called: str, label: str) -> str:
             f"the features tell {called} ({told}); no {called} has both training and test images that can be left out, so the "
             f"figures of {label} are those of a new {called} already, or rest on it unseen: split by {called} to know"
         )
-    figure = {key: [_or_nan(row[key][end]) for end in ("value", "low", "high")] for key in ("label", "left_out", "difference")}
-    seen, unseen, difference = (Counted(metric, *each) for each in figure.values())
+    seen, unseen, difference = (Counted.of(metric, row[key]) for key in ("label", "left_out", "difference"))
     unit = " %" if seen.share else ""
     a, b = f"{seen.told(seen.value)}{unit}", f"{unseen.told(unseen.value)}{unit}"
     span = f"difference {seen.told(difference.value)} [{seen.told(difference.low)} to {seen.told(difference.high)}]"
@@ -217,9 +216,5 @@ def save_shortcuts(folder: Path, rows: Sequence[Mapping[str, Any]], called: str,
 def _cell(metric: str, figure: Mapping[str, float | None] | None) -> str:
     if figure is None:
         return ""
-    one = Counted(metric, *(_or_nan(figure[key]) for key in ("value", "low", "high")))
+    one = Counted.of(metric, figure)
     return f"{one.told(one.value)}{' %' if one.share else ''} [{one.told(one.low)}-{one.told(one.high)}]"
-
-
-def _or_nan(value: float | None) -> float:
-    return np.nan if value is None else value

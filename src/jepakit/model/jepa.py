@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from jepakit.core import distributed, parallel, rng
+from jepakit.core import parallel, rng
 from jepakit.core.errors import UserError
+from jepakit.core.ranks import rank
 from jepakit.core.torch_private import lerp_
 from jepakit.model.conditioning import PositionConditioning
 from jepakit.model.layout import Indices, Layout, choose_padded_length, interleave, segment_mean, take
@@ -51,7 +52,7 @@ class Output:
         patches. counts: target patches of each process."""
         if len(counts) == 1:
             return self
-        share = len(counts) * counts[distributed.rank()] / sum(counts)
+        share = len(counts) * counts[rank()] / sum(counts)
         terms = self.terms | {"prediction": self.terms["prediction"] * share}
         return replace(self, loss=torch.stack([*terms.values()]).sum(), terms=terms)
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from jepakit.core.distributed import rank
+from jepakit.core.ranks import rank
 from jepakit.core.settings import Settings
 from jepakit.model.layout import Layout, interleave
 from jepakit.model.linear import Linear, linear

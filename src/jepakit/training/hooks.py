@@ -7,7 +7,7 @@ from typing import Any
 
 from jepakit.artifacts.checkpoint import step_name
 from jepakit.artifacts.run import Run
-from jepakit.core.distributed import is_main
+from jepakit.core.ranks import is_main
 from jepakit.training.step import Training
 
 OnLog = Callable[[dict[str, Any]], object]

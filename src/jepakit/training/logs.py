@@ -11,8 +11,8 @@ from torch import Tensor
 from jepakit.artifacts.run import Run, json_line
 from jepakit.config.config import Config
 from jepakit.config.optim import ScheduleValues
-from jepakit.core.distributed import is_main
 from jepakit.core.files import append
+from jepakit.core.ranks import is_main
 from jepakit.data.loader import Batch
 from jepakit.model.jepa import Output
 from jepakit.model.masking.packed_masks import Masks

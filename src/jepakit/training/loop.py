@@ -17,6 +17,7 @@ from jepakit.config.phases import kept_at_change
 from jepakit.core import distributed, parallel
 from jepakit.core.distributed import AgreedError
 from jepakit.core.errors import UserError
+from jepakit.core.ranks import is_main
 from jepakit.core.signals import signals
 from jepakit.data.loader import Batch
 from jepakit.data.threads import StoppedError
@@ -51,7 +52,7 @@ def train(training: Training, run: Run, hooks: Hooks) -> Run:
 
     with signals(ask_to_stop), distributed.time_limit(training.config.run.timeout_seconds):
         online = None
-        if distributed.is_main():
+        if is_main():
             with suppress(StoppedError):
                 online = OnlineProbe.prepare(training.config, training.source, training.loader.steps_per_epoch, stop.asked)
         training.share()
@@ -92,13 +93,14 @@ def _train_phase(training: Training, run: Run, online: OnlineProbe | None, stop:
                 training.agree_on_bad_images()
             if log_now:
                 whole, jepa = batch.with_all_masks(), _to_probe(training, online)
-                if distributed.is_main():
+                if is_main():
                     watched.log(done, whole, out, norm, now, jepa, training.dtype)
+            save_now = save_now or stop.is_set()  # asked to stop meanwhile
+            if keep_now or save_now:
+                training.require_finite(out, norm)
             if keep_now:  # before the checkpoint that a run goes on from, so that none is missing
-                training.require_finite(out, norm)
                 training.save_snapshot(run)
-            if save_now or stop.is_set():
-                training.require_finite(out, norm)
+            if save_now:
                 saved = hooks.save(training, run)
             if stop.is_set():
                 break
@@ -133,7 +135,9 @@ def _batches(training: Training, run: Run, stop: _Stop, hooks: Hooks) -> Generat
             asked, failed = distributed.told([stop.asked.is_set(), error is not None]).max(0)
             if failed:
                 _save_what_was_learnt(training, run, hooks)
-                raise _first(error)
+                if error and distributed.world_size() == 1:
+                    raise error
+                distributed.raise_first(str(error or ""))
             stop.agreed = bool(asked)
             assert batch is not None
             yield batch
@@ -144,15 +148,6 @@ def _next(batches: Iterator[Batch]) -> tuple[Batch | None, UserError | None]:
         return next(batches), None
     except UserError as error:
         return None, error
-
-
-def _first(error: UserError | None) -> UserError:
-    """The error of the first process that has one."""
-    if distributed.world_size() == 1 and error:
-        return error
-    sentences = distributed.told_objects(str(error or ""))
-    rank, sentence = next((rank, each) for rank, each in enumerate(sentences) if each)
-    return AgreedError(f"rank {rank}: {sentence}" if rank else sentence)
 
 
 def _save_what_was_learnt(training: Training, run: Run, hooks: Hooks) -> None:

@@ -25,6 +25,7 @@ from jepakit.core import distributed, parallel, rng
 from jepakit.core.device import autocast, configure_cpu, device_of, precision_of
 from jepakit.core.distributed import AgreedError
 from jepakit.core.errors import UserError, plain
+from jepakit.core.ranks import is_main, rank
 from jepakit.data.identity import Identity, require_same
 from jepakit.data.loader import Batch, Loader
 from jepakit.data.opening import absolute
@@ -92,7 +93,7 @@ class Training:
             part,
             threads=config.run.loader_threads,
             read_timeout_seconds=config.run.read_timeout_seconds,
-            process=distributed.rank(),
+            process=rank(),
             processes=distributed.world_size(),
             pin=device.type == "cuda",
         )
@@ -129,7 +130,7 @@ class Training:
             return self.jepa
         weights = parallel.whole(self.jepa.state_dict())
         jepa = build_jepa(self.phase.config)
-        if distributed.is_main():
+        if is_main():
             jepa.load_state_dict(weights)
         return jepa.to(self.device)
 
@@ -192,7 +193,7 @@ class Training:
     def agree_on_bad_images(self) -> None:
         """Every process knows all images that could not be read. Raises UserError where they are too many."""
         if distributed.world_size() > 1:
-            self.loader.add_bad([*distributed.told_objects(self.loader.bad_now())])
+            self.loader.add_bad(distributed.told_objects(self.loader.bad_now()))
 
     def require_finite(self, out: Output, norm: Tensor) -> None:
         """Raises UserError, with what to do, unless the loss and the gradient's norm are finite."""

@@ -18,7 +18,7 @@ from jepakit.config.choice import Choice, resolve_with_data
 from jepakit.config.config import Config, given_layer, layer_from, merge, method_layer, read_yaml, resolve
 from jepakit.config.released_yaml import ReleasedYaml, has_released_groups, released_yaml
 from jepakit.config.renamed import current_layer
-from jepakit.core import distributed
+from jepakit.core import distributed, ranks
 from jepakit.core.distributed import AgreedError
 from jepakit.core.errors import UserError, checked, plain
 from jepakit.core.files import user_path
@@ -102,7 +102,7 @@ def _job(data: GivenImages | None, *asked: object) -> str | None:
     A job may begin one run after another: only the same words go on with a run of it.
     """
     images = os.fspath(data) if isinstance(data, str | os.PathLike) else type(data).__name__
-    name = distributed.job()
+    name = ranks.job()
     return name and f"{name} {sha256(repr((images, asked)).encode()).hexdigest()[:16]}"
 
 

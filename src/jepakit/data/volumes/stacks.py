@@ -43,16 +43,15 @@ class TiffStack(Volume):
             self.inverted = int(series.keyframe.photometric) == 0
         self.outer, self.inner = shape[: -len(inner)], shape[-len(inner) :]
         self.channel = self.axes.find("C") if "C" in self.axes else -1
-        depth = math.prod(side for i, side in enumerate(self.outer) if i != self.channel)
+        self.sides = [side for i, side in enumerate(self.outer) if i != self.channel]  # that are cut along
+        self.depth = math.prod(self.sides)
         rows, columns = self.inner[:2]
-        self.length = {"z": depth, "y": rows, "x": columns}[axis]
-        self.count, self.whole = -(-self.length // every), axis != "z"
+        self.count, self.whole = -(-{"z": self.depth, "y": rows, "x": columns}[axis] // every), axis != "z"
         self.nbytes = math.prod(shape) * self.dtype.itemsize
 
     def load(self) -> NDArray[Any]:
         """All values (z, y, x, C). Raises BadImageError."""
-        depth = math.prod(side for i, side in enumerate(self.outer) if i != self.channel)
-        return np.stack([self._slice(index) for index in range(depth)])
+        return np.stack([self._slice(index) for index in range(self.depth)])
 
     def plane(self, index: int, loaded: Any) -> Plane:
         """A slice. Raises BadImageError."""
@@ -66,8 +65,7 @@ class TiffStack(Volume):
 
     def _slice(self, place: int) -> NDArray[Any]:
         """Slice `place` (H, W, C). Raises BadImageError."""
-        sides = [side for i, side in enumerate(self.outer) if i != self.channel]
-        at = [int(each) for each in np.unravel_index(place, sides)] if sides else []
+        at = [int(each) for each in np.unravel_index(place, self.sides)] if self.sides else []
         channels = self.outer[self.channel] if self.channel >= 0 else 1
         pages = []
         for channel in range(channels):
