@@ -6,19 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from jepakit.cli.options import (
-    GroupsOption,
-    ImageOption,
-    KindOption,
-    LabelsOption,
-    ListedOption,
-    SplitsOption,
-    TableOption,
-    app,
-)
+from jepakit.cli.options import app, takes_table
 
 
 @app.command()
+@takes_table
 def embed(
     run: Annotated[str, typer.Argument(help="A run, or any encoder that jepakit.load takes.")],
     out: Annotated[Path, typer.Option(help="The file, .parquet or .npz; the same command again goes on after a stop.")],
@@ -28,20 +20,14 @@ def embed(
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16 (stored as half floats too) or bf16; default: the run's own.")
     ] = None,
-    table: TableOption = None,
-    labels: LabelsOption = None,
-    groups: GroupsOption = None,
-    splits: SplitsOption = None,
-    image: ImageOption = None,
-    kind: KindOption = None,
-    listed: ListedOption = False,
+    *,
+    told: dict[str, Any],
     overwrite: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
 ) -> None:
     """A vector of every image, in a Parquet or .npz file; images that cannot be read are named in OUT.bad.csv."""
     from jepakit.evaluation.embeddings.embedding import embed as write
 
-    how: dict[str, Any] = {"layer": layer, "pool": pool, "precision": precision, "overwrite": overwrite, "table": table}
-    how |= {"labels": labels, "groups": groups, "splits": splits, "image": image, "as_": kind, "listed": listed}
+    how: dict[str, Any] = {"layer": layer, "pool": pool, "precision": precision, "overwrite": overwrite, **told}
     path = write(run, data, out, **how)
     print(f"embeddings: {path}" + (f"\nnext: jepakit search {quote(str(path))} IMAGE" if pool == "mean" else ""))
 
