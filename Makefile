@@ -3,7 +3,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test long parity lint bench clean
+.PHONY: install demo test long parity lint bench docs notebook clean
 
 install: $(VENV)/.core
 
@@ -30,6 +30,19 @@ parity:
 	python3 -m venv $(VENV)-parity
 	$(VENV)-parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,parity]"
 	$(VENV)-parity/bin/python -m pytest tests/artifacts/test_export_timm.py
+
+# The pages of docs/ as a site: docs/_build/html/index.html, to be opened as a file
+docs: $(VENV)/.docs
+	$(PY) -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
+
+$(VENV)/.docs: $(VENV)/.core
+	$(PIP) -e ".[docs]"
+	@touch $@
+
+# Runs docs/tour.ipynb and writes its outputs into it: minutes
+notebook: $(VENV)/.core
+	$(PIP) -e ".[notebook]"
+	$(PY) scripts/notebook.py
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

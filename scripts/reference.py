@@ -60,11 +60,11 @@ def verbs() -> Iterator[str]:
 def command(name: str, each: Any) -> Iterator[str]:
     """A command: what it does, how it is called, and its options as a table."""
     context = typer.Context(each, info_name=name)
-    usage = " ".join(each.collect_usage_pieces(context))
+    usage = re.sub(r"\{(\w+)\}", lambda found: found[1].upper(), " ".join(each.collect_usage_pieces(context)))
     yield f"## {name}\n\n{plain(each.help or '')}\n\n```text\n{name} {usage}\n```\n"
     rows = [row(param) for param in each.params if not getattr(param, "hidden", False)]
     if rows:
-        yield "| | takes | default | |\n|---|---|---|---|"
+        yield "| option | takes | default | meaning |\n|---|---|---|---|"
         yield from rows
         yield ""
 

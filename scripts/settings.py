@@ -1,5 +1,7 @@
 """Writes docs/settings.md, the reference of all settings, from the models that check them: python scripts/settings.py"""
 
+import inspect
+import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +71,13 @@ def rows(model: type[BaseModel], prefix: str = "", of: str = "") -> Iterator[tup
             kinds = part.model_fields["kind"].default if "kind" in part.model_fields and len(inner) > 1 else of
             yield from rows(part, f"{prefix}{name}.", kinds)
         if not inner:
-            yield prefix + name, of, kind(info.annotation) + bounds(info), default(info), info.description or ""
+            meaning = info.description or (first_sentence(model) if name == "kind" else "")
+            yield prefix + name, of, kind(info.annotation) + bounds(info), default(info), meaning
+
+
+def first_sentence(model: type[BaseModel]) -> str:
+    """What a kind of a part is, by its docstring."""
+    return re.split(r"(?<=\.) ", " ".join((inspect.getdoc(model) or "").split()))[0].rstrip(".")
 
 
 def text() -> str:

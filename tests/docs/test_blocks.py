@@ -272,11 +272,3 @@ def test_the_notebook_runs_from_top_to_bottom(folder: Path, monkeypatch: pytest.
             check_python("import jepakit\n" + "".join(cell["source"]), dict(names))
             exec("".join(cell["source"]), names)
     assert len(names["near"].paths) == 8 and (folder / "runs/tour/hf/model.safetensors").is_file()
-
-
-def test_the_notebook_holds_what_its_cells_gave() -> None:
-    path = ROOT / "docs" / "tour.ipynb"
-    assert path.stat().st_size < 500_000
-    outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell.get("outputs", [])]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4, "make notebook"
-    assert all(output["output_type"] != "error" for output in outputs)
