@@ -37,6 +37,7 @@ RUN = ("python.md",)
 NOT_RUN = {
     "README.md": "the first lines of the package, over again in docs/tutorial.md and docs/python.md, which are run",
     "embeddings.md": "the calls of the tutorial's commands, which are run",
+    "pictures.md": "calls that tests/pictures runs",
     "evaluation.md": "needs the extra `detection`",
 }
 SHAPE = "images.size=16 encoder.patch_size=4 encoder.width=16 encoder.depth=1 encoder.heads=2 predictor.width=8 predictor.depth=1"
