@@ -92,7 +92,9 @@ def test_a_known_folder_gives_exactly_what_is_in_it(known: Path) -> None:
         "test": 5,
         "kind": "class",
         "span": None,
-        "groups": 0,
+        "each": ({"name": "cat", "train": 4, "test": 3, "unknown": 0}, {"name": "dog", "train": 5, "test": 2, "unknown": 0}),
+        "quantiles": {},
+        "groups": None,
     }
     assert [title for title, _ in found.bad] == ["test/cat/cut\x1b[2J.png", "test/dog/empty.jpg"]
     assert found.bad[1][1] == "empty file" and found.bad[0][1]

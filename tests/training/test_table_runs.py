@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +152,18 @@ def test_images_that_python_holds_are_told_of_by_their_number(data: Path, tmp_pa
 def test_check_says_what_a_table_tells(data: Path) -> None:
     text = check_table(check(data, table=table_of(data), labels="dx", groups="patient", splits="part"))
     assert "'dx', 2 classes: smallest green 20, largest green 20; 0 without; 8 for testing; 10 groups" in " ".join(text.split())
-    text = " ".join(check_table(check(data, table=table_of(data), labels="age")).split())
+    said = "training + test: green 16 + 4, red 16 + 4 10 groups: the largest, p0, has 4 images; none on both sides"
+    assert said in " ".join(text.split())
+    text = " ".join(check_table(check(data, table=table_of(data), labels="age", splits="part")).split())
+    assert "training: 0% 0, 5% 0.5167, 25% 2.583, 50% 5.167, 75% 7.75, 95% 9.817, 100% 10.33 test: 0% 10.67" in text
     assert "'age', numbers: least 0, mean 6.5, largest 13; 0 without; 8 for testing; 10 groups" in text
-    text = " ".join(check_table(check(data, table=table_of(data), labels="a,b", groups="name")).split())
+    text = " ".join(check_table(check(data, table=table_of(data), labels="a,b", groups="name", splits="part")).split())
     assert "'a, b', 2 labels at once: rarest b 13, most frequent a 20" in text
+    assert "training + test: a 16 + 4, b 11 + 2" in text
+    table_of(data).write_text(table_of(data).read_text().replace("im00,red,p0,train,0.0,0,0", "im00,red,p9,train,,0,"))
+    found = check(data, table=table_of(data), labels="a,b", splits="part").labels
+    assert found is not None and [asdict(each) for each in found.each][1] == {"name": "b", "train": 11, "test": 2, "unknown": 1}
+    assert found.groups is not None and asdict(found.groups) == {"count": 10, "largest": ("p9", 5), "both_sides": 1}
 
 
 def test_a_study_judges_by_the_table(data: Path, tmp_path: Path) -> None:

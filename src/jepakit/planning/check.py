@@ -33,16 +33,16 @@ from jepakit.data.formats.pack_source import PackedSource
 from jepakit.data.formats.remote import shown
 from jepakit.data.labels.table import GivenTable, TableColumns, table_layer, table_settings
 from jepakit.data.opening import GivenImages, given_images
-from jepakit.data.sources import Labels, Source, groups_at_hand
+from jepakit.data.sources import Source, groups_at_hand
 from jepakit.data.threads import run_parallel
 from jepakit.data.training_part import split_sentences, training_part
 from jepakit.model.images import ImageSettings
-from jepakit.planning.check_results import LONG, Checked, Duplicates, Fit, LabelsSeen, find_stops, say_verdict
+from jepakit.planning.check_results import LONG, Checked, Duplicates, Fit, find_stops, say_verdict
+from jepakit.planning.labels_seen import QUANTILES, labels_seen
 
 LARGEST, FIRST = 5, 3  # groups of duplicates that are shown, and titles of each
 CHUNK = 1024  # samples that are looked at together
 JPEG_MODES = {"Gray": "L", "CMYK": "CMYK", "YCCK": "CMYK"}
-QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent
 RECORD = np.dtype(
     [
         ("read", "?"),
@@ -202,7 +202,7 @@ def _checked(data: str, source: Source, survey: _Survey, altered: tuple[str, ...
         short_sides={f"{share}%": int(side) for share, side in zip(QUANTILES, short, strict=False)},
         turned=int(read["turned"].sum()),
         duplicates=_duplicates(source, survey.records),
-        labels=_labels(source.labels) if source.labels else None,
+        labels=labels_seen(source.labels) if source.labels else None,
         bad=bad,
         altered=altered,
         split=tuple(split_sentences(source, config.images)),
@@ -244,28 +244,6 @@ def _duplicates(source: Source, records: NDArray[Any]) -> Duplicates:
         tests, trains = (np.add.reduceat((part & side).astype(int), starts) for side in (test, ~test))
         leaking, leaked = int(((tests > 0) & (trains > 0)).sum()), int(tests[trains > 0].sum())
     return Duplicates(int((sizes > 1).sum()), int((sizes - 1).sum()), tuple(named), leaking, leaked)
-
-
-def _labels(labels: Labels) -> LabelsSeen:
-    labelled = labels.values >= 0
-    if labels.kind == "class":
-        counts = np.bincount(labels.values[labelled], minlength=len(labels.classes))
-    else:
-        counts = np.zeros(0, np.int64) if labels.kind == "number" else (labels.y[labelled] == 1).sum(0)
-    numbers = labels.y[labelled] if labels.kind == "number" and labelled.any() else None
-    small, large = (int(counts.argmin()), int(counts.argmax())) if len(counts) else (0, 0)
-    classes = labels.classes or ("",)
-    return LabelsSeen(
-        name=labels.name,
-        classes=len(labels.classes),
-        smallest=(classes[small], int(counts[small : small + 1].sum())),
-        largest=(classes[large], int(counts[large : large + 1].sum())),
-        unlabelled=max(0, int((~labelled).sum()) - labels.apart),
-        test=int((labelled & labels.test).sum()),
-        kind=labels.kind,
-        span=None if numbers is None else (float(numbers.min()), float(numbers.mean()), float(numbers.max())),
-        groups=0 if labels.groups is None else len(np.unique(labels.groups)),
-    )
 
 
 def _fits(bands: int, images: ImageSettings) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from jepakit.core.errors import plain
 from jepakit.data.decoding.pixels import too_many
 from jepakit.data.unread_files import plural
+from jepakit.planning.labels_seen import LabelsSeen, label_lines, short_title
 
 LONG = 3  # times as long as wide: of such an image a crop shows little
 Size = tuple[int, int]  # width, height
@@ -26,24 +27,6 @@ class Duplicates:
     largest: tuple[tuple[int, tuple[str, ...]], ...]  # number, and first titles
     leaking_groups: int
     leaked: int
-
-
-@dataclass(frozen=True)
-class LabelsSeen:
-    """Labels of all samples; smallest and largest class with their samples, or of several labels at once those that hold.
-
-    span: of numbers the least, the mean and the largest. groups: how many there are, 0 where each image stands alone.
-    """
-
-    name: str
-    classes: int
-    smallest: tuple[str, int]
-    largest: tuple[str, int]
-    unlabelled: int
-    test: int
-    kind: str = "class"
-    span: tuple[float, float, float] | None = None
-    groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,7 +106,7 @@ def say_verdict(readable: int, smaller: str, fit: Fit, stops: tuple[str, ...]) -
     return f"{said}; most images would be enlarged: set {smaller} for none to be"
 
 
-WIDE, SHORT, FIRST = 100, 60, 20  # columns; letters of a title; broken images that are named
+WIDE, FIRST = 100, 20  # columns; broken images that are named
 
 
 def check_table(checked: Checked) -> str:
@@ -131,7 +114,7 @@ def check_table(checked: Checked) -> str:
     found, choice, more = checked.duplicates, checked.choice, len(checked.bad) - FIRST
     broken = f"{plural(len(checked.bad), 'sample')} ({len(checked.bad) / checked.samples:.2%})"
     rows: list[tuple[str, Sequence[str]]] = [
-        ("samples", [f"{checked.samples:,} in {_title(checked.data)}"]),
+        ("samples", [f"{checked.samples:,} in {short_title(checked.data)}"]),
         ("formats", [_counts(checked.formats)]),
         ("modes", [_counts(checked.modes)]),
         ("width x height", [", ".join(f"{name} {width}x{height}" for name, (width, height) in checked.sizes.items())]),
@@ -142,8 +125,8 @@ def check_table(checked: Checked) -> str:
             "leak",
             [f"{plural(found.leaked, 'test image')} in training, too: scores on this split say too much"] if found.leaked else [],
         ),
-        ("labels", [_label_words(checked.labels) if checked.labels else "none"]),
-        ("broken", [broken, *(f"{_title(title)}: {plain(reason)}" for title, reason in checked.bad[:FIRST])]),
+        ("labels", label_lines(checked.labels) if checked.labels else ["none"]),
+        ("broken", [broken, *(f"{short_title(title)}: {plain(reason)}" for title, reason in checked.bad[:FIRST])]),
         ("", [f"and {more:,} more: --json FILE names all"] if more > 0 else []),
         *(("altered", [f"{name}: not as it was packed"]) for name in checked.altered),
         ("split", checked.split),
@@ -159,22 +142,8 @@ def check_table(checked: Checked) -> str:
 def _duplicate_lines(found: Duplicates) -> list[str]:
     lines = [f"{plural(found.copies, 'copy', 'copies')} in {plural(found.groups, 'group')} of the same bytes"]
     for count, titles in found.largest:
-        lines.append(f"{count} x {', '.join(map(_title, titles))}{', ...' if count > len(titles) else ''}")
+        lines.append(f"{count} x {', '.join(map(short_title, titles))}{', ...' if count > len(titles) else ''}")
     return lines
-
-
-def _label_words(labels: LabelsSeen) -> str:
-    (small, few), (large, many) = labels.smallest, labels.largest
-    if labels.kind == "number":
-        least, mean, largest = labels.span or (float("nan"),) * 3
-        what, ends = "numbers", f"least {least:g}, mean {mean:g}, largest {largest:g}"
-    else:
-        several = labels.kind == "multi"
-        what = plural(labels.classes, "label") + " at once" if several else plural(labels.classes, "class", "classes")
-        ends = f"{'rarest' if several else 'smallest'} {_title(small)} {few:,}, "
-        ends += f"{'most frequent' if several else 'largest'} {_title(large)} {many:,}"
-    groups = f"; {plural(labels.groups, 'group')}" if labels.groups else ""
-    return f"'{_title(labels.name)}', {what}: {ends}; {labels.unlabelled:,} without; {labels.test:,} for testing{groups}"
 
 
 def _fit_rows(fit: Fit) -> dict[str, str]:
@@ -191,8 +160,3 @@ def _fit_rows(fit: Fit) -> dict[str, str]:
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name}: {count:,}" for name, count in counts.items()) or "none"
-
-
-def _title(text: str) -> str:
-    text = plain(text)
-    return text if len(text) <= SHORT else f"{text[: SHORT // 2 - 1]}...{text[-SHORT // 2 + 2 :]}"
