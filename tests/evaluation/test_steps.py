@@ -178,12 +178,30 @@ def test_several_runs_are_drawn_together_and_the_report_shows_them(
     assert "The runs were judged on different data" in report([run.path, other.path], tmp_path / "r.html").read_text()
 
 
+def test_shortcuts_along_a_run_are_those_of_each_step_alone(run: Run, tmp_path: Path) -> None:
+    rows = [f"{'ab'[i % 2]}/{i:02}.png,{'xy'[i % 2]},{'pq'[i // 2 % 2]}" for i in range(40)]
+    (tmp_path / "t.csv").write_text("\n".join(["file,kind,scanner", *rows]))
+    how: dict[str, Any] = {"tasks": "knn", "table": tmp_path / "t.csv", "labels": "kind", "set": [*FEW, "shortcuts=scanner"]}
+    (some,), _ = evaluate_steps([run], "4", out=tmp_path / "steps", **how)
+    (found,), _ = evaluate_steps([run], "4,12", out=tmp_path / "steps", **how)  # the second is judged beside kept baselines
+    assert found.tasks == ["knn", "tells scanner", "scanner left out", "rankme"] and found.steps[0] == some.steps[0]
+    for number, step in ((0, 4), (1, 12)):
+        evaluate(f"{run.path}@{step}", out=tmp_path / str(step), **how)
+        alone = json.loads((tmp_path / str(step) / "shortcuts.json").read_text())["rows"]
+        along_the_run = json.loads((tmp_path / f"steps/step-{step:08d}/shortcuts.json").read_text())["rows"]
+        assert along_the_run == alone and len(alone) == 3
+        results = found.steps[number].results
+        assert results["tells scanner"]["metrics"]["balanced_accuracy"] == alone[0]["site"]
+        assert results["scanner left out"]["metrics"]["accuracy"] == alone[0]["left_out"]
+    assert [row["name"] for row in found.baselines["tells scanner"]] == ["untrained encoder", "raw pixels"]
+
+
 def test_mistakes_are_said(run: Run, tmp_path: Path) -> None:
     for steps, tasks, words, sentence in (
         ("5", "knn", [], "no checkpoint or snapshot of step '5': there are 4, 8, 12"),
         ("some", "knn", [], "no checkpoint or snapshot of step 'some'"),
-        ("all", "finetune", [], "finetune one encoder: give RUN@STEP"),
-        ("all", "knn", ["shortcuts=site"], "--shortcuts one encoder: give RUN@STEP"),
+        ("all", "finetune", [], "finetune takes an encoder's own passes over all images.*give RUN@STEP"),
+        ("all", "knn", ["shortcuts=site"], "--shortcuts site: .* has 'folder', not 'site'"),
     ):
         with pytest.raises(UserError, match=sentence):
             evaluate_steps([run], steps, tasks=tasks, set=words)

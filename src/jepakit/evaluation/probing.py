@@ -137,7 +137,7 @@ def probe_features(
 
     The judged encoder's features come first. baselines: of several encoders that are judged on the same images, what was
     found of the others; those that are there are taken, not probed again, and the judged row gets its figure on the held fifth of
-    the training images, `validation`. Returns rows by task.
+    the training images, `validation`; shortcuts are asked of those whose features are there. Returns rows by task.
     """
     labels, protocol, probes = question.source.labels, question.protocol, question.probes
     assert labels is not None  # there are no probes without
@@ -158,7 +158,7 @@ def probe_features(
         at = Sites.at(question.sites, ids, protocol.shortcuts)
         problem = question.results(judged, labels, ids).problem
         groups = None if labels.groups is None else labels.groups[ids]
-        names = (judged.name, UNTRAINED_NAME, RAW)
+        names = [name for name in (judged.name, UNTRAINED_NAME, RAW) if name in features]
         results["shortcuts"] = rows = shortcuts(features, names, problem, split, at, groups, labels.name, protocol)
         save_shortcuts(judged.folder, rows, at.called, question.source.name, labels.name, protocol.seed)
     return results

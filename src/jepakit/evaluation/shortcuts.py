@@ -206,6 +206,18 @@ def shortcuts_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, f"{rows[0]['name']}: {rows[0]['sentence']}"])
 
 
+def shortcut_tasks(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows as those of two tasks of one metric each: telling the site, and, where it can be left out, the label without."""
+    called, metric = rows[0]["sites"], rows[0]["metric"]
+    told = [{"name": row["name"], "counts": "balanced_accuracy", "metrics": {"balanced_accuracy": row["site"]}} for row in rows]
+    left = [
+        {"name": row["name"], "counts": metric, "metrics": {metric: row["left_out"]}, "sentence": row["sentence"]}
+        for row in rows
+        if "left_out" in row
+    ]
+    return {f"tells {called}": told, **({f"{called} left out": left} if left else {})}
+
+
 def save_shortcuts(folder: Path, rows: Sequence[Mapping[str, Any]], called: str, data: str, label: str, seed: int) -> None:
     """Write shortcuts.json."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """What labels and groups a set has: how many of which, on both sides of the split; and how it is said."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +63,7 @@ def labels_seen(labels: Labels) -> LabelsSeen:
     names = [one.name for one in each] or [""]
     numbers = labels.y[labelled] if labels.kind == "number" and labelled.any() else None
     sides = {"training": labelled & ~labels.test, "test": labelled & labels.test}
-    quantiles = {} if numbers is None else {side: _quantiles(labels.y[rows]) for side, rows in sides.items() if rows.any()}
+    quantiles = {side: _quantiles(labels.y[rows]) for side, rows in sides.items() if numbers is not None and rows.any()}
     return LabelsSeen(
         name=labels.name,
         classes=len(labels.classes),
@@ -90,7 +91,7 @@ def _each(labels: Labels, labelled: NDArray[np.bool_]) -> tuple[OfClass, ...]:
     return tuple(map(OfClass, labels.classes, *counts))
 
 
-def _quantiles(numbers: NDArray[np.float64]) -> tuple[float, ...]:
+def _quantiles(numbers: NDArray[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in np.quantile(numbers, np.array(QUANTILES) / 100))
 
 

@@ -19,10 +19,11 @@ from jepakit.data.sources import Source
 from jepakit.evaluation.evaluated_model import UNTRAINED_NAME, EvaluatedModel, subject
 from jepakit.evaluation.features import MOST_TOKENS, RAW, FrozenFeatures
 from jepakit.evaluation.probe_results import Baselines, ResultRow
-from jepakit.evaluation.probes.protocol import LAST4, TOKENS, Protocol
+from jepakit.evaluation.probes.protocol import LAST4, TOKENS
 from jepakit.evaluation.probes.spectrum import lidar_rows, rankme_rows
 from jepakit.evaluation.probing import Question, probe_features
 from jepakit.evaluation.results import save_rows
+from jepakit.evaluation.shortcuts import save_shortcuts, shortcut_tasks
 from jepakit.evaluation.steps.step_results import STEPS_FILE, JudgedStep, StepResults, save_steps_figure
 from jepakit.evaluation.tasks import DEFAULT, FROZEN, chosen_tasks, question_on, require_same_data, settings_of
 from jepakit.model.encoder import Encoder
@@ -54,7 +55,7 @@ def evaluate_steps(
     the figure of all. Raises UserError as `evaluate`, and for a step that is not kept.
     """
     tasks, protocol = chosen_tasks(tasks), settings_of(set)
-    _require_frozen(tasks, protocol)
+    _require_frozen(tasks)
     opened = [_run_alone(run) for run in runs]
     asked = [_asked_steps(run, steps) for run in opened]
     place = None if out is None else user_path(out, "out")
@@ -71,11 +72,11 @@ def evaluate_steps(
     return found, figure
 
 
-def _require_frozen(tasks: Sequence[str], protocol: Protocol) -> None:
+def _require_frozen(tasks: Sequence[str]) -> None:
     """Raises UserError for what is not asked of frozen features of many encoders."""
-    others = " and ".join(["--shortcuts"] * bool(protocol.shortcuts) + [task for task in tasks if task not in FROZEN])
-    if others:
-        raise UserError(f"--steps judges frozen features of many steps, and {others} one encoder: give RUN@STEP, without --steps")
+    if others := " and ".join(task for task in tasks if task not in FROZEN):
+        why = "takes an encoder's own passes over all images, each step as long as the first"
+        raise UserError(f"--steps judges frozen features, and {others} {why}: give RUN@STEP for a few steps, without --steps")
 
 
 def _run_alone(path: Run | str | Path) -> Run:
@@ -123,18 +124,20 @@ class _Steps:
     @classmethod
     def of(cls, run: Run, judged: EvaluatedModel, question: Question) -> "_Steps":
         of = {"data": question.source.name, **_digests(question.source), "settings": question.protocol.model_dump(mode="json")}
+        of |= {"sites": question.sites.digest} if question.sites else {}
         return cls(run, judged, question, StepResults.read(judged.folder / STEPS_FILE, of))
 
     def judge(self, steps: Sequence[int]) -> StepResults:
         """All of the steps, those that were not judged before."""
-        tasks = self.question.on_features
+        tasks, called = self.question.on_features, self.question.protocol.shortcuts
+        tasks += [f"tells {called}"] if called else []
         todo = [step for step in steps if not self.results.has(step, self._weights(step), tasks)]
         if len(todo) < len(steps):
             log.info("%d of %d steps were judged before", len(steps) - len(todo), len(steps))
         for some in self._at_once(todo):
             self._judge_together(some)
         self.question.say_if_unlabelled()
-        return self.results.only(steps, tasks)
+        return self.results.only(steps, [*tasks, *([f"{called} left out"] if called else [])])
 
     def _at_once(self, steps: list[int]) -> Iterator[list[int]]:
         """Steps whose encoders, and what they make of the images, can be held together."""
@@ -189,6 +192,10 @@ class _Steps:
         named = {label if name == str(step) else name: x for name, x in features.items()}
         if q.probes:
             results |= probe_features(model, q, ids, named, self.baselines)
+        if (found := results.pop("shortcuts", None)) and q.source.labels is not None:
+            told = [found[0], *self.ranks.setdefault("shortcuts", found[1:])]  # baselines, asked once
+            save_shortcuts(folder, told, q.protocol.shortcuts, q.source.name, q.source.labels.name, q.protocol.seed)
+            results |= shortcut_tasks(told)
         rows = {task: [{k: v for k, v in row.items() if k != "heads"} for row in found] for task, found in results.items()}
         assert self.judged.config is not None  # that of a run always is
         images = step * self.judged.config.optim.batch_size
