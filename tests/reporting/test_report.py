@@ -228,6 +228,17 @@ def test_ranks_of_other_numbers_of_images_are_said_not_to_compare(tmp_path: Path
     assert words not in part(render(*runs), "RankMe and LiDAR")
 
 
+def test_labels_at_once_are_no_classes_and_numbers_have_none(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=0)
+    about = {"labels": "a, b", "n_train": 90, "n_test": 30}
+    each = [{"class": "a", "n_test": 9, "auroc": 0.7, "average_precision": 0.6}]
+    add_result(run, "knn", [scored("target encoder", 0.5)], **about, kind="multi", classes=2, per_class=each)
+    add_result(run, "linear", [scored("target encoder", 0.5)], **about, kind="number", classes=0)
+    page = render(run)
+    assert "a, b, 2 labels at once, 90 train" in page and "a, b, 90 train" in page
+    assert "each label</summary>" in page and "<th>label</th>" in page and "classes," not in part(page, "kNN")
+
+
 def test_a_probe_that_one_run_lacks_is_a_column_not_measured(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, steps=0) for name in ("first", "second")]
     about = {"labels": "kind", "classes": 3, "n_train": 90, "n_test": 30}

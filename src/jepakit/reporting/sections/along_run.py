@@ -17,9 +17,8 @@ _NOTE = "{}, over the images that training had seen; dashed, the untrained encod
 def along_run(runs: Sequence[RunFiles]) -> dict[str, Any]:
     """Panels of each task, what was said of each run's steps, and whether all were judged on the same images; empty for none."""
     there = [run for run in runs if run.steps]
-    tasks = [
-        task for task in (*PROBE_NAMES, *RANKS) if any(task in results for run in there for _, results in run.steps["steps"])
-    ]
+    known, found = [*PROBE_NAMES, *RANKS], {task for run in there for _, results in run.steps["steps"] for task in results}
+    tasks = [*(task for task in known if task in found), *sorted(found - {*known})]  # others are of shortcuts
     panels = [_panel(task, there) for task in tasks]
     judged_on = {json.dumps([run.steps["of"].get(key) for key in ("data", "labels", "digest")]) for run in there}
     said = [{"run": run, "sentences": run.steps["said"]} for run in there]
@@ -27,7 +26,7 @@ def along_run(runs: Sequence[RunFiles]) -> dict[str, Any]:
 
 
 def _panel(task: str, runs: Sequence[RunFiles]) -> dict[str, Any]:
-    title, lines, last, metric = {**PROBE_NAMES, **RANKS}[task], [], [], ""
+    title, lines, last, metric = {**PROBE_NAMES, **RANKS}.get(task, task), [], [], ""
     for run in runs:
         points = [(images, counted_figure(task, results[task])) for images, results in run.steps["steps"] if task in results]
         if not points:

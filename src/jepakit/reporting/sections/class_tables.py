@@ -10,6 +10,7 @@ from ..reading import RunFiles, number
 CLASSES_SHOWN = 50  # rows of the table of classes, the worst
 WHOLE = 12  # classes of which all confusions are shown; of more, the pairs most often confused
 PAIRS = 10
+_HEADS = {"f1": "F1"}
 
 
 def class_tables(task: str, runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
@@ -18,7 +19,8 @@ def class_tables(task: str, runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
     for run in runs:
         result = run.results.get(task)
         row: Mapping[str, Any] = next(iter(result["rows"].values()), {}) if result else {}
-        classes = _classes((result or {}).get("per_class") or _of_pixels(row))
+        each = "label" if (result or {}).get("kind") == "multi" else "class"
+        classes = _classes((result or {}).get("per_class") or _of_pixels(row), each)
         if result and (isinstance(row.get("metrics"), Mapping) or classes):
             tables = {"metrics": _metrics(task, row), "classes": classes}
             found.append({"run": run, **tables, "confused": _confused(result), "whole": _whole(result)})
@@ -43,16 +45,16 @@ def _metrics(task: str, row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _classes(rows: Any) -> dict[str, Any] | None:
-    """The table of classes: those of the lowest recall, IoU or average precision, first where there are many."""
+def _classes(rows: Any, each: str) -> dict[str, Any] | None:
+    """The table of classes, or what `each` is: of many those of the lowest recall, IoU or average precision, the lowest first."""
     if not isinstance(rows, list) or not rows or not all(isinstance(row, Mapping) for row in rows):
         return None
     keys = [key for key in rows[0] if key not in ("class", "n_test")]
     by = next((key for key in ("recall", "iou") if key in keys), "average_precision")
     worst = rows if len(rows) <= CLASSES_SHOWN else sorted(rows, key=lambda row: _or_one(row.get(by)))[:CLASSES_SHOWN]
     cells = [[str(row.get("class")), str(row.get("n_test")), *(_per_cent(row.get(key)) for key in keys)] for row in worst]
-    heads = ["class", "test images", *(METRIC_NAMES.get(key, key) for key in keys)]
-    return {"heads": heads, "rows": cells, "of": len(rows)}
+    heads = [each, "test images", *(METRIC_NAMES.get(key, _HEADS.get(key, key)) for key in keys)]
+    return {"heads": heads, "rows": cells, "of": len(rows), "each": each}
 
 
 def _whole(result: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -60,7 +60,8 @@ def _head(probe: Result | None) -> dict[str, str]:
     of += [in_words(probe["labels"])] if "labels" in probe else []
     if isinstance(row.get("per_class"), list):
         of.append(f"{len(row['per_class'])} classes")
-    counts = {"classes": "{} classes", "n_train": "{} train", "n_test": "{} test images"}
+    called = {"multi": {"classes": "{} labels at once"}, "number": {}}.get(str(probe.get("kind")), {"classes": "{} classes"})
+    counts = {**called, "n_train": "{} train", "n_test": "{} test images"}
     of += [words.format(in_words(probe.get(key, "?"))) for key, words in counts.items() if "labels" in probe]
     if number(probe.get("independent")) < number(probe.get("n_test")):
         of[-1] += f" ({in_words(probe['independent'])} independent)"
