@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import nibabel
@@ -205,6 +206,28 @@ def test_frames_of_an_enhanced_file_have_rescale_and_window_of_their_own(tmp_pat
     source = opened(dicom(tmp_path / "e.dcm", frames, PerFrameFunctionalGroupsSequence=Sequence(groups)))
     for n in range(2):
         np.testing.assert_allclose(source.read(n)[..., 0], ((frames[n] * (n + 1.0) + 5) / 40).clip(0, 1), atol=1e-6)
+
+
+def test_headers_are_read_by_several_threads_in_the_files_order_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(6):
+        dicom(tmp_path / f"{i}.dcm", np.full((4, 4), i, np.uint16), SeriesInstanceUID=f"1.{i}")
+    (tmp_path / "3.dcm").write_bytes(b"no DICOM at all")
+    real, met = pydicom.dcmread, Barrier(2, timeout=60)
+
+    def read(path: Path, **how: Any) -> Any:
+        if how.get("stop_before_pixels") and Path(path).name in ("0.dcm", "1.dcm"):
+            met.wait()  # one thread alone would wait in vain
+        return real(path, **how)
+
+    monkeypatch.setattr(pydicom, "dcmread", read)
+    monkeypatch.setattr("jepakit.data.volumes.dicom._MANY", 6)
+    source = opened(tmp_path)
+    assert [source.title(i) for i in range(6)] == [f"{i}.dcm" for i in range(6)]
+    assert "DICOM headers 6/6" in capsys.readouterr().err
+    with pytest.raises(BadImageError):
+        source.read(3)
 
 
 def test_dicom_without_pixels_is_left_out_and_said(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from jepakit.core.errors import plain
 from jepakit.data.sources import Labels
 from jepakit.data.unread_files import plural
 
-SHORT = 60  # letters of a name
-SHOWN = 12  # classes or labels of which counts are shown
+_SHORT = 60  # letters of a name
+_SHOWN = 12  # classes or labels of which counts are shown
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # per cent
 
 
@@ -109,7 +109,7 @@ def _groups(labels: Labels, labelled: NDArray[np.bool_]) -> GroupsSeen | None:
 def short_title(text: str) -> str:
     """A name without signs that move the cursor, its middle left out where it is long."""
     text = plain(text)
-    return text if len(text) <= SHORT else f"{text[: SHORT // 2 - 1]}...{text[-SHORT // 2 + 2 :]}"
+    return text if len(text) <= _SHORT else f"{text[: _SHORT // 2 - 1]}...{text[-_SHORT // 2 + 2 :]}"
 
 
 def label_lines(labels: LabelsSeen) -> list[str]:
@@ -135,8 +135,8 @@ def _of_each(labels: LabelsSeen) -> list[str]:
         told.append(f"{short_title(one.name)} {one.train:,} + {one.test:,}{unknown}")
     if not told:
         return []
-    more = f", and {len(told) - SHOWN:,} more (--json FILE has all)" if len(told) > SHOWN else ""
-    return [f"training + test: {', '.join(told[:SHOWN])}{more}"]
+    more = f", and {len(told) - _SHOWN:,} more (--json FILE has all)" if len(told) > _SHOWN else ""
+    return [f"training + test: {', '.join(told[:_SHOWN])}{more}"]
 
 
 def _quantile_lines(labels: LabelsSeen) -> list[str]:

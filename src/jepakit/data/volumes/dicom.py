@@ -2,14 +2,18 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.core.errors import line_of
+from jepakit.core.progress import progress
 from jepakit.data.decoding.pixels import BadImageError, refuse_bomb
+from jepakit.data.threads import run_parallel
 from jepakit.data.volumes.volume import BrokenVolume, Plane, Shown, Volume, cut, linear_window, volume_or_broken
 from jepakit.model.images import Axis
 
@@ -24,6 +28,8 @@ _ASKED = [
     *("VOILUTSequence", "BitsStored", "PixelRepresentation", "PhotometricInterpretation", *_PALETTE),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
+_MANY = 2000  # headers that take a while
+_THREADS, _SECONDS = 8, 60.0  # that read headers, most of the time waiting for a disk; that one may take
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 logging.getLogger("pydicom").addHandler(logging.NullHandler())  # a line for every odd element
 logging.getLogger("pydicom").propagate = False
@@ -75,14 +81,13 @@ def dicom_volumes(files: Sequence[tuple[Path, str]], axis: Axis, every: int, mos
     The order is that of the first file of each. A series' files are ordered along the normal of their planes, else by
     InstanceNumber.
     """
-    import pydicom
-
     series: dict[tuple[Any, ...], list[tuple[Any, Path, str]]] = {}
     volumes: list[Volume | tuple[Any, ...]] = []
     without = 0
-    for path, title in files:
+    for (path, title), head in zip(files, _heads([path for path, _ in files]), strict=True):
         try:
-            head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
+            if isinstance(head, Exception):
+                raise head
             if "Rows" not in head or "Columns" not in head or head.get("Modality") in _NO_IMAGES:
                 without += 1
                 continue
@@ -102,6 +107,31 @@ def dicom_volumes(files: Sequence[tuple[Path, str]], axis: Axis, every: int, mos
             volumes.append(key)
         series.setdefault(key, []).append((head, path, title))
     return [_series(each, series, axis, every) if isinstance(each, tuple) else each for each in volumes], without
+
+
+def _heads(paths: Sequence[Path]) -> list[Any]:
+    """The header of each file, or what reading it raised; read by a few threads, and counted aloud where there are many."""
+    import pydicom
+
+    heads, late, lock = dict[int, Any](), set[int](), Lock()
+
+    def read(index: int) -> Any:
+        if index in late:
+            return BadImageError(f"no answer within {_SECONDS:g} s")
+        try:
+            return pydicom.dcmread(paths[index], stop_before_pixels=True, specific_tags=_HEADER)
+        except Exception as error:
+            return error
+
+    with progress("DICOM headers", len(paths)) if len(paths) >= _MANY else nullcontext(lambda _: None) as report:
+
+        def put(index: int, head: Any) -> None:
+            with lock:
+                heads[index] = head
+                report(len(heads))
+
+        run_parallel(len(paths), read, put, threads=_THREADS, seconds=_SECONDS, late=late.add)
+    return [heads[index] for index in range(len(paths))]
 
 
 def _series(key: tuple[Any, ...], series: dict[tuple[Any, ...], list[tuple[Any, Path, str]]], axis: Axis, every: int) -> Volume:
