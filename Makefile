@@ -50,7 +50,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 # In a smoke size; `make -j 2 bench` runs two at a time.
-SMOKE := $(addprefix smoke-,quality collapse data fuzz step gpu growth embed)
+SMOKE := $(addprefix smoke-,quality collapse data fuzz step gpu growth embed report)
 .PHONY: $(SMOKE) studies house
 bench: house studies $(SMOKE)
 

@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from jepakit.artifacts import checkpoint
 from jepakit.artifacts.run import Run
 from jepakit.core.errors import UserError
 from jepakit.pictures import make_pictures
-from jepakit.pictures.atlas import save_atlas
+from jepakit.pictures.picture_files import save_atlas
 from jepakit.reporting import report
 from jepakit.training.train import pretrain
+from test_diffusion import quick
 from test_resume import TINY
 
 EVIL = "<b onload=alert(1)>"
@@ -108,8 +111,32 @@ def test_what_cannot_be_had_is_said(run: Run, tmp_path: Path) -> None:
     shutil.rmtree(copy / "checkpoints")
     about, arrays = contents(make_pictures(copy))
     assert "context_coverage" in arrays and "no checkpoint" in about["missing"][0]
+    broken = shutil.copytree(run.path, tmp_path / "nan", symlinks=True)
+    for step in checkpoint.steps(broken / "checkpoints"):
+        found = checkpoint.load_checkpoint(broken / "checkpoints" / checkpoint.step_name(step))
+        found.tensors["model"]["encoder.norm.bias"][0] = torch.nan
+        checkpoint.save(broken / "checkpoints", step, found, keep=9)
+        shutil.rmtree(broken / "pictures", ignore_errors=True)
+        about, _ = contents(make_pictures(broken))  # the newest that is finite, and then none
+        if step:
+            assert about["step"] == 0 and about["missing"] == []
+    assert "no checkpoint" in about["missing"][0] and "attention" not in about
+    with pytest.raises(UserError, match="did you mean 'diffusion'"):
+        make_pictures(run, decoder="difusion")
     with pytest.raises(UserError, match="not a run"):
         make_pictures(tmp_path)
+
+
+def test_a_diffusion_decoder_is_trained_where_it_is_asked_for(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
+    copy = shutil.copytree(run.path, tmp_path / "run", symlinks=True)
+    make_pictures(copy)
+    about, _ = contents(make_pictures(copy, decoder="diffusion", decoder_steps=2))
+    assert about["samples"]["steps"] == 2 and about["samples"]["count"] == 6 * 5 and about["missing"] == []
+    (copy / "pictures" / "mark").touch()
+    assert (make_pictures(copy) / "mark").exists()  # what is there is more than what is asked for
+    page = report(copy, tmp_path / "page.html").read_text()
+    assert ">Samples</h3>" in page and "2 steps" in page
 
 
 def test_images_of_16_bits_and_13_bands(tmp_path: Path) -> None:

@@ -66,9 +66,14 @@ def build_jepa(config: Config) -> JEPA:
 
 def jepa_from_checkpoint(path: str | os.PathLike[str], heads: int | None = None) -> JEPA:
     """See `JEPA.from_checkpoint`."""
+    return jepa_and_step(path, heads)[0]
+
+
+def jepa_and_step(path: str | os.PathLike[str], heads: int | None = None) -> tuple[JEPA, int | None]:
+    """The same, and the step that it is of; None where a file does not say."""
     path = checkpoint.pointed(_place(path))
     if path.is_file():
-        return jepa_from_released(path, heads)
+        return jepa_from_released(path, heads), None
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: give a run, a checkpoint folder or a released .pth.tar")
     is_run = (path / "config.yaml").is_file()
@@ -82,7 +87,7 @@ def jepa_from_checkpoint(path: str | os.PathLike[str], heads: int | None = None)
     config = resolve(found.state["config"], where=str(path))  # verified, unlike config.yaml
     jepa = build_jepa(at_step(config, int(found.state["step"])))
     load_state(jepa, found.tensors["model"], str(path))
-    return jepa
+    return jepa, int(found.state["step"])
 
 
 def _place(path: str | os.PathLike[str]) -> Path:

@@ -142,21 +142,24 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="One run, or several side by side.")],
     out: Annotated[Path | None, typer.Option(help="The HTML file; default: report.html in the first run.")] = None,
     data: Annotated[str | None, typer.Option(help="Images that the pictures are of; default: each run's own.")] = None,
+    decoder: Annotated[
+        str, typer.Option(help="What paints predictions: ridge, or diffusion besides, trained for it (a GPU, or hours).")
+    ] = "ridge",
 ) -> None:
     """Draw a run, or several, as one HTML file."""
     from jepakit.reporting import report as write_report
 
-    _make_pictures(runs, data)
+    _make_pictures(runs, data, decoder)
     print(write_report(runs, out))
 
 
-def _make_pictures(runs: list[Path], data: str | None = None) -> None:
+def _make_pictures(runs: list[Path], data: str | None = None, decoder: str = "ridge") -> None:
     """What each run's encoder sees, for the report, which says what is missing; and so it comes whatever is."""
     from jepakit.pictures.run_pictures import make_pictures
 
     for run in runs:
         try:
-            make_pictures(run, data)
+            make_pictures(run, data, decoder=decoder)
         except UserError as error:
             log.warning("no pictures of %s: %s", run, error)
 

@@ -95,7 +95,7 @@ def painted_predictions(run: Run | str | Path, images: Any, *, shown: int = SHOW
 
     Raises UserError for a run without a predictor or a teacher that cannot be had, and as `embed` does.
     """
-    jepa, encoder = model_of(run)
+    jepa, encoder, _ = model_of(run)
     x = encoder_input(encoder, images)
     return paint(jepa, x, encoder.images, teacher_of(jepa), shown=shown, seed=seed)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepakit.artifacts.load import jepa_from_checkpoint
+from jepakit.artifacts.load import jepa_and_step
 from jepakit.artifacts.run import Run
 from jepakit.artifacts.teacher import with_teacher
 from jepakit.config.config import Config
@@ -47,14 +47,18 @@ class PredictedTokens:
         return self.blocks.any(1)
 
 
-def model_of(run: Run | str | Path) -> tuple[JEPA, Encoder]:
-    """A run's whole model, and its encoder to use. Raises UserError for a run without a predictor."""
-    jepa = jepa_from_checkpoint(run).requires_grad_(False).eval()
+def model_of(run: Run | str | Path) -> tuple[JEPA, Encoder, int | None]:
+    """A run's whole model, its encoder to use, and the step that they are of (None: not known).
+
+    Raises UserError for a run without a predictor.
+    """
+    jepa, step = jepa_and_step(run)
+    jepa.requires_grad_(False).eval()
     method, patch = jepa.method, jepa.method.encoder.patch_size
     size = (jepa.grid[0] * patch, jepa.grid[1] * patch)
     known = ImageSettings(size=size, channels=jepa.encoder.channels, depth="uint8")
     images = method.images if isinstance(method, Config) else known
-    return jepa, Encoder(jepa.to_use, images, method.conditioning, method.which)
+    return jepa, Encoder(jepa.to_use, images, method.conditioning, method.which), step
 
 
 def teacher_of(jepa: JEPA) -> Teacher | None:

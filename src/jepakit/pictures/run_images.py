@@ -3,6 +3,8 @@
 n images, C channels, D features.
 """
 
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,15 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jepakit.core.errors import UserError
+from jepakit.core.errors import UserError, plain
 from jepakit.data.crops import stacked
-from jepakit.data.samples import read_ahead
+from jepakit.data.samples import read_ahead, read_many
 from jepakit.data.sources import Source
 from jepakit.data.statistics import require_bands
-from jepakit.evaluation.features import batches, evaluation_view
+from jepakit.evaluation.features import BATCH, PREFETCH_SAMPLES, evaluation_view, split_unread
 from jepakit.model.encoder import Encoder
-from jepakit.pictures.atlas import tiles
 from jepakit.pictures.given import patch_tokens, to_look_at
+from jepakit.pictures.picture_files import tiles
+
+log = logging.getLogger("jepakit")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,19 +38,26 @@ class PicturedImages:
 
 
 def read_images(
-    source: Source, encoder: Encoder, places: NDArray[np.int64], side: int, seconds: float, *, embed: bool = False
+    source: Source,
+    encoder: Encoder,
+    places: NDArray[np.int64],
+    side: int,
+    seconds: float,
+    *,
+    embed: bool = False,
+    say: bool = False,
 ) -> PicturedImages:
     """Images at places (n,), pictures of at most `side` pixels; embed: keep the mean over patch tokens instead of the pixels.
 
-    seconds: in which an image must come. An image that cannot be read is named and left out. Raises UserError where none can,
-    and for other bands.
+    seconds: in which an image must come. An image that cannot be read is left out, and named with `say`. Raises UserError where
+    none can, and for other bands.
     """
     require_bands(source, encoder.images, seconds)
     whole = source.labels is not None and source.labels.whole_image
     read = partial(evaluation_view, source, images=encoder.images, whole_image=whole)
     kept: list[int] = []
     given, vectors, pictures = [], [], []
-    for batch in filter(None, read_ahead(batches(source, places, read, seconds))):
+    for batch in filter(None, read_ahead(_batches(source, places, read, seconds, say))):
         x = encoder.normalise(stacked([image for _, image in batch]))
         if embed:
             vectors.append(patch_tokens(encoder, x).mean(1))
@@ -59,6 +70,19 @@ def read_images(
     none = torch.zeros(0)
     x, found = (torch.cat(parts) if parts else none for parts in (given, vectors))
     return PicturedImages(np.array(kept), x, found, np.concatenate(pictures))
+
+
+def _batches(
+    source: Source, places: NDArray[np.int64], read: Callable[[int], Tensor], seconds: float, say: bool
+) -> Iterator[list[tuple[int, Tensor]]]:
+    """Of each batch of places those that can be read, with what was read."""
+    for start in range(0, len(places), BATCH):
+        source.prefetch(places[start : start + PREFETCH_SAMPLES])
+        ids = places[start : start + BATCH]
+        good, bad = split_unread(source, ids, read_many(source, ids, read, seconds=seconds))
+        for _, title, why in bad if say else ():
+            log.warning("left out of the pictures: %s: %s", plain(title), why)
+        yield good
 
 
 def group_names(source: Source, places: NDArray[np.int64]) -> list[str]:

@@ -12,6 +12,8 @@ about.json      format, checkpoint (sha256 of its manifest), step, data, images 
   tokens        error: the largest difference between cosines of short tokens and of the encoder's
   predictions   an atlas, image by image its panels (names); shown (images), titles [shown], images (of which all numbers are),
                 numbers (of `prediction_numbers`, and of the decoder), decoder, caption
+  samples       an atlas, image by image its panels; shown, titles [shown], steps and pairs (of the decoder's training), caption;
+                where a diffusion decoder was asked for
   map           an atlas, of (how many images the set has), titles [m], labels [m], groups [m] ("" for none), explained [2]
 An atlas is a file of tiles side by side: file, tile [height, width] in pixels, columns, count; tile i is at row i // columns.
 
@@ -30,43 +32,40 @@ arrays.npz      n gallery images, m points, r x c patches, H heads
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from jepakit.artifacts.checkpoint import MANIFEST, step_name, steps
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
 from jepakit.core.device import configure_cpu, device_of
-from jepakit.core.errors import UserError, checked, line_of
+from jepakit.core.errors import UserError, checked, line_of, nearest
 from jepakit.core.files import save_json
 from jepakit.data.opening import is_in_memory, open_source
 from jepakit.data.sources import Source, evenly
 from jepakit.evaluation.pictures import labels_in_words
 from jepakit.model.encoder import Encoder
-from jepakit.model.jepa import JEPA
 from jepakit.model.method import encoder_label
-from jepakit.pictures.atlas import save_atlas, tiles
 from jepakit.pictures.attention_maps import attention_maps
 from jepakit.pictures.embedding_map import CLUSTERS, MOST_POINTS, embedding_map
 from jepakit.pictures.given import patch_tokens
 from jepakit.pictures.mask_coverage import mask_coverage
-from jepakit.pictures.painted_patches import paint
 from jepakit.pictures.patch_colours import colours_of
 from jepakit.pictures.patch_similarity import short_tokens
-from jepakit.pictures.predicted_tokens import model_of, teacher_of
+from jepakit.pictures.picture_files import WrittenPictures, save_atlas
+from jepakit.pictures.predicted_tokens import model_of
 from jepakit.pictures.run_images import PicturedImages, group_names, read_images
+from jepakit.pictures.run_predictions import predictions_part, samples_part
+from jepakit.pictures.sampled_blocks import DECODER_STEPS
 
 log = logging.getLogger("jepakit")
 FORMAT = 1
@@ -74,54 +73,40 @@ GALLERY = 12  # images of which patches are shown
 ABOUT_SECONDS = 20.0  # that all pictures may take
 TIMED = 24  # images that are timed, to know how many the map can have
 TSNE_SECONDS = 6.0  # that are kept for the map of 2,000 points
-GALLERY_SIDE, PREDICTED_SIDE, MAP_SIDE = 224, 160, 32  # pixels of a tile's longer side
-PREDICTED_LEAST, PREDICTED_TOKENS = 64, 16_384  # images that predictions are made of, and patch tokens of all of them
-MAP_LEAST = 300  # images of the map, however slow they are
-PREDICTED_COST = 4  # passes of the encoder that predictions of an image take
-
-
-@dataclass
-class _Written:
-    """What has been made of a run so far."""
-
-    folder: Path
-    began: float
-    about: dict[str, Any]
-    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-
-    def part(self, name: str, make: Callable[[], Mapping[str, Any]]) -> None:
-        """Make one part; where it cannot be made, note why."""
-        start = time.monotonic()
-        try:
-            self.about[name] = dict(make())
-        except UserError as error:
-            self.about["missing"].append(f"{name}: {line_of(error)}")
-        self.about["seconds"][name] = round(time.monotonic() - start, 2)
-
-    @property
-    def passed(self) -> float:
-        return time.monotonic() - self.began
+GALLERY_SIDE, MAP_SIDE = 224, 32  # pixels of a tile's longer side
+MAP_LEAST = 100  # images of the map, however slow they are
+DECODERS = ("ridge", "diffusion")
 
 
 @checked
-def make_pictures(run: Run | str | Path, data: str | Path | None = None, *, seconds: float = ABOUT_SECONDS) -> Path:
+def make_pictures(
+    run: Run | str | Path,
+    data: str | Path | None = None,
+    *,
+    decoder: str = "ridge",
+    seconds: float = ABOUT_SECONDS,
+    decoder_steps: int = DECODER_STEPS,
+) -> Path:
     """Write RUN/pictures/ (default images: the run's own), unless it is there already, whole, of this checkpoint and data.
 
-    seconds: that it may take, about; slow encoders get fewer points on the map. What cannot be made is said in about.json.
-    Raises UserError where there is no run, or nothing can be written.
+    decoder: ridge, or diffusion, which is trained for `decoder_steps` besides: minutes of a GPU, or hours of a CPU. seconds: that
+    all else may take, about; slow encoders get fewer points on the map. What cannot be made is said in about.json. Raises
+    UserError where there is no run, for an unknown decoder, and where nothing can be written.
     """
-    opened = Run.open(run)
+    if decoder not in DECODERS:
+        raise UserError(f"decoder={decoder}: choose ridge or diffusion{nearest(decoder, DECODERS)}")
+    opened, steps = Run.open(run), decoder_steps if decoder == "diffusion" else 0
     config, folder = opened.config, opened.path / "pictures"
     of = {"format": FORMAT, "checkpoint": _digest(opened), "data": os.fspath(data or config.data or "")}
-    if _there(folder, of):
+    if _there(folder, of, ["samples"] if steps else []):
         return folder
     draft = folder.with_name(f".tmp-pictures-{os.getpid()}")
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        written = _Written(draft, time.monotonic(), {**of, "missing": [], "seconds": {}})
+        written = WrittenPictures(draft, time.monotonic(), {**of, "missing": [], "seconds": {}})
         with torch.inference_mode():
-            _make(written, opened, config, seconds)
+            _make(written, opened, config, seconds, steps)
         np.savez_compressed(draft / "arrays.npz", **written.arrays)  # type: ignore[arg-type]
         save_json(draft / "about.json", written.about)
         shutil.rmtree(folder, ignore_errors=True)
@@ -141,21 +126,22 @@ def _digest(run: Run) -> str:
     return ""
 
 
-def _there(folder: Path, of: Mapping[str, Any]) -> bool:
-    """Whether the folder holds all pictures of the same."""
+def _there(folder: Path, of: Mapping[str, Any], parts: Sequence[str]) -> bool:
+    """Whether the folder holds all pictures of the same, and these parts."""
     try:
         about = json.loads((folder / "about.json").read_text())
-        return not about["missing"] and all(about[key] == value for key, value in of.items())
+        whole = not about["missing"] and all(part in about for part in parts)
+        return whole and all(about[key] == value for key, value in of.items())
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _make(written: _Written, run: Run, config: Config, seconds: float) -> None:
+def _make(written: WrittenPictures, run: Run, config: Config, seconds: float, decoder_steps: int) -> None:
     written.about["grid"] = list(config.grid)
     written.part("coverage", lambda: _coverage(written, config))
     try:
         configure_cpu(config.run.threads)
-        jepa, encoder = model_of(run.path)
+        jepa, encoder, step = model_of(run.path)
         jepa.to(device_of(config.run.device))
         source = _opened(written.about["data"], config)
         gallery = read_images(source, encoder, evenly(len(source), GALLERY), GALLERY_SIDE, config.run.read_timeout_seconds)
@@ -163,15 +149,17 @@ def _make(written: _Written, run: Run, config: Config, seconds: float) -> None:
     except UserError as error:
         written.about["missing"].append(f"pictures of images: {line_of(error)}")
         return
-    written.about |= {"step": run.state.get("step"), "encoder": encoder_label(config.which), "images": len(source)}
+    written.about |= {"step": step, "encoder": encoder_label(config.which), "images": len(source)}
     written.part("gallery", lambda: _gallery(written, source, gallery))
     tokens = patch_tokens(encoder, gallery.x)
     written.part("attention", lambda: _attention(written, encoder, gallery))
     written.part("pca", lambda: _pca(written, config, tokens, gallery))
     written.part("tokens", lambda: _tokens(written, tokens))
-    written.part("predictions", lambda: _predictions(written, config, (jepa, encoder), source, seconds / 5 / each))
+    written.part("predictions", lambda: predictions_part(written, config, (jepa, encoder), source, seconds / 5 / each))
     most = int((seconds - TSNE_SECONDS - written.passed) / each)
     written.part("map", lambda: _map(written, config, encoder, source, max(MAP_LEAST, min(MOST_POINTS, most))))
+    if decoder_steps:
+        written.part("samples", lambda: samples_part(written, config, (jepa, encoder), source, decoder_steps))
 
 
 def _seconds_an_image(source: Source, encoder: Encoder, config: Config) -> float:
@@ -191,7 +179,7 @@ def _opened(data: str, config: Config) -> Source:
     return open_source(data, images=config.images, table=table)
 
 
-def _coverage(written: _Written, config: Config) -> dict[str, Any]:
+def _coverage(written: WrittenPictures, config: Config) -> dict[str, Any]:
     found = mask_coverage(config.masking, config.grid, seed=config.seed)
     written.arrays |= {"context_coverage": found.context, "target_coverage": found.targets}
     if found.released:
@@ -200,13 +188,13 @@ def _coverage(written: _Written, config: Config) -> dict[str, Any]:
     return {"why": found.why}
 
 
-def _gallery(written: _Written, source: Source, gallery: PicturedImages) -> dict[str, Any]:
+def _gallery(written: WrittenPictures, source: Source, gallery: PicturedImages) -> dict[str, Any]:
     titles = [source.title(i) for i in gallery.places.tolist()]
     atlas = save_atlas(written.folder, "gallery", gallery.pictures)
     return {**atlas, "titles": titles, "labels": labels_in_words(source, gallery.places).tolist()}
 
 
-def _attention(written: _Written, encoder: Encoder, gallery: PicturedImages) -> dict[str, Any]:
+def _attention(written: WrittenPictures, encoder: Encoder, gallery: PicturedImages) -> dict[str, Any]:
     found = attention_maps(encoder, gallery.x)
     written.arrays["attention_received"] = found.received.astype(np.float16)
     if found.conditioning is not None:
@@ -214,40 +202,20 @@ def _attention(written: _Written, encoder: Encoder, gallery: PicturedImages) -> 
     return {"block": found.block, "heads": found.weights.shape[1], "conditioned": found.conditioning is not None}
 
 
-def _pca(written: _Written, config: Config, tokens: Tensor, gallery: PicturedImages) -> dict[str, Any]:
+def _pca(written: WrittenPictures, config: Config, tokens: Tensor, gallery: PicturedImages) -> dict[str, Any]:
     found = colours_of(tokens, config.grid, gallery.pictures)
     written.arrays["pca_colours"] = (found.colours * 255).round().astype(np.uint8)
     return {"explained": found.explained.tolist()}
 
 
-def _tokens(written: _Written, tokens: Tensor) -> dict[str, Any]:
+def _tokens(written: WrittenPictures, tokens: Tensor) -> dict[str, Any]:
     written.arrays["tokens"], error = short_tokens(tokens)
     return {"error": error}
 
 
-def _predictions(written: _Written, config: Config, model: tuple[JEPA, Encoder], source: Source, most: float) -> dict[str, Any]:
-    """most: images for which there is time, were one as quick as for the map."""
-    jepa, encoder = model
-    count = max(PREDICTED_LEAST, min(PREDICTED_TOKENS // math.prod(config.grid), int(most / PREDICTED_COST)))
-    given = read_images(source, encoder, evenly(len(source), count), PREDICTED_SIDE, config.run.read_timeout_seconds)
-    mixed = np.random.default_rng(config.seed).permutation(len(given.places))  # a set's first images may be of one class
-    found = paint(jepa, given.x[torch.from_numpy(mixed)], config.images, teacher_of(jepa), seed=config.seed)
-    kinds = {"image": found.images, "context": found.seen, "decoded truth": found.true_painted}
-    kinds |= {"decoded prediction": found.painted, "nearest patches": found.nearest}
-    there = {name: pictures for name, pictures in kinds.items() if pictures is not None}
-    panels = np.stack([tiles(pictures, PREDICTED_SIDE) for pictures in there.values()], 1)
-    written.arrays |= {"predicted_context": found.context, "predicted_blocks": found.blocks}
-    written.arrays["predicted_cosines"], written.arrays["predicted_field"] = (
-        x.astype(np.float16) for x in (found.cosines, found.field)
-    )
-    about = {"panels": [*there], "shown": len(found.images), "images": len(given.places), "numbers": found.numbers}
-    atlas = save_atlas(written.folder, "predictions", panels.reshape(-1, *panels.shape[2:]))
-    titles = [source.title(int(given.places[i])) for i in mixed[: len(found.images)]]
-    return {**atlas, **about, "titles": titles, "decoder": found.decoder, "caption": found.caption}
-
-
-def _map(written: _Written, config: Config, encoder: Encoder, source: Source, most: int) -> dict[str, Any]:
-    images = read_images(source, encoder, evenly(len(source), most), MAP_SIDE, config.run.read_timeout_seconds, embed=True)
+def _map(written: WrittenPictures, config: Config, encoder: Encoder, source: Source, most: int) -> dict[str, Any]:
+    places, wait = evenly(len(source), most), config.run.read_timeout_seconds
+    images = read_images(source, encoder, places, MAP_SIDE, wait, embed=True, say=True)
     labels = labels_in_words(source, images.places).tolist()
     found = embedding_map(images.vectors, clusters=min(20, len({*labels}) if any(labels) else CLUSTERS), seed=config.seed)
     written.arrays |= {"map_pca": found.pca, "map_clusters": found.clusters.astype(np.uint8)}

@@ -29,7 +29,7 @@ def predictions(runs: Sequence[RunFiles]) -> dict[str, Any] | None:
     """Each run's predictions; None where no run has any, nor a reason why not."""
     found = {run.name: read_pictured(run.folder) for run in runs[:PICTURED_RUNS]}
     told = {name: _told(each) for name, each in found.items() if each and each.part("predictions")}
-    lacking = {name: missing_parts(each, ("predictions",)) for name, each in found.items()}
+    lacking = {name: missing_parts(each, ("predictions", "samples")) for name, each in found.items()}
     return {"predicted": told, "lacking": lacking} if told or any(lacking.values()) else None
 
 
@@ -50,7 +50,20 @@ def _told(own: RunPictures) -> dict[str, Any]:
         ("cosine", "with the truth"),
         ("first block", "with all patches"),
     ]
-    return {"atlas": atlas, "heads": heads, "rows": rows, "caption": about["caption"], **_numbers(about)}
+    told = {"atlas": atlas, "heads": heads, "rows": rows, "caption": about["caption"], "samples": _samples(own)}
+    return told | _numbers(about)
+
+
+def _samples(own: RunPictures) -> dict[str, Any] | None:
+    """What a diffusion decoder drew; None where none was asked for."""
+    about = own.part("samples")
+    if not about:
+        return None
+    atlas, count = own.atlas("samples"), len(about["panels"])
+    where = places(atlas)
+    rows = [{"title": title, "tiles": where[i * count : (i + 1) * count]} for i, title in enumerate(about["titles"])]
+    learnt = f"It was trained for {about['steps']:,} steps on {about['pairs']:,} blocks."
+    return {"atlas": atlas, "heads": about["panels"], "rows": rows, "caption": f"{about['caption']} {learnt}"}
 
 
 def _numbers(about: Any) -> dict[str, Any]:

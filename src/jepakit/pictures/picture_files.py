@@ -1,8 +1,10 @@
-"""Many small pictures as one file: tiles of one size, side by side and row by row, first to last."""
+"""Pictures of a run as they become files: many small ones as one file, side by side; and what has been made so far."""
 
 import io
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,33 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
+from jepakit.core.errors import UserError, line_of
+
 SHARP = 96  # pixels of a tile's longer side up to which it is kept without loss
 JPEG_QUALITY = 86
+
+
+@dataclass
+class WrittenPictures:
+    """Files in `folder` beside these: about (see run_pictures.py) and arrays by name; began: when, of the monotonic clock."""
+
+    folder: Path
+    began: float
+    about: dict[str, Any]
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def part(self, name: str, make: Callable[[], Mapping[str, Any]]) -> None:
+        """Make one part; where it cannot be made, note why."""
+        start = time.monotonic()
+        try:
+            self.about[name] = dict(make())
+        except UserError as error:
+            self.about["missing"].append(f"{name}: {line_of(error)}")
+        self.about["seconds"][name] = round(time.monotonic() - start, 2)
+
+    @property
+    def passed(self) -> float:
+        return time.monotonic() - self.began
 
 
 def tiles(images: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
