@@ -33,7 +33,7 @@ parity:
 
 # The pages of docs/ as a site: docs/_build/html/index.html, to be opened as a file
 docs: $(VENV)/.docs
-	$(PY) -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
+	$(PY) -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --write-all --builder html docs docs/_build/html
 
 $(VENV)/.docs: $(VENV)/.core
 	$(PIP) -e ".[docs]"
