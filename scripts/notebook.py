@@ -22,6 +22,8 @@ def main() -> None:
         cell.metadata = {}
         if cell.cell_type == "code":
             cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
+            for each in cell.outputs:
+                each.get("data", {}).pop("image/jpeg", None)  # a picture is kept once
     notebook.metadata.language_info = {"name": "python"}
     text = nbformat.writes(notebook, indent=1, ensure_ascii=False) + "\n"
     if len(text.encode()) > MOST:
