@@ -74,12 +74,7 @@ def open_source(
     """
     source: Source
     if table and table.file:
-        if table.listed:
-            source = listed_images(named(data), table)
-            require_readable(source, most_pixels)
-        else:
-            source = open_source(data, None, most_pixels, images=images)
-        return with_table(source, table.model_copy(update={"labels": labels}) if labels else table)
+        return _told_by_table(data, labels, most_pixels, images, table)
     data = named(data)
     if is_in_memory(data):
         was = data.removeprefix(MEMORY_PREFIX)
@@ -102,6 +97,18 @@ def open_source(
             return found  # it has picked its labels
     pick(labels, (source.labels.name,) if source.labels else (), source.name)
     return source
+
+
+def _told_by_table(
+    data: str | os.PathLike[str], labels: str | None, most_pixels: int, images: ImageSettings | None, table: TableSettings
+) -> Source:
+    """The images that `data` names, or those of them that a table lists, with what it tells of them. Raises UserError."""
+    if table.listed:
+        source = listed_images(named(data), table)
+        require_readable(source, most_pixels)
+    else:
+        source = open_source(data, None, most_pixels, images=images)
+    return with_table(source, table.model_copy(update={"labels": labels}) if labels else table)
 
 
 def open_given(

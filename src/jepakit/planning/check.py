@@ -88,13 +88,7 @@ def check(
     config, source, choice = resolve_with_data(recipe or asked, method, *layers, labels=labels, source=opened)
     config.masking.check(config.grid)
     survey = _Survey(source, config.images.max_pixels)
-    with progress("checking", len(source)) as report:
-        for start in range(0, len(source), CHUNK):
-            ids = np.arange(start, min(start + CHUNK, len(source)))
-            for rows in groups_at_hand(source, ids):
-                ready(source, ids[rows], config.run.read_timeout_seconds)
-                survey.at(ids[rows], many, config.run.read_timeout_seconds)
-            report(int(ids[-1]) + 1, f"{len(survey.bad)} broken" if survey.bad else "")
+    survey.take(many, config.run.read_timeout_seconds)
     altered = _altered(source) if isinstance(source, PackedSource) else ()
     checked = _checked(shown(name), source, survey, altered, config, choice)
     if json is not None:
@@ -111,6 +105,17 @@ class _Survey:
         self.bad: dict[int, str] = {}
         self.tally = Tally()
         self._source, self._most, self._lock = source, most_pixels, Lock()
+
+    def take(self, threads: int, seconds: float) -> None:
+        """Read all samples, and record what is found."""
+        source = self._source
+        with progress("checking", len(source)) as report:
+            for start in range(0, len(source), CHUNK):
+                ids = np.arange(start, min(start + CHUNK, len(source)))
+                for rows in groups_at_hand(source, ids):
+                    ready(source, ids[rows], seconds)
+                    self.at(ids[rows], threads, seconds)
+                report(int(ids[-1]) + 1, f"{len(self.bad)} broken" if self.bad else "")
 
     def at(self, ids: NDArray[np.int64], threads: int, seconds: float) -> None:
         """Read the samples of these ids, and record what is found."""
