@@ -111,6 +111,8 @@ def _no_ending(path: str) -> str:
 
 def _joined(how: str, keys: Sequence[str], titles: Sequence[str], cells: Sequence[str]) -> Join:
     """By keys of rows and of titles; cells: what rows say, of which two that differ are two images."""
+    if {*titles}.isdisjoint(keys):  # most ways of most tables: no need to go over the rows
+        return Join(how, np.full(len(titles), -1), [*range(len(keys))], [], [], [])
     place: dict[str, int] = {}
     for index, title in enumerate(titles):
         if title:
