@@ -16,6 +16,7 @@ ROOMS = ["core", "model", "data", "config", "artifacts", "evaluation", "pictures
 # functions, and commands of the same name
 VERBS = {
     "demo",
+    "doctor",
     "pretrain",
     "evaluate",
     "embed",

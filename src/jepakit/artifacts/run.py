@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jepakit.artifacts.checkpoint import step_name, steps
 from jepakit.config.config import Config, read_yaml, resolve, to_yaml
+from jepakit.core.environment import environment
 from jepakit.core.errors import UserError
 from jepakit.core.files import append, atomic_write, finite, locked, save_json, user_path
 from jepakit.core.ranks import rank
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from jepakit.model.encoder import Encoder
 
 log = logging.getLogger("jepakit")
+ENVIRONMENT = "environment.json"
 CONTENTS = (
     "config.yaml",
-    "environment.json",
+    ENVIRONMENT,
     "init.json",
     "metrics.jsonl",
     "run.log",
@@ -90,18 +92,31 @@ class Run:
                     shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
                 with atomic_write(run.path / "config.yaml") as draft:
                     draft.write_text(to_yaml(config))
-                save_json(run.path / "environment.json", {"job": job})
+                save_json(run.path / ENVIRONMENT, {"job": job, **environment()})
         except OSError as error:
             raise UserError(f"cannot write {run.path}: {error.strerror}") from None
         return run
 
     def job(self) -> str | None:
         """The launch of torchrun, or the job of a queue, that began the run; None where none did."""
+        return self.environment().get("job")
+
+    def environment(self) -> dict[str, Any]:
+        """What the run was begun with, and each time gone on with (`core.environment`); empty where that is not known."""
         try:
-            said = json.loads((self.path / "environment.json").read_text())
+            said = json.loads((self.path / ENVIRONMENT).read_text())
         except (OSError, ValueError):
-            return None
-        return said.get("job") if isinstance(said, dict) else None
+            return {}
+        return said if isinstance(said, dict) else {}
+
+    def gone_on(self, step: int) -> None:
+        """Note that the run goes on from a step, and with what. Raises UserError where it cannot be written."""
+        before = self.environment()
+        again = [*before.get("resumed", []), {"step": step, **environment()}]
+        try:
+            save_json(self.path / ENVIRONMENT, {**before, "resumed": again})
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from None
 
     def contents(self) -> list[str]:
         """Names of what lies in the folder."""

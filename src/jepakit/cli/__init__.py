@@ -1,7 +1,6 @@
 """The command line: parses, calls the Python function of the same name, and says errors in one sentence."""
 
 import io
-import logging
 import os
 import signal
 import sys
@@ -10,7 +9,7 @@ from typing import Any
 import typer
 
 from jepakit.cli import embeddings, experiments, exports, images, mistakes, plans  # noqa: F401  # their commands are in `app`
-from jepakit.cli.options import app
+from jepakit.cli.options import ANYWHERE, app
 from jepakit.core import ranks
 from jepakit.core.errors import UserError
 from jepakit.core.signals import quiet_interrupts
@@ -31,7 +30,6 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     if ranks.launched():  # torch advises against an option that is needed (core/parallel.py)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     for stream in (sys.stdout, sys.stderr):  # a name that is no text in this encoding is printed as its bytes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace")
@@ -39,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         quiet_interrupts()
     words = sys.argv[1:] if arguments is None else arguments
     words = [*words[1:], "--help"] if words[:1] == ["help"] else words
+    words = [*(word for word in words if word in ANYWHERE), *(word for word in words if word not in ANYWHERE)]
     try:
         code = app(words, standalone_mode=False, prog_name="jepakit")  # typer makes of Ctrl-C a code that it gives back
         if code == 130:

@@ -26,6 +26,9 @@ STUDY_NAMES = (
     "Which one: methods, context-scale, sample-efficiency, pooling, masking, vicreg, targets, predictor, ema, theory (papers' "
     "tables and figures), or small-data."
 )
+NEXT = """next, with images of your own: jepakit pretrain --data FOLDER --out runs/mine; --dry-run says what it would do
+nearest images: jepakit embed {run} --data emoji --out emoji.parquet && jepakit search emoji.parquet --row 0 --html nearest.html
+in Python: encoder = jepakit.load("{run}"); encoder.embed(["a.jpg"])"""
 
 
 @app.command()
@@ -46,7 +49,7 @@ def demo(
         return
     print(results_table(evaluate(run)))
     _make_pictures([run.path])
-    print(f"report: {write_report([run.path])}")
+    print(f"report: {write_report([run.path])}\n{NEXT.format(run=run.path)}")
 
 
 @app.command()
@@ -71,6 +74,9 @@ def pretrain(
     *,
     told: dict[str, Any],
     overwrite: Annotated[bool, typer.Option(help="Replace a run that is there.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the settings that it would have, and what it would take; write nothing.")
+    ] = False,
     settings: SettingWords = None,
 ) -> None:
     """Pretrain an encoder on images without labels."""
@@ -78,6 +84,11 @@ def pretrain(
     from jepakit.training.train import pretrain as train
 
     begin = {"config": config, "resume": resume, "init_from": init_from, "overwrite": overwrite}
+    if dry_run:
+        from jepakit.planning.dry_run import dry_run as look
+
+        print(look(data, out, recipe, method, **begin, **told, set=settings))  # type: ignore[arg-type]
+        return
     run = train(data, out, recipe, method, **begin, **told, set=settings)  # type: ignore[arg-type]
     if run.finished and is_main():
         print(f"encoder: {run.path / 'model'}\nnext: jepakit evaluate {run.path} --data SRC; jepakit report {run.path}")

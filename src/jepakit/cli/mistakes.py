@@ -11,7 +11,7 @@ from jepakit.core import guesses
 from jepakit.core.errors import UserError, nearest
 
 RUNS = ("run", "runs", "r", "m", "model", "checkpoint", "ckpt", "weights", "encoder", "path")  # words of evaluate and report
-SILENCE = ("verbose", "v", "vv", "debug", "quiet", "q", "silent")
+LOUDER, QUIETER = ("verbose", "v", "vv", "debug"), ("q", "silent", "s")
 GOES_ON = re.compile(r"-|run\.|images\.max_bad")  # what may be said beside --resume
 FIXED = "its length and all else that it learns by are fixed from the start; start a new run, with --out RUN"
 QUOTED = "give the folder that holds the images, or a pattern of .tar or .parquet files in quotes (a shell expands others)"
@@ -22,7 +22,9 @@ def usage_sentence(error: Any, words: list[str]) -> str:
     message, context = str(error.format_message()).rstrip("."), error.ctx
     if type(error).__name__ == "NoSuchOption":
         name, value = _typed(error.option_name, words)
-        if name.lstrip("-") in SILENCE:
+        if name.lstrip("-") in QUIETER:
+            return f"{context.info_name} has no option {name}: write --quiet"
+        if name.lstrip("-") in LOUDER:
             return f"{context.info_name} has no option {name}: all that happens is said, and a run keeps it in RUN/run.log"
         meant = _option(context, name, value)
         if meant and any(word.partition("=")[0] == "--resume" for word in words) and not GOES_ON.match(meant):

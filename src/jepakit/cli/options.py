@@ -9,11 +9,11 @@ import typer
 
 from jepakit import __version__
 from jepakit.cli import mistakes
+from jepakit.core import logs
 
 ABOUT = "Pretrain image encoders without labels by predicting in latent space, see how good they are, and hand them on."
 # Verbs import what they need when called, so that --help answers at once.
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -111,6 +111,7 @@ ShortcutsOption = Annotated[
         "on one that training did not see.",
     ),
 ]
+ANYWHERE = ("--quiet", "--log-json")  # options of the program that may stand after its verb
 
 
 def _say_version(asked: bool) -> None:
@@ -122,5 +123,8 @@ def _say_version(asked: bool) -> None:
 @app.callback(help=ABOUT)
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which it is.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say results, warnings and mistakes alone.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Say what happens as an object of JSON a line.")] = False,
 ) -> None:
-    """What stands before a verb."""
+    """What stands before a verb, or after it (`jepakit.cli.main` moves it)."""
+    logs.say(quiet=quiet, as_json=log_json)

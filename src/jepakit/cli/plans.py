@@ -1,5 +1,6 @@
-"""Commands to look before a run is begun: recipes, plan."""
+"""Commands to look before a run is begun: recipes, config, plan, doctor."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,34 @@ def recipes(name: Annotated[str | None, typer.Argument(help="One recipe: all its
 
 
 @app.command()
+def config(
+    recipe: Annotated[str | None, typer.Argument(help="A preset; default: small.")] = None,
+    method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of such files, for editors.")] = False,
+    settings: SettingWords = None,
+) -> None:
+    """All settings as YAML with comments, for `pretrain --config`; or its JSON Schema."""
+    from jepakit.config import commented
+    from jepakit.config.config import overrides
+    from jepakit.config.recipes import settings as resolved
+    from jepakit.config.recipes import sources
+
+    if schema:
+        print(json.dumps(commented.schema(), indent=1))
+        return
+    whole = resolved(recipe, method, overrides(settings))
+    print(commented.commented_yaml(whole, sources(whole)), end="")
+
+
+@app.command()
+def doctor() -> None:
+    """What is there to work with, and what to install: versions, devices, memory, extras. For reports of bugs."""
+    from jepakit.planning.doctor import doctor as look
+
+    print(look())
+
+
+@app.command()
 def plan(
     recipe: Annotated[
         str | None, typer.Option(help="A preset. Default: small, fitted to --data if given, as pretrain does.")
@@ -38,7 +67,7 @@ def plan(
     network: Annotated[
         str | None, typer.Option(help="Between nodes: Gb/s each sends, or 8xIB400, IB200, 10GbE ... Default: the device's usual.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the plan to this file, too.")] = None,
+    to: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file, too.")] = None,
     settings: SettingWords = None,
 ) -> None:
     """Say what a pretraining will take: parameters, FLOPs, memory, time. Nothing is trained."""
@@ -46,4 +75,4 @@ def plan(
     from jepakit.planning.table import plan_table
 
     links: dict[str, Any] = {"nodes": nodes, "interconnect": interconnect, "network": network}
-    print(plan_table(foresee(recipe, method, data=data, device=device, devices=devices, **links, json=json, set=settings)))
+    print(plan_table(foresee(recipe, method, data=data, device=device, devices=devices, **links, json=to, set=settings)))

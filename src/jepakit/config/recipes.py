@@ -220,9 +220,7 @@ def table(name: str) -> list[tuple[str, str, str]]:
     config, chosen = settings(name, None), recipe(name)
     rows = []
     for key in dict.fromkeys(key for key, _ in fields()):
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part, None) if value is not None else None
+        value = _value(config, key)
         present = value is not None or key in chosen.values
         if isinstance(value, BaseModel) or not present:
             continue
@@ -231,3 +229,17 @@ def table(name: str) -> list[tuple[str, str, str]]:
             source = f"the table of sizes: {config.encoder.size}"
         rows.append((key, str(value), _CHOICE.get(key, source)))
     return rows
+
+
+def sources(config: Config) -> dict[str, str]:
+    """Where values of its recipe come from, by dotted key; of those that are the recipe's still."""
+    if config.recipe not in RECIPES:
+        return {}
+    return {key: of for key, value, of in table(config.recipe) if of != "default" and str(_value(config, key)) == value}
+
+
+def _value(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part, None) if value is not None else None
+    return value

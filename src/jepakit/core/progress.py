@@ -1,14 +1,17 @@
-"""How far a long work is: a bar on a terminal, a line every few seconds elsewhere. On stderr."""
+"""How far a long work is: a bar on a terminal, a line every few seconds elsewhere, one that changes in a notebook. On stderr."""
 
+import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Protocol
 
 from jepakit.core.ranks import is_main
 
 SECONDS_BETWEEN_LINES = 10.0
+style = "text"  # or quiet, or json; set by core/logs.py
 
 
 class Report(Protocol):
@@ -20,21 +23,29 @@ class Report(Protocol):
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Report]:
     """A reporter for `total` units of work, `done` of them in an earlier life."""
-    if not is_main():  # rank 0 shows it
+    if style == "quiet" or not is_main():  # rank 0 shows it
         yield lambda done, words="": None
         return
-    started, last, first = time.monotonic(), -SECONDS_BETWEEN_LINES, done
+    notebook = "ipykernel" in sys.modules
+    wait = 1.0 if notebook else SECONDS_BETWEEN_LINES
+    started, last, first = time.monotonic(), -wait, done
 
     def line(done: int, words: str = "") -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last < SECONDS_BETWEEN_LINES and done < total:
+        if now - last < wait and done < total:
             return
         last = now
         left = (now - started) / max(1, done - first) * (total - done)
-        print(f"{title} {done}/{total}  {words}  {clock(left)} to go", file=sys.stderr, flush=True)
+        said = f"{title} {done}/{total}  {words}  {clock(left)} to go"
+        if style == "json":
+            rest = {"done": done, "total": total, "words": words, "seconds_to_go": round(left)}
+            said = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "of": title, **rest})
+        elif notebook:  # over the last one
+            said = f"\r{said:80}"
+        print(said, end="" if notebook and style != "json" and done < total else "\n", file=sys.stderr, flush=True)
 
-    if not sys.stderr.isatty():
+    if style == "json" or not sys.stderr.isatty():
         yield line
         return
     from rich.console import Console

@@ -25,7 +25,9 @@ class Method(Settings):
     masking: Masking = Field(default_factory=MultiBlock)
     conditioning: PositionConditioning | None = None
     target: Target = Field(default_factory=FeatureTargets)
-    loss: Loss = "smooth_l1"
+    loss: Loss = Field(
+        "smooth_l1", description="between predictions and targets: the released code's smooth L1, the paper's l2, l1 or cosine"
+    )
     regularizer: Regularizer | None = None
     encoder: ViTConfig = Field(default_factory=ViTConfig)
     predictor: PredictorConfig = Field(default_factory=PredictorConfig)

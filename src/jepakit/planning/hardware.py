@@ -1,14 +1,13 @@
 """Devices that a plan knows by their data sheets, and what joins them: in a node, and from node to node."""
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from jepakit.config.run_settings import RunSettings
 from jepakit.core.device import device_of, precision_of
+from jepakit.core.environment import host_memory
 from jepakit.core.errors import UserError, nearest
 
 # Data sheets: bytes a second in one direction are GB/s of each device, Gb/s of each node.
@@ -125,7 +124,8 @@ def hardware_of(elsewhere: Device | None, devices: int, run: RunSettings, links:
         device = device_of(run.device)
         dtype, cuda = precision_of(wanted, device), device.type == "cuda"
         if not cuda:
-            return Hardware("this CPU", dtype, False, False, _host_memory(), devices, device=device, links=links, sharded=sharded)
+            memory = host_memory() or 0
+            return Hardware("this CPU", dtype, False, False, memory, devices, device=device, links=links, sharded=sharded)
         about = torch.cuda.get_device_properties(device)
         flash = dtype == torch.bfloat16 and about.major >= 8
         memory = about.total_memory
@@ -136,11 +136,3 @@ def hardware_of(elsewhere: Device | None, devices: int, run: RunSettings, links:
     tflops, lower = (d.fp32, False) if wanted == "fp32" or d.bf16 is None else (d.bf16, True)
     dtype, memory = torch.bfloat16 if lower else torch.float32, int(d.gigabytes * 1e9)
     return Hardware(d.name, dtype, True, lower, memory, devices, tflops, d.fp32, links=links, sharded=sharded)
-
-
-def _host_memory() -> int:
-    """Bytes that this process may use at most: the machine's, or its container's."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return total

@@ -78,6 +78,13 @@ def plan(
     return found
 
 
+def forecast(config: Config, source: Source | None, seconds: float = PROBE_SECONDS) -> Plan:
+    """`plan` of settings that are whole, and of their images, on this machine."""
+    config, teacher = with_teacher(features_alone(config))
+    place = hardware_of(None, 1, config.run, links_of(None, 1, None, None, None))
+    return _plan(config, source, Choice(), place, seconds, teacher)
+
+
 def _plan(
     config: Config, source: Source | None, choice: Choice, place: Hardware, seconds: float, teacher: Encoder | None
 ) -> Plan:

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -90,10 +91,10 @@ def pretrain(
 
         def chosen() -> tuple[Config, Source, Choice | ReleasedYaml, Start | None]:
             Run.new(out, overwrite=overwrite)  # says what is wrong with the place before any work is done
-            return _chosen(data, recipe, method, config, given)
+            return chosen_settings(data, recipe, method, config, given)
 
         create = partial(Run.create, out, overwrite=overwrite, job=job)
-        return _begin(*distributed.agreed(chosen), out, create, hooks)
+        return _begin(beginning(*distributed.agreed(chosen)), out, create, hooks)
 
 
 def _job(data: GivenImages | None, *asked: object) -> str | None:
@@ -112,16 +113,33 @@ def _begun_by(job: str | None, out: str | Path) -> tuple[bool, bool]:
     return job is not None and run.job() == job, bool(checkpoint.steps(run.checkpoints))
 
 
-def _begin(
-    chosen: Config,
-    source: Source,
-    choice: Choice | ReleasedYaml,
-    start: Start | None,
-    out: str | Path,
-    create: Callable[[Config], Run],
-    hooks: Hooks,
-) -> Run:
-    """A new run with these settings: its folder, the first lines of its log, a first checkpoint, and the training."""
+@dataclass(frozen=True)
+class Beginning:
+    """A new run before its first step: what it trains, what was taken from other weights, and what the images were like."""
+
+    training: Training
+    choice: Choice | ReleasedYaml
+    taken: Any
+    split: str
+    warnings: tuple[str, ...]
+
+    def say(self) -> None:
+        """Log it."""
+        config, images = self.training.config, len(self.training.loader.source)
+        self.choice.say(log)
+        if self.taken:
+            self.taken.say(log)
+        steps, name = self.training.steps, config.method or "a method of your own"
+        log.info(
+            "%s on %s: %d images, %d steps of %d", name, plain(self.training.source.name), images, steps, config.optim.batch_size
+        )
+        log.info("%s", self.split)
+        for warning in self.warnings:
+            log.warning("%s", plain(warning))
+
+
+def beginning(chosen: Config, source: Source, choice: Choice | ReleasedYaml, start: Start | None) -> Beginning:
+    """The start of a run with these settings: its images measured, its weights made or taken. Raises UserError."""
     if start:  # before the images are measured
         distributed.agreed(partial(require_fits, start.weights, chosen, chosen.images.channels))
     threads, seconds = chosen.run.loader_threads, chosen.run.read_timeout_seconds
@@ -134,21 +152,20 @@ def _begin(
         return training, put_in(training.jepa, start) if start else None
 
     training, taken = distributed.agreed(prepared)
+    split, *warnings = split_sentences(source, chosen.images)
+    warnings += [*source.notes, *measured_instead(given_images, images), *tally.notes(part, len(part))]
+    return Beginning(training, choice, taken, split, tuple(warnings))
+
+
+def _begin(begun: Beginning, out: str | Path, create: Callable[[Config], Run], hooks: Hooks) -> Run:
+    """The run's folder, the first lines of its log, a first checkpoint, and the training."""
+    training = begun.training
     _require_alike(training, out)
-    chosen = training.config
-    run = distributed.from_main(partial(create, chosen))
+    run = distributed.from_main(partial(create, training.config))
     with _held(run):
-        choice.say(log)
-        if taken:
-            taken.say(log)
-            taken.save(run.path)
-        steps, name = training.steps, chosen.method or "a method of your own"
-        log.info("%s on %s: %d images, %d steps of %d", name, plain(source.name), len(part), steps, chosen.optim.batch_size)
-        split, *warnings = split_sentences(source, chosen.images)
-        log.info("%s", split)
-        warnings += [*source.notes, *measured_instead(given_images, images), *tally.notes(part, len(part))]
-        for warning in warnings:
-            log.warning("%s", plain(warning))
+        begun.say()
+        if begun.taken:
+            begun.taken.save(run.path)
         if not hooks.save(training, run):  # so that there is always something to go on from
             raise AgreedError(f"no checkpoint can be written to {run.path} (run.log says why): make room, start with --overwrite")
         return train(training, run, hooks)
@@ -180,7 +197,7 @@ def _require_alike(training: Training, out: str | Path) -> None:
         distributed.require_alike(told | settings)
 
 
-def _chosen(
+def chosen_settings(
     data: GivenImages | None,
     recipe: str | None,
     method: str | None,
@@ -258,6 +275,7 @@ def _go_on(run: Run, training: Training) -> None:
         run.rewrite(with_free_settings(edited, training.config))
     checkpoint.set_aside(run.checkpoints, training.step)
     run.rewind(training.step)
+    run.gone_on(training.step)
 
 
 def _teacher_of(config: Config, run: Run) -> tuple[Config, Encoder | None]:
