@@ -76,11 +76,13 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     assert "jepakit evaluate b/run --data SRC" in text
 
 
-@pytest.mark.parametrize("removed", ["config.yaml", "metrics.jsonl"])
-def test_a_folder_without_a_run(tmp_path: Path, removed: str) -> None:
+def test_a_folder_without_a_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    run.joinpath(removed).unlink()
-    with pytest.raises(RunFolderError, match=f"holds no run: it has no {removed}"):
+    run.joinpath("config.yaml").unlink()
+    with pytest.raises(RunFolderError, match=r"holds no run: it has no config\.yaml"):
+        report([run])
+    run.joinpath("config.yaml").write_text("theme: dark")
+    with pytest.raises(RunFolderError, match="of something else"):
         report([run])
 
 

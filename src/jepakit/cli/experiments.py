@@ -156,12 +156,23 @@ def report(
     decoder: Annotated[
         str, typer.Option(help="What paints predictions: ridge, or diffusion besides, trained for it (a GPU, or hours).")
     ] = "ridge",
+    figures: Annotated[Path | None, typer.Option(help="A folder for each figure too: PNG, SVG, and its data as CSV.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Serve the page of a run in progress to this machine's browser.")] = False,
+    host: Annotated[str, typer.Option(help="With --live: the address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="With --live: default any that is free.")] = 0,
 ) -> None:
-    """Draw a run, or several, as one HTML file."""
+    """Draw a run, or several, as one HTML file; or serve a run as it goes."""
+    if live:
+        from jepakit.reporting.live import serve
+
+        if out or figures or data:
+            raise UserError("--live writes no file: leave out --out, --figures and --data")
+        return serve(runs, host, port, lambda address, _: print(f"live at {address} (Ctrl-C ends it)", flush=True))
     from jepakit.reporting import report as write_report
 
     _make_pictures(runs, data, decoder)
-    print(write_report(runs, out))
+    print(write_report(runs, out, figures))
+    return None
 
 
 def _make_pictures(runs: list[Path], data: str | None = None, decoder: str = "ridge") -> None:

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -19,6 +20,16 @@ from numpy.typing import NDArray
 
 from jepakit.core.files import finite
 
+COLOURS = (
+    "#2c5f8f",
+    "#864c20",
+    "#1898a3",
+    "#89053e",
+    "#a78b1f",
+    "#d56f70",
+    "#9681d7",
+    "#6b6b6b",
+)  # --c0 … --c7 of page.css, for files
 PALETTE = 8  # CSS variables --c0 … --c7 in page.css: one per run, and one per target
 POINTS = 200  # a longer curve is averaged into this many pieces
 KEPT_POINTS = 1500  # those that the page keeps of it, to zoom into
@@ -26,6 +37,8 @@ WIDTH, HEIGHT = 340, 190
 
 SVG_AS_TEXT: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 10, "path.simplify": True}
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # the same bytes each time
+
+STILL = ContextVar("STILL", default=True)  # whether curves are drawn for those without a script too, which takes a second
 
 # Placeholder colours: matplotlib writes them, `_themed` turns them into CSS variables, so dark mode works.
 _INK, _RULE = "#0a0bfe", "#0a0bff"
@@ -58,6 +71,8 @@ def curve(title: str, lines: Sequence[Line], changes: Sequence[float] = ()) -> M
 
     Their numbers stand behind it: the page's script draws them anew (charts.js), to hover and to zoom.
     """
+    if not STILL.get():
+        return Markup('<svg class="curve"></svg>') + _numbers(lines, changes)
     with rc_context(SVG_AS_TEXT | {"svg.hashsalt": title}):
         buffer = io.StringIO()
         lines_figure(lines, changes).savefig(buffer, format="svg", metadata=NO_METADATA)
@@ -134,17 +149,54 @@ def short(value: float, thousands: float = 1e4) -> str:
     return text.replace("-", "−")
 
 
-def _themed(svg: str, title: str) -> str:
+def _themed(svg: str, title: str, height: int = HEIGHT) -> str:
     """matplotlib's SVG as an inline element: fluid size, CSS colours, the page's font, no repeated ids."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    opening = f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+    opening = f'<svg class="curve" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
     svg = re.sub(r"^<svg[^>]*>", lambda _: opening, svg)
     svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.DOTALL)
     svg = re.sub(r' id="[a-z0-9]+(?:\.[a-z]+)?_\d+"', "", svg)
     svg = re.sub(r"font: [^;\"]*", "font-size: 10px", svg)
     svg = svg.replace(_INK, "var(--quiet)").replace(_RULE, "var(--rule)").replace("xlink:href", "href")
     return re.sub(r"#0a0b([0-9a-f]{2})", lambda found: f"var(--c{int(found[1], 16)})", svg)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A run's figures across tasks, NaN where there is none."""
+
+    name: str
+    colour: int
+    values: Sequence[float]
+
+
+def slope_chart(slopes: Sequence[Slope], tasks: Sequence[str]) -> Markup:
+    """A line for each run across the tasks, as inline SVG."""
+    buffer = io.StringIO()
+    with rc_context(SVG_AS_TEXT | {"svg.hashsalt": "slopes"}):
+        slopes_figure(slopes, tasks).savefig(buffer, format="svg", metadata=NO_METADATA)
+    return Markup(_themed(buffer.getvalue(), f"{', '.join(tasks)} of {len(slopes)} runs in per cent", HEIGHT + 60))
+
+
+def slopes_figure(slopes: Sequence[Slope], tasks: Sequence[str], colours: Sequence[str] = (), ink: str = _INK) -> Figure:
+    """The lines as a matplotlib figure; without colours in those that `_themed` makes the page's."""
+    figure = Figure(figsize=(WIDTH / 72, (HEIGHT + 60) / 72))
+    axes = figure.add_axes((0.12, 0.12, 0.84, 0.84))
+    rule = _RULE if ink == _INK else "#dddddd"
+    for slope in slopes:
+        colour = colours[slope.colour] if colours else f"#0a0b{slope.colour:02x}"
+        axes.plot(range(len(tasks)), slope.values, color=colour, linewidth=1.8, marker="o", markersize=5, label=slope.name)
+    for place in range(len(tasks)):
+        axes.axvline(place, color=rule, linewidth=0.8, zorder=0)
+    axes.set_xlim(-0.25, len(tasks) - 0.75)
+    axes.set_xticks(range(len(tasks)), tasks, fontsize=10)
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    axes.tick_params(colors=ink, length=0, pad=6, labelsize=10)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.patch.set_visible(False)
+    figure.patch.set_visible(False)
+    return figure
 
 
 def data_uri(image: NDArray[np.uint8]) -> str:

@@ -22,8 +22,11 @@ from markupsafe import Markup
 from jepakit.core.errors import UserError, checked
 from jepakit.core.files import finite, user_path
 
+from .figure_files import save_figures
+from .figures import STILL
 from .reading import RunFiles, RunFolderError, read
 from .sections.along_run import along_run
+from .sections.comparison import runs_compared
 from .sections.curves import curves
 from .sections.pictures import masks, nearest_images
 from .sections.predictions import predictions
@@ -35,24 +38,43 @@ Section = Callable[[Sequence[RunFiles]], Mapping[str, Any] | None]
 
 
 @checked
-def report(runs: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write the page of one run, or of several side by side; by default `report.html` in the first folder."""
+def report(
+    runs: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    figures: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write the page of one run, or of several side by side; by default `report.html` in the first folder.
+
+    figures: a folder that takes each figure too, as PNG and SVG, with its data as CSV.
+    """
     folders = [user_path(run, "the run") for run in ([runs] if isinstance(runs, os.PathLike | str) else runs)]
-    if not folders:
-        raise RunFolderError("A report needs at least one run folder.")
-    found = [read(folder, index, folders) for index, folder in enumerate(folders)]
+    text = page_of(folders)
     path = folders[0] / "report.html" if out is None else user_path(out, "out")
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(_render(found), encoding="utf-8", errors="backslashreplace")  # names need not be UTF-8
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")  # names need not be UTF-8
         os.replace(scratch, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
     finally:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
+    if figures is not None:
+        save_figures(_read(folders), user_path(figures, "figures"))
     return path
+
+
+def page_of(folders: Sequence[Path], live: bool = False) -> str:
+    """The page as text; live: one that asks its server for newer ones. Raises RunFolderError."""
+    STILL.set(not live)
+    return _render(_read(folders), live)
+
+
+def _read(folders: Sequence[Path]) -> list[RunFiles]:
+    if not folders:
+        raise RunFolderError("A report needs at least one run folder.")
+    return [read(folder, index, folders) for index, folder in enumerate(folders)]
 
 
 def _steps(runs: Sequence[RunFiles]) -> dict[str, Any] | None:
@@ -62,6 +84,7 @@ def _steps(runs: Sequence[RunFiles]) -> dict[str, Any] | None:
 
 SECTIONS: Mapping[str, Section] = {
     "summary": summary,
+    "comparison": runs_compared,
     "curves": curves,
     "masks": masks,
     "probes": probes,
@@ -74,7 +97,7 @@ SECTIONS: Mapping[str, Section] = {
 }
 
 
-def _render(runs: Sequence[RunFiles]) -> str:
+def _render(runs: Sequence[RunFiles], live: bool) -> str:
     folder = Path(__file__).parent / "templates"
     page = Environment(
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -82,13 +105,15 @@ def _render(runs: Sequence[RunFiles]) -> str:
     page.filters["finite"] = finite
     values = {name: found for name, section in SECTIONS.items() if (found := section(runs)) is not None}
     sections = [Markup(page.get_template(f"sections/{name}.html").render(runs=runs, **values[name])) for name in values]
-    script, style = (_joined(folder, values, suffix) for suffix in (".js", ".css"))
+    script, style = (_joined(folder, values, suffix, live) for suffix in (".js", ".css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return page.get_template("base.html").render(runs=runs, sections=sections, script=script, style=style, digest=digest)
+    return page.get_template("base.html").render(
+        runs=runs, sections=sections, script=script, style=style, digest=digest, live=live
+    )
 
 
-def _joined(folder: Path, names: Mapping[str, Any], suffix: str) -> Markup:
+def _joined(folder: Path, names: Mapping[str, Any], suffix: str, live: bool) -> Markup:
     """The page's own script or style, and those of its sections."""
     shared = [folder / f"{name}{suffix}" for name in ("page", "scales", "charts")]
-    files = [*shared, *(folder / "sections" / f"{name}{suffix}" for name in names)]
+    files = [*shared, *(folder / "sections" / f"{name}{suffix}" for name in names), *([folder / f"live{suffix}"] if live else [])]
     return Markup("\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file()))

@@ -74,6 +74,11 @@ class RunFiles:
         return self.index % PALETTE
 
     @property
+    def probed(self) -> bool:
+        """Whether any task with labels, or of pixels, has a result."""
+        return any(task in self.results for task in PROBE_NAMES)
+
+    @property
     def judged(self) -> str:
         """What the encoder is called that was judged: the first of each result's rows."""
         return next((name for result in self.results.values() for name in result["rows"]), "encoder")
@@ -104,9 +109,8 @@ class RunFiles:
 
 def read(folder: Path, index: int, folders: Sequence[Path]) -> RunFiles:
     """One of the folders. Raises RunFolderError."""
-    for needed in ("config.yaml", "metrics.jsonl"):
-        if not (folder / needed).is_file():
-            raise RunFolderError(f"{folder} holds no run: it has no {needed}.")
+    if not (folder / "config.yaml").is_file():
+        raise RunFolderError(f"{folder} holds no run: it has no config.yaml.")
     text = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
     try:
         config = yaml.safe_load(text)
@@ -114,6 +118,8 @@ def read(folder: Path, index: int, folders: Sequence[Path]) -> RunFiles:
         config = None
     if not isinstance(config, Mapping):
         raise RunFolderError(f"{folder / 'config.yaml'} is not a YAML mapping.")
+    if not {"method", "encoder", "optim"} & config.keys():
+        raise RunFolderError(f"{folder} holds no run: its config.yaml is of something else.")
     files = {task: folder / "evaluation" / f"{task}.json" for task in (*PROBE_NAMES, *RANKS)}
     results = {task: _result(file, task) for task, file in files.items() if file.is_file()}
     pictures = _pictures(folder / "evaluation" / "pictures.npz")
@@ -151,7 +157,8 @@ def _metrics(path: Path) -> Metrics:
     """Where a resumed run repeats a step, the later row wins."""
     steps: dict[int, dict[str, Any]] = {}
     skipped = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""  # none before a run's first row
+    for line in text.splitlines():
         try:
             record = json.loads(line)
             steps.setdefault(int(record["step"]), {}).update(record)

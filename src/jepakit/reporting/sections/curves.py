@@ -97,4 +97,6 @@ def _panel(
             bad += len(values) - len(finite)
             if key == keys[0] or len(runs) == 1:
                 last.append({"colour": run.colour, "text": short(finite[-1])})
-    return {"title": title, "note": note, "svg": curve(title, lines, changes), "last": last, "bad": bad} if lines else None
+    if not lines:
+        return None
+    return {"title": title, "note": note, "svg": curve(title, lines, changes), "last": last, "bad": bad, "lines": lines}

@@ -81,6 +81,9 @@ def verdict(run: RunFiles) -> Verdict:
         kind, _, words = alarm.partition(": ")
         also = f"; {_beside(run, first)}" if first else ""
         return Verdict("bad", "Collapsed", f"Do not use it: {kind}, {words.partition(';')[0]}{also}.", first)
+    if first is None and run.results:
+        unfit = "Do not use it before it is judged with labels: ranks tell how many directions it uses, not their worth."
+        return Verdict("none", "Not judged with labels yet", unfit)
     if first is None:
         unfit = "Do not use it before it is judged: nothing says yet whether it is better than raw pixels."
         return Verdict("none", "Not judged yet", unfit)
@@ -128,9 +131,14 @@ def _beside(run: RunFiles, judged: Judged) -> str:
     """The encoder's figure against that of the baselines that it does not beat, or of all."""
     baselines = [row for row in (judged.untrained, judged.pixels) if row is not None]
     kept = [row for row in baselines if relation(judged.best, row) != BETTER] or baselines
-    words = {BETTER: "worse", LEVEL: "level with it", WORSE: "better"}
-    told = [f"{_the(row['name'])} {_told(row)} ({words[relation(judged.best, row)]})" for row in kept]
+    told = [f"{_the(row['name'])} {_told(row)} ({_how(judged.best, row)})" for row in kept]
     return f"{_probed(run, judged.task)} gives it {_told(judged.best)}" + (f", {' and '.join(told)}" if told else "")
+
+
+def _how(best: MetricsRow, row: MetricsRow) -> str:
+    if not all(map(math.isfinite, (best["low"], row["low"]))):
+        return "without an interval to judge by"
+    return {BETTER: "worse", LEVEL: "level with it", WORSE: "better"}[relation(best, row)]
 
 
 def _the(name: str) -> str:
@@ -144,6 +152,7 @@ def _told(row: MetricsRow) -> str:
 def _probed(run: RunFiles, task: str) -> str:
     """The task, and on which labels and images: 'the linear probe on emoji (labels: group)'."""
     result, title = run.results[task], PROBE_NAMES[task]
+    on = data_name(result["data"]) if result.get("data") else "its test images"
     labels = f" (labels: {in_words(result['labels'])})" if result.get("labels") else ""
     plain = title if title[1:2].isupper() or title.isupper() else title[:1].lower() + title[1:]
-    return f"{plain if plain == title else f'the {plain}'} on {data_name(result.get('data'))}{labels}"
+    return f"{plain if plain == title else f'the {plain}'} on {on}{labels}"

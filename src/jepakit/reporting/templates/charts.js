@@ -5,6 +5,7 @@ const BOX = { width: 340, height: 190, left: 46, right: 333, top: 8, bottom: 166
 class Chart {
   constructor(article, group) {
     this.group = group;
+    this.article = article;
     this.title = article.querySelector("h3").textContent;
     this.plot = article.querySelector(".plot");
     this.cursor = null;
@@ -21,6 +22,11 @@ class Chart {
   take(article) { // its numbers, from this page or from a newer one
     const { lines, uprights } = JSON.parse(article.querySelector(".plot script").textContent);
     Object.assign(this, { lines, uprights });
+  }
+
+  renew(article) {
+    this.take(article);
+    for (const part of [".last", ".note"]) this.article.querySelector(part).replaceWith(article.querySelector(part));
   }
 
   // Each line's points in the shown axis and range, before they are thinned.
@@ -196,6 +202,14 @@ class Group {
     this.charts = [...section.querySelectorAll(".chart")].map((article) => new Chart(article, this));
     this.controls();
     this.draw();
+  }
+
+  take(section) { // the same section of a newer page
+    this.runs = readData("axes");
+    const articles = [...section.querySelectorAll(".chart")];
+    this.charts.forEach((each, i) => each.renew(articles[i]));
+    this.draw();
+    return true;
   }
 
   runOf(line) {
