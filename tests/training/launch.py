@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def torchrun(processes: int, *more: str) -> list[str]:
 @contextmanager
 def started(command: Sequence[str | Path], log: Path, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
     """The command, running, what it says in a file; it and its children are gone at the end."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **environment}
+    paths = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), str(Path(__file__).parents[1] / "evaluation")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONPATH": os.pathsep.join(paths)}
+    env |= environment
     with log.open("ab") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=env, start_new_session=True)
     try:
@@ -76,16 +79,20 @@ def until(ready: Callable[[], object], seconds: float = 90) -> None:
         time.sleep(0.05)
 
 
-def ran(processes: int, cases: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Each case in as many processes, one after the other, in one launch."""
+def ran(processes: int, cases: Sequence[dict[str, Any]], folder: Path, *more: str) -> None:
+    """Each case in as many processes, one after the other, in one launch; more: words for torchrun."""
     (folder / "cases.json").write_text(json.dumps(list(cases)))
-    with started([*torchrun(processes), __file__, str(folder / "cases.json")], folder / "log.txt") as process:
+    with started([*torchrun(processes, *more), __file__, str(folder / "cases.json")], folder / "log.txt") as process:
         code = process.wait(280)
     assert code == 0, (folder / "log.txt").read_text()[-3000:]
 
 
 def run_case(case: dict[str, Any]) -> None:
-    """out, data, set: of `pretrain`; or resume. stop_at: a step at which rank 0 gets SIGTERM; gradients: a file for the first."""
+    """out, data, set: of `pretrain`; or resume. stop_at: a step at which rank 0 gets SIGTERM; gradients: a file for the first.
+
+    blocked: where the model is to be written there is a file, and each process notes its error in OUT-RANK.txt.
+    words: of the command line, which ends with `code` (2); call: a function by its module and name, with these keywords.
+    """
     from jepakit.training.train import pretrain
 
     def stop(row: dict[str, Any]) -> None:
@@ -93,12 +100,42 @@ def run_case(case: dict[str, Any]) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     on_log = stop if "stop_at" in case else None
-    if "gradients" in case:
+    if "words" in case:
+        _command(case["words"], case.get("code", 2))
+    elif "call" in case:
+        module, name = case.pop("call")
+        getattr(import_module(module), name)(**case)
+    elif "gradients" in case:
         _gradients(case)
+    elif "blocked" in case:
+        _blocked(case)
     elif "resume" in case:
         pretrain(resume=case["resume"], set=case.get("set"), on_log=on_log)
     else:
         pretrain(case["data"], case["out"], "demo", set=[*SMALL, *case["set"]], on_log=on_log)
+
+
+def _blocked(case: dict[str, Any]) -> None:
+    from jepakit.core.distributed import AgreedError
+    from jepakit.core.ranks import rank
+    from jepakit.training.train import pretrain
+
+    try:
+        how: dict[str, Any] = {"on_checkpoint": lambda *_: (Path(case["out"]) / "model").touch()}
+        pretrain(case["data"], case["out"], "demo", set=[*SMALL, *case["set"]], **how)
+    except AgreedError as error:
+        Path(f"{case['out']}-{rank()}.txt").write_text(str(error))
+
+
+def _command(words: list[str], code: int) -> None:
+    from jepakit import cli
+
+    try:
+        cli.main(words)
+    except SystemExit as error:
+        assert error.code == code
+    else:
+        assert code == 0
 
 
 def _gradients(case: dict[str, Any]) -> None:

@@ -51,7 +51,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for case in cases("one"):
         run_case(case)
     shared = [case for case in cases("parts", "run.sharding=full", gradients=False) if Path(case["out"]).name[:-6] in SHARDED]
-    ran(2, [*cases("two"), *shared], folder)
+    stopped = {"out": str(folder / "stopped"), "data": data, "set": RUNS["pixels first"], "stop_at": 8}
+    blocked = {"out": str(folder / "blocked"), "data": data, "set": ["optim.steps=2"], "blocked": True}
+    ran(2, [*cases("two"), *shared, stopped, blocked], folder)
     return folder
 
 
@@ -75,6 +77,17 @@ def test_snapshots_are_of_whole_weights(both: Path, tag: str) -> None:
         assert one.keys() == other.keys()
         for key, value in one.items():
             torch.testing.assert_close(other[key], value, rtol=0, atol=2e-6 * float(value.abs().max()) + 5e-8, msg=key)
+
+
+def test_a_signal_while_targets_change_stops_all_with_a_checkpoint(both: Path) -> None:
+    """All know of it one step later, which is the first one of the other targets."""
+    run = Run(both / "stopped")
+    assert "stopped at step 9 of 20" in (run.path / "run.log").read_text() and run.state["step"] == 9
+
+
+def test_a_model_that_cannot_be_written_ends_all_with_one_sentence(both: Path) -> None:
+    one, other = ((both / f"blocked-{rank}.txt").read_text() for rank in (0, 1))
+    assert one == other and "blocked/model cannot be written" in one and "make room, then: " in one
 
 
 @pytest.mark.parametrize("name", GRADIENTS)

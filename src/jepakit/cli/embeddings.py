@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jepakit.cli.options import app, takes_table
+from jepakit.cli.options import app, say, takes_table
 
 
 @app.command()
@@ -29,7 +29,7 @@ def embed(
 
     how: dict[str, Any] = {"layer": layer, "pool": pool, "precision": precision, "overwrite": overwrite, **told}
     path = write(run, data, out, **how)
-    print(f"embeddings: {path}" + (f"\nnext: jepakit search {quote(str(path))} IMAGE" if pool == "mean" else ""))
+    say(f"embeddings: {path}" + (f"\nnext: jepakit search {quote(str(path))} IMAGE" if pool == "mean" else ""))
 
 
 @app.command()

@@ -9,7 +9,7 @@ import typer
 
 from jepakit import __version__
 from jepakit.cli import mistakes
-from jepakit.core import logs
+from jepakit.core import logs, ranks
 
 ABOUT = "Pretrain image encoders without labels by predicting in latent space, see how good they are, and hand them on."
 # Verbs import what they need when called, so that --help answers at once.
@@ -68,6 +68,12 @@ def takes_table(command: Callable[..., None]) -> Callable[..., None]:
     packing.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     packing.__annotations__ = {each.name: each.annotation for each in parameters}
     return packing
+
+
+def say(words: str) -> None:
+    """Print it, of several processes the first."""
+    if ranks.is_main():
+        print(words)
 
 
 EvaluateWords = Annotated[

@@ -1,7 +1,7 @@
 """Several processes of one run, which torchrun started: what they tell each other, and what is said when one is lost.
 
-All that is distributed is here, in core/parallel.py and in core/ranks.py. With one process every function is what its name
-says of a group of one, and torch.distributed is not touched. Rank 0 is the main process: it alone writes.
+All that is distributed is here, in core/parallel.py, core/ranks.py and core/meeting.py. With one process every function is what
+its name says of a group of one, and torch.distributed is not touched. Rank 0 is the main process: it alone writes.
 """
 
 import contextlib
@@ -10,8 +10,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,18 +20,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from jepakit.core.errors import UserError
+from jepakit.core.meeting import MEETING_PATIENCE, met
 from jepakit.core.ranks import is_main, launched, rank
+from jepakit.core.torch_private import set_time_limits
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 log = logging.getLogger("jepakit")
-_PATIENCE = timedelta(days=1)  # while rank 0 alone reads and measures; a rank that ends is noticed at once all the same
+_DAY = 24 * 3600.0  # seconds, while rank 0 alone reads, measures or probes; a rank that ends is noticed at once all the same
 GRACE_SECONDS = 5.0  # in which all that still run report a broken group
 _BROKEN = "broken"  # what a rank notes that finds the group broken, not itself
-_group: dist.ProcessGroup | None = None  # that of training, with its time-out; None: the patient one of all ranks
 _store: Any = None  # torch's key-value store of this launch
 
 
@@ -54,18 +56,18 @@ def process_group() -> Iterator[None]:
     if not launched() or dist.is_initialized():
         yield
         return
-    store, own, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
-    # a restarted group must not meet the addresses of the one before, which the same store still holds
-    _store = PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store, own, size = next(rendezvous("env://", timeout=MEETING_PATIENCE))
+    _store = met(store, own, size)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    dist.init_process_group(backend, store=_store, rank=own, world_size=size, timeout=_PATIENCE)
+    dist.init_process_group(backend, store=_store, rank=own, world_size=size, timeout=timedelta(seconds=_DAY))
     _store.set(f"place{own}", f"{socket.gethostname()} {os.getpid()}")
     propagates = log.propagate
     if not is_main():
         log.propagate = False
         log.addHandler(logging.NullHandler())
     try:
-        yield
+        with _naming_the_lost("the connection broke"):
+            yield
     finally:
         log.propagate = propagates
         dist.destroy_process_group()
@@ -77,27 +79,33 @@ def time_limit(seconds: float) -> Iterator[None]:
 
     Raises LostRankError.
     """
-    global _group
     if world_size() == 1:
         yield
         return
-    before, _group = _group, dist.new_group(timeout=timedelta(seconds=seconds))
+    told([0])  # all are here
+    set_time_limits(seconds, seconds + 2 * GRACE_SECONDS)  # NCCL's ends a process, which has first to say who is missing
+    try:
+        with _naming_the_lost(f"no answer within run.timeout_seconds={seconds:g}, or the connection broke"):
+            yield
+    finally:
+        set_time_limits(_DAY, _DAY)
+
+
+@contextlib.contextmanager
+def _naming_the_lost(why: str) -> Iterator[None]:
+    """Say which ranks are missing where the group is broken; what else ends this one is left for the others to say.
+
+    Raises LostRankError.
+    """
     try:
         yield
-    except AgreedError:
+    except (AgreedError, LostRankError):
         raise
     except BaseException as error:
         if isinstance(error, RuntimeError) and _is_of_group(error):
-            raise LostRankError(_missing_ranks(seconds)) from error
+            raise LostRankError(_missing_ranks(why)) from error
         _store.set(f"lost{rank()}", f"{type(error).__name__}: {error}")  # for the others to say, who wait for it
         raise
-    finally:
-        _group = before
-
-
-def group() -> dist.ProcessGroup | None:
-    """The processes, with the time limit that is in force."""
-    return _group
 
 
 def has_joined() -> bool:
@@ -117,7 +125,7 @@ def told(values: Sequence[int]) -> NDArray[np.int64]:
         return np.array([values], np.int64)
     own = torch.tensor(values, dtype=torch.int64)
     rows = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(rows, own, group=_group)
+    dist.all_gather(rows, own)
     return torch.stack(rows).numpy()
 
 
@@ -126,7 +134,7 @@ def told_objects(value: T) -> list[T]:
     if world_size() == 1:
         return [value]
     found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value, group=_group)
+    dist.all_gather_object(found, value)
     return found
 
 
@@ -150,11 +158,39 @@ def from_main(make: Callable[[], T]) -> T:
     if world_size() == 1:
         return make()
     found: list[Any] = [*_tried(make)] if is_main() else [[], ""]
-    dist.broadcast_object_list(found, src=0, group=_group)
+    dist.broadcast_object_list(found, src=0)
     made, said = found
     if said:
         raise AgreedError(said)
     return made[0]  # type: ignore[no-any-return]
+
+
+def spread(items: Sequence[Item], work: Callable[[Sequence[Item]], Generator[T]], take: Callable[[T], None]) -> None:
+    """`work` on items, of which rank p of N does p, p + N, ...; rank 0 is given what came of each, in their order, by `take`.
+
+    work: yields one value, plain data of our own making, for each item that it is given. Raises AgreedError on all ranks where
+    any raises UserError, once what came before it is taken.
+    """
+    size = world_size()
+    with contextlib.closing(work(items[rank() :: size] if size > 1 else items)) as own:
+        if size == 1:
+            for each in own:
+                take(each)
+            return
+        for first in range(0, len(items), size):
+            made = _tried(partial(next, own)) if first + rank() < len(items) else ([], "")
+            everyone: list[Any] | None = [None] * size if is_main() else None
+            dist.gather_object(made, everyone, dst=0)
+            from_main(partial(_hand_on, everyone or [], take))
+
+
+def _hand_on(made: Sequence[tuple[list[T], str]], take: Callable[[T], None]) -> None:
+    """What each rank made, or why it could not. Raises UserError for the first that could not."""
+    for number, (found, said) in enumerate(made):
+        if said:
+            raise UserError(f"rank {number}: {said}" if number else said)
+        for each in found:
+            take(each)
 
 
 def _tried(make: Callable[[], T]) -> tuple[list[T], str]:
@@ -202,7 +238,7 @@ def _is_of_group(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in words or "nccl" in words
 
 
-def _missing_ranks(seconds: float) -> str:
+def _missing_ranks(why: str) -> str:
     """A sentence on the ranks that do not report that the group is broken; those of this machine are killed, as torchrun waits
     half a minute for one that hangs."""
     assert _store is not None
@@ -220,12 +256,12 @@ def _missing_ranks(seconds: float) -> str:
     said = []
     for r in missing:
         host, pid = _store.get(f"place{r}").decode().split()
-        at = _store.get(f"step{r}").decode() if _store.check([f"step{r}"]) else "the start"
-        said.append(f"rank {r} ({host}, process {pid}) ended or hangs in step {at}")
+        at = f" in step {_store.get(f'step{r}').decode()}" if _store.check([f"step{r}"]) else ""
+        said.append(f"rank {r} ({host}, process {pid}) ended or hangs{at}")
         if _is_here(int(pid), r):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
-    return f"{'; '.join(said)}: no answer within run.timeout_seconds={seconds:g}, or its connection broke"
+    return f"{'; '.join(said)}: {why}"
 
 
 def _is_here(pid: int, other: int) -> bool:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jepakit.core.distributed import group, world_size
+from jepakit.core.distributed import world_size
 from jepakit.core.ranks import is_main, rank
 
 METHODS_WITH_WEIGHTS = ("embed", "forward_rows")  # beside forward
@@ -23,7 +23,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         rows = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
-        dist.all_gather(rows, x.contiguous(), group=group())
+        dist.all_gather(rows, x.contiguous())
         return torch.cat(rows)
 
     @staticmethod
@@ -37,7 +37,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, alike: bool) -> Tensor:
         ctx.alike, x = alike, x.clone()
-        dist.all_reduce(x, group=group())
+        dist.all_reduce(x)
         return x
 
     @staticmethod
@@ -45,7 +45,7 @@ class _Sum(torch.autograd.Function):
         if ctx.alike:
             return grads[0] * world_size(), None
         total = grads[0].clone()
-        dist.all_reduce(total, group=group())
+        dist.all_reduce(total)
         return total, None
 
 
@@ -93,7 +93,7 @@ def summed(x: Tensor) -> Tensor:
     """The sum of a tensor over ranks."""
     x = x.detach().clone()
     if world_size() > 1:
-        dist.all_reduce(x, group=group())
+        dist.all_reduce(x)
     return x
 
 
@@ -105,7 +105,7 @@ def to_main(x: Tensor, counts: Sequence[int]) -> Tensor:
     padded = x.new_zeros(max(counts), *x.shape[1:])
     padded[: len(x)] = x.detach()
     parts = [torch.empty_like(padded) for _ in counts] if is_main() else None
-    dist.gather(padded, parts, group_dst=0, group=group())
+    dist.gather(padded, parts, group_dst=0)
     return x if parts is None else torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
 
@@ -124,7 +124,7 @@ def over_ranks(model: nn.Module, sharded_parts: Sequence[nn.Module] = ()) -> nn.
         return _fully_sharded(model, sharded_parts)
     how: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": True}
     how[_BUFFERS] = False  # they are alike: all see the whole batch
-    return DistributedDataParallel(model, process_group=group(), **how)
+    return DistributedDataParallel(model, **how)
 
 
 def synchronised(model: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[None]:
@@ -143,7 +143,8 @@ def _fully_sharded(model: nn.Module, parts: Sequence[nn.Module]) -> nn.Module:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    mesh = DeviceMesh.from_group(group() or dist.distributed_c10d._get_default_group(), next(model.parameters()).device.type)
+    everyone: Any = dist.group.WORLD
+    mesh = DeviceMesh.from_group(everyone, next(model.parameters()).device.type)
     for module in (*parts, model):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
         for name in METHODS_WITH_WEIGHTS:

@@ -1,6 +1,7 @@
 """Torch's private parts that are used here, all of them, each with a public way where a version has it no longer."""
 
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -49,6 +50,14 @@ def lerp_(of: Sequence[Tensor], to: Sequence[Tensor], weight: float) -> None:
         return
     for x, y in zip(of, to, strict=True):
         x.lerp_(y, weight)
+
+
+def set_time_limits(gloo: float, nccl: float) -> None:
+    """How many seconds what all processes do together from here on may take, on the host and on GPUs."""
+    group: Any = torch.distributed.group.WORLD
+    for device, seconds in (("cuda", nccl), ("cpu", gloo)):  # gloo alone is of both
+        if torch.device(device) in group._device_types:
+            group._get_backend(torch.device(device))._set_default_timeout(timedelta(seconds=seconds))
 
 
 def fake_tensors() -> tuple[type[Any], type[Any]]:

@@ -16,7 +16,7 @@ from jepakit.data.sources import Source, groups_at_hand, spread_places
 from jepakit.data.threads import run_parallel, time_limited
 
 T = TypeVar("T")
-_THREADS = 2  # that read where no setting says how many
+READERS = 2  # that read where no setting says how many
 
 
 def read_many(
@@ -24,7 +24,7 @@ def read_many(
     ids: NDArray[np.int64],
     read: Callable[[int], T],
     *,
-    threads: int = _THREADS,
+    threads: int = READERS,
     seconds: float = 60.0,
     stop: Event | None = None,
 ) -> list[T | BadImageError]:

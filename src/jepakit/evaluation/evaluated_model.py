@@ -14,9 +14,11 @@ from jepakit.artifacts.load import build_jepa, load, read_weights, run_and_step
 from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
 from jepakit.config.run_settings import RunSettings
+from jepakit.core import distributed
 from jepakit.core.device import configure_cpu, device_of, precision_of
 from jepakit.core.errors import UserError
 from jepakit.core.files import user_path
+from jepakit.evaluation.embeddings.embedder import encoder_digest
 from jepakit.evaluation.train_test_overlap import PretrainingRecord
 from jepakit.model.encoder import Encoder
 from jepakit.model.masking.masks import Masking, MultiBlock
@@ -42,6 +44,7 @@ class EvaluatedModel:
     config: Config | None
     trained: PretrainingRecord | None = None
     seconds: float = 60.0  # in which an image must come
+    timeout_seconds: float = 600.0  # in which each of several processes must have made its batch
 
     @property
     def name(self) -> str:
@@ -72,6 +75,13 @@ class EvaluatedModel:
             name: Encoder(encoder.vit, encoder.images, update, encoder.which).eval() for name, encoder in self.encoders.items()
         }
         return replace(self, encoders=encoders)
+
+    def require_alike(self, asked: Mapping[str, str]) -> None:
+        """Raises AgreedError where several processes judge other encoders, or were asked otherwise, or two are on one GPU."""
+        distributed.require_own_device(self.encoder.device)
+        if distributed.world_size() > 1:
+            weights = {f"the {name}": encoder_digest(encoder) for name, encoder in self.encoders.items()}
+            distributed.require_alike({"--out": str(self.folder.absolute()), **asked, **weights})
 
 
 def subject(path: Run | str | Path, out: str | Path | None = None) -> EvaluatedModel:
@@ -140,6 +150,5 @@ def _subject(
     configure_cpu(run.threads)
     device = device_of(run.device)
     ready = {name: encoder.to(device).requires_grad_(False).eval() for name, encoder in encoders.items()}
-    return EvaluatedModel(
-        ready, folder, masking, precision_of(run.precision, device), data, config, trained, run.read_timeout_seconds
-    )
+    seconds, precision = (run.read_timeout_seconds, run.timeout_seconds), precision_of(run.precision, device)
+    return EvaluatedModel(ready, folder, masking, precision, data, config, trained, *seconds)

@@ -4,10 +4,10 @@ n samples, T patch tokens, D features.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jepakit.core import distributed
 from jepakit.core.device import autocast
 from jepakit.core.errors import UserError, plain
 from jepakit.core.progress import progress
+from jepakit.core.ranks import is_main
 from jepakit.data.crops import BandsError, centre_crop, channels_of, resize, stacked
 from jepakit.data.decoding.pixels import BadImageError, Pixels
-from jepakit.data.samples import read_ahead, read_many
+from jepakit.data.samples import READERS, read_ahead, read_many
 from jepakit.data.sources import Source
 from jepakit.data.statistics import require_bands
 from jepakit.evaluation.storage import ROWS_AT_ONCE, allocate, copy_rows
@@ -61,6 +63,15 @@ class FrozenFeatures:
         return {"last": self.last, **({} if self.last4 is None else {"last4": self.last4})}
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """What was made of a batch: places in the source of those that could be read (B,), the others, features by name and kind."""
+
+    places: list[int]
+    bad: list[UnreadRow]
+    features: dict[str, dict[str, NDArray[Any]]]
+
+
 def extract(
     source: Source,
     encoders: Mapping[str, Encoder],
@@ -77,32 +88,54 @@ def extract(
 
     The encoder sees the largest centre crop, resized; with `whole_image`, all of it, resized, for labels that speak of all of it.
     An encoder's features are averaged over all turns of `symmetry`, raw pixels are as they are.
-    An image that cannot be read, or not within so many `seconds`, is named and left out. Raises UserError for fewer than two
-    readable images, and for features that are not finite.
+    An image that cannot be read, or not within so many `seconds`, is named and left out. Several processes share the batches;
+    the first gets all features, the others none. Raises UserError for fewer than two readable images, and for features that
+    are not finite.
     """
     ids = np.arange(len(source)) if ids is None else np.asarray(ids)
     first = next(iter(encoders.values()))
-    require_bands(source, first.images, seconds)
-    if tokens:
-        _require_memory(first, len(ids), len(encoders))
-    made = {name: _Rows(len(ids)) for name in (*encoders, RAW)}
-    kept: list[int] = []
+    distributed.from_main(partial(_require_possible, source, first, len(ids), len(encoders), tokens, seconds))
+    made, kept = {name: _Rows(len(ids)) for name in (*encoders, RAW)}, list[int]()
+    how = {"last4": last4, "tokens": tokens, "symmetry": symmetry}
+    work = partial(_featured, source, encoders, partial(evaluation_view, whole_image=whole_image), seconds, how)
     with progress("features", len(ids)) as report, torch.inference_mode(), autocast(first.device, precision):
-        read = partial(evaluation_view, source, images=first.images, whole_image=whole_image)
-        for batch in filter(None, read_ahead(batches(source, ids, read, seconds))):
-            images = stacked([image for _, image in batch])
-            for name, encoder in encoders.items():
-                layers = _layers(encoder, images, 4 if last4 else 1, symmetry)
-                made[name].add(_pooled(layers, last4, tokens))
-            made[RAW].add(_raw(images, first.vit.config.patch_size, tokens))
-            kept += [index for index, _ in batch]
+
+        def take(batch: _Batch) -> None:
+            say_left_out(batch.bad)
+            for name, kinds in batch.features.items():
+                made[name].add(kinds)
+            kept.extend(batch.places)
             report(len(kept))
-    if len(kept) < 2:
-        raise UserError(f"{source.name} has {len(kept)} readable image(s): there is nothing to compare")
-    frozen = {name: rows.frozen for name, rows in made.items()}
-    for name, features in frozen.items():
-        _require_finite(features.last, name, source, kept)
-    return frozen, np.array(kept)
+
+        distributed.spread(in_batches(ids), work, take)
+    frozen = {name: rows.frozen for name, rows in made.items()} if is_main() else {}
+    distributed.from_main(partial(_require_usable, frozen, source, kept))
+    return frozen, np.array(kept, np.int64)
+
+
+def _featured(
+    source: Source,
+    encoders: Mapping[str, Encoder],
+    view: Callable[..., Tensor],
+    seconds: float,
+    how: Mapping[str, Any],
+    batched: Sequence[NDArray[np.int64]],
+) -> Generator[_Batch]:
+    first = next(iter(encoders.values()))
+    for good, bad in read_ahead(batches(source, batched, partial(view, source, images=first.images), seconds)):
+        found: dict[str, dict[str, Tensor]] = {}
+        if good:
+            images = stacked([image for _, image in good])
+            found = {name: _pooled(encoder, images, **how) for name, encoder in encoders.items()}
+            found[RAW] = _raw(images, first.vit.config.patch_size, how["tokens"])
+        arrays = {name: {kind: x.numpy() for kind, x in kinds.items()} for name, kinds in found.items()}
+        yield _Batch([index for index, _ in good], bad, arrays)
+
+
+def _require_possible(source: Source, encoder: Encoder, n: int, encoders: int, tokens: bool, seconds: float) -> None:
+    require_bands(source, encoder.images, seconds)
+    if tokens:
+        _require_memory(encoder, n, encoders)
 
 
 def pixels_of(source: Source, index: int, images: ImageSettings) -> Pixels:
@@ -156,10 +189,11 @@ class _Rows:
     def __init__(self, n: int) -> None:
         self.n, self.done, self.kinds = n, 0, dict[str, Tensor]()
 
-    def add(self, batch: Mapping[str, Tensor]) -> None:
+    def add(self, batch: Mapping[str, NDArray[Any]]) -> None:
         """The next samples' features by kind, (B, ...) each."""
         done = self.done + len(batch["last"])
-        for kind, x in batch.items():
+        for kind, array in batch.items():
+            x = torch.from_numpy(array)
             if kind not in self.kinds:
                 self.kinds[kind] = allocate(self.n, *x.shape[1:], dtype=x.dtype)
             self.kinds[kind][self.done : done] = x
@@ -167,6 +201,8 @@ class _Rows:
 
     @property
     def frozen(self) -> FrozenFeatures:
+        if not self.kinds:  # no image could be read
+            return FrozenFeatures(torch.empty(0, 0))
         return FrozenFeatures(**{kind: x[: self.done] for kind, x in self.kinds.items()})
 
 
@@ -186,8 +222,9 @@ def _layers(encoder: Encoder, images: Tensor, last: int, symmetry: Symmetry) -> 
     return means
 
 
-def _pooled(layers: list[Tensor], last4: bool, tokens: bool) -> dict[str, Tensor]:
+def _pooled(encoder: Encoder, images: Tensor, last4: bool, tokens: bool, symmetry: Symmetry) -> dict[str, Tensor]:
     """What `FrozenFeatures` holds of a batch."""
+    layers = _layers(encoder, images, 4 if last4 else 1, symmetry)
     means = [layer.float().mean(1).cpu() for layer in layers]
     more = {"last4": torch.cat(means, 1)} if last4 else {}
     return {"last": means[-1], **more, **({"tokens": layers[-1].half().cpu()} if tokens else {})}
@@ -213,31 +250,37 @@ def _require_memory(encoder: Encoder, n: int, encoders: int) -> None:
         )
 
 
-def _require_finite(x: Tensor, name: str, source: Source, ids: list[int]) -> None:
-    bad = torch.cat([~torch.isfinite(batch).all(1) for batch in x.split(ROWS_AT_ONCE)]).nonzero().flatten()
-    if len(bad):
-        raise UserError(
-            f"{name}: the features of {len(bad)} of {len(x)} images are not finite, first of "
-            f"{source.title(ids[int(bad[0])])}: the weights or the images are broken; with bf16 try run.precision=fp32"
-        )
+def _require_usable(features: Mapping[str, FrozenFeatures], source: Source, ids: list[int]) -> None:
+    if len(ids) < 2:
+        raise UserError(f"{source.name} has {len(ids)} readable image(s): there is nothing to compare")
+    for name, x in ((name, each.last) for name, each in features.items()):
+        bad = torch.cat([~torch.isfinite(batch).all(1) for batch in x.split(ROWS_AT_ONCE)]).nonzero().flatten()
+        if len(bad):
+            raise UserError(
+                f"{name}: the features of {len(bad)} of {len(x)} images are not finite, first of "
+                f"{source.title(ids[int(bad[0])])}: the weights or the images are broken; with bf16 try run.precision=fp32"
+            )
+
+
+def in_batches(places: NDArray[np.int64], batch: int = BATCH) -> list[NDArray[np.int64]]:
+    """Places in the batches that evaluation takes."""
+    return [places[start : start + batch] for start in range(0, len(places), batch)]
 
 
 def batches(
-    source: Source, ids: NDArray[np.int64], read: Callable[[int], T], seconds: float, batch: int = BATCH
-) -> Iterator[list[tuple[int, T]]]:
-    """Of each batch of places `ids` (n,), those that can be read, with what `read` makes of each; the others are named."""
-    for start in range(0, len(ids), batch):
-        source.prefetch(ids[start : start + PREFETCH_SAMPLES])
-        places = ids[start : start + batch]
-        yield readable(source, places, read_many(source, places, read, seconds=seconds))
+    source: Source, batched: Sequence[NDArray[np.int64]], read: Callable[[int], T], seconds: float, threads: int = READERS
+) -> Iterator[tuple[list[tuple[int, T]], list[UnreadRow]]]:
+    """Of each batch of places, those that can be read, with what `read` makes of each, and those that cannot."""
+    ahead = max(1, PREFETCH_SAMPLES // BATCH)
+    for number, places in enumerate(batched):
+        source.prefetch(np.concatenate(batched[number : number + ahead]))
+        yield split_unread(source, places, read_many(source, places, read, threads=threads, seconds=seconds))
 
 
-def readable(source: Source, ids: NDArray[np.int64], found: Sequence[T | BadImageError]) -> list[tuple[int, T]]:
-    """Those that could be read, with their places; the others are named."""
-    good, bad = split_unread(source, ids, found)
+def say_left_out(bad: Iterable[UnreadRow]) -> None:
+    """Name images that could not be read."""
     for _, title, why in bad:
         log.warning("left out of the evaluation: %s: %s", plain(title), why)
-    return good
 
 
 def split_unread(

@@ -11,7 +11,7 @@ from jepakit.core.files import atomic_write
 from jepakit.data.crops import to_show
 from jepakit.data.samples import read_many
 from jepakit.data.sources import Source, evenly
-from jepakit.evaluation.features import evaluation_view, readable
+from jepakit.evaluation.features import evaluation_view, say_left_out, split_unread
 from jepakit.evaluation.probes.knn import neighbours
 
 EXAMPLES, QUERIES, NEIGHBOURS = 6, 8, 6
@@ -59,7 +59,9 @@ def _neighbours(source: Source, x: Tensor, places: NDArray[np.int64]) -> tuple[N
 def _images(source: Source, ids: NDArray[np.int64], config: Config) -> NDArray[np.uint8]:
     """Images (n, H, W, 3); black for one that could be read for the features and cannot be now, which is said."""
     found = read_many(source, ids, lambda i: evaluation_view(source, i, config.images), seconds=config.run.read_timeout_seconds)
-    shown = dict(readable(source, ids, found))
+    good, bad = split_unread(source, ids, found)
+    say_left_out(bad)
+    shown = dict(good)
     black = np.zeros((*config.images.height_width, 3), np.uint8)
     return np.stack([to_show(shown[i]).permute(1, 2, 0).numpy() if i in shown else black for i in ids.tolist()])
 

@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 
+from jepakit.core import distributed
 from jepakit.core.errors import UserError
 from jepakit.core.progress import progress
+from jepakit.data.identity import Identity
 from jepakit.data.sources import Labels, Source, evenly
 from jepakit.data.unread_files import some
 from jepakit.evaluation.aggregate import means, one_for_each_group, seen_groups
@@ -24,6 +26,7 @@ from jepakit.evaluation.features import PCA, RAW, FrozenFeatures, extract, pca
 from jepakit.evaluation.metrics import Predictions, metrics_named
 from jepakit.evaluation.probe_results import Baselines, ProbeResults, ResultRow
 from jepakit.evaluation.probes.protocol import LAST4, NOT_OF_NUMBERS, PROBES, TOKENS, Protocol, on_held_fifth
+from jepakit.evaluation.probes.spectrum import lidar_rows
 from jepakit.evaluation.shortcuts import Sites, save_shortcuts, shortcuts
 from jepakit.evaluation.split import SplitRows, labelled, train_and_test, without_both_answers
 
@@ -105,19 +108,35 @@ class Question:
             log.warning(said, self.source.name)
 
     def features(self, judged: EvaluatedModel) -> tuple[dict[str, FrozenFeatures], SplitRows]:
-        """What the tasks read, of each encoder and of raw pixels by name, and the places that could be read."""
+        """What the tasks read, of each encoder and of raw pixels by name, and the places that could be read.
+
+        Several processes share the work, and the first has all of it.
+        """
         labels, reads = self.source.labels, {*self.probes}
-        return extract(
-            self.source,
-            judged.encoders,
-            self.ids,
-            whole_image=labels is not None and labels.whole_image,
-            last4=bool(reads & LAST4),
-            tokens=bool(reads & TOKENS),
-            precision=judged.precision,
-            seconds=judged.seconds,
-            symmetry=self.protocol.symmetry,
-        )
+        with distributed.time_limit(judged.timeout_seconds):
+            return extract(
+                self.source,
+                judged.encoders,
+                self.ids,
+                whole_image=labels is not None and labels.whole_image,
+                last4=bool(reads & LAST4),
+                tokens=bool(reads & TOKENS),
+                precision=judged.precision,
+                seconds=judged.seconds,
+                symmetry=self.protocol.symmetry,
+            )
+
+    def lidar(self, judged: EvaluatedModel) -> list[ResultRow]:
+        """LiDAR of each encoder; several processes share the work."""
+        p = self.protocol
+        with distributed.time_limit(judged.timeout_seconds):
+            return lidar_rows(self.source, judged.encoders, judged.masking, p.lidar, p.seed, judged.precision, judged.seconds)
+
+    def require_alike(self, judged: EvaluatedModel) -> None:
+        """Raises AgreedError where several processes judge different things, or two of them on one GPU."""
+        asked = {"--tasks": ",".join(self.tasks), "the settings": self.protocol.model_dump_json()}
+        images = {"what the images are called": Identity.of(self.source).names, "the number of images": str(len(self.ids))}
+        judged.require_alike(asked | images)
 
     def results(self, judged: EvaluatedModel, labels: Labels, ids: SplitRows, *, grouped: bool = False) -> ProbeResults:
         """Of one probe, empty, for the samples at places `ids`; grouped: scores are averaged over groups."""

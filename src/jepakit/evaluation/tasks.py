@@ -1,7 +1,8 @@
 """The verb `evaluate`: tasks on frozen encoders beside honest baselines, results as JSON, arrays and a table."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from jepakit.artifacts.run import Run
 from jepakit.config.config import overrides, validation_sentence
+from jepakit.core import distributed
 from jepakit.core.compare import Difference
 from jepakit.core.errors import UserError, checked, nearest, plain
 from jepakit.core.files import user_path
@@ -20,14 +22,14 @@ from jepakit.data.statistics import read_usable
 from jepakit.evaluation.dense.davis import davis
 from jepakit.evaluation.dense.segmentation import boxes, segmentation
 from jepakit.evaluation.evaluated_model import UNTRAINED_NAME, EvaluatedModel, subject
-from jepakit.evaluation.features import batches
+from jepakit.evaluation.features import FrozenFeatures, batches, in_batches, say_left_out
 from jepakit.evaluation.pictures import save_pictures
-from jepakit.evaluation.probe_results import ProbeResults, ResultRow
+from jepakit.evaluation.probe_results import ResultRow
 from jepakit.evaluation.probes.finetune import finetune
 from jepakit.evaluation.probes.finetune_recipe import recipe_for
 from jepakit.evaluation.probes.logistic import as_predictions
 from jepakit.evaluation.probes.protocol import PROBES, Protocol
-from jepakit.evaluation.probes.spectrum import lidar_rows, rankme_rows
+from jepakit.evaluation.probes.spectrum import rankme_rows
 from jepakit.evaluation.probing import Question, probe_features
 from jepakit.evaluation.results import differences, save_rows
 from jepakit.evaluation.split import SplitRows
@@ -63,9 +65,14 @@ def evaluate(
     Returns rows by task; a probe's have name, accuracy, low and high of its 95 % interval, and how it was trained. Raises
     UserError for mistakes that the user can mend.
     """
-    tasks, protocol = chosen_tasks(tasks), protocol or settings_of(set)
-    told = table_settings(table, columns)
-    return _evaluated(subject(run, out).conditioned(dict(protocol.conditioning)), data, tasks, labels, protocol, told)
+
+    def asked() -> Callable[[], dict[str, list[ResultRow]]]:
+        wanted, how = chosen_tasks(tasks), protocol or settings_of(set)
+        told = table_settings(table, columns)
+        return _asked(subject(run, out).conditioned(dict(how.conditioning)), data, wanted, labels, how, told)
+
+    with distributed.process_group():
+        return distributed.agreed(asked)()
 
 
 def evaluate_both(
@@ -84,36 +91,42 @@ def evaluate_both(
     Results go to each run's folder, or to OUT/0 and OUT/1. Raises UserError as `evaluate`, and before any work where the two
     cannot be compared.
     """
-    tasks, protocol = chosen_tasks(tasks), settings_of(set)
+    wanted, protocol = chosen_tasks(tasks), settings_of(set)
     places = [None if out is None else user_path(out, "out") / str(n) for n in range(len(runs))]
-    judged = [subject(run, place).conditioned(dict(protocol.conditioning)) for run, place in zip(runs, places, strict=True)]
-    if data is None:
-        require_same_data(judged)
-    if not {*tasks} & {*PROBES, "finetune"}:
-        raise UserError(f"only {', '.join(PROBES)} and finetune can be paired: name one of them in --tasks")
-    told = table_settings(table, columns)
-    results = [_evaluated(each, data, tasks, labels, protocol, told) for each in judged]
-    done = [task for task in tasks if all(task in each for each in results)]
-    return results, differences(judged[0].folder, judged[1].folder, done, protocol.metric)
+
+    def asked() -> tuple[list[Path], list[Callable[[], dict[str, list[ResultRow]]]]]:
+        judged = [subject(run, place).conditioned(dict(protocol.conditioning)) for run, place in zip(runs, places, strict=True)]
+        if data is None:
+            require_same_data(judged)
+        if not {*wanted} & {*PROBES, "finetune"}:
+            raise UserError(f"only {', '.join(PROBES)} and finetune can be paired: name one of them in --tasks")
+        told = table_settings(table, columns)
+        return [each.folder for each in judged], [_asked(each, data, wanted, labels, protocol, told) for each in judged]
+
+    with distributed.process_group():
+        folders, questions = distributed.agreed(asked)
+        results = [answer() for answer in questions]
+        done = [task for task in wanted if all(task in each for each in results)]
+        return results, distributed.from_main(lambda: differences(folders[0], folders[1], done, protocol.metric))
 
 
-def _evaluated(
+def _asked(
     judged: EvaluatedModel,
     data: GivenImages | None,
     tasks: Sequence[str],
     labels: str | None,
     protocol: Protocol,
     table: TableSettings | None = None,
-) -> dict[str, list[ResultRow]]:
+) -> Callable[[], dict[str, list[ResultRow]]]:
+    """What answers these tasks, by all processes together. Raises UserError where they cannot be answered, before any work."""
     dense = [task for task in tasks if task in DENSE]
     if not dense:
-        return _on_images(judged, question_on(judged, data, tasks, labels, protocol, table))
+        return partial(_on_images, judged, question_on(judged, data, tasks, labels, protocol, table))
     place, opened, _ = _images_of(judged, data, labels, table)
     _require_turnable(judged.encoder.images, protocol, tasks)
     if opened:
         raise UserError(f"{' and '.join(dense)} read a data set in its folder: give its path, not {opened.name}")
-    root = user_path(place)
-    return {task: save_rows(judged.folder, task, place, _dense(judged, task, root, protocol), protocol) for task in dense}
+    return partial(_on_patches, judged, dense, place, user_path(place), protocol)
 
 
 def question_on(
@@ -193,26 +206,42 @@ def settings_of(words: Sequence[str] | str) -> Protocol:
 
 
 def _on_images(judged: EvaluatedModel, question: Question) -> dict[str, list[ResultRow]]:
-    source, tasks, protocol = question.source, question.tasks, question.protocol
-    labels, ids, results, made = source.labels, question.ids, dict[str, list[ResultRow]](), "rankme" in tasks
-    if made:
+    """Several processes make what is asked of together; the first asks, and writes."""
+    source, tasks, ids, results = question.source, question.tasks, question.ids, dict[str, list[ResultRow]]()
+    question.require_alike(judged)
+    if made := "rankme" in tasks:
         features, ids = question.features(judged)
-        rows = rankme_rows(features, protocol.rankme, judged.conditioned_names)
-        results["rankme"] = save_rows(judged.folder, "rankme", source.name, rows, protocol)
-        if judged.config:
-            save_pictures(judged.folder / "pictures.npz", judged.config, source, features[judged.name].last, ids)
-        if question.probes:
-            results |= probe_features(judged, question, ids, features)
+        results |= distributed.from_main(partial(_of_features, judged, question, features, ids))
     if "lidar" in tasks:
-        how = (judged.masking, protocol.lidar, protocol.seed, judged.precision, judged.seconds)
-        rows = lidar_rows(source, judged.encoders, *how)
-        results["lidar"] = save_rows(judged.folder, "lidar", source.name, rows, protocol)
-    if "finetune" in tasks and labels is not None:
-        ids = ids if made else _readable(source, ids, judged.encoder.images, judged.seconds)
-        empty = question.results(judged, labels, ids, grouped=protocol.aggregate == "group")
-        results["finetune"] = _finetuned(judged, empty, protocol)
+        rows = question.lidar(judged)
+        results["lidar"] = distributed.from_main(lambda: save_rows(judged.folder, "lidar", source.name, rows, question.protocol))
+    if "finetune" in tasks and source.labels is not None:
+        results["finetune"] = distributed.from_main(partial(_finetuned, judged, question, ids if made else None))
     question.say_if_unlabelled()
     return results
+
+
+def _on_patches(
+    judged: EvaluatedModel, tasks: Sequence[str], place: str, root: Path, protocol: Protocol
+) -> dict[str, list[ResultRow]]:
+    judged.require_alike({"--tasks": ",".join(tasks), "--data": place, "the settings": protocol.model_dump_json()})
+    results = {}
+    for task in tasks:
+        rows = _dense(judged, task, root, protocol)
+        results[task] = distributed.from_main(partial(save_rows, judged.folder, task, place, rows, protocol))
+    return results
+
+
+def _of_features(
+    judged: EvaluatedModel, question: Question, features: dict[str, FrozenFeatures], ids: SplitRows
+) -> dict[str, list[ResultRow]]:
+    """RankMe, pictures and probes of frozen features."""
+    source, p = question.source, question.protocol
+    rows = rankme_rows(features, p.rankme, judged.conditioned_names)
+    results = {"rankme": save_rows(judged.folder, "rankme", source.name, rows, p)}
+    if judged.config:
+        save_pictures(judged.folder / "pictures.npz", judged.config, source, features[judged.name].last, ids)
+    return results | (probe_features(judged, question, ids, features) if question.probes else {})
 
 
 def _require_turnable(images: ImageSettings, protocol: Protocol, tasks: Sequence[str]) -> None:
@@ -230,28 +259,27 @@ def _require_turnable(images: ImageSettings, protocol: Protocol, tasks: Sequence
 
 def _readable(source: Source, ids: SplitRows, images: ImageSettings, seconds: float) -> SplitRows:
     """Places of the samples that can be read, with the encoder's bands; the others are named."""
-    read = batches(source, ids, lambda index: read_usable(source, index, images).shape, seconds)
-    return np.array([index for batch in read for index, _ in batch], np.int64)
+    kept: list[int] = []
+    for good, bad in batches(source, in_batches(ids), lambda index: read_usable(source, index, images).shape, seconds):
+        say_left_out(bad)
+        kept += [index for index, _ in good]
+    return np.array(kept, np.int64)
 
 
-def _finetuned(judged: EvaluatedModel, results: ProbeResults, protocol: Protocol) -> list[ResultRow]:
+def _finetuned(judged: EvaluatedModel, question: Question, readable: SplitRows | None) -> list[ResultRow]:
     """Fine-tuning end to end, of the judged encoder and of the untrained one, which is then trained from scratch."""
+    source, protocol = question.source, question.protocol
+    assert source.labels is not None
+    ids = _readable(source, question.ids, judged.encoder.images, judged.seconds) if readable is None else readable
+    results = question.results(judged, source.labels, ids, grouped=protocol.aggregate == "group")
     split, shape = results.split, judged.encoder.vit.config
     settings = protocol.finetune.over(recipe_for(shape.width, shape.depth))
+    how: dict[str, Any] = {"precision": judged.precision, "seconds": judged.seconds, "symmetry": protocol.symmetry}
     y, rows = results.labels.y, (results.ids[split.train], results.ids[split.test])
     for name in (judged.name, UNTRAINED_NAME):
         log.info("fine-tuning the %s", name)
         scores, about = finetune(
-            judged.encoders[name],
-            results.source,
-            *rows,
-            y,
-            len(results.labels.classes),
-            settings,
-            protocol.seed,
-            judged.precision,
-            judged.seconds,
-            protocol.symmetry,
+            judged.encoders[name], source, *rows, y, len(results.labels.classes), settings, protocol.seed, **how
         )
         results.enter(name, as_predictions(scores, split.test_labels, logits=True), about)
     return results.save(judged.folder, "finetune", protocol)

@@ -80,14 +80,14 @@ def _train_phase(training: Training, run: Run, online: OnlineProbe | None, stop:
         first = training.whole_jepa() if not training.step else None
         if online and watched.fresh and not stop.is_set() and not (training.step and config.init.path):  # not read again
             watched.start(first or build_jepa(training.phase.config).to(training.device), training.dtype)
-        for batch in () if stop.is_set() else batches:
+        for batch, counts in () if stop.is_set() else batches:
             done = training.step + 1
             log_now = done % config.run.log_every_steps == 0 or done == end
             save_now = done % config.run.save_every_steps == 0 or done == end or stop.is_set()
             keep_now = config.run.keep_every_steps is not None and done % config.run.keep_every_steps == 0
             now = training.schedule.at(training.step)
             check = log_now or save_now or keep_now or training.device.type == "cpu"  # reading the loss makes CUDA wait
-            out, norm = training.train_step(batch, now, check=check, rows=log_now)
+            out, norm = training.train_step(batch, now, check=check, rows=log_now, counts=counts)
             training.step = done
             if log_now or save_now or keep_now:
                 training.agree_on_bad_images()
@@ -123,24 +123,26 @@ def _export(jepa: JEPA, training: Training, run: Run, again: str) -> None:
         raise UserError(f"{run.path / 'model'} cannot be written ({error}): make room, then: {again}") from None
 
 
-def _batches(training: Training, run: Run, stop: _Stop, hooks: Hooks) -> Generator[Batch]:
+def _batches(training: Training, run: Run, stop: _Stop, hooks: Hooks) -> Generator[tuple[Batch, list[list[int]]]]:
     """The batches still to come, once all processes have theirs; `stop` is set where one of them was asked to.
 
-    Where they cannot be made (too many bad images, no answer), what was learnt is saved.
+    With each batch, target patches of its micro-batches, by process. Where batches cannot be made (too many bad images, no
+    answer), what was learnt is saved.
     """
     with closing(training.loader(training.step, training.phase.end)) as made:
         for step in range(training.step, training.phase.end):
             distributed.begin_step(step + 1)
             batch, error = _next(made)
-            asked, failed = distributed.told([stop.asked.is_set(), error is not None]).max(0)
-            if failed:
+            targets = [len(masks.targets) for masks in batch.masks] if batch else [0] * training.config.optim.accumulate
+            everyone = distributed.told([stop.asked.is_set(), error is not None, *targets])
+            if everyone[:, 1].any():
                 _save_what_was_learnt(training, run, hooks)
                 if error and distributed.world_size() == 1:
                     raise error
                 distributed.raise_first(str(error or ""))
-            stop.agreed = bool(asked)
+            stop.agreed = bool(everyone[:, 0].any())
             assert batch is not None
-            yield batch
+            yield batch, everyone[:, 2:].T.tolist()
 
 
 def _next(batches: Iterator[Batch]) -> tuple[Batch | None, UserError | None]:

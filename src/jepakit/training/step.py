@@ -153,11 +153,14 @@ class Training:
             after.set_moments({name: x for name, x in self.moments().items() if fresh not in name})
         return after
 
-    def train_step(self, batch: Batch, now: ScheduleValues, *, check: bool, rows: bool = True) -> tuple[Output, Tensor]:
+    def train_step(
+        self, batch: Batch, now: ScheduleValues, *, check: bool, rows: bool = True, counts: list[list[int]] | None = None
+    ) -> tuple[Output, Tensor]:
         """One update: theta by AdamW on the loss, then theta_bar <- m theta_bar + (1 - m) theta (I-JEPA, section 3).
 
         check: raise UserError where the loss or the gradient is not finite; rows: keep predictions, targets
-        and features of micro-batches too, for the log. Returns the whole batch's output, and the gradient's norm.
+        and features of micro-batches too, for the log; counts: target patches of each micro-batch, by process (else asked
+        of all). Returns the whole batch's output, and the gradient's norm.
         """
         apply_schedule(self.adamw, now)
         self.adamw.zero_grad(set_to_none=True)
@@ -165,7 +168,7 @@ class Training:
             torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs left may be overwritten
         seed = rng.torch_seed(self.config.seed, "directions", batch.step)
         micro_batches, outputs = len(batch.masks), list[Output]()
-        counts = distributed.told([len(masks.targets) for masks in batch.masks]).T.tolist()  # of each micro-batch, by process
+        counts = counts or distributed.told([len(masks.targets) for masks in batch.masks]).T.tolist()
         for part, (masks, images, *target_images) in enumerate(self._micro_batches(batch)):
             with parallel.synchronised(self.model, part == micro_batches - 1):
                 with autocast(self.device, self.dtype):

@@ -165,7 +165,7 @@ def _begin(begun: Beginning, out: str | Path, create: Callable[[Config], Run], h
     with _held(run):
         begun.say()
         if begun.taken:
-            begun.taken.save(run.path)
+            distributed.from_main(partial(begun.taken.save, run.path))
         if not hooks.save(training, run):  # so that there is always something to go on from
             raise AgreedError(f"no checkpoint can be written to {run.path} (run.log says why): make room, start with --overwrite")
         return train(training, run, hooks)

@@ -8,8 +8,9 @@ left out, mean over frames of an object, then over objects. F frames, h, w rows 
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from jepakit.core import distributed
 from jepakit.core.compare import accuracy_interval
 from jepakit.core.errors import UserError
 from jepakit.core.progress import progress
@@ -138,17 +140,28 @@ def davis(
     the objects of all sequences; low to high is the 95 % interval of J&F, objects of a sequence kept together. Raises UserError
     for a folder of another layout, unreadable files and a first mask without an object.
     """
-    sequences = open_sequences(Path(root))
+    sequences = distributed.agreed(partial(open_sequences, Path(root)))
     kinds = with_raw_pixels(encoders, precision, seconds)
     scores: dict[str, list[NDArray[np.float64]]] = {name: [] for name in (*kinds, "first mask kept")}
     with progress("sequences", len(sequences)) as report:
-        for done, sequence in enumerate(sequences, start=1):
-            truth = sequence.truth()
-            for name, tokens in kinds.items():
-                scores[name].append(score(_carried(sequence, truth[0], tokens, short_side), truth))
-            scores["first mask kept"].append(score(np.broadcast_to(_followed(truth[0]), truth.shape), truth))
-            report(done, sequence.name)
-    return [_row(name, sequences_scores) for name, sequences_scores in scores.items()]
+
+        def take(found: dict[str, NDArray[np.float64]]) -> None:
+            for name, of_objects in found.items():
+                scores[name].append(of_objects)
+            report(len(scores["first mask kept"]))
+
+        distributed.spread(sequences, partial(_scored, kinds, short_side), take)
+    return distributed.from_main(lambda: [_row(name, sequences_scores) for name, sequences_scores in scores.items()])
+
+
+def _scored(
+    kinds: Mapping[str, PatchTokens], short_side: int, sequences: Sequence["Video"]
+) -> Generator[dict[str, NDArray[np.float64]]]:
+    """J and F of each object of a sequence, by who followed them."""
+    for sequence in sequences:
+        truth = sequence.truth()
+        found = {name: score(_carried(sequence, truth[0], tokens, short_side), truth) for name, tokens in kinds.items()}
+        yield {**found, "first mask kept": score(np.broadcast_to(_followed(truth[0]), truth.shape), truth)}
 
 
 @dataclass(frozen=True)

@@ -8,25 +8,27 @@ B images, h, w rows and columns of patches, D features, K classes, n images of a
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jepakit.core import rng
+from jepakit.core import distributed, rng
 from jepakit.core.errors import UserError
 from jepakit.core.files import user_path
+from jepakit.core.progress import progress
 from jepakit.data.crops import resize, stacked
 from jepakit.data.opening import SECONDS
 from jepakit.evaluation.dense.annotated import Annotated, open_annotated, open_boxes
 from jepakit.evaluation.dense.iou import Counts, confusion, miou, miou_row
-from jepakit.evaluation.dense.pairs import IGNORED, Pair, PixelClasses, counted
+from jepakit.evaluation.dense.pairs import IGNORED, Pair, PixelClasses
 from jepakit.evaluation.dense.patch_tokens import PatchTokens, with_raw_pixels
 from jepakit.evaluation.features import moments
 from jepakit.model.encoder import Encoder
@@ -67,9 +69,12 @@ def segmentation(
     interval of mean IoU over test images; where all are alike, that of as many right-or-wrongs.
     Raises UserError for a folder of another shape, unreadable files, labels without a class, too little memory.
     """
-    listed = None if classes is None else user_path(classes, "the list of classes")
-    labelled = open_annotated(Path(root), zero_is_other, limit, ignore=ignore, class_list=listed)
-    return _rows(encoders, labelled, size, **how)
+
+    def opened() -> Annotated:
+        listed = None if classes is None else user_path(classes, "the list of classes")
+        return open_annotated(Path(root), zero_is_other, limit, ignore=ignore, class_list=listed)
+
+    return _rows(encoders, distributed.agreed(opened), size, **how)
 
 
 def boxes(
@@ -79,7 +84,7 @@ def boxes(
 
     No detector's score: neighbours of a class are not told apart. Raises UserError as it.
     """
-    return _rows(encoders, open_boxes(Path(root), limit), size, **how)
+    return _rows(encoders, distributed.agreed(partial(open_boxes, Path(root), limit)), size, **how)
 
 
 def _rows(
@@ -94,16 +99,21 @@ def _rows(
 ) -> list[dict[str, Any]]:
     rows = []
     for name, tokens in with_raw_pixels(encoders, precision, seconds).items():
-        shape = _shape(tokens, size)
+        shape = distributed.from_main(partial(_shape, tokens, size))
         cache = _cached(name, tokens, labelled, shape)
-        head, lr = _trained(cache, labelled.classes, tuple(lrs), epochs, seed, tokens.device)
-        del cache
-        found = (_one(head, tokens, pair, labelled, shape) for pair in counted(f"{name}: test", labelled.test))
-        rows.append({**miou_row(name, labelled.names, found, seed), "lr": lr})
+        fit = partial(_trained, cache, labelled.classes, tuple(lrs), epochs, seed, tokens.device)
+        head, lr = distributed.from_main(fit)
+        del cache, fit
+        found = _tested(name, head.to(tokens.device), tokens, labelled, shape)
+        rows.append({**distributed.from_main(partial(miou_row, name, labelled.names, found, seed)), "lr": lr})
+    return [*rows, distributed.from_main(partial(_majority, labelled, seed))]
+
+
+def _majority(labelled: Annotated, seed: int) -> dict[str, Any]:
     most = int(labelled.pixels.argmax())
     truths = (pair.read() for pair in labelled.test)
     found = (confusion(np.full_like(truth, most), truth, labelled.classes) for truth in truths)
-    return [*rows, miou_row("majority class", labelled.names, found, seed)]
+    return miou_row("majority class", labelled.names, found, seed)
 
 
 class PixelHead(nn.Module):
@@ -165,19 +175,34 @@ def _read(pair: Pair, tokens: PatchTokens, shape: tuple[int, int]) -> tuple[Tens
 
 
 def _cached(name: str, function: PatchTokens, labelled: Annotated, shape: tuple[int, int]) -> _Cache:
+    """Tokens and labels of the training images; of several processes, which share the work, the first has them."""
     n, h, w = len(labelled.train), shape[0] // function.patch, shape[1] // function.patch
-    labels = torch.empty(n, FINE * h, FINE * w, dtype=torch.int32)
-    tokens = torch.empty(0)
-    pairs, done = counted(f"{name}: tokens", labelled.train), 0
-    while batch := [_read(pair, function, shape) for pair in islice(pairs, _BATCH)]:
-        encoded = function(stacked([image for image, _ in batch]))
-        tokens = tokens if done else torch.empty(_affordable(n, h, w, encoded.shape[-1]), dtype=torch.float16)
-        tokens[done : done + len(batch)] = encoded.cpu()
-        for _, truth in batch:
-            whole = torch.from_numpy(truth)[None, None].float()
-            labels[done] = F.interpolate(whole, labels.shape[1:], mode="nearest-exact")[0, 0].int()
-            done += 1
+    labels, tokens, done = torch.empty(n, FINE * h, FINE * w, dtype=torch.int32), torch.empty(0), 0
+    with progress(f"{name}: tokens", n) as report:
+
+        def take(made: tuple[NDArray[np.float16], NDArray[np.int32]]) -> None:
+            nonlocal tokens, done
+            encoded, truths = made
+            tokens = tokens if done else torch.empty(_affordable(n, h, w, encoded.shape[-1]), dtype=torch.float16)
+            rows = slice(done, done + len(encoded))
+            tokens[rows], labels[rows] = torch.from_numpy(encoded), torch.from_numpy(truths)
+            done += len(encoded)
+            report(done)
+
+        batched = [labelled.train[start : start + _BATCH] for start in range(0, n, _BATCH)]
+        distributed.spread(batched, partial(_encoded, function, shape, (FINE * h, FINE * w)), take)
     return _Cache(tokens, labels)
+
+
+def _encoded(
+    function: PatchTokens, shape: tuple[int, int], fine: tuple[int, int], batched: Sequence[Sequence[Pair]]
+) -> Generator[tuple[NDArray[np.float16], NDArray[np.int32]]]:
+    """Tokens (B, h, w, D) and labels (B, FINE h, FINE w) of each batch."""
+    for pairs in batched:
+        read = [_read(pair, function, shape) for pair in pairs]
+        whole = (torch.from_numpy(truth)[None, None].float() for _, truth in read)
+        labels = torch.cat([F.interpolate(each, fine, mode="nearest-exact")[:, 0].int() for each in whole])
+        yield function(stacked([image for image, _ in read])).half().cpu().numpy(), labels.numpy()
 
 
 def _affordable(*shape: int) -> tuple[int, ...]:
@@ -207,7 +232,7 @@ def _trained(
                 found += confusion(predicted, cache.labels[rows].numpy(), classes)
         scores.append(miou(found) if found.any() else 0.0)
     lr = lrs[int(np.argmax(scores))] if scores else lrs[0]
-    return _fit(cache, everything, classes, lr, epochs, seed, device), lr
+    return _fit(cache, everything, classes, lr, epochs, seed, device).cpu(), lr
 
 
 def _fit(cache: _Cache, images: Tensor, classes: int, lr: float, epochs: int, seed: int, device: torch.device) -> PixelHead:
@@ -231,9 +256,21 @@ def _fit(cache: _Cache, images: Tensor, classes: int, lr: float, epochs: int, se
     return head
 
 
-def _one(head: PixelHead, tokens: PatchTokens, pair: Pair, labelled: Annotated, shape: tuple[int, int]) -> Counts:
-    """The confusion matrix of a test image, at its own size."""
-    image, truth = _read(pair, tokens, shape)
-    with torch.no_grad():
-        predicted = head.predict(tokens(image[None]), (truth.shape[0], truth.shape[1]))[0]
-    return confusion(predicted.cpu().numpy(), truth, labelled.classes)
+def _tested(name: str, head: PixelHead, tokens: PatchTokens, labelled: Annotated, shape: tuple[int, int]) -> list[Counts]:
+    """The confusion matrix of each test image, at its own size; of several processes the first has them."""
+    found: list[Counts] = []
+    with progress(f"{name}: test", len(labelled.test)) as report:
+
+        def take(one: Counts) -> None:
+            found.append(one)
+            report(len(found))
+
+        def work(pairs: Sequence[Pair]) -> Generator[Counts]:
+            for pair in pairs:
+                image, truth = _read(pair, tokens, shape)
+                with torch.no_grad():
+                    predicted = head.predict(tokens(image[None]), (truth.shape[0], truth.shape[1]))[0]
+                yield confusion(predicted.cpu().numpy(), truth, labelled.classes)
+
+        distributed.spread(labelled.test, work, take)
+    return found

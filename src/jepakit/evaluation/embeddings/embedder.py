@@ -6,7 +6,7 @@ B images, T patch tokens, D features of a token.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -24,9 +24,9 @@ from jepakit.core.device import PRECISIONS, autocast, configure_cpu, cores, devi
 from jepakit.core.errors import UserError, nearest, plain
 from jepakit.core.files import user_path
 from jepakit.data.crops import stacked
-from jepakit.data.samples import read_ahead, read_many
+from jepakit.data.samples import read_ahead
 from jepakit.data.sources import Source
-from jepakit.evaluation.features import BATCH, PREFETCH_SAMPLES, UnreadRow, evaluation_view, split_unread
+from jepakit.evaluation.features import UnreadRow, batches, evaluation_view
 from jepakit.model.encoder import Encoder
 from jepakit.model.method import Which
 from jepakit.model.vit import SHAPE
@@ -84,13 +84,13 @@ class Embedded:
     bad: list[UnreadRow]
 
 
-def embedded(embedder: Embedder, source: Source, batches: Sequence[NDArray[np.int64]]) -> Iterator[Embedded]:
+def embedded(embedder: Embedder, source: Source, batched: Sequence[NDArray[np.int64]]) -> Generator[Embedded]:
     """Each of these batches of places in a source, in their order; the next ones are read while the encoder works.
 
     Raises UserError for features that are not finite.
     """
     waiting: tuple[list[int], Tensor, list[UnreadRow]] | None = None
-    for places, images, bad in read_ahead(_read(embedder, source, batches)):
+    for places, images, bad in read_ahead(_read(embedder, source, batched)):
         made = embedder(images) if images is not None else torch.empty(0, *embedder.shape, dtype=embedder.dtype)
         if waiting is not None:  # on CUDA the device has its next work before the last is fetched
             yield _fetched(source, *waiting)
@@ -111,24 +111,13 @@ def _fetched(source: Source, places: list[int], made: Tensor, bad: list[UnreadRo
 
 
 def _read(
-    embedder: Embedder, source: Source, batches: Sequence[NDArray[np.int64]]
+    embedder: Embedder, source: Source, batched: Sequence[NDArray[np.int64]]
 ) -> Iterator[tuple[list[int], Tensor | None, list[UnreadRow]]]:
-    threads = max(2, cores())
-    ahead = max(1, PREFETCH_SAMPLES // BATCH)
-    for number, places in enumerate(batches):
-        source.prefetch(np.concatenate(batches[number : number + ahead]))
+    def read(index: int) -> Tensor:
+        return evaluation_view(source, index, embedder.encoder.images, embedder.whole_image)
 
-        def read(index: int) -> Tensor:
-            return evaluation_view(source, index, embedder.encoder.images, embedder.whole_image)
-
-        read_each = read_many(source, places, read, threads=threads, seconds=embedder.seconds)
-        good, bad = split_unread(source, places, read_each)
+    for good, bad in batches(source, batched, read, embedder.seconds, max(2, cores())):
         yield [i for i, _ in good], stacked([each for _, each in good]) if good else None, bad
-
-
-def in_batches(places: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Places in the batches that evaluation takes."""
-    return [places[start : start + BATCH] for start in range(0, len(places), BATCH)]
 
 
 def encoder_and_settings(

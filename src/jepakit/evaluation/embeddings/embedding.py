@@ -2,15 +2,17 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jepakit import __version__
 from jepakit.artifacts.run import Run
+from jepakit.core import distributed
 from jepakit.core.errors import UserError, checked, plain
 from jepakit.core.files import locked, user_path
 from jepakit.core.progress import progress
@@ -18,8 +20,9 @@ from jepakit.data.formats.remote import shown
 from jepakit.data.identity import Identity
 from jepakit.data.labels.table import GivenTable, TableColumns, table_settings
 from jepakit.data.opening import GivenImages, absolute, given_images, open_given
-from jepakit.data.sources import Labels, Source
+from jepakit.data.sources import Source
 from jepakit.data.statistics import require_bands
+from jepakit.evaluation.embeddings.columns import columns_of
 from jepakit.evaluation.embeddings.embedder import (
     Embedded,
     Embedder,
@@ -27,21 +30,10 @@ from jepakit.evaluation.embeddings.embedder import (
     embedder_of,
     encoder_and_settings,
     encoder_digest,
-    in_batches,
 )
 from jepakit.evaluation.embeddings.files import open_embeddings
-from jepakit.evaluation.embeddings.parts import (
-    LABEL_OF,
-    Columns,
-    EmbeddingParts,
-    as_text,
-    bad_path,
-    begin,
-    described,
-    join,
-    require_ours,
-)
-from jepakit.evaluation.features import BATCH, UnreadRow
+from jepakit.evaluation.embeddings.parts import EmbeddingParts, bad_path, begin, described, join, require_ours
+from jepakit.evaluation.features import BATCH, in_batches
 from jepakit.model.encoder import Encoder
 
 log = logging.getLogger("jepakit")
@@ -85,7 +77,26 @@ def embed(
     returns at once. Raises UserError where the file, or what a stopped call left, is of something else and `overwrite` is not
     set, and as `load` and `open_source` do.
     """
-    out = _place(out)
+    with distributed.process_group():
+        opened = partial(_opened, run, data, out, layer, pool, precision, labels=labels, table=table, columns=columns)
+        what = distributed.agreed(opened)
+        return embed_source(*what[:3], encoder=what[3], data=what[4], overwrite=overwrite, seconds=what[5])
+
+
+def _opened(
+    run: Encoder | Run | str | Path,
+    data: GivenImages | None,
+    out: str | Path,
+    layer: str | int,
+    pool: str,
+    precision: str | None,
+    *,
+    labels: str | None,
+    table: GivenTable | None,
+    columns: TableColumns,
+) -> tuple[Embedder, Source, Path, str, str, float]:
+    """What `embed_source` takes. Raises UserError."""
+    path = _place(out)
     encoder, settings, own, where = encoder_and_settings(run)
     told = table_settings(table, columns)
     if told is None and data is None and own and own.table.file:
@@ -100,32 +111,69 @@ def embed(
     embedder = embedder_of(encoder, settings, layer, pool, precision, whole)
     require_bands(source, encoder.images, settings.read_timeout_seconds)
     lies = place if opened else shown(absolute(place))  # without a password: the file may go to others
-    return embed_source(embedder, source, out, encoder=where, data=lies, overwrite=overwrite)
+    return embedder, source, path, where, lies, settings.timeout_seconds
 
 
-def embed_source(embedder: Embedder, source: Source, out: Path, *, encoder: str, data: str, overwrite: bool = False) -> Path:
-    """`embed` of a source that is open; encoder, data: where the two lie, for those who read the file."""
+def embed_source(
+    embedder: Embedder,
+    source: Source,
+    out: Path,
+    *,
+    encoder: str,
+    data: str,
+    overwrite: bool = False,
+    seconds: float = 600.0,
+) -> Path:
+    """`embed` of a source that is open; encoder, data: where the two lie, for those who read the file; seconds: in which each of
+    several processes makes a batch."""
     about = _about(embedder, source, encoder, data)
-    folder = out.with_name(f"{out.name}.parts")
-    if out.exists() and not folder.exists() and not overwrite:
-        _require_same(open_embeddings(out).about, about, str(out))
-        return out
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        require_ours(folder)
-        with locked(folder):
-            if _is_done(out, folder, about, overwrite):
-                shutil.rmtree(folder)
-                return out
-            begin(folder, about)
-            parts = EmbeddingParts(folder, -(-len(source) // about["part_rows"]))
-            _fill(parts, embedder, source, about["part_rows"])
-            bad = join(parts, out, about)
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename or out}: {error.strerror or error}") from None
+    distributed.require_own_device(embedder.encoder.device)
+    distributed.require_alike({"--out": str(out.absolute()), **{key: str(about[key]) for key in (*MUST_AGREE, "names")}})
+    with ExitStack() as held:
+        missing = distributed.from_main(partial(_begun, held, out, about, overwrite))
+        if missing is None:
+            return out
+        with distributed.time_limit(seconds):
+            _fill(out, missing, embedder, source, about)
+        bad = distributed.from_main(partial(_joined, out, about))
     if bad:
         log.warning("%d of %d images could not be read: %s names them", bad, len(source), bad_path(out))
     return out
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Raises UserError where a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or out}: {error.strerror or error}") from None
+
+
+def _parts(out: Path, about: Mapping[str, Any]) -> EmbeddingParts:
+    return EmbeddingParts(out.with_name(f"{out.name}.parts"), -(-about["images_count"] // about["part_rows"]))
+
+
+def _begun(held: ExitStack, out: Path, about: Mapping[str, Any], overwrite: bool) -> list[int] | None:
+    """Numbers of the parts that are still to be made, their folder begun and held; None where the file is there."""
+    parts = _parts(out, about)
+    if out.exists() and not parts.folder.exists() and not overwrite:
+        _require_same(open_embeddings(out).about, about, str(out))
+        return None
+    with _writing(out):
+        parts.folder.mkdir(parents=True, exist_ok=True)
+        require_ours(parts.folder)
+        held.enter_context(locked(parts.folder))
+        if _is_done(out, parts.folder, about, overwrite):
+            shutil.rmtree(parts.folder)
+            return None
+        begin(parts.folder, about)
+        return parts.missing
+
+
+def _joined(out: Path, about: Mapping[str, Any]) -> int:
+    with _writing(out):
+        return join(_parts(out, about), out, about)
 
 
 def _place(out: str | Path) -> Path:
@@ -200,49 +248,23 @@ def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str)
         raise UserError(f"{where} holds embeddings of {difference}: say the same again, give another --out, or --overwrite")
 
 
-def _fill(parts: EmbeddingParts, embedder: Embedder, source: Source, rows: int) -> None:
-    """Make the parts that are missing."""
-    numbers, n = parts.missing, len(source)
-    batches = {k: in_batches(np.arange(k * rows, min((k + 1) * rows, n))) for k in numbers}
-    made = embedded(embedder, source, [batch for number in numbers for batch in batches[number]])
-    done = rows * (parts.count - len(numbers))
+def _fill(out: Path, missing: Sequence[int], embedder: Embedder, source: Source, about: Mapping[str, Any]) -> None:
+    """Make the parts that are missing: batches by all processes, parts of them by the first."""
+    parts, rows, n, chunks = _parts(out, about), about["part_rows"], len(source), list[Embedded]()
+    batches = {number: in_batches(np.arange(number * rows, min((number + 1) * rows, n))) for number in missing}
+    turns = [(number, batch) for number in missing for batch in batches[number]]
+    done, left = rows * (parts.count - len(missing)), iter(turns)
     with progress("embeddings", n, min(done, n)) as report:
-        for number in numbers:
-            chunks = []
-            for batch in batches[number]:
-                chunks.append(next(made))
-                done += len(batch)
-                report(min(done, n))
-            parts.save(number, *_columns(embedder, source, chunks))
 
+        def take(made: Embedded) -> None:
+            nonlocal done
+            number, batch = next(left)
+            chunks.append(made)
+            done += len(batch)
+            report(min(done, n))
+            if len(chunks) == len(batches[number]):
+                with _writing(out):
+                    parts.save(number, *columns_of(embedder, source, chunks))
+                chunks.clear()
 
-def _labels(labels: Labels, places: NDArray[np.int64]) -> Columns:
-    """Of samples at places (n,): 'label', places of classes or numbers (n,); of several labels a column of 0, 1, NaN each."""
-    if labels.kind != "multi":
-        return {"label": labels.y[places]}
-    return {f"{LABEL_OF}{as_text(name)}": labels.y[places, k] for k, name in enumerate(labels.classes)}
-
-
-def _groups(labels: Labels, places: NDArray[np.int64]) -> NDArray[Any]:
-    """Of samples at places (n,): names of groups, '' for an image that stands alone; numbers where groups have no names."""
-    assert labels.groups is not None
-    groups, names = labels.groups[places], labels.group_names
-    return np.array([names[group] if group < len(names) else "" for group in groups], np.str_) if names else groups
-
-
-def _columns(embedder: Embedder, source: Source, chunks: list[Embedded]) -> tuple[Columns, list[UnreadRow]]:
-    """The rows of a part, and the images that could not be read."""
-    places = np.array([place for chunk in chunks for place in chunk.places], np.int64)
-    columns: Columns = {"index": places, "path": np.array([source.title(i) for i in places.tolist()], np.str_)}
-    labels, held = source.labels, source.held_out
-    test = np.zeros(len(places), bool) if held is None else held[places]
-    if labels is not None:
-        values = labels.values[places]
-        test = test | labels.test[places]
-        columns |= _labels(labels, places) | {"split": np.where(test, 1, np.where(values >= 0, 0, -1))}
-        columns |= {} if labels.groups is None else {"group": _groups(labels, places)}
-    elif held is not None:
-        columns["split"] = test.astype(np.int64)
-    vectors = [chunk.vectors for chunk in chunks]
-    columns["vector"] = np.concatenate(vectors) if vectors else np.zeros((0, *embedder.shape))
-    return columns, [each for chunk in chunks for each in chunk.bad]
+        distributed.spread([batch for _, batch in turns], partial(embedded, embedder, source), take)

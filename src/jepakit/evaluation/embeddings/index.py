@@ -24,10 +24,9 @@ from jepakit.evaluation.embeddings.embedder import (
     embedder_of,
     encoder_and_settings,
     encoder_digest,
-    in_batches,
 )
 from jepakit.evaluation.embeddings.files import ArrayEmbeddings, Embeddings, open_embeddings
-from jepakit.evaluation.features import UnreadRow
+from jepakit.evaluation.features import UnreadRow, in_batches
 from jepakit.model.encoder import Encoder
 
 Floats = NDArray[np.floating]

@@ -3,8 +3,9 @@
 n images, q views, D features.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from itertools import chain, islice
+from collections.abc import Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from jepakit.core import distributed
 from jepakit.core.device import autocast
 from jepakit.core.errors import UserError
 from jepakit.core.progress import progress
@@ -20,7 +22,7 @@ from jepakit.core.settings import Settings
 from jepakit.data.crops import centre_crop, channels_of, crop_boxes, resize, stacked
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.sources import Source, evenly
-from jepakit.evaluation.features import FrozenFeatures, batches
+from jepakit.evaluation.features import BATCH, FrozenFeatures, UnreadRow, batches, in_batches, say_left_out
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import ImageSettings
 from jepakit.model.jepa import encode_windows
@@ -30,7 +32,7 @@ from jepakit.model.masking.packed_masks import Masks
 from jepakit.model.metrics import Discriminant, Gram
 from jepakit.model.vit import patchify
 
-GROUP = 128  # images of which a view goes through the encoder together
+GROUP = BATCH  # images of which a view goes through the encoder together
 
 
 class RankMe(Settings):
@@ -81,27 +83,70 @@ def lidar_rows(
 
     Views are context windows as in training, where a conditioned encoder is given the targets of each, or whole crops, where it
     is conditioned as at inference. An image that does not come within so many `seconds`, or cannot be read, is named and left
-    out. Raises UserError for fewer than two readable images, and where delta=0 leaves a singular covariance.
+    out. Several processes share the groups. Raises UserError for fewer than two readable images, and where delta=0 leaves a
+    singular covariance.
     """
-    scatter = {name: Discriminant() for name in encoders}
-    first, used, q = next(iter(encoders.values())), 0, settings.views
+    scatter, first, used = {name: Discriminant() for name in encoders}, next(iter(encoders.values())), 0
     ids = np.arange(len(source))[evenly(len(source), settings.images)]
+    work = partial(_viewed, source, encoders, masking, settings, seed, seconds)
     with progress("lidar", len(ids)) as report, torch.inference_mode(), autocast(first.device, precision):
-        for who, images in _groups(source, ids, first.images, seconds):
-            views: dict[str, list[Tensor]] = {name: [] for name in encoders}
-            x = first.normalise(_view(images, first.images, settings.by, who, seed).to(first.device))
-            for v in range(q):  # view by view: a law that draws for a whole batch then tells views apart, not images
-                draws = who + len(source) * v
-                if v and settings.by != "masks":
-                    x = first.normalise(_view(images, first.images, settings.by, draws, seed).to(first.device))
-                masks = masking.sample(first.vit.grid, draws, seed=seed, step=used * q + v)
-                for name, encoder in encoders.items():
-                    e = encoder.embed(x) if settings.by == "crops" else _windows(encoder, x, masks)
-                    views[name].append(e.float().cpu())
-            for name, own in views.items():
-                scatter[name].add(torch.stack(own, 1))
-            used += len(who)
+
+        def take(group: _Group) -> None:
+            nonlocal used
+            say_left_out(group.bad)
+            for name, own in group.features.items():
+                scatter[name].add(torch.from_numpy(own))
+            used += group.count
             report(used)
+
+        distributed.spread([*enumerate(in_batches(ids, GROUP))], work, take)
+    return distributed.from_main(lambda: _rows_of(source, scatter, encoders, settings, used))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Images of which a view goes through an encoder together: how many, those that could not be read, and features
+    (images, views, D) by the encoder's name."""
+
+    count: int
+    bad: list[UnreadRow]
+    features: dict[str, NDArray[np.float32]]
+
+
+def _viewed(
+    source: Source,
+    encoders: Mapping[str, Encoder],
+    masking: Masking,
+    settings: LiDAR,
+    seed: int,
+    seconds: float,
+    numbered: Sequence[tuple[int, NDArray[np.int64]]],
+) -> Generator[_Group]:
+    """The groups with these numbers, of these places; what is drawn for one does not depend on the others."""
+    first, q = next(iter(encoders.values())), settings.views
+
+    def read(index: int) -> Pixels:
+        return channels_of(source.read(index, first.images.max_pixels), first.images)
+
+    found = batches(source, [places for _, places in numbered], read, seconds)
+    for (number, _), (good, bad) in zip(numbered, found, strict=True):
+        who, images = np.array([index for index, _ in good], np.int64), [pixels for _, pixels in good]
+        views: dict[str, list[Tensor]] = {name: [] for name in encoders if good}
+        for v in range(q if good else 0):  # view by view: a law that draws for a whole batch then tells views apart, not images
+            draws = who + len(source) * v
+            if not v or settings.by != "masks":
+                x = first.normalise(_view(images, first.images, settings.by, draws, seed).to(first.device))
+            masks = masking.sample(first.vit.grid, draws, seed=seed, step=number * GROUP * q + v)
+            for name, own in views.items():
+                encoder = encoders[name]
+                e = encoder.embed(x) if settings.by == "crops" else _windows(encoder, x, masks)
+                own.append(e.float().cpu())
+        yield _Group(len(good), bad, {name: torch.stack(own, 1).numpy() for name, own in views.items()})
+
+
+def _rows_of(
+    source: Source, scatter: Mapping[str, Discriminant], encoders: Mapping[str, Encoder], settings: LiDAR, used: int
+) -> list[_Row]:
     if used < 2:
         raise UserError(f"{source.name} has {used} readable image(s): LiDAR compares at least two")
     return [_lidar_row(name, s, encoders[name], settings, used) for name, s in scatter.items()]
@@ -117,19 +162,6 @@ def _lidar_row(name: str, scatter: Discriminant, encoder: Encoder, settings: LiD
         "none" if encoder.training_conditioning is None else "inference" if settings.by == "crops" else "each view's own"
     )
     return {"name": name, "lidar": value, **about, "conditioning": conditioning, **_bounded(n, encoder.width)}
-
-
-def _groups(
-    source: Source, ids: NDArray[np.int64], images: ImageSettings, seconds: float
-) -> Iterator[tuple[NDArray[np.int64], list[Pixels]]]:
-    """Places and pixels of a few readable images at a time."""
-
-    def read(index: int) -> Pixels:
-        return channels_of(source.read(index, images.max_pixels), images)
-
-    good = chain.from_iterable(batches(source, ids, read, seconds, GROUP))
-    while some := list(islice(good, GROUP)):
-        yield np.array([index for index, _ in some]), [pixels for _, pixels in some]
 
 
 def _view(originals: list[Pixels], images: ImageSettings, by: str, draws: NDArray[np.int64], seed: int) -> Tensor:

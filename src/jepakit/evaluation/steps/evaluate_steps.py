@@ -4,12 +4,14 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 from jepakit.artifacts.checkpoint import MANIFEST, step_name
 from jepakit.artifacts.load import load, require_kept, run_and_step
 from jepakit.artifacts.run import Run
+from jepakit.core import distributed
 from jepakit.core.errors import UserError
 from jepakit.core.files import user_path
 from jepakit.data.identity import Identity
@@ -20,7 +22,7 @@ from jepakit.evaluation.evaluated_model import UNTRAINED_NAME, EvaluatedModel, s
 from jepakit.evaluation.features import MOST_TOKENS, RAW, FrozenFeatures
 from jepakit.evaluation.probe_results import Baselines, ResultRow
 from jepakit.evaluation.probes.protocol import LAST4, TOKENS
-from jepakit.evaluation.probes.spectrum import lidar_rows, rankme_rows
+from jepakit.evaluation.probes.spectrum import rankme_rows
 from jepakit.evaluation.probing import Question, probe_features
 from jepakit.evaluation.results import save_rows
 from jepakit.evaluation.shortcuts import save_shortcuts, shortcut_tasks
@@ -54,21 +56,28 @@ def evaluate_steps(
     together to RUN/evaluation/steps.json (of several runs with `out` to OUT/0, OUT/1 ...). Returns the results of each run, and
     the figure of all. Raises UserError as `evaluate`, and for a step that is not kept.
     """
-    tasks, protocol = chosen_tasks(tasks), settings_of(set)
-    _require_frozen(tasks)
-    opened = [_run_alone(run) for run in runs]
-    asked = [_asked_steps(run, steps) for run in opened]
+    wanted, protocol = chosen_tasks(tasks), settings_of(set)
     place = None if out is None else user_path(out, "out")
-    folders = [place / str(n) if place and len(runs) > 1 else place for n in range(len(runs))]
-    judged = [subject(run, folder) for run, folder in zip(opened, folders, strict=True)]
-    if data is None:
-        require_same_data(judged)
-    told, found = table_settings(table, columns), []
-    for run, one, wanted in zip(opened, judged, asked, strict=True):
-        question = question_on(one, data, tasks, labels, protocol, told)
-        found.append(_Steps.of(run, one, question).judge(wanted))
-    figure = (place or judged[0].folder) / FIGURE
-    save_steps_figure(figure, dict(zip(_names(opened), found, strict=True)))
+
+    def asked() -> tuple[list[tuple[_Steps, list[int]]], Path, list[str]]:
+        _require_frozen(wanted)
+        opened = [_run_alone(run) for run in runs]
+        which = [_asked_steps(run, steps) for run in opened]
+        folders = [place / str(n) if place and len(runs) > 1 else place for n in range(len(runs))]
+        judged = [subject(run, folder) for run, folder in zip(opened, folders, strict=True)]
+        if data is None:
+            require_same_data(judged)
+        told = table_settings(table, columns)
+        each = [
+            _Steps.of(run, one, question_on(one, data, wanted, labels, protocol, told))
+            for run, one in zip(opened, judged, strict=True)
+        ]
+        return list(zip(each, which, strict=True)), (place or judged[0].folder) / FIGURE, _names(opened)
+
+    with distributed.process_group():
+        runs_steps, figure, names = distributed.agreed(asked)
+        found = [each.judge(which) for each, which in runs_steps]
+        distributed.from_main(lambda: save_steps_figure(figure, dict(zip(names, found, strict=True))))
     return found, figure
 
 
@@ -131,13 +140,15 @@ class _Steps:
         """All of the steps, those that were not judged before."""
         tasks, called = self.question.on_features, self.question.protocol.shortcuts
         tasks += [f"tells {called}"] if called else []
-        todo = [step for step in steps if not self.results.has(step, self._weights(step), tasks)]
+        self.question.require_alike(self.judged)
+        todo = distributed.from_main(lambda: [s for s in steps if not self.results.has(s, self._weights(s), tasks)])
         if len(todo) < len(steps):
             log.info("%d of %d steps were judged before", len(steps) - len(todo), len(steps))
         for some in self._at_once(todo):
             self._judge_together(some)
         self.question.say_if_unlabelled()
-        return self.results.only(steps, [*tasks, *([f"{called} left out"] if called else [])])
+        shown = [*tasks, *([f"{called} left out"] if called else [])]
+        return distributed.from_main(lambda: self.results.only(steps, shown))
 
     def _at_once(self, steps: list[int]) -> Iterator[list[int]]:
         """Steps whose encoders, and what they make of the images, can be held together."""
@@ -156,22 +167,29 @@ class _Steps:
     def _judge_together(self, steps: Sequence[int]) -> None:
         """Steps whose features are made in one pass over the images; each is noted as it is done."""
         device, q = self.judged.encoder.device, self.question
-        of_steps = {str(step): load(self._folder(step)).to(device) for step in steps}
+        of_steps = distributed.agreed(lambda: {str(step): load(self._folder(step)).to(device) for step in steps})
         first = not self.ranks
         also = {UNTRAINED_NAME: self.judged.encoders[UNTRAINED_NAME]} if first else {}
         together = replace(self.judged, encoders={**of_steps, **also}).conditioned(dict(q.protocol.conditioning))
         features, ids = q.features(together)
         if not first:
-            features.pop(RAW)
-        ranks = {"rankme": rankme_rows(features, q.protocol.rankme, together.conditioned_names)}
+            features.pop(RAW, None)
+        ranks = {"rankme": distributed.from_main(lambda: rankme_rows(features, q.protocol.rankme, together.conditioned_names))}
         if "lidar" in q.tasks:
-            j = self.judged
-            ranks["lidar"] = lidar_rows(
-                q.source, together.encoders, j.masking, q.protocol.lidar, q.protocol.seed, j.precision, j.seconds
-            )
+            ranks["lidar"] = q.lidar(together)
         if first:
             self.ranks = {task: [row for row in rows if row["name"] not in of_steps] for task, rows in ranks.items()}
-        rest = {name: features.pop(name) for name in (*also, RAW) if name in features}
+        distributed.from_main(partial(self._judge_each, steps, together, ranks, features, ids))
+
+    def _judge_each(
+        self,
+        steps: Sequence[int],
+        together: EvaluatedModel,
+        ranks: dict[str, list[ResultRow]],
+        features: dict[str, FrozenFeatures],
+        ids: Any,
+    ) -> None:
+        rest = {name: features.pop(name) for name in (UNTRAINED_NAME, RAW) if name in features}
         for step in steps:
             name = str(step)
             own = {task: next(row for row in rows if row["name"] == name) for task, rows in ranks.items()}
