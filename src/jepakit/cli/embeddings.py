@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jepakit.cli.options import app, say, takes_table
+from jepakit.cli.options import app, print_once, takes_table
 
 
 @app.command()
@@ -29,7 +29,7 @@ def embed(
 
     how: dict[str, Any] = {"layer": layer, "pool": pool, "precision": precision, "overwrite": overwrite, **told}
     path = write(run, data, out, **how)
-    say(f"embeddings: {path}" + (f"\nnext: jepakit search {quote(str(path))} IMAGE" if pool == "mean" else ""))
+    print_once(f"embeddings: {path}" + (f"\nnext: jepakit search {quote(str(path))} IMAGE" if pool == "mean" else ""))
 
 
 @app.command()

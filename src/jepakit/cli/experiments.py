@@ -16,7 +16,7 @@ from jepakit.cli.options import (
     StepsOption,
     TasksOption,
     app,
-    say,
+    print_once,
     takes_table,
 )
 from jepakit.core.errors import UserError
@@ -91,7 +91,7 @@ def pretrain(
         return
     run = train(data, out, recipe, method, **begin, **told, set=settings)  # type: ignore[arg-type]
     if run.finished:
-        say(f"encoder: {run.path / 'model'}\nnext: jepakit evaluate {run.path} --data SRC; jepakit report {run.path}")
+        print_once(f"encoder: {run.path / 'model'}\nnext: jepakit evaluate {run.path} --data SRC; jepakit report {run.path}")
 
 
 @app.command()
@@ -125,12 +125,12 @@ def _judge(runs: list[str], told: dict[str, Any]) -> None:
     from jepakit.evaluation.tasks import evaluate_both
 
     if len(runs) == 1:
-        say(results_table(judge(runs[0], **told)))
+        print_once(results_table(judge(runs[0], **told)))
     elif len(runs) == 2:
         results, found = evaluate_both(runs, **told)
         for run, each in zip(runs, results, strict=True):
-            say(f"{run}\n{results_table(each)}\n")
-        say(as_sentences(found, *runs))
+            print_once(f"{run}\n{results_table(each)}\n")
+        print_once(as_sentences(found, *runs))
     else:
         raise UserError(f"evaluate takes one run, or two to compare (with --steps any number), not {len(runs)}")
 
@@ -143,9 +143,9 @@ def _judge_steps(runs: list[str], steps: str, told: dict[str, Any]) -> None:
         raise UserError("evaluate --steps takes a run, or several, and got none")
     results, figure = evaluate_steps(runs, steps, **told)
     for run, each in zip(runs, results, strict=True):
-        say(f"{run}\n{steps_table(each)}\n")
+        print_once(f"{run}\n{steps_table(each)}\n")
     shown = "" if told["out"] else f"; jepakit report {' '.join(runs)} shows it"  # which reads RUN/evaluation alone
-    say(f"metric against images seen: {figure}{shown}")
+    print_once(f"metric against images seen: {figure}{shown}")
 
 
 @app.command()

@@ -70,7 +70,7 @@ def takes_table(command: Callable[..., None]) -> Callable[..., None]:
     return packing
 
 
-def say(words: str) -> None:
+def print_once(words: str) -> None:
     """Print it, of several processes the first."""
     if ranks.is_main():
         print(words)
