@@ -50,8 +50,10 @@ def parsed(words: list[str], *, whole: bool) -> tuple[str, dict[str, Any]]:
     """The verb, and the values of its parameters, as the program takes them; of what is not `whole` a word may be missing."""
     command, name = COMMANDS, "jepakit"
     while hasattr(command, "commands"):
-        if not words or words[0].startswith("-"):
-            command.make_context(name, [*words], resilient_parsing=True)
+        while words and words[0].startswith("-"):  # of the program itself; none takes a value
+            assert any(words[0] in param.opts for param in command.params) or words[0] in ("-h", "--help"), words[0]
+            words = words[1:]
+        if not words:
             return name, {}
         assert words[0] in command.commands, f"no verb {words[0]}"
         command, name, words = command.commands[words[0]], f"{name} {words[0]}", words[1:]
@@ -105,6 +107,7 @@ def test_every_setting_that_a_text_names_is_one(page: str) -> None:
 def test_the_check_of_command_lines_sees_what_is_wrong() -> None:
     for line in (
         "pretrian --data a",
+        "--nosuch pretrain --data a",
         "pretrain --dta a --out b",
         "pretrain --data a --out b optim.lrr=1",
         "pretrain --data a --out b optim.lr=fast",
@@ -274,3 +277,11 @@ def test_the_notebook_runs_from_top_to_bottom(folder: Path, monkeypatch: pytest.
             check_python("import jepakit\n" + text, dict(names))
             exec(text, names)
     assert len(names["near"].paths) == 8 and (folder / "runs/tour/hf/model.safetensors").is_file()
+
+
+def test_the_notebook_holds_what_its_cells_gave() -> None:
+    path = ROOT / "docs" / "tour.ipynb"
+    assert path.stat().st_size < 500_000
+    outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4, "make notebook"
+    assert all(output["output_type"] != "error" for output in outputs)
