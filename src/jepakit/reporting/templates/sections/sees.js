@@ -22,7 +22,7 @@
     veil(stage, image) {
       const canvas = Object.assign(document.createElement("canvas"), { width: this.columns, height: this.rows, tabIndex: 0 });
       const mark = Object.assign(document.createElement("b"), { hidden: true });
-      const set = { role: "slider", "aria-label": `patch of ${this.names[image]}`, "aria-valuemin": 1, "aria-valuemax": this.patches };
+      const set = { role: "slider", "aria-label": `patch of ${this.names[image]}`, "aria-valuemin": 1, "aria-valuemax": this.patches, "aria-valuenow": 1 };
       for (const [key, value] of Object.entries(set)) canvas.setAttribute(key, value);
       stage.append(canvas, mark);
       const at = (event) => {
