@@ -3,7 +3,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test long parity lint bench docs notebook clean
+.PHONY: install demo test long parity lint bench docs notebook dist oldest clean
 
 install: $(VENV)/.core
 
@@ -62,6 +62,18 @@ studies: $(VENV)/.dev
 
 house: $(VENV)/.dev
 	$(PY) scripts/house.py
+
+# A wheel and an sdist, the wheel tried in an empty environment: no checkout, HOME and PATH of its own
+dist: $(VENV)/.dev
+	$(PY) -m build --outdir dist .
+	$(PY) scripts/try_wheel.py dist
+
+# The tests beside the oldest packages that pyproject.toml allows (of torch the present one, unless TORCH names another)
+oldest:
+	python3 -m venv $(VENV)-oldest
+	python3 scripts/oldest.py $(TORCH) > $(VENV)-oldest/constraints.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-oldest/constraints.txt -e ".[dev]"
+	$(VENV)-oldest/bin/python -m pytest -n auto --dist loadgroup
 
 clean:
 	rm -rf $(VENV)
