@@ -35,7 +35,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from jepakit.config.config import overrides, resolve
+from jepakit.config.config import given_layer
+from jepakit.config.recipes import settings
 from jepakit.core import distributed
 from jepakit.core.files import save_json
 from jepakit.core.ranks import is_main
@@ -80,7 +81,8 @@ def silent(model: Any) -> Iterator[None]:
 
 def measured(words: list[str], steps: int) -> Row:
     """Seconds of each step of this process, of those that are silent, and the bytes of the others."""
-    config = resolve({"recipe": "small"}, overrides([*words, f"optim.steps={4 * steps}", "optim.warmup_steps=1"]))
+    given = given_layer([*words, f"optim.steps={4 * steps}", "optim.warmup_steps=1"], {})
+    config = settings("small", given.pop("method"), given)  # as `plan` has it: a method is more than its name
     side, draw = config.images.height_width, np.random.default_rng(0)
     pixels = draw.integers(0, 256, (2 * config.optim.batch_size, *side, config.images.channels), dtype=np.uint8)
     training = Training.prepare(config, ArraySource("random images", pixels, None))
