@@ -3,6 +3,7 @@
     python benchmarks/quality.py                     # both sets, 30 runs: an hour and a half or so on two cores
     python benchmarks/quality.py --supervised        # an encoder trained on ImageNet, too (benchmarks/supervised.py)
     python benchmarks/quality.py --sets emoji --methods c_jepa --seeds 1
+    python benchmarks/quality.py --table             # the tables of the rows that there are; nothing is run
     python benchmarks/quality.py --smoke             # seconds: that it runs
 
 Textures come from benchmarks/textures.py; give --textures FOLDER where they lie already, or --data FILES to make them from.
@@ -28,6 +29,7 @@ from textures import prepare
 
 from jepakit.artifacts.run import Run
 from jepakit.config.choice import DEMO
+from jepakit.core.compare import mean_and_margin
 from jepakit.core.files import save_json
 from jepakit.data.opening import open_source
 from jepakit.evaluation import evaluate
@@ -104,7 +106,25 @@ def table(rows: list[dict[str, Any]]) -> str:
         yardstick = [r for r in rows if (r["set"], r["method"]) == (kind, SUPERVISED)]
         cells = " | ".join(cell(yardstick, task, SUPERVISED) for task in ("knn", "linear", "rankme", "lidar"))
         lines += [f"| {SUPERVISED} | {cells} | |", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *paired(rows)])
+
+
+def paired(rows: list[dict[str, Any]]) -> list[str]:
+    """What conditioning adds, of the same seed with and without it: mean difference and 95 % t-interval over seeds."""
+    lines = ["conditioned less not", "", "| set | | with VICReg | without |", "|---|---|---|---|"]
+    for kind, task in ((kind, task) for kind in dict.fromkeys(r["set"] for r in rows) for task in ("knn", "linear")):
+        cells = []
+        for method in ("c_jepa", "ijepa"):
+            here = [r for r in rows if r["set"] == kind]
+            without, told = (
+                {(r["seed"], r["steps"]): r[task]["target encoder"] for r in here if r["method"] == name}
+                for name in (method, f"ec_{method}")
+            )
+            apart = [value - without[key] for key, value in told.items() if key in without]
+            mean, margin = mean_and_margin(apart) if apart else (0.0, None)
+            cells.append("" if margin is None else f"{mean:+.1f} ± {margin:.1f}")
+        lines.append(f"| {kind} | {task} | {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> None:
@@ -117,8 +137,12 @@ def main() -> None:
     parser.add_argument("--textures", type=Path)
     parser.add_argument("--data", type=Path, nargs="*", default=[])
     parser.add_argument("--supervised", action="store_true", help="measure the supervised encoder where it was not yet")
+    parser.add_argument("--table", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads(EVIDENCE.read_text())))
+        return
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     if arguments.smoke:
         arguments.runs, arguments.sets, arguments.methods = Path(tempfile.mkdtemp()), "emoji", "ijepa"
