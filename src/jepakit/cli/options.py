@@ -9,7 +9,7 @@ import typer
 
 from jepakit import __version__
 from jepakit.cli import mistakes
-from jepakit.core import logs, ranks
+from jepakit.core import progress, ranks
 
 ABOUT = "Pretrain image encoders without labels by predicting in latent space, see how good they are, and hand them on."
 # Verbs import what they need when called, so that --help answers at once.
@@ -133,4 +133,4 @@ def _options(
     log_json: Annotated[bool, typer.Option("--log-json", help="Say what happens as an object of JSON a line.")] = False,
 ) -> None:
     """What stands before a verb, or after it (`jepakit.cli.main` moves it)."""
-    logs.say(quiet=quiet, as_json=log_json)
+    progress.say(quiet=quiet, as_json=log_json)

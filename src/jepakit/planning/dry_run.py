@@ -13,7 +13,7 @@ from jepakit.data.labels.table import COLUMN_WORDS, GivenTable, table_layer, tab
 from jepakit.data.opening import GivenImages
 from jepakit.planning.plan import PROBE_SECONDS, forecast
 from jepakit.planning.table import plan_table
-from jepakit.training.train import beginning, chosen_settings
+from jepakit.training.beginning import beginning, chosen_settings
 
 
 @checked
