@@ -20,7 +20,7 @@ demo: $(VENV)/.core
 	$(VENV)/bin/jepakit demo --out runs/demo --overwrite
 
 test: $(VENV)/.dev
-	$(PY) -m pytest -n auto --dist loadgroup
+	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 long: $(VENV)/.dev
 	$(PY) -m pytest -m long
@@ -73,7 +73,7 @@ oldest:
 	python3 -m venv $(VENV)-oldest
 	python3 scripts/oldest.py $(TORCH) > $(VENV)-oldest/constraints.txt
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-oldest/constraints.txt -e ".[dev]"
-	$(VENV)-oldest/bin/python -m pytest -n auto --dist loadgroup
+	$(VENV)-oldest/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV)

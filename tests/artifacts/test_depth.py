@@ -17,14 +17,14 @@ from jepakit.config.choice import Choice, DataSummary, UserSettings, choose
 from jepakit.config.config import Config, fields, nested, overrides, read_yaml, resolve
 from jepakit.config.recipes import RECIPES, settings
 from jepakit.core.errors import UserError
-from jepakit.data.crops import to_show
+from jepakit.data.crops import channels_of, to_show
 from jepakit.data.loader import Loader
 from jepakit.data.opening import open_source
 from jepakit.evaluation.dense.patch_tokens import PatchTokens
 from jepakit.evaluation.features import evaluation_view
 from jepakit.evaluation.probes.finetune import _View
 from jepakit.evaluation.probes.finetune_recipe import FineTuning
-from jepakit.evaluation.probes.spectrum import _groups, _view
+from jepakit.evaluation.probes.spectrum import _view
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import IMAGENET, ImageSettings
 from jepakit.model.masking.masks import MultiBlock
@@ -98,7 +98,7 @@ def test_every_way_to_the_model_shows_it_the_same(runs: dict[str, Run], kind: st
     view = _View(source, whole, False, FineTuning(crop_scale=(1, 1), symmetry=None), 0)
     close(encoder.normalise(torch.stack([view(3, None), view(3, 0)])), expected[[3, 3]])  # fine-tuning: test and training
     for by in ("masks", "crops"):
-        pixels = [next(_groups(source, np.array([3]), config.images, 60))[1][0]]
+        pixels = [channels_of(source.read(3, config.images.max_pixels), config.images)]
         close(encoder.normalise(_view(pixels, whole, by, np.array([3]), 0)), expected[3:4])  # LiDAR
     online = OnlineProbe.prepare(resolve(config.model_dump(), {"run": {"probe_images": 8}}), source, 2)
     assert online is not None

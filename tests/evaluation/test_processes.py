@@ -18,8 +18,6 @@ from launch import ran, run_case
 from test_dense import ade, video
 from test_resume import TINY
 
-pytestmark = pytest.mark.xdist_group("distributed")  # in one worker, so that its runs are made once
-
 BROKEN = ("a/005.png", "b/270.png")  # of which each of two processes reads one: in the batches 1 and 4 of five
 FEW = ["lidar.images=600", "lidar.views=2", "attentive.epochs=1"]
 RUN_STEPS = 2

@@ -14,7 +14,7 @@ from test_run_pictures import EVIL, contents, run  # noqa: F401  # a fixture
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 
 
 @pytest.fixture(scope="module")

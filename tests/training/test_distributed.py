@@ -8,12 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from jepakit.artifacts.run import Run
+from jepakit.model.method import METHODS
 from launch import made_images, ran, run_case
 
-pytestmark = pytest.mark.xdist_group("distributed")  # in one worker, so that its runs are made once
-
 RUNS = {
-    **{method: [f"method={method}"] for method in ("ijepa", "ec_ijepa", "c_jepa", "ec_c_jepa", "mae_pixels")},
+    **{method: [f"method={method}"] for method in METHODS},
     "accumulated": ["method=ec_c_jepa", "optim.accumulate=3"],
     "batch norm of targets": ["method=ijepa", "target.norm=batch", "masking.draws=2"],
     "SIGReg": ["method=c_jepa", "regularizer.kind=sigreg", "regularizer.weight=0.05"],
@@ -34,30 +33,40 @@ GRADIENTS = {
     "visreg": ["method=c_jepa", "regularizer.kind=visreg", "regularizer.weight=1"],
 }
 SHARDED = ("ijepa", "ec_c_jepa", "accumulated", "batch norm of targets", "pixels first", "all kept of pixels first", "clipped")
+IN_CI = (*METHODS, "accumulated", "batch norm of targets", "SIGReg", "pixels first")  # the others by `make long`
+SHARDED_IN_CI = ("ec_c_jepa", "pixels first")
+MADE = [
+    *(pytest.param(name, "two", marks=() if name in IN_CI else pytest.mark.long) for name in RUNS),
+    *(pytest.param(name, "parts", marks=() if name in SHARDED_IN_CI else pytest.mark.long) for name in SHARDED),
+]
+ALWAYS = {("pixels first", "two"), ("pixels first", "parts")}  # their snapshots are looked at
 TIMES = {"images_per_second", "seconds"}
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the runs and gradients of one process, of two, and of two that share the weights."""
+def both(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder with the runs and gradients of one process, of two, and of two that share the weights, as far as asked for."""
     folder = tmp_path_factory.mktemp("ranks")
+    asked = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    wanted = {(each["name"], each["tag"]) for each in asked if {"name", "tag"} <= each.keys()} | ALWAYS
     data = str(made_images(folder))
 
     def cases(tag: str, *more: str, gradients: bool = True) -> list[dict[str, Any]]:
-        runs = [{"out": str(folder / f"{name}-{tag}"), "data": data, "set": [*words, *more]} for name, words in RUNS.items()]
+        names = [name for name in RUNS if any((name, t) in wanted for t in (("two", "parts") if tag == "one" else (tag,)))]
+        runs = [{"out": str(folder / f"{name}-{tag}"), "data": data, "set": [*RUNS[name], *more]} for name in names]
         files = [{"gradients": str(folder / f"{n}-{tag}.safetensors"), "data": data, "set": w} for n, w in GRADIENTS.items()]
         return [*runs, *(files if gradients else [])]
 
     for case in cases("one"):
         run_case(case)
-    shared = [case for case in cases("parts", "run.sharding=full", gradients=False) if Path(case["out"]).name[:-6] in SHARDED]
+    shared = cases("parts", "run.sharding=full", gradients=False)
     stopped = {"out": str(folder / "stopped"), "data": data, "set": RUNS["pixels first"], "stop_at": 8}
     blocked = {"out": str(folder / "blocked"), "data": data, "set": ["optim.steps=2"], "blocked": True}
     ran(2, [*cases("two"), *shared, stopped, blocked], folder)
     return folder
 
 
-@pytest.mark.parametrize(("name", "tag"), [*((name, "two") for name in RUNS), *((name, "parts") for name in SHARDED)])
+@pytest.mark.parametrize(("name", "tag"), MADE)
 def test_weights_and_metrics_are_those_of_one_process(both: Path, name: str, tag: str) -> None:
     one, other = Run(both / f"{name}-one"), Run(both / f"{name}-{tag}")
     for mine, theirs in zip(one.metrics(), other.metrics(), strict=True):

@@ -68,7 +68,7 @@ class Encoder(nn.Module):
         outputs = self.vit.block_outputs(tokens, layout, which) if len(tokens) else [tokens] * len(which)
         b, _, h, w = images.shape
         n = h * w // self.vit.config.patch_size**2
-        return [(x if rows is None else take(x, rows)).view(b, n, -1) for x in outputs]
+        return [(x if rows is None else take(x, rows)).view(b, n, self.width) for x in outputs]
 
     def packed(self, images: Given) -> tuple[Tensor, Layout, Tensor | None]:
         """What the first block gets of images, as `forward` takes them: tokens (S, D), a sequence an image, its T patches
