@@ -88,7 +88,7 @@
       const dense = window.devicePixelRatio || 1;
       const [w, h] = [Math.round(width * dense), Math.round(height * dense)];
       if (this.canvas.width !== w || this.canvas.height !== h) Object.assign(this.canvas, { width: w, height: h });
-      const pen = this.canvas.getContext("2d");
+      const pen = this.canvas.getContext("2d", { willReadFrequently: true });
       pen.setTransform(dense, 0, 0, dense, 0, 0);
       pen.clearRect(0, 0, width, height);
       const style = getComputedStyle(this.canvas);

@@ -51,7 +51,7 @@
       const asked = this.tokens[image * this.patches + patch];
       const cosines = this.tokens.map((token) => token.reduce((sum, x, i) => sum + x * asked[i], 0));
       this.veils.forEach(({ canvas, mark }, i) => {
-        const pen = canvas.getContext("2d");
+        const pen = canvas.getContext("2d", { willReadFrequently: true });
         const picture = pen.createImageData(this.columns, this.rows);
         for (let p = 0; p < this.patches; p++) {
           const alike = Math.max(0, cosines[i * this.patches + p]);
