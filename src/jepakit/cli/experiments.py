@@ -10,6 +10,7 @@ import typer
 from jepakit.cli.options import (
     AggregateOption,
     EvaluateWords,
+    MethodOption,
     MetricOption,
     SettingWords,
     ShortcutsOption,
@@ -35,7 +36,7 @@ in Python: encoder = jepakit.load("{run}"); encoder.embed(["a.jpg"])"""
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
-    method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
+    method: MethodOption = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a run that is there.")] = False,
     settings: SettingWords = None,
 ) -> None:
@@ -65,7 +66,7 @@ def pretrain(
         str | None,
         typer.Option(help="A preset; 'jepakit recipes' lists them. Default, without --config: small, fitted to the images."),
     ] = None,
-    method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
+    method: MethodOption = None,
     config: Annotated[Path | None, typer.Option(help="Settings in YAML.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on exactly where this run stopped.")] = None,
     init_from: Annotated[

@@ -28,6 +28,7 @@ SettingWords = Annotated[
 ]
 
 
+MethodOption = Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")]
 data_app = typer.Typer(no_args_is_help=True, help="Look through a set of images; pack it, to decode it once.")
 app.add_typer(data_app, name="data")
 ImagesArgument = Annotated[str, typer.Argument(metavar="SRC", help="Images: all that pretrain's --data takes.")]

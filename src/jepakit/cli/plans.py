@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jepakit.cli.options import SettingWords, app
+from jepakit.cli.options import MethodOption, SettingWords, app
 
 
 @app.command()
@@ -26,7 +26,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="One recipe: all its
 @app.command()
 def config(
     recipe: Annotated[str | None, typer.Argument(help="A preset; default: small.")] = None,
-    method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
+    method: MethodOption = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of such files, for editors.")] = False,
     settings: SettingWords = None,
 ) -> None:
@@ -56,7 +56,7 @@ def plan(
     recipe: Annotated[
         str | None, typer.Option(help="A preset. Default: small, fitted to --data if given, as pretrain does.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")] = None,
+    method: MethodOption = None,
     data: Annotated[str | None, typer.Option(help="Images: for hours, and for what no recipe says.")] = None,
     device: Annotated[str, typer.Option(help="H200, A100-80, L4 ...; here: this machine, timed for 20 seconds.")] = "here",
     devices: Annotated[int, typer.Option(min=1, help="How many of them, in all.")] = 1,

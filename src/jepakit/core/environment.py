@@ -9,7 +9,9 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ _CHECKOUT = Path(__file__).parents[3]
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-def environment() -> dict[str, Any]:
-    """All of it, as JSON holds it."""
+@cache
+def environment() -> Mapping[str, Any]:
+    """All of it, as JSON holds it, as it was when this process first asked."""
     packages = {name: version for name, version in installed(*packages_of()).items() if version}
     return {
         "jepakit": sys.modules["jepakit"].__version__,
@@ -43,15 +46,10 @@ def commit() -> str | None:
     """The commit of the checkout that this is run from, with '+' where files differ from it; None for an installed package."""
     if not (_CHECKOUT / ".git").exists():
         return None
+    command = ["git", "-C", str(_CHECKOUT), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     with suppress(OSError, subprocess.SubprocessError):
-        said = [_git("rev-parse", "HEAD").strip(), "+" if _git("status", "--porcelain", "--untracked-files=no").strip() else ""]
-        return "".join(said)
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     return None
-
-
-def _git(*words: str) -> str:
-    command = ["git", "-C", str(_CHECKOUT), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout
 
 
 def packages_of(extra: str | None = None) -> list[str]:

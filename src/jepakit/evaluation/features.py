@@ -277,10 +277,10 @@ def batches(
         yield split_unread(source, places, read_many(source, places, read, threads=threads, seconds=seconds))
 
 
-def say_left_out(bad: Iterable[UnreadRow]) -> None:
+def say_left_out(bad: Iterable[UnreadRow], of: str = "the evaluation") -> None:
     """Name images that could not be read."""
     for _, title, why in bad:
-        log.warning("left out of the evaluation: %s: %s", plain(title), why)
+        log.warning("left out of %s: %s: %s", of, plain(title), why)
 
 
 def split_unread(

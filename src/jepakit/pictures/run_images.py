@@ -3,8 +3,6 @@
 n images, C channels, D features.
 """
 
-import logging
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,17 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jepakit.core.errors import UserError, plain
+from jepakit.core.errors import UserError
 from jepakit.data.crops import stacked
-from jepakit.data.samples import read_ahead, read_many
+from jepakit.data.samples import read_ahead
 from jepakit.data.sources import Source
 from jepakit.data.statistics import require_bands
-from jepakit.evaluation.features import BATCH, PREFETCH_SAMPLES, evaluation_view, split_unread
+from jepakit.evaluation.features import batches, evaluation_view, in_batches, say_left_out
 from jepakit.model.encoder import Encoder
 from jepakit.pictures.given import patch_tokens, to_look_at
 from jepakit.pictures.picture_files import tiles
-
-log = logging.getLogger("jepakit")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,32 +53,22 @@ def read_images(
     read = partial(evaluation_view, source, images=encoder.images, whole_image=whole)
     kept: list[int] = []
     given, vectors, pictures = [], [], []
-    for batch in filter(None, read_ahead(_batches(source, places, read, seconds, say))):
-        x = encoder.normalise(stacked([image for _, image in batch]))
+    for good, bad in read_ahead(batches(source, in_batches(places), read, seconds)):
+        say_left_out(bad if say else (), "the pictures")
+        if not good:
+            continue
+        x = encoder.normalise(stacked([image for _, image in good]))
         if embed:
             vectors.append(patch_tokens(encoder, x).mean(1))
         else:
             given.append(x)
         pictures.append(tiles(to_look_at(x, encoder.images), side))
-        kept += [place for place, _ in batch]
+        kept += [place for place, _ in good]
     if not kept:
         raise UserError(f"{source.name}: none of {len(places)} images can be read")
     none = torch.zeros(0)
     x, found = (torch.cat(parts) if parts else none for parts in (given, vectors))
     return PicturedImages(np.array(kept), x, found, np.concatenate(pictures))
-
-
-def _batches(
-    source: Source, places: NDArray[np.int64], read: Callable[[int], Tensor], seconds: float, say: bool
-) -> Iterator[list[tuple[int, Tensor]]]:
-    """Of each batch of places those that can be read, with what was read."""
-    for start in range(0, len(places), BATCH):
-        source.prefetch(places[start : start + PREFETCH_SAMPLES])
-        ids = places[start : start + BATCH]
-        good, bad = split_unread(source, ids, read_many(source, ids, read, seconds=seconds))
-        for _, title, why in bad if say else ():
-            log.warning("left out of the pictures: %s: %s", plain(title), why)
-        yield good
 
 
 def group_names(source: Source, places: NDArray[np.int64]) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def doctor() -> str:
     return "\n".join(f"{name:14} {said}" for name, said in [*_program(found), *_machine(found), *_extras()])
 
 
-def _program(found: dict[str, Any]) -> list[_Row]:
+def _program(found: Mapping[str, Any]) -> list[_Row]:
     commit = f", commit {found['commit']}" if found["commit"] else ""
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     return [
@@ -33,7 +34,7 @@ def _program(found: dict[str, Any]) -> list[_Row]:
     ]
 
 
-def _machine(found: dict[str, Any]) -> list[_Row]:
+def _machine(found: Mapping[str, Any]) -> list[_Row]:
     device = device_of("auto")
     precision = {torch.bfloat16: "bf16", torch.float32: "fp32"}[precision_of("auto", device)]
     threads = os.environ.get("OMP_NUM_THREADS")

@@ -6,14 +6,13 @@ from typing import Any
 
 from jepakit.artifacts.run import Run
 from jepakit.config.commented import commented_yaml
-from jepakit.config.config import given_layer, merge
 from jepakit.config.recipes import sources
 from jepakit.core.errors import UserError, checked
-from jepakit.data.labels.table import COLUMN_WORDS, GivenTable, table_layer, table_settings
+from jepakit.data.labels.table import GivenTable
 from jepakit.data.opening import GivenImages
 from jepakit.planning.plan import PROBE_SECONDS, forecast
 from jepakit.planning.table import plan_table
-from jepakit.training.beginning import beginning, chosen_settings
+from jepakit.training.beginning import beginning, chosen_settings, given_settings
 
 
 @checked
@@ -39,10 +38,7 @@ def dry_run(
     """
     if resume is not None:
         raise UserError("--dry-run is of a new run: what a run that goes on has stands in its config.yaml")
-    columns = {name: settings.pop(name) for name in COLUMN_WORDS if name in settings}
-    given = merge(given_layer(set, settings), table_layer(table_settings(table, columns)))
-    if init_from is not None:
-        given = merge(given, {"init": {"path": str(init_from)}})
+    given = given_settings(set, settings, table, init_from)
     if out is not None:
         Run.new(out, overwrite=overwrite)
     chosen, source, choice, start = chosen_settings(data, recipe, method, config, given)

@@ -1,7 +1,6 @@
 """Every figure of a report as files: PNG and SVG to show, CSV with its data."""
 
 import csv
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,7 @@ def save_figures(runs: Sequence[RunFiles], folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         written = [path for panel in curves(runs)["panels"] for path in _curve(folder, panel["title"], panel["lines"], "step")]
         for panel in along_run(runs)["panels"]:
-            written += _curve(folder, f"along the run {panel['title']}", _lines_of(panel["svg"], runs), "images")
+            written += _curve(folder, f"along the run {panel['title']}", panel["lines"], "images")
         for task in PROBE_NAMES:
             written += _probe(folder, task, runs) if any(task in run.results for run in runs) else []
         written += _slopes(folder, runs) if len(runs) > 1 else []
@@ -73,20 +72,6 @@ def _curve(folder: Path, title: str, lines: Sequence[Line], over: str) -> list[P
         for step, value in zip(line.steps, line.values, strict=True)
     ]
     return _save(folder, title, figure, ["run", "line", over, "value"], rows)
-
-
-def _lines_of(svg: str, runs: Sequence[RunFiles]) -> list[Line]:
-    """The lines whose numbers stand behind a drawn curve."""
-    found = re.search(r"<script[^>]*>(.*?)</script>", svg, re.DOTALL)
-    names = {run.colour: run.name for run in reversed(runs)}
-    lines = json.loads(found[1])["lines"] if found else []
-    return [
-        Line(
-            np.array(line["x"], float), np.array(line["y"], float), line["colour"], line["dashed"], line["label"],
-            line["run"] or names.get(line["colour"], ""),
-        )
-        for line in lines
-    ]  # fmt: skip
 
 
 def _probe(folder: Path, task: str, runs: Sequence[RunFiles]) -> list[Path]:

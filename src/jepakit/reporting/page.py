@@ -48,7 +48,8 @@ def report(
     figures: a folder that takes each figure too, as PNG and SVG, with its data as CSV.
     """
     folders = [user_path(run, "the run") for run in ([runs] if isinstance(runs, os.PathLike | str) else runs)]
-    text = page_of(folders)
+    read_runs = _read(folders)
+    text = _render(read_runs, live=False)
     path = folders[0] / "report.html" if out is None else user_path(out, "out")
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -61,13 +62,12 @@ def report(
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
     if figures is not None:
-        save_figures(_read(folders), user_path(figures, "figures"))
+        save_figures(read_runs, user_path(figures, "figures"))
     return path
 
 
 def page_of(folders: Sequence[Path], live: bool = False) -> str:
     """The page as text; live: one that asks its server for newer ones. Raises RunFolderError."""
-    STILL.set(not live)
     return _render(_read(folders), live)
 
 
@@ -98,6 +98,7 @@ SECTIONS: Mapping[str, Section] = {
 
 
 def _render(runs: Sequence[RunFiles], live: bool) -> str:
+    STILL.set(not live)
     folder = Path(__file__).parent / "templates"
     page = Environment(
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from jepakit.core.counted import LESS_IS_BETTER, counted_figure
+from jepakit.core.counted import LESS_IS_BETTER, Counted, counted_figure
 from jepakit.core.errors import UserError, checked, nearest, plain
 from jepakit.core.files import user_path
 
@@ -51,9 +51,7 @@ class RunRow:
         if key not in self.metrics:
             return "–"
         if key in self.counts or key == "probe/knn":
-            figure = counted_figure("", {"counts": "it", "it": self.metrics[key]})._replace(
-                metric=self.counts.get(key, "accuracy")
-            )
+            figure = Counted(self.counts.get(key, "accuracy"), self.metrics[key], math.nan, math.nan)
             return figure.told(figure.value) + (" %" if figure.share else "")
         return f"{self.metrics[key]:.4g}"
 

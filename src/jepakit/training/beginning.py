@@ -1,7 +1,8 @@
 """A new run before its first step: its settings chosen, its images measured, its weights made or taken."""
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 from jepakit.artifacts.init import Start, put_in, read_start, require_fits
 from jepakit.artifacts.teacher import with_teacher
 from jepakit.config.choice import Choice, resolve_with_data
-from jepakit.config.config import Config, layer_from, method_layer, read_yaml
+from jepakit.config.config import Config, given_layer, layer_from, merge, method_layer, read_yaml
 from jepakit.config.released_yaml import ReleasedYaml, has_released_groups, released_yaml
 from jepakit.config.renamed import current_layer
 from jepakit.core import distributed
 from jepakit.core.errors import UserError, plain
 from jepakit.core.files import user_path
 from jepakit.data.findings import Tally
+from jepakit.data.labels.table import COLUMN_WORDS, GivenTable, table_layer, table_settings
 from jepakit.data.opening import GivenImages, given_images
 from jepakit.data.sources import Source
 from jepakit.data.statistics import fitted, measured_instead
@@ -24,6 +26,20 @@ from jepakit.data.training_part import split_sentences, training_part
 from jepakit.training.step import Training
 
 log = logging.getLogger("jepakit")
+
+
+def given_settings(
+    words: Sequence[str] | str | None,
+    settings: Mapping[str, Any],
+    table: GivenTable | None,
+    init_from: str | os.PathLike[str] | None,
+) -> dict[str, Any]:
+    """The layer of all that a caller of `pretrain` gave beside a recipe, a method and a file; settings: its keywords, those of
+    a table's columns among them. Raises UserError."""
+    columns = {name: settings[name] for name in COLUMN_WORDS if name in settings}
+    groups = {name: value for name, value in settings.items() if name not in columns}
+    given = merge(given_layer(words, groups), table_layer(table_settings(table, columns)))
+    return given if init_from is None else merge(given, {"init": {"path": os.fspath(init_from)}})
 
 
 def chosen_settings(

@@ -15,17 +15,17 @@ from jepakit.artifacts.init import Start
 from jepakit.artifacts.run import Run
 from jepakit.artifacts.teacher import with_teacher
 from jepakit.config.choice import Choice
-from jepakit.config.config import Config, given_layer, merge, resolve
+from jepakit.config.config import Config, resolve
 from jepakit.config.released_yaml import ReleasedYaml
 from jepakit.core import distributed, ranks
 from jepakit.core.distributed import AgreedError
 from jepakit.core.errors import UserError, checked
-from jepakit.data.labels.table import COLUMN_WORDS, GivenTable, table_layer, table_settings
+from jepakit.data.labels.table import GivenTable
 from jepakit.data.labels.table_labels import with_table
 from jepakit.data.opening import GivenImages, absolute, given_images, is_in_memory, open_source
 from jepakit.data.sources import Source
 from jepakit.model.encoder import Encoder
-from jepakit.training.beginning import Beginning, beginning, chosen_settings
+from jepakit.training.beginning import Beginning, beginning, chosen_settings, given_settings
 from jepakit.training.free_settings import require_free, with_free_settings
 from jepakit.training.hooks import Hooks, OnCheckpoint, OnLog
 from jepakit.training.loop import train
@@ -64,9 +64,7 @@ def pretrain(
     which can be resumed from its last checkpoint.
     Raises UserError for anything the user can mend. Returns the run, finished or, after SIGINT or SIGTERM, saved.
     """
-    columns = {name: settings.pop(name) for name in COLUMN_WORDS if name in settings}
-    given, hooks = given_layer(set, settings), Hooks(on_log, on_checkpoint)
-    given = merge(given, table_layer(table_settings(table, columns)))
+    given, hooks = given_settings(set, settings, table, init_from), Hooks(on_log, on_checkpoint)
     with distributed.process_group():
         if resume is not None:
             if any((out, recipe, method, config, init_from)):
@@ -74,8 +72,6 @@ def pretrain(
                     "--resume goes on with the run's own settings: leave out out, recipe, method, config and init-from"
                 )
             return _resume(distributed.agreed(partial(Run.open, resume)), given, data, hooks)
-        if init_from is not None:
-            given = merge(given, {"init": {"path": os.fspath(init_from)}})
         if out is None:
             raise UserError("where shall the run go? give --out RUN (a new folder), or --resume RUN")
         job = _job(data, recipe, method, config, given)

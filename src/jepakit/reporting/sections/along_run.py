@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from jepakit.core.counted import METRIC_NAMES, NO_SHARES, Counted, counted_figure
 
-from ..figures import PALETTE, Line, curve
+from ..figures import Line, curve
 from ..reading import PROBE_NAMES, RANKS, RunFiles
 
 _NOTE = "{}, over the images that training had seen; dashed, the untrained encoder."
@@ -33,14 +34,15 @@ def _panel(task: str, runs: Sequence[RunFiles]) -> dict[str, Any]:
             continue
         metric = metric or points[0][1].metric
         seen, values = (np.array(each, float) for each in zip(*((n, _scaled(f)) for n, f in points), strict=True))
-        lines.append(Line(seen, values, run.index % PALETTE))
+        lines.append(Line(seen, values, run.colour, run=run.name))
         untrained = next((row for row in run.steps["baselines"].get(task, ()) if row["name"].startswith("untrained")), None)
         if untrained is not None:
             level = _scaled(counted_figure(task, untrained))
-            lines.append(Line(np.array([0.0, seen[-1]]), np.array([level, level]), run.index % PALETTE, dashed=True))
-        last.append({"colour": run.index % PALETTE, "text": points[-1][1].told(points[-1][1].value)})
+            lines.append(Line(np.array([0.0, seen[-1]]), np.array([level, level]), run.colour, dashed=True, run=run.name))
+        last.append({"colour": run.colour, "text": points[-1][1].told(points[-1][1].value)})
     named = METRIC_NAMES.get(metric, metric.capitalize()) + (" in per cent" if metric not in NO_SHARES else "")
-    return {"title": title, "note": _NOTE.format(named), "svg": curve(f"{title} along the run", lines), "last": last, "bad": 0}
+    svg = curve(f"{title} along the run", [replace(line, run="") for line in lines])  # the page says a run by its colour
+    return {"title": title, "note": _NOTE.format(named), "svg": svg, "last": last, "bad": 0, "lines": lines}
 
 
 def _scaled(figure: Counted) -> float:
