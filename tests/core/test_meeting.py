@@ -3,11 +3,13 @@
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from time import sleep
+from typing import Any
 
 import pytest
 from torch.distributed import HashStore
 
-from jepakit.core.meeting import met
+from jepakit.core import meeting
+from jepakit.core.meeting import Heartbeats, met
 
 SECOND = timedelta(seconds=20)
 
@@ -35,3 +37,35 @@ def test_those_who_do_not_come_are_named() -> None:
         [*pool.map(lambda rank: met(store, rank, 2, SECOND), (0, 1))]
     with pytest.raises(TimeoutError, match=r"of 2 processes these did not come within 0:00:01: rank 1$"):
         met(store, 0, 2, timedelta(seconds=1))
+
+
+def group(size: int, seconds: float) -> list[Heartbeats]:
+    store = HashStore()
+    return [Heartbeats(store, rank, size, seconds) for rank in range(size)]
+
+
+def test_who_lives_is_waited_for_and_who_is_silent_is_found_by_all_who_wait() -> None:
+    """Rank 0 works for longer than one may be silent; then rank 1 does not beat, as a process that is stopped."""
+    beats = group(3, 0.5)
+
+    def late(rank: int) -> list[int]:
+        sleep(0 if rank else 1.2)
+        return beats[rank].meet()
+
+    with ThreadPoolExecutor(3) as pool:
+        assert [*pool.map(late, range(3))] == [[], [], []]
+        beats[1].end()
+        assert [*pool.map(late, (0, 2))] == [[1], [1]]
+    for each in beats:
+        each.end()
+
+
+def test_who_ends_is_not_waited_for_and_silence_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, not when it was silent for long enough."""
+    monkeypatch.setattr(meeting, "_SECONDS_OF_A_BEAT", 0.05)
+    beats, told = group(2, 3600.0), list[Any]()
+    beats[0].tell = told.append
+    beats[1].end(broken=True)
+    assert beats[0].meet() == [1] and beats[0].meet() == [1]
+    beats[0].end()
+    assert told == [[1]]

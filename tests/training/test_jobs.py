@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jepakit.core import distributed, ranks
+from jepakit.core import meeting, ranks
 from jepakit.training.train import pretrain
 from launch import SMALL, made_images
 
@@ -35,7 +35,7 @@ def test_only_a_rank_of_the_same_torchrun_is_killed(monkeypatch: pytest.MonkeyPa
     )
     assert other.stdout
     other.stdout.readline()
-    assert distributed._is_here(other.pid, 1) and not distributed._is_here(other.pid, 0)
+    assert meeting._is_here(other.pid, 1) and not meeting._is_here(other.pid, 0)
     monkeypatch.setenv("GROUP_RANK", "1")
-    assert not distributed._is_here(other.pid, 1)
+    assert not meeting._is_here(other.pid, 1)
     other.communicate(b"\n")

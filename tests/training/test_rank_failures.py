@@ -16,6 +16,7 @@ from jepakit.artifacts.checkpoint import steps
 from jepakit.artifacts.run import Run
 from jepakit.core import distributed
 from jepakit.core.distributed import AgreedError
+from jepakit.core.errors import UserError
 from launch import SMALL, made_images, started, torchrun, until, workers_of
 
 LENGTH = 200
@@ -84,6 +85,44 @@ def test_a_rank_that_hangs_is_named_and_the_group_ends(place: Path) -> None:
     assert f"rank 1 ({os.uname().nodename}, process {worker}) ended or hangs in step " in said, said[-2000:]
 
 
+SLOWLY = """
+import sys, time
+from importlib import import_module
+from pathlib import Path
+from jepakit.training.train import pretrain
+
+beginning, place = import_module("jepakit.training.beginning"), Path(sys.argv[2])
+fitted = beginning.fitted
+
+def slowly(*given, **how):
+    place.with_suffix(".measuring").touch()
+    time.sleep(7)
+    return fitted(*given, **how)
+
+beginning.fitted = slowly
+pretrain(sys.argv[1], place, "demo", set=sys.argv[3:])
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("hangs", [0, 1])
+def test_a_rank_that_hangs_before_the_first_step_is_named(place: Path, hangs: int) -> None:
+    """While rank 0 measures the images, for longer than a rank may be silent."""
+    out, script = place / f"early{hangs}", place / "slowly.py"
+    script.write_text(SLOWLY)
+    words = [str(place / "waves.npz"), str(out), *SMALL, "run.timeout_seconds=5"]
+    with started([*torchrun(2), str(script), *words], log := out.with_suffix(".txt")) as process:
+        until(out.with_suffix(".measuring").exists)
+        worker = sorted(workers_of(process.pid))[hangs]
+        os.kill(worker, signal.SIGSTOP)
+        stopped = time.monotonic()
+        assert process.wait(60) != 0 and time.monotonic() - stopped < 5 + 10
+    said = log.read_text()
+    named = f"rank {hangs} ({os.uname().nodename}, process {worker}) ended or hangs while the images were measured: "
+    assert f"{named}no sign of life for run.timeout_seconds=5" in said, said[-2000:]
+    assert f"rank {1 - hangs} (" not in said and not out.exists()
+
+
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(place: Path) -> None:
     which = signal.SIGUSR1  # SIGTERM: test_distributed.py
     run = Run(place / which.name)
@@ -96,17 +135,31 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(place: Path) -> None:
     assert json.loads((run.checkpoints / f"step-{newest(run):08d}" / "state.json").read_text())["step"] == newest(run)
 
 
+OWN_GROUP = """
+import sys
+import torch.distributed as dist
+from jepakit.training.train import pretrain
+
+def fail(row):
+    raise KeyError("mine")
+
+dist.init_process_group("gloo")
+pretrain(sys.argv[1], sys.argv[2] + "-first", "demo", set=[*sys.argv[3:], "optim.steps=2", "optim.warmup_steps=1"])
+dist.barrier()
+print(f"still {dist.get_world_size()} processes", flush=True)
+pretrain(sys.argv[1], sys.argv[2], "demo", set=sys.argv[3:], on_log=fail)
+"""
+
+
 def test_the_error_of_one_rank_is_what_the_others_say(place: Path) -> None:
-    """A caller's hook, which only rank 0 has, raises."""
+    """A caller's hook, which only rank 0 has, raises; in a process group of the caller's, which an earlier run left as it was."""
     script = place / "hook.py"
-    script.write_text(
-        "import sys\nfrom jepakit.training.train import pretrain\n\ndef fail(row):\n    raise KeyError('mine')\n\n"
-        "pretrain(sys.argv[1], sys.argv[2], 'demo', set=sys.argv[3:], on_log=fail)\n"
-    )
+    script.write_text(OWN_GROUP)
     words = [str(place / "waves.npz"), str(place / "hook"), *SMALL]
     with started([*torchrun(2), str(script), *words], place / "hook.txt") as process:
         assert process.wait(90) == 1
     said = (place / "hook.txt").read_text()
+    assert Run(place / "hook-first").finished and said.count("still 2 processes") == 2
     assert "LostRankError: rank 0 ended: KeyError: 'mine'" in said and "hangs" not in said, said[-3000:]
 
 
@@ -138,3 +191,20 @@ def test_two_ranks_on_one_gpu_and_a_torch_without_nccl_are_mistakes(monkeypatch:
     monkeypatch.setattr(distributed, "told_objects", lambda own: [("a", 0, True), ("a", 1, False), ("b", 1, True)])
     with pytest.raises(AgreedError, match="built without NCCL"):
         distributed.require_own_device(device)
+
+
+def test_a_process_group_that_cannot_be_used_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for name, value in {"is_initialized": True, "get_rank": 1, "get_backend": "nccl", "get_backend_config": "cuda:nccl"}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    sentence = "has 2 processes here, of which RANK and WORLD_SIZE say otherwise: start them with torchrun"
+    for given in ({}, {"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "1", "WORLD_SIZE": "4"}):
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=sentence), distributed.process_group():
+            pass
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="can talk by nccl alone: leave out"), distributed.process_group():
+        pass

@@ -7,13 +7,10 @@ its name says of a group of one, and torch.distributed is not touched. Rank 0 is
 import contextlib
 import logging
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,17 +20,18 @@ from numpy.typing import NDArray
 from torch.distributed.rendezvous import rendezvous
 
 from jepakit.core.errors import UserError
-from jepakit.core.meeting import MEETING_PATIENCE, met
+from jepakit.core.meeting import MEETING_PATIENCE, Heartbeats, killed, met, noted
 from jepakit.core.ranks import is_main, launched, rank
 from jepakit.core.torch_private import set_time_limits
 
 T = TypeVar("T")
 Item = TypeVar("Item")
 log = logging.getLogger("jepakit")
-_DAY = 24 * 3600.0  # seconds, while rank 0 alone reads, measures or probes; a rank that ends is noticed at once all the same
 GRACE_SECONDS = 5.0  # in which all that still run report a broken group
 _BROKEN = "broken"  # what a rank notes that finds the group broken, not itself
 _store: Any = None  # torch's key-value store of this launch
+_beats: Heartbeats | None = None  # while this process is one of several
+_limited = False  # in `time_limit`
 
 
 class AgreedError(UserError):
@@ -51,16 +49,28 @@ def world_size() -> int:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Be one of the processes that torchrun started; their warnings are rank 0's to show. Raises UserError."""
-    global _store
-    if not launched() or dist.is_initialized():
+    """Be one of the processes that torchrun started; their warnings are rank 0's to show.
+
+    A process group that is there already is used as it is, but for its time limit. Raises UserError for one that cannot be, and
+    LostRankError for processes that do not come.
+    """
+    global _store, _beats
+    if _beats or not (launched() or world_size() > 1):
         yield
         return
+    theirs = dist.is_initialized()
+    if theirs:
+        _require_usable()
     store, own, size = next(rendezvous("env://", timeout=MEETING_PATIENCE))
-    _store = met(store, own, size)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    dist.init_process_group(backend, store=_store, rank=own, world_size=size, timeout=timedelta(seconds=_DAY))
+    try:
+        _store = met(store, own, size)
+    except TimeoutError as error:
+        raise LostRankError(str(error)) from None
     _store.set(f"place{own}", f"{socket.gethostname()} {os.getpid()}")
+    if not theirs:
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        dist.init_process_group(backend, store=_store, rank=own, world_size=size, timeout=MEETING_PATIENCE)
+    _beats = Heartbeats(_store, own, size, MEETING_PATIENCE.total_seconds())
     propagates = log.propagate
     if not is_main():
         log.propagate = False
@@ -70,25 +80,55 @@ def process_group() -> Iterator[None]:
             yield
     finally:
         log.propagate = propagates
-        dist.destroy_process_group()
+        _beats.end()
+        _beats = None
+        if not theirs:
+            dist.destroy_process_group()
+
+
+def _require_usable() -> None:
+    """Raises UserError for a process group of the caller's own that is not that of torchrun's processes, or is of GPUs alone."""
+    said = f"torch.distributed has {world_size()} processes here"
+    if not launched() or (dist.get_rank(), world_size()) != (rank(), int(os.environ["WORLD_SIZE"])):
+        raise UserError(f"{said}, of which RANK and WORLD_SIZE say otherwise: start them with torchrun")
+    if "gloo" not in str(dist.get_backend_config()):
+        raise UserError(f"{said}, which can talk by {dist.get_backend()} alone: leave out init_process_group's backend")
+
+
+def allow_silence(seconds: float) -> None:
+    """From here on, how long a rank may be without a sign of life (`run.timeout_seconds`)."""
+    if _beats:
+        _beats.seconds = seconds
+        set_time_limits(seconds, seconds + 2 * GRACE_SECONDS)  # NCCL's ends a process, which has first to say who is missing
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     """Whatever the ranks do together in here fails after so long; a failure ends with the names of the ranks that are missing.
 
-    Raises LostRankError.
+    Outside, they wait for each other for as long as all live. Raises LostRankError.
     """
-    if world_size() == 1:
+    global _limited
+    if not _beats:
         yield
         return
     told([0])  # all are here
-    set_time_limits(seconds, seconds + 2 * GRACE_SECONDS)  # NCCL's ends a process, which has first to say who is missing
+    allow_silence(seconds)
+    why = f"no answer within run.timeout_seconds={seconds:g}, or the connection broke"
+    if torch.cuda.is_available():  # where this process waits for its GPU, which waits for another's, until NCCL ends it
+        _beats.tell = lambda silent: log.error("%s", _missing_ranks(why, silent))
+    _limited = True
     try:
-        with _naming_the_lost(f"no answer within run.timeout_seconds={seconds:g}, or the connection broke"):
+        with _naming_the_lost(why):
             yield
     finally:
-        set_time_limits(_DAY, _DAY)
+        _limited, _beats.tell = False, None
+
+
+def _meet() -> None:
+    """Wait until all ranks are here, as long as all live; in `time_limit` what comes next has its own. Raises LostRankError."""
+    if _beats and not _limited and (silent := _beats.meet()):
+        raise LostRankError(_missing_ranks(f"no sign of life for run.timeout_seconds={_beats.seconds:g}", silent))
 
 
 @contextlib.contextmanager
@@ -105,6 +145,8 @@ def _naming_the_lost(why: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and _is_of_group(error):
             raise LostRankError(_missing_ranks(why)) from error
         _store.set(f"lost{rank()}", f"{type(error).__name__}: {error}")  # for the others to say, who wait for it
+        assert _beats is not None
+        _beats.end(broken=True)
         raise
 
 
@@ -113,16 +155,17 @@ def has_joined() -> bool:
     return _store is not None
 
 
-def begin_step(step: int) -> None:
-    """Note where this rank is, for the others to say if it gets no further."""
-    if _store is not None and world_size() > 1:
-        _store.set(f"step{rank()}", str(step))
+def doing(what: str) -> None:
+    """Note where this rank is ('in step 5', 'while ...'), for the others to say if it gets no further."""
+    if _beats:
+        _store.set(f"doing{rank()}", what)
 
 
 def told(values: Sequence[int]) -> NDArray[np.int64]:
     """The whole numbers of every rank: (ranks, n)."""
     if world_size() == 1:
         return np.array([values], np.int64)
+    _meet()
     own = torch.tensor(values, dtype=torch.int64)
     rows = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(rows, own)
@@ -133,6 +176,7 @@ def told_objects(value: T) -> list[T]:
     """A value of each rank, which must be plain data of our own making."""
     if world_size() == 1:
         return [value]
+    _meet()
     found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, value)
     return found
@@ -158,6 +202,7 @@ def from_main(make: Callable[[], T]) -> T:
     if world_size() == 1:
         return make()
     found: list[Any] = [*_tried(make)] if is_main() else [[], ""]
+    _meet()
     dist.broadcast_object_list(found, src=0)
     made, said = found
     if said:
@@ -180,6 +225,7 @@ def spread(items: Sequence[Item], work: Callable[[Sequence[Item]], Generator[T]]
         for first in range(0, len(items), size):
             made = _tried(partial(next, own)) if first + rank() < len(items) else ([], "")
             everyone: list[Any] | None = [None] * size if is_main() else None
+            _meet()
             dist.gather_object(made, everyone, dst=0)
             from_main(partial(_hand_on, everyone or [], take))
 
@@ -238,38 +284,17 @@ def _is_of_group(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in words or "nccl" in words
 
 
-def _missing_ranks(why: str) -> str:
-    """A sentence on the ranks that do not report that the group is broken; those of this machine are killed, as torchrun waits
-    half a minute for one that hangs."""
-    assert _store is not None
-    ranks = range(world_size())
+def _missing_ranks(why: str, silent: Sequence[int] = ()) -> str:
+    """A sentence on the ranks that are silent, else on those that do not report that the group is broken; those of this machine
+    are killed, as torchrun waits half a minute for one that hangs."""
     _store.set(f"lost{rank()}", _BROKEN)
     until = time.monotonic() + GRACE_SECONDS
-    while time.monotonic() < until and not all(_store.check([f"lost{r}"]) for r in ranks):
+    while not silent and time.monotonic() < until and not all(_store.check([f"lost{r}"]) for r in range(world_size())):
         time.sleep(0.1)
-    missing = [r for r in ranks if not _store.check([f"lost{r}"])]
-    left = {r: said for r in ranks if r not in missing and (said := _store.get(f"lost{r}").decode()) != _BROKEN}
-    if left:
+    words = {r: noted(_store, f"lost{r}") for r in range(world_size())}
+    if left := {r: said for r, said in words.items() if said not in ("", _BROKEN)}:
         return "; ".join(f"rank {r} ended: {said}" for r, said in left.items())
+    missing = [r for r in silent or words if not words[r]]
     if not missing:
         return "the processes lost each other: the network between them broke"
-    said = []
-    for r in missing:
-        host, pid = _store.get(f"place{r}").decode().split()
-        at = f" in step {_store.get(f'step{r}').decode()}" if _store.check([f"step{r}"]) else ""
-        said.append(f"rank {r} ({host}, process {pid}) ended or hangs{at}")
-        if _is_here(int(pid), r):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-    return f"{'; '.join(said)}: {why}"
-
-
-def _is_here(pid: int, other: int) -> bool:
-    """Whether a process of this machine is a rank that the same torchrun started: hosts and containers may share their names and
-    numbers of processes."""
-    try:
-        theirs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    ours = {name: os.environ.get(name, "") for name in ("GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE")}
-    return all(f"{name}={value}".encode() in theirs for name, value in {**ours, "RANK": str(other)}.items())
+    return f"{killed(_store, missing)}: {why}"

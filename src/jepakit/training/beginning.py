@@ -107,6 +107,8 @@ class Beginning:
 
 def beginning(chosen: Config, source: Source, choice: Choice | ReleasedYaml, start: Start | None) -> Beginning:
     """The start of a run with these settings: its images measured, its weights made or taken. Raises UserError."""
+    distributed.allow_silence(chosen.run.timeout_seconds)
+    distributed.doing("while the images were measured")
     if start:  # before the images are measured
         distributed.agreed(partial(require_fits, start.weights, chosen, chosen.images.channels))
     threads, seconds = chosen.run.loader_threads, chosen.run.read_timeout_seconds
@@ -114,6 +116,7 @@ def beginning(chosen: Config, source: Source, choice: Choice | ReleasedYaml, sta
     images = distributed.from_main(partial(fitted, given_images, part, threads=threads, seconds=seconds, tally=tally))
 
     def prepared() -> tuple[Training, Any]:
+        distributed.doing("while the model was made")
         config, teacher = with_teacher(chosen.model_copy(update={"images": images}))
         training = Training.prepare(config, source, teacher)
         return training, put_in(training.jepa, start) if start else None

@@ -131,7 +131,7 @@ def _batches(training: Training, run: Run, stop: _Stop, hooks: Hooks) -> Generat
     """
     with closing(training.loader(training.step, training.phase.end)) as made:
         for step in range(training.step, training.phase.end):
-            distributed.begin_step(step + 1)
+            distributed.doing(f"in step {step + 1}")
             batch, error = _next(made)
             targets = [len(masks.targets) for masks in batch.masks] if batch else [0] * training.config.optim.accumulate
             everyone = distributed.told([stop.asked.is_set(), error is not None, *targets])

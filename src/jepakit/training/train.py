@@ -72,6 +72,7 @@ def pretrain(
                     "--resume goes on with the run's own settings: leave out out, recipe, method, config and init-from"
                 )
             return _resume(distributed.agreed(partial(Run.open, resume)), given, data, hooks)
+        _allow_silence(given)
         if out is None:
             raise UserError("where shall the run go? give --out RUN (a new folder), or --resume RUN")
         job = _job(data, recipe, method, config, given)
@@ -81,11 +82,20 @@ def pretrain(
         overwrite = overwrite or ours  # killed before its first checkpoint
 
         def chosen() -> tuple[Config, Source, Choice | ReleasedYaml, Start | None]:
+            distributed.doing("while the images were opened")
             Run.new(out, overwrite=overwrite)  # says what is wrong with the place before any work is done
             return chosen_settings(data, recipe, method, config, given)
 
         create = partial(Run.create, out, overwrite=overwrite, job=job)
         return _begin(beginning(*distributed.agreed(chosen)), out, create, hooks)
+
+
+def _allow_silence(given: Mapping[str, Any]) -> None:
+    """What a caller's words say of it, before they are checked."""
+    run = given.get("run")
+    seconds = run.get("timeout_seconds") if isinstance(run, Mapping) else None
+    if isinstance(seconds, int | float) and seconds > 0:
+        distributed.allow_silence(seconds)
 
 
 def _job(data: GivenImages | None, *asked: object) -> str | None:
@@ -147,7 +157,13 @@ def _require_alike(training: Training, out: str | Path) -> None:
 def _resume(run: Run, changes: Mapping[str, Any], data: GivenImages | None, hooks: Hooks) -> Run:
     name, opened = (None, None) if data is None else given_images(data)
     changes = changes if name is None else {**changes, "data": name}
-    distributed.agreed(lambda: require_free(changes, run.config))
+
+    def free() -> None:
+        require_free(changes, own := run.config)
+        distributed.allow_silence(own.run.timeout_seconds)
+        _allow_silence(changes)
+
+    distributed.agreed(free)
     with _held(run):
         training = distributed.agreed(partial(_restored, run, changes, opened))
         _require_alike(training, run.path)
@@ -161,6 +177,7 @@ def _resume(run: Run, changes: Mapping[str, Any], data: GivenImages | None, hook
 
 def _restored(run: Run, changes: Mapping[str, Any], opened: Source | None) -> Training:
     """The newest good checkpoint of a run, taken up, with changes to settings that may change. Raises UserError."""
+    distributed.doing("while the checkpoint was read")
     again = f"; where they have moved, --resume {quote(str(run.path))} --data NEW goes on"
     found, edited = checkpoint.load_newest(run.checkpoints, finite=True), run.config
     own = resolve(found.state["config"], where=str(run.checkpoints))  # verified, unlike config.yaml
