@@ -19,3 +19,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs of several processes first: they are the longest files, and at the end one worker would wait for the other."""
+    items.sort(key=lambda item: item.path.parent.name != "training")

@@ -17,9 +17,10 @@ from jepakit.artifacts.run import Run
 from jepakit.core import distributed
 from jepakit.core.distributed import AgreedError
 from jepakit.core.errors import UserError
-from launch import SMALL, made_images, started, torchrun, until, workers_of
+from launch import SMALL, ended, forked, made_images, module, started, torchrun, until, workers_of
 
 LENGTH = 200
+TWO, JEPAKIT = ("--nproc-per-node", "2"), module("jepakit")
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +31,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pretraining(place: Path, out: str, *words: str) -> list[str]:
-    """The words after torchrun's."""
+    """The words after jepakit's."""
     how = [*SMALL, f"optim.steps={LENGTH}", "run.save_every_steps=10", *words]
-    return ["-m", "jepakit", "pretrain", "--data", str(place / "waves.npz"), "--recipe", "demo", "--out", str(place / out), *how]
+    return ["pretrain", "--data", str(place / "waves.npz"), "--recipe", "demo", "--out", str(place / out), *how]
 
 
 def newest(run: Run) -> int:
@@ -44,16 +45,17 @@ def times_resumed(run: Run) -> int:
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
-    return load_file(run.checkpoints / f"step-{LENGTH:08d}" / "model.safetensors")
+    return load_file(run.checkpoints / f"step-{run.config.optim.steps:08d}" / "model.safetensors")
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=[pytest.mark.long, pytest.mark.timeout(1500)])])
 def test_killed_ranks_and_a_corrupt_checkpoint_leave_no_trace_in_the_bits(place: Path, kills: int) -> None:
-    with started([*torchrun(2), *pretraining(place, "whole", "--overwrite")], place / "whole.txt") as process:
-        assert process.wait(120) == 0, (place / "whole.txt").read_text()[-2000:]
+    length = f"optim.steps={40 + 16 * kills}"
+    with forked([*TWO, JEPAKIT, *pretraining(place, "whole", "--overwrite", length)], place / "whole.txt") as process:
+        assert ended(process, 120) == 0, (place / "whole.txt").read_text()[-2000:]
     run, rng = Run(place / f"killed{kills}"), random.Random(0)
-    command = [*torchrun(2, "--max-restarts", str(kills)), *pretraining(place, run.path.name)]
-    with started(command, place / "killed.txt") as process:
+    words = [*TWO, "--max-restarts", str(kills), JEPAKIT, *pretraining(place, run.path.name, length)]
+    with forked(words, place / "killed.txt") as process:
         for number in range(kills):
             begun = newest(run)
             until(lambda begun=begun: newest(run) > max(begun, 0))  # type: ignore[misc]
@@ -64,7 +66,7 @@ def test_killed_ranks_and_a_corrupt_checkpoint_leave_no_trace_in_the_bits(place:
                 file.write_bytes(content)
             os.kill(rng.choice(workers_of(process.pid)), signal.SIGKILL)
             until(lambda number=number: times_resumed(run) > number, 60)  # type: ignore[misc]
-        assert process.wait(120) == 0, (place / "killed.txt").read_text()[-2000:]
+        assert ended(process, 120) == 0, (place / "killed.txt").read_text()[-2000:]
     said = (run.path / "run.log").read_text()
     assert times_resumed(run) == kills and "is corrupt, falling back to the one before" in said
     one, other = weights(Run(place / "whole")), weights(run)
@@ -75,7 +77,7 @@ def test_killed_ranks_and_a_corrupt_checkpoint_leave_no_trace_in_the_bits(place:
 def test_a_rank_that_hangs_is_named_and_the_group_ends(place: Path) -> None:
     run = Run(place / "hung")
     words = pretraining(place, "hung", "run.timeout_seconds=5")
-    with started([*torchrun(2), *words], place / "hung.txt") as process:
+    with started([*torchrun(2), JEPAKIT, *words], place / "hung.txt") as process:
         until(lambda: newest(run) >= 20)
         worker = max(workers_of(process.pid))  # the one of rank 1, which was started last
         os.kill(worker, signal.SIGSTOP)
@@ -126,10 +128,10 @@ def test_a_rank_that_hangs_before_the_first_step_is_named(place: Path, hangs: in
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(place: Path) -> None:
     which = signal.SIGUSR1  # SIGTERM: test_distributed.py
     run = Run(place / which.name)
-    with started([*torchrun(2), *pretraining(place, which.name)], place / f"{which.name}.txt") as process:
+    with forked([*TWO, JEPAKIT, *pretraining(place, which.name)], place / f"{which.name}.txt") as process:
         until(lambda: newest(run) >= 20)
         os.kill(max(workers_of(process.pid)), which)
-        assert process.wait(60) == 0, (place / f"{which.name}.txt").read_text()[-2000:]
+        assert ended(process, 60) == 0, (place / f"{which.name}.txt").read_text()[-2000:]
     said = (run.path / "run.log").read_text()
     assert f"rank 1: {which.name}: saving after this step" in said and f"stopped at step {newest(run)} of {LENGTH}" in said
     assert json.loads((run.checkpoints / f"step-{newest(run):08d}" / "state.json").read_text())["step"] == newest(run)
@@ -156,7 +158,7 @@ def test_the_error_of_one_rank_is_what_the_others_say(place: Path) -> None:
     script = place / "hook.py"
     script.write_text(OWN_GROUP)
     words = [str(place / "waves.npz"), str(place / "hook"), *SMALL]
-    with started([*torchrun(2), str(script), *words], place / "hook.txt") as process:
+    with started([*torchrun(2), script, *words], place / "hook.txt") as process:
         assert process.wait(90) == 1
     said = (place / "hook.txt").read_text()
     assert Run(place / "hook-first").finished and said.count("still 2 processes") == 2
@@ -173,7 +175,7 @@ def test_the_error_of_one_rank_is_what_the_others_say(place: Path) -> None:
 def test_what_the_ranks_cannot_do_together_is_said_once(place: Path, words: list[str], shell: str, sentence: str) -> None:
     script = place / "rank.sh"
     script.write_text(f'{shell}\nexec {sys.executable} "$@"\n')
-    command = [*torchrun(2, "--no-python"), "bash", str(script), *pretraining(place, "wrong", *words)]
+    command = [*torchrun(2, "--no-python"), "bash", str(script), JEPAKIT, *pretraining(place, "wrong", *words)]
     with started(command, place / "said.txt") as process:
         assert process.wait(90) == 1  # torchrun's own
     said = (place / "said.txt").read_text()
