@@ -85,6 +85,21 @@ def test_one_public_name_is_defined_once() -> None:
     assert repeated.keys() <= VERBS | {"T", "log"}, repeated
 
 
+def test_text_files_have_one_encoding_on_every_system() -> None:
+    """Where none is named it is the system's, on Windows often none that holds all names."""
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or any(word.arg in ("encoding", None) for word in node.keywords):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            given = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            modes = [word for word in given if re.fullmatch("[rwax][t+]*", word)]
+            opens_text = isinstance(node.func, ast.Attribute) and name == "open" and not node.args
+            inside_archive = ast.unparse(node.func).startswith("archive.")
+            text = name == "write_text" or (name == "read_text" and not given) or (name == "open" and modes) or opens_text
+            assert not text or inside_archive, (path.name, node.lineno)
+
+
 def test_every_path_that_a_document_names_is_there() -> None:
     root = Path(__file__).parents[1]
     for page in [root / "README.md", *(root / "docs").glob("*.md"), *root.glob("CONTRIBUTING.md")]:

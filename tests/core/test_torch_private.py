@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,10 @@ import jepakit
 from jepakit.config.recipes import settings
 from jepakit.core import device, torch_private
 from jepakit.core.errors import UserError
-from jepakit.core.torch_private import cpu_has_bf16, has_onednn_product, lerp_, product, tensors_of
+from jepakit.core.torch_private import AdamW, cpu_has_bf16, has_onednn_product, lerp_, product, tensors_of
 from jepakit.model import linear
+from jepakit.model.attention import attention
+from jepakit.model.layout import Layout
 from jepakit.planning import memory as footprint
 from jepakit.planning.hardware import Hardware
 from jepakit.planning.memory import peak_memory
@@ -101,6 +104,44 @@ def test_the_average_tensor_by_tensor_has_the_same_bits(monkeypatch: pytest.Monk
     together = moved()
     monkeypatch.delattr(torch, "_foreach_lerp_")
     assert all(torch.equal(a, b) for a, b in zip(together, moved(), strict=True))
+
+
+def test_a_compiler_ends_its_graph_at_attention_which_stays_as_it_is() -> None:
+    graphs: list[str] = []
+
+    def plainly(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph.code)
+        return graph.forward
+
+    def around(x: torch.Tensor, layout: Layout) -> torch.Tensor:
+        return attention((2 * x).view(len(x), 3, 2, 4), layout).relu()
+
+    compiled = torch.compile(around, backend=plainly, dynamic=True)
+    for lengths in ([3, 5], [4, 4], [2, 9], [7, 7, 1], [6, 2, 8, 1], [1, 30], [9, 9, 9], [1] * 12, [5, 1], [2, 2, 3]):
+        layout, x = Layout(np.array(lengths)), torch.randn(sum(lengths), 24, requires_grad=True)
+        ours, wanted = compiled(x, layout), around(x, layout)
+        assert torch.equal(ours, wanted)
+        assert torch.equal(*(torch.autograd.grad(each.square().sum(), x)[0] for each in (ours, wanted)))
+    assert len(graphs) <= 4  # not one for each layout
+    assert all(("relu" in code) != ("view" in code) and not re.search("index|matmul|softmax|attention", code) for code in graphs)
+
+
+def test_our_adamw_does_what_torchs_does() -> None:
+    def moved(kind: type[torch.optim.AdamW]) -> list[torch.Tensor]:
+        draw = torch.Generator().manual_seed(0)
+        weights = [torch.randn(shape, generator=draw).requires_grad_() for shape in ((3, 5), (7,))]
+        adamw = kind([{"params": weights[:1]}, {"params": weights[1:], "weight_decay": 0.0}], lr=0.1, fused=True)
+        called: list[int] = []
+        adamw.register_step_post_hook(lambda *args: called.append(1))
+        for _ in range(3):
+            adamw.zero_grad(set_to_none=True)
+            sum((w.square() * torch.arange(w.numel()).view(w.shape)).sum() for w in weights).backward()
+            adamw.step()
+        assert len(called) == 3 and all(w.requires_grad and w.grad_fn is None for w in weights)
+        return [*weights, *(value for state in adamw.state.values() for value in state.values())]
+
+    ours, theirs = moved(AdamW), moved(torch.optim.AdamW)
+    assert len(ours) == 2 + 2 * 3 and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_memory_is_foretold_alike_by_the_public_names(monkeypatch: pytest.MonkeyPatch) -> None:

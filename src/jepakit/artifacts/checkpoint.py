@@ -71,9 +71,9 @@ def _write(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
         draft.mkdir()
         for name, tensors in checkpoint.tensors.items():
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft / f"{name}.safetensors")
-        (draft / "state.json").write_text(json.dumps(checkpoint.state))
+        (draft / "state.json").write_text(json.dumps(checkpoint.state), encoding="utf-8")
         sums = {p.name: _sha256(p) for p in sorted(draft.iterdir())}
-        (draft / MANIFEST).write_text(json.dumps(sums, indent=1))
+        (draft / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
         for path in draft.iterdir():
             sync(path)
         sync(draft)
@@ -88,7 +88,7 @@ def _write(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
 def tensor_groups(path: Path) -> list[str]:
     """Names of the groups of tensors that a checkpoint or snapshot says it has; none where its manifest cannot be read."""
     try:
-        sums = json.loads((pointed(path) / MANIFEST).read_text())
+        sums = json.loads((pointed(path) / MANIFEST).read_text(encoding="utf-8"))
         return [name.removesuffix(".safetensors") for name in sums if name.endswith(".safetensors")]
     except (OSError, ValueError, TypeError, AttributeError):
         return []
@@ -101,7 +101,7 @@ def load_checkpoint(path: Path, only: Collection[str] = ()) -> Checkpoint:
     """
     path = pointed(path)
     try:
-        sums: Mapping[str, str] = dict(json.loads((path / MANIFEST).read_text()))
+        sums: Mapping[str, str] = dict(json.loads((path / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise UserError(f"{path}: no readable {MANIFEST}: not a checkpoint of jepakit, or a broken one") from None
     files = {name: name.removesuffix(".safetensors") for name in sums if name.endswith(".safetensors")}
@@ -112,7 +112,7 @@ def load_checkpoint(path: Path, only: Collection[str] = ()) -> Checkpoint:
     for name in wanted.keys() | {"state.json"} | (sums.keys() - files.keys()):
         _verify(path, name, sums.get(name, ""))  # what is read is what the manifest vouches for
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         tensors = {group: load_file(path / name) for name, group in wanted.items()}
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
@@ -156,7 +156,7 @@ def pointed(path: Path) -> Path:
     if path.name != LATEST or path.is_dir() or not path.is_file():
         return path
     try:
-        name = path.read_text().strip()
+        name = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         name = ""
     if not name or Path(name).name != name:
@@ -229,7 +229,7 @@ def _point(link: Path, target: str) -> None:
         try:
             draft.symlink_to(target)
         except OSError:  # a file system without links: FAT, many shares
-            draft.write_text(target)
+            draft.write_text(target, encoding="utf-8")
         if link.is_dir() and not link.is_symlink():  # what a copy of the run made of the link
             link.replace(link.with_name(f"copy-of-{link.name}-{os.getpid()}"))
         draft.replace(link)

@@ -177,7 +177,7 @@ def read_hf(folder: Path, which: Which | None) -> tuple[Encoder, list[str], list
     Raises UserError if it holds the other encoder, or a model of another kind.
     """
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         own = config.get("jepakit", {})
         if not own:
             _require_vit(config, folder)
@@ -287,7 +287,7 @@ def _state(folder: Path) -> _State:
     """All tensors of a folder, of one file or of shards. Raises UserError, OSError, SafetensorError."""
     index, pickles = folder / "model.safetensors.index.json", sorted(folder.glob("pytorch_model*.bin"))
     if not (folder / "model.safetensors").is_file() and index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         if any(Path(name).name != name for name in names):
             raise UserError(f"{index} names a file outside the folder")
         return {name: value for shard in names for name, value in load_file(folder / shard).items()}

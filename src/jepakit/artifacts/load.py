@@ -236,7 +236,7 @@ def _foreign(
 def _is_timms(folder: Path) -> bool:
     """Whether a folder's config.json is timm's, beside weights in its names."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False  # whoever reads it says what is wrong
     return isinstance(config, dict) and "architecture" in config and "model_type" not in config

@@ -51,7 +51,7 @@ def read_image_settings(folder: Path, size: tuple[int, int], channels: int, own:
     path = folder / "preprocessor_config.json"
     if "images" in own:
         images = stored_images(own["images"])
-        values = json.loads(path.read_text()) if path.is_file() else processor(images)
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else processor(images)
         if any(values.get(f"image_{name}") != list(getattr(images, name)) for name in ("mean", "std")):
             raise UserError(
                 f"{path} has another mean or deviation than config.json says of the training: restore it, or remove it"
@@ -63,7 +63,9 @@ def read_image_settings(folder: Path, size: tuple[int, int], channels: int, own:
             "%s has no preprocessor_config.json: mean and deviation are taken to be %s", folder, ImageSettings(**about).mean
         )
         return ImageSettings(**about)
-    return ImageSettings.model_validate({**about, **_seen(json.loads(path.read_text()), path, channels, bool(own))})
+    return ImageSettings.model_validate(
+        {**about, **_seen(json.loads(path.read_text(encoding="utf-8")), path, channels, bool(own))}
+    )
 
 
 def _seen(values: dict[str, Any], path: Path, channels: int, own: bool) -> dict[str, Any]:

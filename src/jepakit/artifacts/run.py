@@ -91,7 +91,7 @@ class Run:
                     place = run.path / name
                     shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
                 with atomic_write(run.path / "config.yaml") as draft:
-                    draft.write_text(to_yaml(config))
+                    draft.write_text(to_yaml(config), encoding="utf-8")
                 save_json(run.path / ENVIRONMENT, {"job": job, **environment()})
         except OSError as error:
             raise UserError(f"cannot write {run.path}: {error.strerror}") from None
@@ -104,7 +104,7 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """What the run was begun with, and each time gone on with (`core.environment`); empty where that is not known."""
         try:
-            said = json.loads((self.path / ENVIRONMENT).read_text())
+            said = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return said if isinstance(said, dict) else {}
@@ -139,7 +139,7 @@ class Run:
         """Replace the run's settings. Raises UserError where they cannot be written."""
         try:
             with atomic_write(self.path / "config.yaml") as draft:
-                draft.write_text(to_yaml(config))
+                draft.write_text(to_yaml(config), encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from None
 
@@ -171,7 +171,9 @@ class Run:
         """What the newest checkpoint says of itself, not verified; empty where there is none that can be read."""
         found = steps(self.checkpoints)
         try:
-            said = json.loads((self.checkpoints / step_name(found[0]) / "state.json").read_text()) if found else {}
+            said = (
+                json.loads((self.checkpoints / step_name(found[0]) / "state.json").read_text(encoding="utf-8")) if found else {}
+            )
         except (OSError, ValueError):
             return {}
         return said if isinstance(said, dict) else {}
@@ -180,7 +182,7 @@ class Run:
         """The logged steps, one mapping each, NaN for what was not finite; a line that a kill cut short is left out."""
         path = self.path / "metrics.jsonl"
         rows = []
-        for line in path.read_text().splitlines() if path.is_file() else []:
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
             try:
                 row = json.loads(line)
             except ValueError:
@@ -193,7 +195,7 @@ class Run:
         rows = [row for row in self.metrics() if row["step"] <= step]
         try:
             with atomic_write(self.path / "metrics.jsonl") as draft:
-                draft.write_text("".join(map(json_line, rows)))
+                draft.write_text("".join(map(json_line, rows)), encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from None
 

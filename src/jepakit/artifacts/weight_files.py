@@ -97,7 +97,7 @@ def images_of(path: Path, size: tuple[int, int], channels: int) -> tuple[ImageSe
     about: dict[str, Any] = {"size": size, "channels": channels, "depth": "uint8"}
     beside = path.with_name("config.json")
     try:
-        said = json.loads(beside.read_text()) if beside.is_file() else {}
+        said = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
         said = said.get("pretrained_cfg", {})
         values = {name: [float(x) for x in said[name]] for name in ("mean", "std") if name in said}
     except (OSError, ValueError, TypeError, AttributeError):

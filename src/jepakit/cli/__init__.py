@@ -14,6 +14,7 @@ from jepakit.core import ranks
 from jepakit.core.errors import UserError
 from jepakit.core.signals import quiet_interrupts
 
+LOST_RANK = 75  # exit code of a run that lost a process: EX_TEMPFAIL of sysexits.h, which Windows has not
 _UsageError: Any = typer.BadParameter.__base__  # click's; newer typer carries a click of its own and installs none
 
 
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     # torch's threads spin for long while they wait; where another program wants the cores, each wait then costs a time
     # slice, and a step 50 times its time (measured: 0.3 s -> 16 s). Spin briefly. It must be set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what torch cannot do on Apple's GPUs the CPU does
     if ranks.launched():  # torch advises against an option that is needed (core/parallel.py)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for stream in (sys.stdout, sys.stderr):  # a name that is no text in this encoding is printed as its bytes
@@ -58,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     except RuntimeError as error:
         if type(error).__name__ == "LostRankError":
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(os.EX_TEMPFAIL)
+            sys.exit(LOST_RANK)
         if type(error).__name__ != "OutOfMemoryError":  # torch's own; torch is not imported here
             raise
         print("error: the device's memory is too small: raise optim.accumulate, or lower optim.batch_size", file=sys.stderr)

@@ -236,4 +236,4 @@ def study(
     how = {"levers": wanted, "seeds": seeds, "trials": trials, "processes": processes}
     size = "smoke" if smoke else scale
     if turn(name, data, place, scale=size, set=given, **how, **told):  # type: ignore[arg-type]
-        print(f"{(place.expanduser() / 'table.md').read_text()}\ntable and figures: {place}")
+        print(f"{(place.expanduser() / 'table.md').read_text(encoding='utf-8')}\ntable and figures: {place}")

@@ -49,7 +49,7 @@ EPOCHS = (5, 800)  # passes, at least and at most
 WARMUP = 10  # a tenth of the run
 _THREADS = 8  # the most that decode for a CUDA device
 _FEW = 1000  # images that a warning calls few
-_NAMES = {"cpu": "a CPU", "cuda": "a CUDA device"}
+_NAMES = {"cpu": "a CPU", "cuda": "a CUDA device", "mps": "an Apple GPU"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,13 @@ class DataSummary:
     long: int
     short: int
     bands: int
-    device: str  # cpu or cuda
+    device: str  # cpu, cuda or mps
     cores: int  # 0: the device is elsewhere, and theirs are not known
+
+    @property
+    def row(self) -> str:
+        """Whose row of the tables it takes: what an Apple GPU could do more than a CPU has not been measured."""
+        return "cuda" if self.device == "cuda" else "cpu"
 
 
 @dataclass(frozen=True)
@@ -198,7 +203,7 @@ _Row = tuple[_Values, str]  # settings, and why
 
 
 def _images(data: DataSummary, user: UserSettings) -> list[_Row]:
-    most, given = LARGEST[data.device], user.encoder.patch_size if user.has("encoder.patch_size") else None
+    most, given = LARGEST[data.row], user.encoder.patch_size if user.has("encoder.patch_size") else None
     sides, rows = user.images.height_width, list[_Row]()
     size = None if user.has("images.size") else size_for(data.short, most, given)
     if size:
@@ -258,7 +263,7 @@ def _allowed(config: Config, size: int, patch: int | None) -> bool:
 
 def _encoder(data: DataSummary, user: UserSettings) -> _Row:
     """Encoder and predictor go together: who shapes the one has the recipe's other."""
-    values, why = _row(ENCODERS[data.device], data.images)
+    values, why = _row(ENCODERS[data.row], data.images)
     shape = ViTConfig.model_validate({key.removeprefix("encoder."): v for key, v in values.items() if key.startswith("encoder.")})
     own = [name for name in ("size", *SHAPE) if user.has(f"encoder.{name}")]
     if any(getattr(user.encoder, name) != getattr(shape, name) for name in own):
@@ -268,14 +273,14 @@ def _encoder(data: DataSummary, user: UserSettings) -> _Row:
 
 
 def _batch(data: DataSummary) -> _Row:
-    batch, why = _row(BATCHES[data.device], data.images)
+    batch, why = _row(BATCHES[data.row], data.images)
     most = 1 << max(1, (data.images // SHARE).bit_length() - 1)
     return {"optim.batch_size": min(batch, most)}, "at most a quarter of the images" if most < batch else why
 
 
 def _length(data: DataSummary, user: UserSettings) -> list[_Row]:
     least, most = EPOCHS
-    epochs = user.optim.epochs if user.has("optim.epochs") else min(most, max(least, round(SEEN[data.device] / data.images)))
+    epochs = user.optim.epochs if user.has("optim.epochs") else min(most, max(least, round(SEEN[data.row] / data.images)))
     steps = user.optim.steps
     length: _Values = {} if steps else {"optim.epochs": epochs}
     warmup: _Values = {"optim.warmup_steps": steps // WARMUP} if steps else {"optim.warmup_epochs": epochs / WARMUP}

@@ -158,7 +158,7 @@ def nested(key: str, value: Any) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A layer from a YAML file. Raises UserError."""
     try:
-        layer = yaml.load(path.read_text(), _OnceOnly)
+        layer = yaml.load(path.read_text(encoding="utf-8"), _OnceOnly)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except NO_YAML as error:

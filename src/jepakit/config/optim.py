@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from jepakit.core.settings import Settings
+from jepakit.core.torch_private import AdamW
 
 
 class Optim(Settings):
@@ -102,7 +103,7 @@ def optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
     decayed = [p for name, p in trained.items() if decays[name]]
     others = [p for name, p in trained.items() if not decays[name]]
     groups = [{"params": decayed, "decays": True}, {"params": others, "decays": False}]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
+    return AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
 
 
 def apply_schedule(adamw: torch.optim.AdamW, now: ScheduleValues) -> None:

@@ -10,7 +10,7 @@ from jepakit.core.settings import Settings
 class RunSettings(Settings):
     """How a run is run: nothing here is meant to change what is learnt."""
 
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes in it")
     compile: bool = Field(False, description="compile the blocks (worth it on CUDA)")
     fixed_rows: bool = Field(

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.stats import beta, binomtest, t
+from scipy.special import bdtr, betaincinv, stdtrit  # scipy.stats takes half a second to import
 
 RESAMPLES, AT_ONCE = 4000, 100
 
@@ -33,7 +32,7 @@ class Difference:
 def mean_and_margin(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float | None]:
     """Mean of independent values, and half of its 95 % t-interval; None for one value, which says nothing of others."""
     n = len(values)
-    margin = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else None
+    margin = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / n**0.5) if n > 1 else None
     return float(np.mean(values)), margin
 
 
@@ -50,15 +49,15 @@ def accuracy_interval(correct: NDArray[np.float64], clusters: NDArray[np.int64] 
     variance = float(residuals @ residuals) / n**2
     if c == 1 or variance <= 1e-18:
         return exact(share, c)
-    effective = share * (1 - share) / variance * (c - 1) / c * n / (n - 1) * (t.ppf(0.975, n - 1) / t.ppf(0.975, c - 1)) ** 2
+    effective = share * (1 - share) / variance * (c - 1) / c * n / (n - 1) * (stdtrit(n - 1, 0.975) / stdtrit(c - 1, 0.975)) ** 2
     return exact(share, min(effective, n) if np.isin(correct, (0, 1)).all() else effective)
 
 
 def exact(share: float, n: float) -> tuple[float, float]:
     """Clopper and Pearson's 95 % interval of a share of n independent samples; n need not be an integer."""
     k = share * n
-    low = float(beta.ppf(0.025, k, n - k + 1)) if share > 0 else 0.0
-    high = float(beta.ppf(0.975, k + 1, n - k)) if share < 1 else 1.0
+    low = float(betaincinv(k, n - k + 1, 0.025)) if share > 0 else 0.0
+    high = float(betaincinv(k + 1, n - k, 0.975)) if share < 1 else 1.0
     return low, high
 
 
@@ -67,6 +66,8 @@ def exact_mean(counts: Sequence[int]) -> float:
 
     Of one share it is the lower end of `exact`. sum n_k log p_k = log .025 has its least mean at p_k = n_k / c, at most 1.
     """
+    from scipy.optimize import brentq
+
     n = np.asarray(counts, np.float64)
 
     def shares(c: float) -> NDArray[np.float64]:
@@ -88,7 +89,7 @@ def paired(a: NDArray[np.float64], b: NDArray[np.float64], clusters: NDArray[np.
     sums, counts = _sums(difference, clusters)
     if clusters is None and np.isin(difference, (-1, 0, 1)).all():
         wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
-        p = float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+        p = min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
     else:
         draw, as_large = np.random.default_rng(0), 0
         for _ in range(0, RESAMPLES, AT_ONCE):  # at once, their signs would be gigabytes
@@ -100,7 +101,7 @@ def paired(a: NDArray[np.float64], b: NDArray[np.float64], clusters: NDArray[np.
     middle = sums.sum() / counts.sum()
     residuals = sums - middle * counts
     spread = (len(sums) / (len(sums) - 1) * float(residuals @ residuals)) ** 0.5 / counts.sum()
-    margin = float(t.ppf(0.975, len(sums) - 1)) * spread
+    margin = float(stdtrit(len(sums) - 1, 0.975)) * spread
     return Difference(float(difference.mean()), max(-1.0, float(middle - margin)), min(1.0, float(middle + margin)), p)
 
 

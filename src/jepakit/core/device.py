@@ -14,7 +14,10 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 
 def device_of(name: str) -> torch.device:
-    """'auto' is CUDA where there is one, of several processes each its own. Raises UserError for a device that is not there."""
+    """'auto' is CUDA where there is one, of several processes each its own. Raises UserError for a device that is not there.
+
+    mps is Apple's GPU, which nobody has tried yet.
+    """
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return _own_gpu() if launched() else torch.device("cuda")
     if name == "auto":
@@ -22,8 +25,9 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"run.device={name}: choose auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"run.device={name}: choose auto, cpu, cuda, cuda:N or mps") from None
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= there.get(device.type, 0):
         raise UserError(f"run.device={name}: there is no such device here; run.device=auto takes what there is")
     return device
 
@@ -41,7 +45,11 @@ def _own_gpu() -> torch.device:
 
 
 def precision_of(name: str, device: torch.device) -> torch.dtype:
-    """'auto' is bfloat16 where the hardware multiplies in it."""
+    """'auto' is bfloat16 where the hardware multiplies in it. Raises UserError for one that the device is not used in."""
+    if device.type == "mps":
+        if name not in ("auto", "fp32"):
+            raise UserError(f"precision {name} is not used on mps: leave it out, or choose fp32")
+        return torch.float32
     if name == "auto":
         fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
         return torch.bfloat16 if fast else torch.float32
@@ -67,7 +75,7 @@ def configure_cpu(threads: int | None) -> None:
 
 def _keep_memory() -> None:
     """Have glibc keep freed memory: it maps and clears every large tensor anew otherwise, up to half of a CPU step."""
-    with contextlib.suppress(OSError, AttributeError):  # other C libraries have other ways
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries have other ways, Windows no such name
         libc = ctypes.CDLL(None)
         m_trim_threshold, m_mmap_threshold = -1, -3
         libc.mallopt(m_mmap_threshold, 1 << 30)

@@ -81,7 +81,7 @@ def installed(*packages: str) -> dict[str, str | None]:
 def cpu_name() -> str:
     """The name of the processor."""
     with suppress(OSError):
-        if named := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+        if named := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE):
             return named[1].strip()
     return platform.processor() or platform.machine()
 
@@ -94,7 +94,7 @@ def host_memory() -> int | None:
         return None
     for limit in _LIMITS:
         with suppress(OSError, ValueError):
-            total = min(total, int(limit.read_text()))
+            total = min(total, int(limit.read_text(encoding="utf-8")))
     return total
 
 

@@ -1,7 +1,6 @@
 """Writing files so that a crash leaves either the old or the new content; locks on folders; JSON; paths given by users."""
 
 import errno
-import fcntl
 import json
 import logging
 import math
@@ -9,13 +8,14 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from jepakit.core.errors import UserError, plain
 
 log = logging.getLogger("jepakit")
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)  # of a file system that cannot sync a folder
 NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
+AS_IT_IS = getattr(os, "O_BINARY", 0)  # Windows would write its own line ends
 
 
 def user_path(path: str | os.PathLike[str], what: str = "path") -> Path:
@@ -44,14 +44,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Have the disk hold a file, or which files a folder has; of file systems that cannot sync a folder, pass. Raises OSError."""
-    handle = os.open(path, os.O_RDONLY)
+    folder = path.is_dir()
     try:
-        os.fsync(handle)
+        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows syncs what may be written to, and opens no folder
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError as error:
-        if not path.is_dir() or error.errno not in NO_FOLDER_SYNC:
+        if not folder or error.errno not in NO_FOLDER_SYNC:
             raise
-    finally:
-        os.close(handle)
 
 
 def append(path: Path, text: str) -> None:
@@ -59,11 +61,12 @@ def append(path: Path, text: str) -> None:
 
     A last line without an end, as a kill leaves it, is ended first. Raises OSError.
     """
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | AS_IT_IS, 0o666)
     try:
         size = os.fstat(handle).st_size
         data = text.encode(errors="backslashreplace")
-        if size and os.pread(handle, 1, size - 1) != b"\n":
+        os.lseek(handle, max(size - 1, 0), os.SEEK_SET)
+        if os.read(handle, 1) not in (b"", b"\n"):
             data = b"\n" + data
         try:
             while data:
@@ -78,16 +81,28 @@ def append(path: Path, text: str) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lock a folder for this process. Raises UserError if another process has it."""
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("a", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            _lock(file)
+        except (BlockingIOError, PermissionError):
             raise UserError(f"another process is writing to {folder}; wait for it, or give another --out") from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
             log.warning("%s is on a file system without locks: see to it that no other process writes there", folder)
         yield
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock an open file until it is closed. Raises BlockingIOError, on Windows PermissionError, where another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def finite(value: Any) -> Any:
@@ -102,4 +117,4 @@ def finite(value: Any) -> Any:
 def save_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically; numbers that are not finite become null."""
     with atomic_write(path) as draft:
-        draft.write_text(json.dumps(finite(value), indent=1, allow_nan=False))
+        draft.write_text(json.dumps(finite(value), indent=1, allow_nan=False), encoding="utf-8")

@@ -23,7 +23,8 @@ def signals(ask: Callable[[str], None]) -> Iterator[None]:
         asked = True
         ask(signal.Signals(number).name)
 
-    ours = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) if signal.getsignal(number) is not None]
+    known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows lacks one
+    ours = [number for number in known if signal.getsignal(number) is not None]
     try:
         old = {number: signal.signal(number, hear) for number in ours}
     except ValueError:  # not the main thread: signals are somebody else's

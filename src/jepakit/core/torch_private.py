@@ -1,16 +1,18 @@
 """Torch's private parts that are used here, all of them, each with a public way where a version has it no longer."""
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
+from inspect import unwrap
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepakit.core.errors import UserError
+from jepakit.core.errors import P, R, UserError
 
 FAKE_TENSORS = ("torch._subclasses.fake_tensor", "torch.fx.passes.fake_tensor_prop")  # modules that have them
 DISPATCH_MODES = ("torch.utils._python_dispatch", "torch.utils.flop_counter")
@@ -58,6 +60,37 @@ def set_time_limits(gloo: float, nccl: float) -> None:
     for device, seconds in (("cuda", nccl), ("cpu", gloo)):  # gloo alone is of both
         if torch.device(device) in group._device_types:
             group._get_backend(torch.device(device))._set_default_timeout(timedelta(seconds=seconds))
+
+
+def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """torch.compiler.disable, which imports the compiler at once, 1.2 s, at a first call under it: where a compiler meets the
+    function a graph ends, and all that it calls runs as it is."""
+
+    made: Callable[P, R] | None = None
+
+    @wraps(function)
+    def plainly(*args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal made
+        if made is None and "torch._dynamo" in sys.modules:
+            made = torch.compiler.disable(function)
+        return (made or function)(*args, **kwargs)
+
+    try:  # what torch._dynamo.decorators.skip does
+        frames: Any = import_module("torch._C._dynamo.eval_frame")
+        skipped = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.DEFAULT)
+        frames.set_code_exec_strategy(plainly.__code__, skipped)  # type: ignore[attr-defined]
+        plainly._torchdynamo_disable = True  # type: ignore[attr-defined]
+    except (ImportError, AttributeError, TypeError):
+        return torch.compiler.disable(function)  # type: ignore[no-any-return]
+    return plainly
+
+
+class AdamW(torch.optim.AdamW):
+    """Torch's own, but for its way around torch's compiler, which imports that at a first step; here no optimiser is compiled."""
+
+    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
 
 
 def fake_tensors() -> tuple[type[Any], type[Any]]:

@@ -132,7 +132,7 @@ def _trained(path: Path) -> PretrainingRecord | None:
     if (run / "config.yaml").is_file():
         return PretrainingRecord.from_state(Run.open(run).state, str(run))
     try:
-        state = json.loads((pointed(path) / "state.json").read_text())
+        state = json.loads((pointed(path) / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return PretrainingRecord.from_state(state, str(path)) if isinstance(state, dict) else None

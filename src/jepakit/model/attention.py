@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jepakit.core.torch_private import uncompiled
 from jepakit.model.layout import Layout
 
 REGISTER = 32  # bfloat16 numbers in 512 bits
 
 
 # A compiled block is what stands around attention: lengths are the host's, and the kernels are made already.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@uncompiled
 def attention(qkv: Tensor, layout: Layout) -> Tensor:
     """Softmax attention of each token over the tokens of its own sequence: (S, 3, H, d) -> (S, H * d); 0 in padding rows."""
     if layout.padding_rows:
@@ -25,7 +26,7 @@ def attention(qkv: Tensor, layout: Layout) -> Tensor:
     return layout.unpad(_padded(q, k, v, layout).transpose(1, 2).flatten(2))
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@uncompiled
 def attention_of_queries(q: Tensor, kv: Tensor, queries: Layout, layout: Layout) -> Tensor:
     """`attention` for some tokens of each sequence: q (S', H, d), laid out by `queries`, and kv (S, 2, H, d) -> (S', H * d)."""
     if layout.padding_rows:

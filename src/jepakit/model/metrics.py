@@ -19,7 +19,7 @@ class Gram:
     def add(self, features: Tensor) -> "Gram":
         """Add features (n, D); returns self."""
         for part in features.detach().split(4096):
-            x = part.double().cpu()
+            x = part.cpu().double()
             self.matrix = self.matrix + x.T @ x
             self.n += len(x)
         return self
@@ -36,7 +36,7 @@ def rankme(features: Tensor, eps: float = EPS) -> float:
 
     exp of the entropy of the singular values over their sum, epsilon added after; between 1 and min(n, D).
     """
-    return _effective_rank(torch.linalg.svdvals(features.detach().double().cpu()), eps)
+    return _effective_rank(torch.linalg.svdvals(features.detach().cpu().double()), eps)
 
 
 class Discriminant:
@@ -48,7 +48,7 @@ class Discriminant:
 
     def add(self, views: Tensor) -> "Discriminant":
         """Add views (n, q, D) of n more images; returns self. Raises ValueError for another q than before."""
-        e = views.detach().double().cpu()
+        e = views.detach().cpu().double()
         if self.q not in (0, e.shape[1]):
             raise ValueError(f"{e.shape[1]} views of an image after {self.q} of others")
         self.q = e.shape[1]
@@ -96,7 +96,7 @@ def position_share(targets: Tensor, index: NDArray[np.int64]) -> float:
     One-way analysis of variance with positions as groups, adjusted for their number, so that position-free targets
     have 0 in expectation (the adjusted R^2).
     """
-    x = targets.detach().double().cpu()
+    x = targets.detach().cpu().double()
     x = x - x.mean(0)
     group = torch.from_numpy(np.unique(index, return_inverse=True)[1])
     count = torch.bincount(group).double()
@@ -116,7 +116,7 @@ def content_cosines(
     index, image (S,): each row's patch and image. If the two are alike, the predictor tells positions, not images. Rows for
     whose patch no other image's row is at hand are left out; NaN if all are.
     """
-    p, t = (F.normalize(x.detach().double().cpu(), dim=1) for x in (predictions, targets))
+    p, t = (F.normalize(x.detach().cpu().double(), dim=1) for x in (predictions, targets))
     order = np.lexsort((image, index))  # by patch, then by image
     groups = np.split(order, np.nonzero(np.diff(index[order]))[0] + 1)
     own, other = [], []

@@ -129,7 +129,7 @@ def _digest(run: Run) -> str:
 def _there(folder: Path, of: Mapping[str, Any], parts: Sequence[str]) -> bool:
     """Whether the folder holds all pictures of the same, and these parts."""
     try:
-        about = json.loads((folder / "about.json").read_text())
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         whole = not about["missing"] and all(part in about for part in parts)
         return whole and all(about[key] == value for key, value in of.items())
     except (OSError, ValueError, KeyError, TypeError):

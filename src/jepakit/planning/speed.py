@@ -99,8 +99,8 @@ def _measured(config: Config, device: torch.device, most: int, seconds: float, t
         masks = config.masking.sample(config.grid, np.arange(count), seed=config.seed, step=step)
         start = perf_counter()
         training.train_step(Batch(step, 0, (images,), (None,), (masks,)), training.schedule.at(0), check=False, rows=False)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         return perf_counter() - start
 
     start, count = perf_counter(), min(2, most)

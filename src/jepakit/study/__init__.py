@@ -270,7 +270,7 @@ def _how(config: Config, given: Mapping[str, Any], images: int, most: int) -> di
 
 def _save(out: Path, name: str, base: dict[str, Any], work: _Work) -> list[CellRow]:
     """Write the table of all cells that are over, lever by lever, the search's last; returns its rows."""
-    found = [json.loads(path.read_text()) for path in sorted((out / "cells").glob("*.json"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "cells").glob("*.json"))]
     places = {lever: place for place, lever in enumerate(work.order)}
     rows = sorted(found, key=lambda row: places.get(row["lever"], len(work.order)))
     settings, head = yaml.safe_dump(base, default_flow_style=True, width=1000).strip(), work.head(rows)

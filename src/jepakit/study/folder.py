@@ -28,5 +28,5 @@ def claimed(out: Path, about: dict[str, Any]) -> Iterator[None]:
         (out / "cells").mkdir(exist_ok=True)
         for path, value in ((note, about), (out / "base.yaml", about["base"])):
             with atomic_write(path) as draft:
-                draft.write_text(yaml.safe_dump(value, sort_keys=False))
+                draft.write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf-8")
         yield

@@ -100,7 +100,7 @@ class Runner:
     def row(self, cell: Cell) -> CellRow | None:
         """What came of a cell that is over."""
         path = self.path(cell, ".json")
-        return json.loads(path.read_text()) if path.is_file() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def job(self, cell: Cell, prune: Prune = lambda run: False) -> Job:
         """Pretrain and evaluate, as far as that is not done; a row at the end, unless the study is stopped before."""
@@ -186,7 +186,11 @@ def _busy(folder: Path) -> bool:
 
 def _last_words(said: Path, code: int) -> str:
     """Why a process failed: its sentence to the user, else the last line it said."""
-    lines = [line for line in said.read_text(errors="replace").splitlines() if line.strip()] if said.is_file() else []
+    lines = (
+        [line for line in said.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        if said.is_file()
+        else []
+    )
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
     return lines[-1].removeprefix("error: ") if lines else f"exit code {code}"

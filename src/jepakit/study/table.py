@@ -63,7 +63,7 @@ def steps_of(run: Run) -> int | None:
     """Steps of a whole run, as its newest checkpoint tells; none where there is no checkpoint."""
     for step in steps(run.checkpoints):
         try:
-            state = json.loads((run.checkpoints / step_name(step) / "state.json").read_text())
+            state = json.loads((run.checkpoints / step_name(step) / "state.json").read_text(encoding="utf-8"))
             optim = resolve(state["config"]).optim
             return Schedule(optim, state["images"] // optim.batch_size).steps
         except (OSError, ValueError, KeyError, UserError):
@@ -116,7 +116,7 @@ def save_table(out: Path, rows: Sequence[CellRow], title: str) -> None:
     """Write OUT/table.json and OUT/table.md."""
     save_json(out / "table.json", rows)
     with atomic_write(out / "table.md") as draft:
-        draft.write_text(f"{title}\n\n{study_table(rows)}\n")
+        draft.write_text(f"{title}\n\n{study_table(rows)}\n", encoding="utf-8")
 
 
 def study_table(rows: Sequence[CellRow]) -> str:
@@ -200,7 +200,7 @@ def _result(path: Path) -> dict[str, list[float]]:
     """Each encoder's figure in a result of `evaluate`, with the interval where there is one."""
     if not path.is_file():
         return {}
-    rows = json.loads(path.read_text())["rows"]
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     ends = 1 if path.stem in SPECTRA else 3
     return {
         name: [one.value, one.low, one.high][:ends]
@@ -210,7 +210,7 @@ def _result(path: Path) -> dict[str, list[float]]:
 
 def _metric(path: Path) -> str:
     """What counts in a result: accuracy where there is none."""
-    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
     return counted_figure(path.stem, rows[0]).metric if rows else "accuracy"
 
 

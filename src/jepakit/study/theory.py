@@ -121,7 +121,7 @@ def theory(out: Path, seeds: int, *, smoke: bool = False) -> list[dict[str, Any]
     save_json(out / "table.json", as_data(lines))
     with atomic_write(out / "table.md") as draft:
         table = comparison_table(lines, sources, digits=2, beside=CLOSED_FORM)
-        draft.write_text(f"# theory\n\n`jepakit study theory`\n\n{about}\n\n{table}\n")
+        draft.write_text(f"# theory\n\n`jepakit study theory`\n\n{about}\n\n{table}\n", encoding="utf-8")
     save_figure(out / "figure.svg", lines, _MEASURED, CLOSED_FORM)
     return as_data(lines)
 

@@ -121,7 +121,7 @@ def _wandb_writer(run: Run, config: Config) -> Iterator[WriteRow]:
 def _stored(place: Path, name: str) -> tuple[str, int]:
     """The id by which W&B knows the run, made once from its folder's name and chance, and the last step that was sent."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        stored = json.loads(place.read_text())
+        stored = json.loads(place.read_text(encoding="utf-8"))
         return str(stored["id"]), int(stored["step"])
     # by chance: a run that takes the place of another, or has the same name elsewhere, is another run
     identity = f"{re.sub(r'[^a-zA-Z0-9_-]+', '-', name)[:40]}-{secrets.token_hex(4)}"

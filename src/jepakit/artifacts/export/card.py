@@ -150,7 +150,7 @@ def _table(results: Path | None, encoder: Encoder, config: Config | None) -> str
 
 def _rows(path: Path) -> list[Mapping[str, Any]]:
     try:
-        rows = json.loads(path.read_text()).get("rows", [])
+        rows = json.loads(path.read_text(encoding="utf-8")).get("rows", [])
     except (OSError, ValueError, AttributeError):
         return []
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get("name"), str)]

@@ -80,7 +80,7 @@ def export(
         # why images cannot be read names places of this machine: it is for the one who exports, not for a file that goes out
         notes = [*(check.sentence() for check in checks), *([NOT_REAL] if unchecked else [])]
         config, results = of_run(run)
-        (draft / "README.md").write_text(card(encoder, choice, config, results, notes))
+        (draft / "README.md").write_text(card(encoder, choice, config, results, notes), encoding="utf-8")
         mark = {"jepakit": __version__, "format": format, "precision": precision, "which": encoder.which, "checks": notes}
         save_json(draft / MARK, mark)
     for line in [*(check.sentence() for check in checks), *([f"{NOT_REAL}: {unchecked}"] if unchecked else [])]:

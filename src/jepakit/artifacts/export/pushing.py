@@ -42,8 +42,8 @@ def push(
         if folder is not None:
             place = Path(folder) / "model"
             export(run, "hf", place, precision=precision, which=which, custom_code=custom_code)
-            text = (place / "README.md").read_text()
-            (place / "README.md").write_text(text.replace('"FOLDER"', f'"{repo}"'))
+            text = (place / "README.md").read_text(encoding="utf-8")
+            (place / "README.md").write_text(text.replace('"FOLDER"', f'"{repo}"'), encoding="utf-8")
         return _upload(place, repo, public=public, overwrite=overwrite)
 
 
@@ -67,6 +67,6 @@ def _upload(place: Path, repo: str, *, public: bool, overwrite: bool) -> str:
 def _is_hf_export(folder: Path) -> bool:
     """Whether a folder is what `export --format hf` wrote."""
     try:
-        return bool(json.loads((folder / MARK).read_text())["format"] == "hf")
+        return bool(json.loads((folder / MARK).read_text(encoding="utf-8"))["format"] == "hf")
     except (OSError, ValueError, LookupError, TypeError):
         return False

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jepakit.core.errors import UserError, plain
-from jepakit.core.files import atomic_write
+from jepakit.core.files import atomic_write, sync
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.sources import Labels, Source, fingerprint
 from jepakit.data.training_part import held_out
@@ -271,11 +271,7 @@ def store(path: Path, content: bytes) -> File:
     with atomic_write(path) as draft, draft.open("wb") as file:
         file.write(content)
         _sync(file)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)
     return _file(content)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from jepakit.core.errors import UserError
+from jepakit.core.files import AS_IT_IS
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.disk_cache import cached_copy
 from jepakit.data.formats.remote import PATIENCE, DataPaths, is_permanent, reason_of, shown, with_retries
@@ -180,13 +181,18 @@ class OpenFile:
     """A file open for reading, from any thread; closed when the last one lets go of it."""
 
     def __init__(self, path: str | Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY)
+        self.fd = os.open(path, os.O_RDONLY | AS_IT_IS)
+        self._moving = threading.Lock()
         weakref.finalize(self, os.close, self.fd).atexit = False  # threads may read up to the end
         self.size = os.fstat(self.fd).st_size
 
     def read(self, size: int, offset: int) -> bytes:
         """At most so many bytes from there. Raises OSError."""
-        return os.pread(self.fd, size, offset)
+        if hasattr(os, "pread"):
+            return os.pread(self.fd, size, offset)
+        with self._moving:  # Windows has one place of reading for all threads
+            os.lseek(self.fd, offset, os.SEEK_SET)
+            return os.read(self.fd, size)
 
 
 class Fetched(PrefetchCache[OpenFile]):
@@ -242,7 +248,8 @@ class Fetched(PrefetchCache[OpenFile]):
             reason = "not found" if is_permanent(error) else reason_of(error)
             raise BadImageError(f"{shown(path)} could not be fetched: {reason}") from None
         finally:
-            draft.unlink(missing_ok=True)
+            with suppress(PermissionError):  # Windows keeps what is open
+                draft.unlink(missing_ok=True)
 
     def _cached(self, index: int, size: int) -> OpenFile | None:
         """The copy in the user's cache folder, fetched if need be; None, with one warning, where it cannot be kept there."""

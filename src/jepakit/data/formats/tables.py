@@ -2,15 +2,16 @@
 
 import glob
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jepakit.core.environment import host_memory
 from jepakit.core.errors import UserError
 from jepakit.data.decoding.decode import SUFFIXES, file_bytes
 from jepakit.data.decoding.pixels import BadImageError
@@ -258,9 +259,7 @@ def require_pyarrow(name: str) -> None:
         raise UserError(f"{name} needs pyarrow to be read: pip install 'jepakit[parquet]'") from None
 
 
+@cache
 def most_memory() -> int:
-    """What one thing in a file may take: half of the machine's memory; more is taken for a decompression bomb."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, ValueError, OSError):  # not on every system
-        return 4 << 30
+    """What one thing in a file may take: half of the memory, 4 GiB where that is not known; more is a decompression bomb."""
+    return (host_memory() or 8 << 30) // 2

@@ -159,7 +159,7 @@ def write(folder: Path, n: int, size: int, seed: int) -> None:
         (draft / "scenes").mkdir()
         for split, found in scenes.items():
             text = json.dumps({"info": {"split": split, "version": "jepakit scenes", "seed": seed}, "scenes": found})
-            (draft / "scenes" / f"CLEVR_{split}_scenes.json").write_text(text)
+            (draft / "scenes" / f"CLEVR_{split}_scenes.json").write_text(text, encoding="utf-8")
 
 
 def _require(n: int, size: int) -> None:

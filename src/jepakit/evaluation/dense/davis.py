@@ -192,7 +192,7 @@ def open_sequences(root: Path) -> list[Video]:
     listed = root / "ImageSets" / "2017" / "val.txt"
     if not listed.is_file():
         raise UserError(f"no file {listed}: give DAVIS-2017's root, with ImageSets/, JPEGImages/ and Annotations/")
-    names = listed.read_text().split()
+    names = listed.read_text(encoding="utf-8").split()
     if not names:
         raise UserError(f"{listed} names no sequence")
     return [_sequence(root, name) for name in names]

@@ -7,7 +7,6 @@ size, without augmentation, so that tokens are computed once. The learning rate 
 B images, h, w rows and columns of patches, D features, K classes, n images of a set.
 """
 
-import os
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jepakit.core import distributed, rng
+from jepakit.core.environment import host_memory
 from jepakit.core.errors import UserError
 from jepakit.core.files import user_path
 from jepakit.core.progress import progress
@@ -207,8 +207,8 @@ def _encoded(
 
 def _affordable(*shape: int) -> tuple[int, ...]:
     """The shape, if memory holds it in float16. Raises UserError."""
-    needed, have = 2 * int(np.prod(shape)), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > 0.8 * have:
+    needed, have = 2 * int(np.prod(shape)), host_memory()
+    if have and needed > 0.8 * have:
         few = int(0.8 * have / needed * shape[0])
         raise UserError(
             f"the tokens of {shape[0]} images take {needed / 1e9:.0f} GB of memory; give a smaller size or limit={few}"

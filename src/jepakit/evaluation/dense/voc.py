@@ -81,7 +81,10 @@ def _by_lists(
     held = next((name for name in ("val", "test") if name in found), None)
     if "train" not in found or held is None:
         return fifth_held_out([pairs[name] for name in sorted(pairs)], classes, notes, first)
-    train, test = ([line.split()[0] for line in found[name].read_text().splitlines() if line.strip()] for name in ("train", held))
+    train, test = (
+        [line.split()[0] for line in found[name].read_text(encoding="utf-8").splitlines() if line.strip()]
+        for name in ("train", held)
+    )
     for name, listed in (("train", train), (held, test)):
         if missing := next((each for each in listed if each not in pairs), None):
             raise UserError(f"{found[name]} lists '{missing}', of which the folder has no labels or no image")

@@ -147,10 +147,12 @@ def embedder_of(
     depth = encoder.vit.config.depth
     if str(layer) not in ("last", "last4", *map(str, range(1, depth + 1))):
         raise UserError(f"layer={layer}: choose last, last4, or a block from 1 to {depth}, the last of this encoder")
-    precision = precision or {torch.float32: "fp32", torch.bfloat16: "bf16"}[precision_of(run.precision, encoder.device)]
-    for name, word, choices in (("pool", pool, get_args(Pool)), ("precision", precision, get_args(Precision))):
+    for name, word, choices in (("pool", pool, get_args(Pool)), ("precision", precision or "fp32", get_args(Precision))):
         if word not in choices:
             raise UserError(f"{name}={word}: choose {' or '.join(choices)}{nearest(word, choices)}")
+    precision = next(
+        name for name, dtype in PRECISIONS.items() if dtype == precision_of(precision or run.precision, encoder.device)
+    )
     return Embedder(encoder, str(layer), pool, precision, whole_image, run.read_timeout_seconds)  # type: ignore[arg-type]
 
 

@@ -82,7 +82,7 @@ def described(folder: Path) -> dict[str, Any] | None:
     """What a folder of parts was begun with; None for one that was not begun. Raises UserError for a broken one."""
     place = folder / DESCRIPTION
     try:
-        about = json.loads(place.read_text()) if place.exists() else None
+        about = json.loads(place.read_text(encoding="utf-8")) if place.exists() else None
     except ValueError:
         about = ()
     if not isinstance(about, dict | None):
@@ -96,7 +96,7 @@ def begin(folder: Path, about: Mapping[str, Any]) -> None:
         draft.unlink()
     if not (folder / DESCRIPTION).exists():
         with written(folder / DESCRIPTION) as draft:
-            draft.write_text(json.dumps(about))
+            draft.write_text(json.dumps(about), encoding="utf-8")
 
 
 def join(parts: EmbeddingParts, out: Path, about: Mapping[str, Any]) -> int:

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from jepakit.evaluation.metrics import Predictions, goodness
 
+UNCONVERGED = "lbfgs failed to converge"  # begins the warning of a probe that was stopped early, which is a fair probe
 STRENGTHS = (0.001, 0.01, 0.1)  # scikit-learn's C: the weight of the summed loss against half the squared norm
 
 
@@ -113,8 +112,10 @@ def probabilities(
     if (y == y[0]).all():
         found[:, y[0]] = 1
         return found
+    from sklearn.linear_model import LogisticRegression  # takes a second
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a probe stopped early is a fair probe
+        warnings.filterwarnings("ignore", UNCONVERGED)
         fitted = LogisticRegression(C=c, max_iter=steps, tol=tolerance).fit(x, y)
     found[:, fitted.classes_] = fitted.predict_proba(z)
     return found

@@ -128,7 +128,7 @@ def names_in(list_file: str | Path, titles: Sequence[str]) -> _Rows:
     the file cannot be read, no line fits a title, or a line fits several.
     """
     try:
-        lines = user_path(list_file).read_text(errors="surrogateescape").splitlines()
+        lines = user_path(list_file).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError as error:
         raise UserError(f"cannot read the list {list_file}: {error.strerror}; give a text file of image names") from None
     by_title: dict[str, set[int]] = defaultdict(set)

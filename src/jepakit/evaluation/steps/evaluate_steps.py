@@ -229,7 +229,7 @@ class _Steps:
     def _weights(self, step: int) -> str:
         """The sha256 of a kept step's weights, as its manifest has it."""
         try:
-            sums = json.loads((self._folder(step) / MANIFEST).read_text())
+            sums = json.loads((self._folder(step) / MANIFEST).read_text(encoding="utf-8"))
             return str(sums.get("encoder.safetensors") or sums["model.safetensors"])
         except (OSError, ValueError, KeyError, AttributeError):
             return ""  # reading the weights says what is wrong

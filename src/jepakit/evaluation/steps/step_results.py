@@ -48,7 +48,7 @@ class StepResults:
     def read(cls, path: Path, of: Mapping[str, Any]) -> "StepResults":
         """Those of a file where they are of the same; else none."""
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
             if found["of"] == json.loads(json.dumps(of)):
                 return cls(dict(of), [JudgedStep(**step) for step in found["steps"]], found["baselines"])
         except (OSError, ValueError, TypeError, KeyError):
