@@ -3,6 +3,7 @@
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,7 +126,9 @@ def ade(root: Path, other: int = 0, images: int = 10) -> Path:
 
 def test_colours_are_segmented_from_raw_pixels_and_the_majority_is_scored_as_by_hand(tmp_path: Path) -> None:
     root = ade(tmp_path)
-    rows = {row["name"]: row for row in segmentation({"e": encoder()}, root, epochs=30, seed=3)}
+    kept = tmp_path / "results" / "segmentation.npz"
+    rows = {row["name"]: row for row in segmentation({"e": encoder()}, root, epochs=30, seed=3, keep=kept)}
+    what_is_kept_is_what_was_scored(kept, root, rows["e"])
     assert list(rows) == ["e", "raw pixels", "majority class"]
     assert rows["raw pixels"]["miou"] > 0.9
     for row in rows.values():
@@ -141,6 +144,23 @@ def test_colours_are_segmented_from_raw_pixels_and_the_majority_is_scored_as_by_
     drawn = [miou(np.tensordot(weights, matrices, 1)) for weights in resamples(4, 3)]
     bounds = [rows["majority class"][k] for k in ("low", "high")]
     np.testing.assert_allclose(bounds, np.quantile(drawn, (0.025, 0.975)))
+
+
+def what_is_kept_is_what_was_scored(path: Path, root: Path, row: dict[str, Any]) -> None:
+    """All four test images are few and small enough to be kept whole."""
+    with np.load(path, allow_pickle=False) as kept:
+        assert kept["classes"].tolist() == row["classes"] == ["1", "2"] and kept["ids"].tolist() == [f"{i}.jpg" for i in range(4)]
+        total = np.zeros((2, 2), np.int64)
+        for i in range(4):
+            labels = np.array(Image.open(root / "annotations" / "validation" / f"{i}.png")).astype(int) - 1
+            np.testing.assert_array_equal(kept[f"truth/{i}"], labels)
+            assert kept[f"truth/{i}"].shape == kept[f"image/{i}"].shape[:2] and str(kept[f"title/{i}"]) == f"{i}.jpg"
+            assert kept["truth"][i].tolist() == [(labels == c).sum() for c in range(2)]
+            near = np.abs(kept[f"image/{i}"].astype(int) - COLOURS[labels + 1]).mean()
+            assert near < 30  # through the encoder's size and back
+            total += confusion(kept[f"predicted/{i}"], labels, 2)
+        assert iou(total).tolist() == row["per_class"]
+        np.testing.assert_allclose(np.quantile(kept["drawn/miou"], (0.025, 0.975)), [row["low"], row["high"]])
 
 
 @pytest.mark.parametrize("images", [1, 3])
@@ -415,7 +435,11 @@ def video(root: Path, frames: int = 6) -> Path:
 
 
 def test_raw_pixels_follow_coloured_squares_and_the_kept_mask_scores_as_by_hand(tmp_path: Path) -> None:
-    rows = {row["name"]: row for row in davis({"e": encoder(8)}, video(tmp_path), short_side=64)}
+    file = tmp_path / "davis.npz"
+    rows = {row["name"]: row for row in davis({"e": encoder(8)}, video(tmp_path), short_side=64, keep=file)}
+    with np.load(file) as arrays:
+        assert arrays["each/j_and_f"].mean() == pytest.approx(rows["e"]["j_and_f"])
+        assert len(arrays["clusters"]) == len(arrays["each/j_and_f"]) == rows["e"]["objects"]
     assert list(rows) == ["e", "raw pixels", "first mask kept"]
     assert rows["raw pixels"]["j"] > 0.9 and rows["raw pixels"]["f"] > 0.9
     kept = rows["first mask kept"]

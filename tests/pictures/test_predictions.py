@@ -9,15 +9,16 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
+from jepakit.core import rng
 from jepakit.evaluation.probes.ridge import ridge
 from jepakit.model.images import ImageSettings
 from jepakit.model.jepa import JEPA
 from jepakit.model.masking.masks import MultiBlock
 from jepakit.model.method import METHODS, Method
 from jepakit.model.predictor import PredictorConfig
-from jepakit.model.vit import ViTConfig
+from jepakit.model.vit import ViTConfig, patchify
 from jepakit.pictures.painted_patches import DECODER_CAPTIONS, fit_ridge, paint
-from jepakit.pictures.predicted_tokens import PredictedTokens, nearest_patches, predicted_tokens, prediction_numbers
+from jepakit.pictures.predicted_tokens import PredictedTokens, nearest_patches, noise_draws, predicted_tokens, prediction_numbers
 
 GRID = (4, 5)
 IMAGES = ImageSettings(size=(16, 20), mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -130,6 +131,32 @@ def test_pictures_keep_the_context_hide_the_rest_and_paint_the_targets() -> None
     assert (found.painted != found.true_painted)[asked].any()
     assert np.isfinite(found.cosines).tolist() == found.blocks.any(1).tolist()
     assert found.field.shape == (3, *GRID) and np.abs(found.field).max() <= 1 + 1e-5
+
+
+def test_each_draw_of_noise_is_the_predictors_own_and_only_what_is_asked_for_differs() -> None:
+    jepa, x = model("ijepa", predictor=PredictorConfig(depth=1, width=16, stop=0.5)), images(12)
+    found, of = paint(jepa, x, IMAGES, shown=3), predicted_tokens(jepa, x)
+    assert found.noise is not None and found.noise.shape == (3, 4, 16, 20, 3) and found.figure().axes
+    drawn = noise_draws(jepa, x, 3, 4)
+    masks = MultiBlock(min_keep=2).sample(GRID, np.arange(12), seed=0).of_images(slice(0, 3))
+    with torch.no_grad():
+        context = jepa.encode_context(patchify(x[:3], 4), masks)
+        said = jepa.predictor(context, masks, rng.torch_seed(0, "noise drawn", 2))
+    block = np.repeat(np.arange(len(masks.target_lengths)), masks.target_lengths)
+    rows = np.flatnonzero(
+        (masks.draw_of_block[block] == 1) & (masks.targets == masks.targets[masks.draw_of_block[block] == 1][0])
+    )
+    torch.testing.assert_close(drawn[2, 1, masks.targets[rows[0]]], said[rows].mean(0))
+    assert (drawn[:, ~of.asked[:3]] == 0).all() and len({each.sum().item() for each in drawn}) == 4
+    unit = torch.nn.functional.normalize(drawn[:, of.asked[:3]].double(), dim=2)
+    pairs = [(unit[a] * unit[b]).sum(1).mean() for a in range(4) for b in range(a)]
+    assert found.numbers["noise_spread"] == pytest.approx(1 - float(torch.stack(pairs).mean()))
+    context_seen, asked = (each.repeat(4, 1).repeat(4, 2) for each in (found.context, found.blocks.any(1)))
+    for k in range(4):
+        np.testing.assert_array_equal(found.noise[:, k][context_seen], found.images[context_seen])
+        assert (found.noise[:, k][~context_seen & ~asked] == 128).all() and (found.noise[:, k] != found.noise[:, k - 1]).any()
+    plain = paint(model("ijepa"), x, IMAGES, shown=3)
+    assert plain.noise is None and "noise_spread" not in plain.numbers
 
 
 def test_few_images_and_broken_ones() -> None:

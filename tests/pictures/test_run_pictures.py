@@ -1,6 +1,7 @@
 """The pictures of a run as files: what is there of any run and images, and what is said of the rest."""
 
 import base64
+import csv
 import json
 import re
 import shutil
@@ -17,7 +18,10 @@ from jepakit.artifacts.run import Run
 from jepakit.core.errors import UserError
 from jepakit.pictures import make_pictures
 from jepakit.pictures.picture_files import save_atlas
-from jepakit.reporting import report
+from jepakit.reporting import figure_files, report
+from jepakit.reporting.page import page_of
+from jepakit.reporting.picture_figures import picture_figures
+from jepakit.reporting.reading import read
 from jepakit.training.train import pretrain
 from test_diffusion import quick
 from test_resume import TINY
@@ -137,6 +141,94 @@ def test_a_diffusion_decoder_is_trained_where_it_is_asked_for(run: Run, tmp_path
     assert (make_pictures(copy) / "mark").exists()  # what is there is more than what is asked for
     page = report(copy, tmp_path / "page.html").read_text()
     assert ">Samples</h3>" in page and "2 steps" in page
+
+
+@pytest.fixture(scope="module")
+def noisy(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights, whose predictor is told positions with noise, with their pictures."""
+    copy = shutil.copytree(run.path, tmp_path_factory.mktemp("noisy") / "run", symlinks=True)
+    shutil.rmtree(copy / "pictures", ignore_errors=True)
+    config = (copy / "config.yaml").read_text()
+    assert config.count("stop: 0.0") == 1
+    (copy / "config.yaml").write_text(config.replace("stop: 0.0", "stop: 0.25"))
+    found = checkpoint.load_checkpoint(copy / "checkpoints" / checkpoint.step_name(2))
+    found.state["config"]["predictor"]["stop"] = 0.25
+    checkpoint.save(copy / "checkpoints", 2, found, keep=9)
+    make_pictures(copy)
+    return copy
+
+
+def test_predictions_are_painted_for_each_draw_of_noise_where_there_is_noise(run: Run, noisy: Path, tmp_path: Path) -> None:
+    about, _ = contents(noisy / "pictures")
+    assert about["missing"] == [] and about["noise"]["panels"] == ["image", *(f"noise {k}" for k in range(1, 5))]
+    assert about["noise"]["count"] == 6 * 5 and about["predictions"]["numbers"]["noise_spread"] > 0
+    page = report(noisy, tmp_path / "page.html").read_text()
+    assert ">With other draws of the noise</h3>" in page and "deviation 0.25" in page and "a prediction changes by" in page
+    assert "noise" not in contents(make_pictures(run))[0]
+    assert "draws of the noise" not in report(run, tmp_path / "bare.html").read_text()
+
+
+def test_each_picture_is_a_file_with_its_numbers_as_rows(noisy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figure_files, "DOTS_PER_INCH", 40)  # sooner drawn
+    about, arrays = contents(noisy / "pictures")
+    (noisy / "metrics.jsonl").unlink()  # curves are another test's
+    figure_files.save_figures([read(noisy, 0, [noisy])], tmp_path / "figures")
+    tables = {path.stem: [*csv.DictReader(path.open())] for path in (tmp_path / "figures").glob("*.csv")}
+    parts = {"coverage", "colours", "attention", "similarity", "map", "predictions", "predictions-by-noise"}
+    assert parts <= tables.keys()
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {f"{stem}.{kind}" for stem in tables for kind in ("png", "svg", "csv")}
+    n, (r, c) = about["gallery"]["count"], about["grid"]
+    last = tables["attention"][-1]
+    assert len(tables["attention"]) == n * r * c and (last["image"], last["row"], last["column"]) == (
+        str(n - 1),
+        str(r - 1),
+        str(c - 1),
+    )
+    assert float(last["head 1"]) == arrays["attention_received"][-1, 1, -1, -1]
+    assert float(last["to positions, head 0"]) == arrays["attention_conditioning"][-1, 0, -1, -1]
+    assert [int(tables["colours"][c + 1][name]) for name in ("red", "green", "blue")] == arrays["pca_colours"][0, 1, 1].tolist()
+    own = [
+        row for row in tables["similarity"] if row["image"] == "0" and (row["row"], row["column"]) == (str(r // 2), str(c // 2))
+    ]
+    assert float(own[0]["cosine"]) == pytest.approx(1)  # of the patch with itself
+    assert [row["label"] for row in tables["map"]] == about["map"]["labels"]
+    assert [float(row["t-SNE 2"]) for row in tables["map"]] == arrays["map_tsne"][:, 1].tolist()
+    shares = [float(row["share"]) for row in tables["coverage"] if row["law"] == "this run's law" and row["of"] == "target"]
+    assert shares == arrays["target_coverage"].ravel().tolist()
+    cosines = [float(row["cosine"] or "nan") for row in tables["predictions"]]
+    np.testing.assert_array_equal(cosines, arrays["predicted_cosines"].ravel())
+
+
+JUNK: tuple[Any, ...] = (None, "x", -1, [], {}, [[3]], {"file": "x"})
+
+
+def test_pictures_that_are_damaged_are_left_out_and_said(noisy: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(noisy, tmp_path / "run", symlinks=True)
+    about, folder = json.loads((copy / "pictures/about.json").read_text()), copy / "pictures"
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        for damaged in (content[: len(content) // 2], b"", b"\x00" * 99, b"[" * 100_000):
+            file.write_bytes(damaged)
+            page = page_of([copy], live=True)
+            assert "is left out" in page or "do not fit each other" in page, (file, damaged[:20])
+        file.write_bytes(content)
+    for i, part in enumerate(about):
+        others = {part: JUNK[i % len(JUNK)]}
+        for key in about[part] if isinstance(about[part], dict) else ():
+            others[f"{part} {key}"] = {**about[part], key: JUNK[(i + len(key)) % len(JUNK)]}
+        for name, other in others.items():
+            (folder / "about.json").write_text(json.dumps({**about, name.partition(" ")[0]: other}))
+            page_of([copy], live=True)
+    (folder / "about.json").write_text(json.dumps(about))
+    arrays = dict(np.load(folder / "arrays.npz"))
+    for i, (name, each) in enumerate(arrays.items()):
+        np.savez(folder / "arrays.npz", **{**arrays, name: (each[:1], each[..., None], each.astype(str))[i % 3]})
+        page_of([copy], live=True)
+    np.savez(folder / "arrays.npz", **{**arrays, "map_tsne": arrays["map_tsne"][:1]})
+    assert {"attention", "map"} & {each.title for each in picture_figures(read(copy, 0, [copy]))} == {"attention"}
+    (folder / "arrays.npz").write_bytes(b"PK")
+    assert contents(make_pictures(copy))[1].keys() == arrays.keys()  # made anew
 
 
 def test_images_of_16_bits_and_13_bands(tmp_path: Path) -> None:

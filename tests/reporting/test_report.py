@@ -86,11 +86,10 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
         report([run])
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "evaluation/knn.json", "evaluation/pictures.npz"])
-def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+def test_damaged_settings_are_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    run.joinpath(name).write_text("[1, {")
-    with pytest.raises(RunFolderError, match=Path(name).name):
+    run.joinpath("config.yaml").write_text("[1, {")
+    with pytest.raises(RunFolderError, match=r"config\.yaml"):
         report([run])
     assert not run.joinpath("report.html").exists()
 

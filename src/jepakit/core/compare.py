@@ -16,7 +16,7 @@ RESAMPLES, AT_ONCE = 4000, 100
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of a minus that of b, its 95 % interval, and p: how often chance alone gives a difference as large.
+    """Accuracy, or another figure, of a minus that of b, its 95 % interval, and p: how often chance alone gives one as large.
 
     p_corrected: p where it is one of so many `comparisons` (Holm).
     """
@@ -103,6 +103,22 @@ def paired(a: NDArray[np.float64], b: NDArray[np.float64], clusters: NDArray[np.
     spread = (len(sums) / (len(sums) - 1) * float(residuals @ residuals)) ** 0.5 / counts.sum()
     margin = float(stdtrit(len(sums) - 1, 0.975)) * spread
     return Difference(float(difference.mean()), max(-1.0, float(middle - margin)), min(1.0, float(middle + margin)), p)
+
+
+def resampled_difference(seen: float, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Difference | None:
+    """A figure of a minus that of b, of which `seen` is the difference, from its values in the same resamples (R,) of the test
+    samples; None where these, without NaN, are none.
+
+    The interval is that of percentiles; p is twice the share of resamples in which the difference is not on the side where it
+    was seen; those seen count as one.
+    """
+    known = ours - theirs
+    known = known[~np.isnan(known)]
+    if np.isnan(seen) or not len(known):
+        return None
+    sides = [(1 + int((sign * known <= 0).sum())) / (1 + len(known)) for sign in (1, -1)]
+    low, high = (float(np.quantile(known, q)) for q in (0.025, 0.975))
+    return Difference(seen, min(low, seen), max(high, seen), min(1.0, 2 * min(sides)))
 
 
 def corrected(found: Sequence[Difference]) -> list[Difference]:

@@ -28,7 +28,7 @@ class Counted(NamedTuple):
     @classmethod
     def of(cls, metric: str, figure: Mapping[str, Any], value: str = "value") -> "Counted":
         """Of a mapping with `value` (or called otherwise), low and high; NaN for what is None or not there."""
-        return cls(metric, *(_number(figure.get(key)) for key in (value, "low", "high")))
+        return cls(metric, *(number(figure.get(key)) for key in (value, "low", "high")))
 
     @property
     def share(self) -> bool:
@@ -51,5 +51,9 @@ def counted_figure(task: str, row: Mapping[str, Any], metric: str | None = None)
     return Counted.of(name, row, name)
 
 
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+def number(value: object) -> float:
+    """The value as a float; NaN for anything that is none."""
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # of hundreds of digits
+        return math.nan

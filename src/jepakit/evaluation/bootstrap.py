@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepakit.core.compare import Difference, accuracy_interval, exact, exact_mean
+from jepakit.core.compare import Difference, accuracy_interval, exact, exact_mean, resampled_difference
 from jepakit.evaluation.metrics import METRICS, RANKED, Predictions, class_counts, ranked, weighted
 
 RESAMPLES_MOST, RESAMPLES_LEAST = 1000, 200
@@ -46,7 +46,14 @@ def resampled(predictions: Sequence[Predictions], truth: NDArray[Any], groups: G
 
 
 def figures(predictions: Predictions, truth: NDArray[Any], groups: Groups = None) -> dict[str, Figure]:
-    """Every metric of the labels' kind with its 95 % interval over groups (m,): value, low and high, None where undefined.
+    """Every metric of the labels' kind with its 95 % interval over groups (m,): value, low and high, None where undefined."""
+    return figures_and_resamples(predictions, truth, groups)[0]
+
+
+def figures_and_resamples(
+    predictions: Predictions, truth: NDArray[Any], groups: Groups = None
+) -> tuple[dict[str, Figure], dict[str, _Floats]]:
+    """The same, and each metric in each resample (R,), by which two runs are paired that were judged on the same samples.
 
     Accuracy's is `accuracy_interval`. Percentiles of resamples would be a point where nothing, or all, was ranked or named
     wrongly; there the interval is the exact one of a share of as many samples as there are groups of the rarest class (Clopper
@@ -60,7 +67,7 @@ def figures(predictions: Predictions, truth: NDArray[Any], groups: Groups = None
         correct = predictions.correct(truth)
         low, high = accuracy_interval(correct, groups)
         found["accuracy"] = {"value": float(correct.mean()), "low": low, "high": high}
-    return found
+    return found, drawn
 
 
 def _figure(name: str, value: float, drawn: _Floats, truth: NDArray[Any], groups: Groups) -> Figure:
@@ -94,7 +101,7 @@ def paired_bootstrap(
 ) -> dict[str, Difference]:
     """Each metric of a minus that of b on the same samples, with its 95 % interval and p, over groups (m,).
 
-    p is twice the share of resamples in which the difference is not on the side where it was seen; those seen count as one.
+    Interval and p are those of `resampled_difference`; metrics that are undefined are left out.
     """
     names = names or METRICS[a.kind]
     ones = np.ones((len(truth), 1))
@@ -102,13 +109,9 @@ def paired_bootstrap(
     drawn, drawn_too = resampled([a, b], truth, groups, names)
     found = {}
     for name in names:
-        seen, by_chance = float(ours[name][0] - theirs[name][0]), drawn[name] - drawn_too[name]
-        known = by_chance[~np.isnan(by_chance)]
-        if np.isnan(seen) or not len(known):
-            continue
-        sides = [(1 + int((sign * known <= 0).sum())) / (1 + len(known)) for sign in (1, -1)]
-        low, high = (float(np.quantile(known, q)) for q in (0.025, 0.975))
-        found[name] = Difference(seen, min(low, seen), max(high, seen), min(1.0, 2 * min(sides)))
+        difference = resampled_difference(float(ours[name][0] - theirs[name][0]), drawn[name], drawn_too[name])
+        if difference is not None:
+            found[name] = difference
     return found
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from jepakit.core.files import atomic_write, save_json
 from jepakit.data.sources import LabelKind, Labels, Source
 from jepakit.evaluation.aggregate import GroupedTest
-from jepakit.evaluation.bootstrap import figures, per_class
+from jepakit.evaluation.bootstrap import figures_and_resamples, per_class
 from jepakit.evaluation.metrics import Predictions, class_confusion, metrics_named
 from jepakit.evaluation.probes.logistic import as_predictions
 from jepakit.evaluation.probes.protocol import ProbeLabels, Protocol
@@ -36,7 +36,7 @@ class ProbeResults:
     ids: places of the samples in the source; the split's rows are places in ids. metrics: those that count, the first most.
     seen_test: how many test images were seen in pretraining, of groups how many with a seen image, None where that is not known.
     known: whether it is known what the encoder was pretrained on. judged_as: where scores are averaged over groups before they
-    are judged, how. units: what is judged one by one.
+    are judged, how. units: what is judged one by one. drawn: by encoder and metric, its values in resamples of the samples (R,).
     """
 
     source: Source
@@ -50,6 +50,7 @@ class ProbeResults:
     units: Literal["images", "groups"] = "images"
     rows: list[ResultRow] = field(default_factory=list)
     predictions: dict[str, Predictions] = field(default_factory=dict)
+    drawn: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -102,7 +103,7 @@ class ProbeResults:
         if self.judged_as is not None:
             predictions = predictions.grouped(self.judged_as.which, len(self.judged_as.truth))
         truth, groups = self.truth, self.clusters
-        found = figures(predictions, truth, groups)
+        found, self.drawn[name] = figures_and_resamples(predictions, truth, groups)
         if (self.seen_test or not self.known) and name in map(encoder_label, get_args(Which)):
             about = {**about, "seen_test": self.seen_test, "n_test": len(truth), "units": self.units}
         top = "accuracy" if predictions.kind == "class" else self.metrics[0]
@@ -169,6 +170,7 @@ class ProbeResults:
         }
         if self.clusters is not None:
             arrays["clusters"] = self.clusters
+        arrays |= {f"drawn/{metric}": values for metric, values in self.drawn.get(next(iter(self.predictions)), {}).items()}
         if self.labels.kind == "class":
             arrays["right"] = np.stack([one.correct(self.truth) for one in each])
             arrays["confusion"] = np.stack([class_confusion(one, self.truth) for one in each])

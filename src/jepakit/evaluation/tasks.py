@@ -286,7 +286,7 @@ def _finetuned(judged: EvaluatedModel, question: Question, readable: SplitRows |
 
 
 def _dense(judged: EvaluatedModel, task: str, root: Path, protocol: Protocol) -> list[ResultRow]:
-    shared: dict[str, Any] = {"precision": judged.precision, "seconds": judged.seconds}
+    shared: dict[str, Any] = {"precision": judged.precision, "seconds": judged.seconds, "keep": judged.folder / f"{task}.npz"}
     if task == "segmentation":
         return segmentation(judged.encoders, root, **dict(protocol.segmentation), **shared, seed=protocol.seed)
     if task == "boxes":

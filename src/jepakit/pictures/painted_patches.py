@@ -26,6 +26,7 @@ from jepakit.pictures.predicted_tokens import (
     PredictedTokens,
     model_of,
     nearest_patches,
+    noise_draws,
     predicted_tokens,
     prediction_numbers,
     teacher_of,
@@ -34,6 +35,7 @@ from jepakit.pictures.predicted_tokens import (
 SHOWN = 6  # images
 DECODER_PENALTIES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # penalties of the decoder
 NEARLY = 0.9  # of the best R2 is good enough for a larger penalty
+NOISE_DRAWS = 4  # predictions of each block, where positions are told with noise
 HIDDEN = 128  # gray of patches that are neither seen nor asked for
 DECODER_CAPTIONS = {
     "ridge": "Painted by ridge regression from a token to its patch's pixels, fitted on true tokens of other images. What it "
@@ -53,9 +55,10 @@ class PaintedPredictions:
     true token, NaN where nothing is predicted; field (n, r, c): of the first block's mean prediction with each true token.
     seen, true_painted, painted, nearest (n, H', W', 3) uint8: the context alone; then with target patches as decoded of true
     tokens, as decoded of predictions, and as the real patches of other images that predictions are nearest to (None without a
-    decoder, or another image). numbers: `prediction_numbers`, and of the decoder r2_true and r2_predicted: 1 less the squared
-    error over that of the mean patch, on target patches of images that it was not fitted on, those shown and others. decoder: a
-    key of DECODER_CAPTIONS.
+    decoder, or another image). noise (n, k, H', W', 3): of a predictor that is told positions with noise (StoP), as decoded of
+    predictions by k other draws of it; None for others. numbers: `prediction_numbers`; noise_spread, 1 less the cosine of two
+    draws' predictions of a patch; of the decoder r2_true and r2_predicted: 1 less the squared error over that of the mean patch,
+    on target patches of images that it was not fitted on, those shown and others. decoder: a key of DECODER_CAPTIONS.
     """
 
     images: NDArray[np.uint8]
@@ -67,6 +70,7 @@ class PaintedPredictions:
     true_painted: NDArray[np.uint8] | None
     painted: NDArray[np.uint8] | None
     nearest: NDArray[np.uint8] | None
+    noise: NDArray[np.uint8] | None
     numbers: dict[str, float]
     decoder: str
 
@@ -78,10 +82,11 @@ class PaintedPredictions:
     def figure(self) -> Figure:
         """A row for each image."""
         named = {"decoded: truth": self.true_painted, "decoded: predicted": self.painted, "nearest patches": self.nearest}
-        rows = []
+        rows, draws = [], range(0 if self.noise is None else self.noise.shape[1])
         for i, image in enumerate(self.images):
             drawn: list[Any] = [("image", image, None), ("context", self.seen[i], None)]
             drawn += [(title, pictures[i], None) for title, pictures in named.items() if pictures is not None]
+            drawn += [(f"noise {k + 1}", self.noise[i, k], None) for k in draws if self.noise is not None]
             rows.append(
                 PictureRow([*drawn, ("cosine", self.cosines[i], (0.0, 1.0)), ("block 1 with all", self.field[i], (0.0, 1.0))])
             )
@@ -110,7 +115,9 @@ def paint(
     n = min(shown, len(x))
     held = max(n, len(x) // 4)  # images that the decoder does not learn from, so that its numbers are of more than a few
     places = nearest_patches(of, n)
-    decoded, decoder = _decoded(jepa, of, held)
+    noisy, none = jepa.method.predictor.stop > 0, of.predictions.new_zeros(0, n, *of.predictions.shape[1:])
+    drawn = noise_draws(jepa, x, n, NOISE_DRAWS, seed) if noisy else none
+    decoded, decoder = _decoded(jepa, of, held, drawn)
     pasted = of.patches.flatten(0, 1)[places.clamp(min=0)] if len(x) > 1 else None
     rows = {"true_painted": decoded and decoded[0], "painted": decoded and decoded[1], "nearest": pasted}
     parts = {name: None if each is None else _composed(of, each, n, grid, settings) for name, each in rows.items()}
@@ -118,7 +125,8 @@ def paint(
     cosines = torch.where(asked, (unit[0] * unit[1]).sum(2), torch.nan)
     first = of.blocks[:n, 0].float()
     mean = F.normalize((unit[0] * first[..., None]).sum(1), dim=1)
-    numbers = prediction_numbers(of) | (_goodness(of, decoded, held) if decoded else {})
+    numbers = prediction_numbers(of) | (_goodness(of, decoded, held) if decoded else {}) | _noise_spread(drawn, asked)
+    noise = [_composed(of, each, n, grid, settings) for each in decoded[2]] if decoded and len(drawn) else None
     return PaintedPredictions(
         images=to_look_at(x[:n], settings),
         context=of.context[:n].view(n, *grid).numpy(),
@@ -127,25 +135,28 @@ def paint(
         field=torch.einsum("bnd,bd->bn", unit[1], mean).view(n, *grid).numpy(),
         seen=_composed(of, None, n, grid, settings),
         **parts,
+        noise=None if noise is None else np.stack(noise, 1),
         numbers=numbers,
         decoder=decoder,
     )
 
 
-def _decoded(jepa: JEPA, of: PredictedTokens, n: int) -> tuple[tuple[Tensor, Tensor] | None, str]:
-    """Pixels (n, N, C p^2) of the first n images, of true tokens and of predictions, and by what."""
-    target, pixels = jepa.method.target, of.patches[:n]
+def _decoded(jepa: JEPA, of: PredictedTokens, n: int, drawn: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor] | None, str]:
+    """Pixels (n, N, C p^2) of the first n images, of true tokens and of predictions, and those (k, m, N, C p^2) of other draws
+    (k, m, N, D') of the predictions of m of them; and by what."""
+    target, first = jepa.method.target, torch.arange(n)
+    asked = torch.cat([of.true[:n], of.predictions[:n], *drawn])
+    pixels = of.patches[torch.cat([first, first, *(first[: drawn.shape[1]] for _ in drawn)])]
     if target.kind == "pixels":
-        if not target.norm:
-            return (of.true[:n], of.predictions[:n]), "pixels"
-        scale = (pixels.var(-1, keepdim=True) + 1e-6).sqrt()  # as PixelTargets.normalise divides
-        mean = pixels.mean(-1, keepdim=True)
-        return (of.true[:n] * scale + mean, of.predictions[:n] * scale + mean), "pixels"
-    if len(of.true) - n < 2:
+        if target.norm:
+            scale = (pixels.var(-1, keepdim=True) + 1e-6).sqrt()  # as PixelTargets.normalise divides
+            asked = asked * scale + pixels.mean(-1, keepdim=True)
+        painted, decoder = asked, "pixels"
+    elif len(of.true) - n < 2:
         return None, ""
-    asked = torch.cat([of.true[:n], of.predictions[:n]]).flatten(0, 1)
-    true, predicted = fit_ridge(of.true[n:], of.patches[n:], asked).view(2, *pixels.shape)
-    return (true, predicted), "ridge"
+    else:
+        painted, decoder = fit_ridge(of.true[n:], of.patches[n:], asked.flatten(0, 1)).view(pixels.shape), "ridge"
+    return (painted[:n], painted[n : 2 * n], painted[2 * n :].view(*drawn.shape[:2], *pixels.shape[1:])), decoder
 
 
 def fit_ridge(tokens: Tensor, patches: Tensor, asked: Tensor) -> Tensor:
@@ -164,13 +175,22 @@ def fit_ridge(tokens: Tensor, patches: Tensor, asked: Tensor) -> Tensor:
     return ridge(tokens.flatten(0, 1), patches.flatten(0, 1), asked, [best])[0].float()
 
 
-def _goodness(of: PredictedTokens, decoded: tuple[Tensor, Tensor], n: int) -> dict[str, float]:
+def _noise_spread(drawn: Tensor, asked: Tensor) -> dict[str, float]:
+    """How much another draw of the noise changes predictions (k, n, N, D'), the mean over asked patches (n, N) and pairs."""
+    if len(drawn) < 2:
+        return {}
+    unit = F.normalize(drawn.double()[:, asked], dim=2)
+    cosines = torch.einsum("apd,bpd->abp", unit, unit)[~torch.eye(len(drawn), dtype=torch.bool)]
+    return {"noise_spread": float(1 - cosines.mean())}
+
+
+def _goodness(of: PredictedTokens, decoded: tuple[Tensor, Tensor, Tensor], n: int) -> dict[str, float]:
     """R2 of what was painted of true tokens and of predictions, against the mean patch of the images that are not shown."""
     asked = of.asked[:n]
     truth, others = of.patches[:n][asked], of.patches[n:] if len(of.patches) > n else of.patches
     spread = (truth - others.flatten(0, 1).mean(0)).square().sum()
     names = ("r2_true", "r2_predicted")
-    return {name: float(1 - (each[asked] - truth).square().sum() / spread) for name, each in zip(names, decoded, strict=True)}
+    return {name: float(1 - (each[asked] - truth).square().sum() / spread) for name, each in zip(names, decoded[:2], strict=True)}
 
 
 def _composed(

@@ -15,6 +15,7 @@ from jepakit.artifacts.load import jepa_and_step
 from jepakit.artifacts.run import Run
 from jepakit.artifacts.teacher import with_teacher
 from jepakit.config.config import Config
+from jepakit.core import rng
 from jepakit.core.device import autocast
 from jepakit.core.errors import UserError
 from jepakit.model.encoder import Encoder
@@ -76,9 +77,7 @@ def predicted_tokens(jepa: JEPA, x: Tensor, teacher: Teacher | None = None, seed
 
     Targets are normalised as in training, and made of the whole image; EC-IJEPA's are told of the same context.
     """
-    once = {"draws": 1, **({"contexts": 1} if "contexts" in type(jepa.method.masking).model_fields else {})}
-    law, device = jepa.method.masking.model_copy(update=once), jepa.encoder.positions.device
-    masks, parts = law.sample(jepa.grid, np.arange(len(x)), seed=seed), []
+    device, masks, parts = jepa.encoder.positions.device, _masks(jepa, len(x), seed), []
     height, width = (n * jepa.method.encoder.patch_size for n in jepa.grid)
     if x.shape[2:] != (height, width):
         raise UserError(f"the predictor knows images of {height}x{width} pixels, got {tuple(x.shape)}")
@@ -92,6 +91,33 @@ def predicted_tokens(jepa: JEPA, x: Tensor, teacher: Teacher | None = None, seed
     return PredictedTokens(*joined)
 
 
+@torch.no_grad()
+def noise_draws(jepa: JEPA, x: Tensor, n: int, draws: int, seed: int = 0) -> Tensor:
+    """Predictions (draws, n, N, D') as those of `predicted_tokens` for the first n of the same images (B, C, H, W), each with
+    another draw of the noise on the positions that are asked for (StoP)."""
+    device, masks = jepa.encoder.positions.device, _masks(jepa, len(x), seed).of_images(slice(0, n))
+    with autocast(device, torch.float32):
+        context = jepa.encode_context(patchify(x[:n].to(device), jepa.method.encoder.patch_size), masks)
+        said = [jepa.predictor(context, masks, rng.torch_seed(seed, "noise drawn", k)).float().cpu() for k in range(draws)]
+    return torch.stack([_by_patch(each, masks, n, jepa.grid[0] * jepa.grid[1]) for each in said])
+
+
+def _masks(jepa: JEPA, images: int, seed: int) -> Masks:
+    """One draw of the method's masks for each image."""
+    law = jepa.method.masking
+    once = {"draws": 1, **({"contexts": 1} if "contexts" in type(law).model_fields else {})}
+    return law.model_copy(update=once).sample(jepa.grid, np.arange(images), seed=seed)
+
+
+def _by_patch(predictions: Tensor, masks: Masks, b: int, n: int) -> Tensor:
+    """Predictions of target patches -> (B, N, D'), the mean of those of several blocks, 0 where none asks."""
+    block = np.repeat(np.arange(len(masks.target_lengths)), masks.target_lengths)
+    place = torch.from_numpy(masks.draw_of_block[block] * n + masks.targets)
+    count = torch.bincount(place, minlength=b * n).clamp(min=1)[:, None]
+    mean = torch.zeros(b * n, predictions.shape[1]).index_add_(0, place, predictions) / count
+    return mean.view(b, n, -1)
+
+
 def _of_batch(jepa: JEPA, x: Tensor, masks: Masks, teacher: Teacher | None) -> PredictedTokens:
     b, n = len(x), jepa.grid[0] * jepa.grid[1]
     patches = patchify(x, jepa.method.encoder.patch_size)
@@ -99,16 +125,13 @@ def _of_batch(jepa: JEPA, x: Tensor, masks: Masks, teacher: Teacher | None) -> P
     wanted = torch.from_numpy(np.repeat(np.tile([False, True], b), with_all.target_lengths))
     true = jepa.encode_target(patches, with_all, None if teacher is None else teacher(x))[0].float().cpu()[wanted]
     predictions = jepa.predictor(jepa.encode_context(patches, masks), masks).float().cpu()
-    block = np.repeat(np.arange(len(masks.target_lengths)), masks.target_lengths)
-    image = masks.draw_of_block[block]
-    place = torch.from_numpy(image * n + masks.targets)
-    count = torch.bincount(place, minlength=b * n).clamp(min=1)[:, None]
-    mean = torch.zeros(b * n, predictions.shape[1]).index_add_(0, place, predictions) / count
     context = torch.zeros(b, n, dtype=torch.bool)
     context[torch.from_numpy(np.repeat(masks.image_of_draw, masks.context_lengths)), torch.from_numpy(masks.context)] = True
     blocks = torch.zeros(len(masks.target_lengths), n, dtype=torch.bool)
+    block = np.repeat(np.arange(len(masks.target_lengths)), masks.target_lengths)
     blocks[torch.from_numpy(block), torch.from_numpy(masks.targets)] = True
-    return PredictedTokens(mean.view(b, n, -1), true.view(b, n, -1), context, blocks.view(b, -1, n), patches.cpu().view(b, n, -1))
+    mean = _by_patch(predictions, masks, b, n)
+    return PredictedTokens(mean, true.view(b, n, -1), context, blocks.view(b, -1, n), patches.cpu().view(b, n, -1))
 
 
 def _and_all(masks: Masks, n: int) -> Masks:

@@ -12,6 +12,7 @@ about.json      format, checkpoint (sha256 of its manifest), step, data, images 
   tokens        error: the largest difference between cosines of short tokens and of the encoder's
   predictions   an atlas, image by image its panels (names); shown (images), titles [shown], images (of which all numbers are),
                 numbers (of `prediction_numbers`, and of the decoder), decoder, caption
+  noise         an atlas, image by image its panels; shown, titles [shown], caption; where positions are told with noise (StoP)
   samples       an atlas, image by image its panels; shown, titles [shown], steps and pairs (of the decoder's training), caption;
                 where a diffusion decoder was asked for
   map           an atlas, of (how many images the set has), titles [m], labels [m], groups [m] ("" for none), explained [2]
@@ -35,6 +36,8 @@ import logging
 import os
 import shutil
 import time
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -98,7 +101,8 @@ def make_pictures(
     opened, steps = Run.open(run), decoder_steps if decoder == "diffusion" else 0
     config, folder = opened.config, opened.path / "pictures"
     of = {"format": FORMAT, "checkpoint": _digest(opened), "data": os.fspath(data or config.data or "")}
-    if _there(folder, of, ["samples"] if steps else []):
+    wanted = [*(["samples"] if steps else []), *(["noise"] if config.predictor.stop else [])]
+    if _there(folder, of, wanted):
         return folder
     draft = folder.with_name(f".tmp-pictures-{os.getpid()}")
     try:
@@ -131,8 +135,10 @@ def _there(folder: Path, of: Mapping[str, Any], parts: Sequence[str]) -> bool:
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         whole = not about["missing"] and all(part in about for part in parts)
+        with zipfile.ZipFile(folder / "arrays.npz") as arrays:
+            whole = whole and arrays.testzip() is None
         return whole and all(about[key] == value for key, value in of.items())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
         return False
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from jepakit.config.config import Config
 from jepakit.data.sources import Source, evenly
@@ -19,6 +20,10 @@ from jepakit.pictures.sampled_blocks import SAMPLED_CAPTION, sampled_blocks
 PREDICTED_SIDE = 160  # pixels of a tile's longer side
 PREDICTED_LEAST, PREDICTED_TOKENS = 24, 16_384  # images that predictions are made of, and patch tokens of all of them
 PREDICTED_COST = 4  # passes of the encoder that predictions of an image take
+NOISE_CAPTION = (
+    "The predictor is told target positions with noise (StoP, deviation {:g}); each column asks with another draw of it, and the "
+    "same decoder paints. What differs between columns is what is predicted otherwise where the position is less certain."
+)
 DECODER_IMAGES, DECODER_VALUES = 4096, 1 << 27  # that a diffusion decoder learns from, and pixels' values of all of them
 
 
@@ -31,6 +36,7 @@ def predictions_part(
     given = read_images(source, encoder, evenly(len(source), count), PREDICTED_SIDE, config.run.read_timeout_seconds)
     mixed = np.random.default_rng(config.seed).permutation(len(given.places))  # a set's first images may be of one class
     found = paint(jepa, given.x[torch.from_numpy(mixed)], config.images, teacher_of(jepa), seed=config.seed)
+    titles = [source.title(int(given.places[i])) for i in mixed[: len(found.images)]]
     kinds = {"image": found.images, "context": found.seen, "decoded truth": found.true_painted}
     kinds |= {"decoded prediction": found.painted, "nearest patches": found.nearest}
     there = {name: pictures for name, pictures in kinds.items() if pictures is not None}
@@ -39,10 +45,22 @@ def predictions_part(
     written.arrays["predicted_cosines"], written.arrays["predicted_field"] = (
         x.astype(np.float16) for x in (found.cosines, found.field)
     )
+    if found.noise is not None:
+        sheet = _beside(written, "noise", found.images, found.noise, titles)
+        written.about["noise"] = {**sheet, "caption": NOISE_CAPTION.format(config.predictor.stop)}
     about = {"panels": [*there], "shown": len(found.images), "images": len(given.places), "numbers": found.numbers}
     atlas = save_atlas(written.folder, "predictions", panels.reshape(-1, *panels.shape[2:]))
-    titles = [source.title(int(given.places[i])) for i in mixed[: len(found.images)]]
     return {**atlas, **about, "titles": titles, "decoder": found.decoder, "caption": found.caption}
+
+
+def _beside(
+    written: WrittenPictures, part: str, images: NDArray[np.uint8], drawn: NDArray[np.uint8], titles: list[str]
+) -> dict[str, Any]:
+    """Images (n, H, W, 3) and k pictures (n, k, H, W, 3) of each, as an atlas."""
+    panels, word = np.concatenate([images[:, None], drawn], 1), part.removesuffix("s")
+    atlas = save_atlas(written.folder, part, tiles(panels.reshape(-1, *panels.shape[2:]), PREDICTED_SIDE))
+    names = ["image", *(f"{word} {k + 1}" for k in range(drawn.shape[1]))]
+    return {**atlas, "panels": names, "shown": len(titles), "titles": titles}
 
 
 def samples_part(
@@ -55,9 +73,7 @@ def samples_part(
     mixed = np.random.default_rng(config.seed).permutation(len(given.places))
     x = given.x[torch.from_numpy(mixed)]
     found = sampled_blocks(jepa, x, config.images, teacher_of(jepa), shown=SHOWN, steps=steps, seed=config.seed)
-    panels = np.concatenate([found.images[:, None], found.samples], 1)
-    atlas = save_atlas(written.folder, "samples", tiles(panels.reshape(-1, *panels.shape[2:]), PREDICTED_SIDE))
     titles = [source.title(int(given.places[i])) for i in mixed[: len(found.images)]]
-    names = ["image", *(f"sample {k + 1}" for k in range(found.samples.shape[1]))]
-    about = {"panels": names, "shown": len(titles), "titles": titles, "steps": steps, "pairs": found.pairs}
-    return {**atlas, **about, "caption": SAMPLED_CAPTION}
+    learnt = f"It was trained for {steps:,} steps on {found.pairs:,} blocks."
+    sheet = _beside(written, "samples", found.images, found.samples, titles)
+    return {**sheet, "steps": steps, "pairs": found.pairs, "caption": f"{SAMPLED_CAPTION} {learnt}"}

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from jepakit.core.errors import UserError
 
 from .figures import COLOURS, NO_METADATA, PALETTE, SVG_AS_TEXT, Line, lines_figure, slopes_figure
+from .picture_figures import picture_figures, picture_grid
 from .reading import PROBE_NAMES, RunFiles
 from .sections.along_run import along_run
 from .sections.comparison import slopes_of
@@ -39,6 +40,8 @@ def save_figures(runs: Sequence[RunFiles], folder: Path) -> list[Path]:
         written += _slopes(folder, runs) if len(runs) > 1 else []
         for run in runs:
             written += _masks(folder, run, runs) + _neighbours(folder, run, runs)
+            for found in picture_figures(run):
+                written += _save(folder, _named(found.title, run, runs), found.figure, found.head, found.rows)
     except OSError as error:
         raise UserError(f"cannot write figures to {folder}: {error.strerror or error}") from None
     return written
@@ -148,13 +151,7 @@ def _neighbours(folder: Path, run: RunFiles, runs: Sequence[RunFiles]) -> list[P
     queries, found = (run.pictures.get(name, np.empty(0)) for name in ("query_images", "neighbour_images"))
     if not len(queries):
         return []
-    across = 1 + found.shape[1]
-    figure = Figure(figsize=(1.1 * across, 1.1 * len(queries)))
-    for i, query in enumerate(queries):
-        for j, image in enumerate([query, *found[i]]):
-            axes = figure.add_subplot(len(queries), across, i * across + j + 1)
-            axes.imshow(image)
-            axes.set_axis_off()
+    figure = picture_grid([[query, *near] for query, near in zip(queries, found, strict=True)])
     labels, others = run.pictures.get("query_labels", np.empty(0)), run.pictures.get("neighbour_labels", np.empty((0, 0)))
     rows = [[i, str(labels[i]), j + 1, str(others[i, j])] for i in range(len(labels)) for j in range(others.shape[1])]
     return _save(folder, _named("neighbours", run, runs), figure, ["query", "query label", "rank", "label"], rows)

@@ -13,6 +13,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ from .sections.pictures import masks, nearest_images
 from .sections.predictions import predictions
 from .sections.probes import probes
 from .sections.sees import embeddings, sees
+from .sections.segmented import segmented
 from .sections.summary import summary
 
+TEMPLATES = Path(__file__).parent / "templates"
 Section = Callable[[Sequence[RunFiles]], Mapping[str, Any] | None]
 
 
@@ -90,6 +93,7 @@ SECTIONS: Mapping[str, Section] = {
     "probes": probes,
     "steps": _steps,
     "sees": sees,
+    "segmented": segmented,
     "neighbours": nearest_images,
     "embeddings": embeddings,
     "predictions": predictions,
@@ -99,18 +103,24 @@ SECTIONS: Mapping[str, Section] = {
 
 def _render(runs: Sequence[RunFiles], live: bool) -> str:
     STILL.set(not live)
-    folder = Path(__file__).parent / "templates"
-    page = Environment(
-        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page.filters["finite"] = finite
+    page = _environment()
     values = {name: found for name, section in SECTIONS.items() if (found := section(runs)) is not None}
     sections = [Markup(page.get_template(f"sections/{name}.html").render(runs=runs, **values[name])) for name in values]
-    script, style = (_joined(folder, values, suffix, live) for suffix in (".js", ".css"))
+    script, style = (_joined(TEMPLATES, values, suffix, live) for suffix in (".js", ".css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return page.get_template("base.html").render(
         runs=runs, sections=sections, script=script, style=style, digest=digest, live=live
     )
+
+
+@cache
+def _environment() -> Environment:
+    """The templates, read and compiled once a process."""
+    page = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page.filters["finite"] = finite
+    return page
 
 
 def _joined(folder: Path, names: Mapping[str, Any], suffix: str, live: bool) -> Markup:

@@ -4,9 +4,7 @@ n gallery images, r x c patches of the grid, H heads.
 """
 
 import base64
-import json
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,10 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
+from PIL import Image
 
 from .figures import data_uri
+from .whole_files import DamagedFileError, T, fitting, read_arrays, read_json
 
 _FORMAT = 1
 _HEAT = colormaps["magma"]
@@ -34,7 +34,8 @@ class RunPictures:
 
     def part(self, name: str) -> Mapping[str, Any]:
         """What is said of one part; empty where it is not there."""
-        return self.about.get(name) or {}
+        part = self.about.get(name)
+        return part if isinstance(part, Mapping) else {}
 
     def array(self, name: str) -> NDArray[Any]:
         """An array; an empty one where it is not there."""
@@ -42,32 +43,60 @@ class RunPictures:
 
     def atlas(self, name: str) -> dict[str, Any]:
         """A part's file of tiles for the page: src, tile [height, width], columns, rows, count; small: few pixels, to be seen."""
-        about = self.part(name)
-        file = self.folder / Path(about["file"]).name
+        about, file = self.part(name), self._file(name)
+        tile, columns, count = [*map(int, about["tile"])], int(about["columns"]), len(self.tiles(name))
         src = f"data:{_KINDS[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode('ascii')}"
-        kept = {key: about[key] for key in ("tile", "columns", "count")}
-        return {"src": src, **kept, "rows": -(-about["count"] // about["columns"]), "small": max(about["tile"]) <= _SMALL}
+        rows, small = -(-count // columns), max(tile) <= _SMALL
+        return {"src": src, "tile": tile, "columns": columns, "count": count, "rows": rows, "small": small}
+
+    def tiles(self, name: str) -> NDArray[np.uint8]:
+        """The tiles of a part's atlas, (count, height, width, 3)."""
+        about = self.part(name)
+        (height, width), columns, count = map(int, about["tile"]), int(about["columns"]), int(about["count"])
+        sheet = np.asarray(Image.open(self._file(name)).convert("RGB"))
+        parted = sheet.reshape(-(-count // columns), height, columns, width, 3).swapaxes(1, 2)
+        return parted.reshape(-1, height, width, 3)[:count]
+
+    def titles(self, name: str, key: str = "titles") -> list[str]:
+        """What a part says of each of its images."""
+        return [*map(str, self.part(name)[key])]
+
+    def _file(self, name: str) -> Path:
+        return self.folder / Path(self.part(name)["file"]).name
 
 
-def read_pictured(run: Path) -> RunPictures | None:
-    """The pictures of a run's folder; None where there are none that can be read."""
-    folder = run / "pictures"
-    try:
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        if not isinstance(about, Mapping) or about.get("format") != _FORMAT:
-            return None
-        with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
-            return RunPictures(folder, about, {name: arrays[name] for name in arrays.files})
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+def read_pictured(path: Path) -> RunPictures | None:
+    """The pictures whose about.json is at `path`; None where they are of another format. Raises DamagedFileError."""
+    about = read_json(path)
+    if not isinstance(about, Mapping) or about.get("format") != _FORMAT:
         return None
+    try:
+        return RunPictures(path.parent, about, read_arrays(path.with_name("arrays.npz")))
+    except DamagedFileError as error:
+        raise DamagedFileError(f"is of arrays.npz, which {error}") from None
+
+
+def made_of(own: RunPictures | None, part: str, make: Callable[[RunPictures], T]) -> tuple[T | None, list[str]]:
+    """What is made of a part, None where it is not there; and what to say where its files do not fit each other."""
+    if own is None or not own.part(part):
+        return None, []
+    try:
+        return fitting(lambda: make(own)), []
+    except DamagedFileError:
+        return None, [f"{part}: the files in pictures/ do not fit each other; once the folder is gone they are made anew"]
 
 
 def heat_uri(values: NDArray[Any], low: float, high: float) -> str:
-    """A map (r, c) as a picture of that many pixels, from dark (`low`) to bright (`high`); transparent where it is NaN."""
+    """A map (r, c) as a picture of that many pixels."""
+    return data_uri(heat(values, low, high))
+
+
+def heat(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """A map (r, c) as colours (r, c, 4), from dark (`low`) to bright (`high`); transparent where it is NaN."""
     shares = np.clip((values.astype(np.float64) - low) / (high - low if high > low else 1.0), 0, 1)
-    coloured = (_HEAT(np.nan_to_num(shares)) * 255).round().astype(np.uint8)
+    coloured: NDArray[np.uint8] = (_HEAT(np.nan_to_num(shares)) * 255).round().astype(np.uint8)
     coloured[..., 3] = np.where(np.isnan(values), 0, 255)
-    return data_uri(coloured)
+    return coloured
 
 
 def places(atlas: Mapping[str, Any]) -> list[str]:
@@ -86,4 +115,5 @@ def as_base64(values: NDArray[Any]) -> str:
 
 def missing_parts(pictured: RunPictures | None, words: Sequence[str]) -> list[str]:
     """Sentences on what is missing, of those that begin with one of these words."""
-    return [] if pictured is None else [each for each in pictured.about.get("missing", ()) if each.startswith(tuple(words))]
+    said = pictured.about.get("missing") if pictured else None
+    return [str(each) for each in said if str(each).startswith(tuple(words))] if isinstance(said, list) else []

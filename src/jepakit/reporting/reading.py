@@ -1,22 +1,22 @@
 """Reads the files of a run's folder, whatever of them is there; nothing else of jepakit is needed."""
 
 import json
-import math
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
-from jepakit.core.counted import counted_figure
+from jepakit.core.counted import counted_figure, number
 from jepakit.core.errors import UserError
 
 from .figures import PALETTE, Series
-from .states import checkpoint_state, state_of
+from .pictured import RunPictures, read_pictured
+from .states import YAML_LOADER, checkpoint_state, state_of
+from .whole_files import Arrays, DamagedFileError, T, fitting, read_arrays, read_json, result_rows
 
 PROBE_NAMES = {
     "knn": "kNN",
@@ -33,6 +33,12 @@ PROBE_NAMES = {
 RANKS = {"rankme": "RankMe", "lidar": "LiDAR"}
 SIGN_KEYS = ("target_std", "effective_rank", "position_share", "own_cosine", "other_cosine")  # what the collapse doctor looks at
 PROBE_METRICS = 5  # rows it wants to have seen
+# of evaluation/pictures.npz: dimensions and kind of each array, "u" numbers up to 255, "b" yes or no, "U" text
+_SHAPES = {
+    "images": (4, "u"), "context": (3, "b"), "targets": (4, "b"), "query_images": (4, "u"), "neighbour_images": (5, "u"),
+    "query_labels": (1, "U"), "neighbour_labels": (2, "U"),
+}  # fmt: skip
+_SAME_NUMBER = (("images", "context", "targets"), ("query_images", "neighbour_images", "query_labels", "neighbour_labels"))
 AT_START = "_at_start"
 
 MetricsRow = Mapping[str, Any]  # what the file has of a result, and what counts: metric, value, low, high (or NaN), counted
@@ -40,7 +46,7 @@ Result = Mapping[str, Any]  # what the file has, and rows: a Row for each name, 
 
 
 class RunFolderError(UserError):
-    """The folder holds no run, or a file of it cannot be read."""
+    """The folder holds no run, or its settings cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +69,12 @@ class RunFiles:
     yaml: str
     metrics: Metrics
     results: Mapping[str, Result]
-    pictures: Mapping[str, NDArray[Any]]
+    pictures: Arrays
+    pictured: RunPictures | None  # what `jepakit report` made first
     state: str  # running, finished or stopped
     images: int | None  # in the set that it trains on; None where no checkpoint says it
     steps: Mapping[str, Any]  # of `evaluate --steps`: images seen and results of each, baselines, sentences
+    damaged: Sequence[str]  # sentences on the files that are left out
 
     @property
     def colour(self) -> int:
@@ -108,26 +116,54 @@ class RunFiles:
 
 
 def read(folder: Path, index: int, folders: Sequence[Path]) -> RunFiles:
-    """One of the folders. Raises RunFolderError."""
+    """One of the folders; files that are damaged are left out, and named. Raises RunFolderError."""
+    config, text = _config(folder)
+    damaged: list[str] = []
+
+    def whole(name: str, read_file: Callable[[Path], T], without: T) -> T:
+        try:
+            return read_file(folder / name) if (folder / name).is_file() else without
+        except DamagedFileError as error:
+            damaged.append(f"{name} {error}, and is left out")
+            return without
+
+    results: dict[str, Result | None] = {
+        task: whole(f"evaluation/{task}.json", partial(_result, task=task), None) for task in (*PROBE_NAMES, *RANKS)
+    }
+    kept = checkpoint_state(folder)
+    return RunFiles(
+        folder,
+        index,
+        _name(index, folders),
+        config,
+        text,
+        whole("metrics.jsonl", _metrics, Metrics({}, [], 0)),
+        {task: result for task, result in results.items() if result is not None},
+        whole("evaluation/pictures.npz", _pictures, {}),
+        whole("pictures/about.json", read_pictured, None),
+        state_of(folder, bool(kept.get("finished"))),
+        kept["images"] if isinstance(kept.get("images"), int) else None,
+        whole("evaluation/steps.json", _steps, {}),
+        damaged,
+    )
+
+
+def _config(folder: Path) -> tuple[Mapping[str, Any], str]:
+    """A run's settings, and as text. Raises RunFolderError."""
     if not (folder / "config.yaml").is_file():
         raise RunFolderError(f"{folder} holds no run: it has no config.yaml.")
-    text = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError:
+        text = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
+        config = yaml.load(text, Loader=YAML_LOADER)
+    except (yaml.YAMLError, ValueError, RecursionError):
         config = None
+    except OSError as error:
+        raise RunFolderError(f"{folder / 'config.yaml'} cannot be read: {error.strerror}.") from None
     if not isinstance(config, Mapping):
         raise RunFolderError(f"{folder / 'config.yaml'} is not a YAML mapping.")
     if not {"method", "encoder", "optim"} & config.keys():
         raise RunFolderError(f"{folder} holds no run: its config.yaml is of something else.")
-    files = {task: folder / "evaluation" / f"{task}.json" for task in (*PROBE_NAMES, *RANKS)}
-    results = {task: _result(file, task) for task, file in files.items() if file.is_file()}
-    pictures = _pictures(folder / "evaluation" / "pictures.npz")
-    steps = _steps(folder / "evaluation" / "steps.json")
-    metrics, kept = _metrics(folder / "metrics.jsonl"), checkpoint_state(folder)
-    images = kept["images"] if isinstance(kept.get("images"), int) else None
-    state, name = state_of(folder, bool(kept.get("finished"))), _name(index, folders)
-    return RunFiles(folder, index, name, config, text, metrics, results, pictures, state, images, steps)
+    return config, text
 
 
 def lookup(config: Mapping[str, Any], dotted: str) -> Any:
@@ -136,11 +172,6 @@ def lookup(config: Mapping[str, Any], dotted: str) -> Any:
     for key in dotted.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
-
-
-def number(value: object) -> float:
-    """The value as a float; NaN for anything that is none."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def _name(index: int, folders: Sequence[Path]) -> str:
@@ -157,12 +188,15 @@ def _metrics(path: Path) -> Metrics:
     """Where a resumed run repeats a step, the later row wins."""
     steps: dict[int, dict[str, Any]] = {}
     skipped = 0
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""  # none before a run's first row
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DamagedFileError(f"cannot be read ({error.strerror})") from None
     for line in text.splitlines():
         try:
             record = json.loads(line)
-            steps.setdefault(int(record["step"]), {}).update(record)
-        except (ValueError, TypeError, KeyError, OverflowError):  # the line a killed run was writing
+            steps.setdefault(int(float(record["step"])), {}).update(record)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # the line a killed run was writing
             skipped += bool(line.strip())
     points: dict[str, list[tuple[float, float]]] = {}
     alarms: list[tuple[int, str]] = []
@@ -180,34 +214,38 @@ def _metrics(path: Path) -> Metrics:
 
 
 def _result(path: Path, task: str) -> Result:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        rows = {
-            str(row["name"]): {**row, **counted_figure(task, row)._asdict(), "counted": counted_figure(task, row)}
-            for row in result["rows"]
-        }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunFolderError(f"{path} is not the result of a task.") from error
-    return {**result, "rows": rows}
+    return fitting(lambda: _checked_result(read_json(path), task), "is not the result of a task")
+
+
+def _checked_result(found: Any, task: str) -> Result:
+    rows = {
+        row["name"]: {**row, **(figure := counted_figure(task, row))._asdict(), "counted": figure}
+        for row in result_rows(found["rows"])
+    }
+    table, names = found.get("confusion") or [], found.get("class_names") or []
+    if table and names and any(len(row) != len(names) for row in (table, *table)):
+        raise ValueError
+    return {**found, "rows": rows}
 
 
 def _steps(path: Path) -> Mapping[str, Any]:
-    """What `evaluate --steps` left; empty where it left nothing. Raises RunFolderError for another file."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        steps = [(int(step["images"]), dict(step["results"])) for step in found["steps"]]
-        return {"steps": steps, "baselines": dict(found["baselines"]), "said": list(found["said"]), "of": found["of"]}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunFolderError(f"{path} is not the result of evaluate --steps.") from error
+    """What `evaluate --steps` left."""
+    found = read_json(path)
+
+    def checked() -> Mapping[str, Any]:
+        baselines = {task: result_rows(rows) for task, rows in found["baselines"].items()}
+        steps = []
+        for step in found["steps"]:
+            results = {task: result_rows([{"name": "", **row}])[0] for task, row in step["results"].items()}
+            steps.append((int(float(step["images"])), results))
+        return {"steps": steps, "baselines": baselines, "said": [*map(str, found["said"])], "of": dict(found["of"])}
+
+    return fitting(checked, "is not the result of evaluate --steps")
 
 
-def _pictures(path: Path) -> dict[str, NDArray[Any]]:
-    if not path.is_file():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise RunFolderError(f"{path} cannot be read as an array file.") from error
+def _pictures(path: Path) -> Arrays:
+    found = read_arrays(path, lambda name: name in _SHAPES)
+    alike = all(len({len(found[name]) for name in names if name in found}) <= 1 for names in _SAME_NUMBER)
+    if not alike or any((each.ndim, each.dtype.kind) != _SHAPES[name] for name, each in found.items()):
+        raise DamagedFileError("does not hold the pictures of an evaluation")
+    return found

@@ -16,10 +16,9 @@ from jepakit.core.counted import LESS_IS_BETTER, Counted, counted_figure
 from jepakit.core.errors import UserError, checked, nearest, plain
 from jepakit.core.files import user_path
 
-from .states import checkpoint_state, state_of
+from .states import YAML_LOADER, checkpoint_state, state_of
 from .wording import data_name, duration, in_words
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C it takes a tenth of the time
 LOWEST_FIRST = ("age", "name", "method", "data", "state", "loss", *LESS_IS_BETTER)
 LAST_PROBES = ("linear", "logistic", "attentive", "knn", "low_shot", "transfer", "segmentation", "probe/knn", "probe/rankme")
 RUN_COLUMNS = ("name", "state", "step", "method", "data", "last probe", "alarms", "age")
@@ -91,7 +90,7 @@ def _row(place: Path, root: Path) -> RunRow | None:
     """None for the folder of another program."""
     name = str(place.relative_to(root)) if place != root else place.resolve().name
     try:
-        config: Any = yaml.load(place.joinpath("config.yaml").read_text(encoding="utf-8", errors="replace"), Loader=_Loader)
+        config: Any = yaml.load(place.joinpath("config.yaml").read_text(encoding="utf-8", errors="replace"), Loader=YAML_LOADER)
     except (yaml.YAMLError, OSError):
         return RunRow(name, str(place), "unreadable", 0, None, "–", "–", math.inf)
     if not isinstance(config, Mapping) or "optim" not in config:
@@ -118,7 +117,8 @@ def _logged(path: Path) -> tuple[dict[str, float], list[str], float]:
         return {}, [], 0.0
     rows = [row for line in reversed(lines) if (row := _json(line))][:1] if lines else []
     looks = next((row for line in reversed(lines) if b'"probe/knn"' in line and (row := _json(line))), {})
-    alarms = [str(words) for line in lines if b'"alarms"' in line for words in (_json(line) or {}).get("alarms", ())]
+    told = [_json(line).get("alarms") for line in lines if b'"alarms"' in line]
+    alarms = [str(words) for each in told if isinstance(each, list) for words in each]
     found = {**{key: value for key, value in looks.items() if key.startswith("probe/")}, **(rows[0] if rows else {})}
     numbers = {key: value for key, value in found.items() if isinstance(value, int | float) and math.isfinite(value)}
     return numbers, alarms, written
@@ -128,7 +128,7 @@ def _json(line: bytes) -> dict[str, Any]:
     """A row; empty for a line that a kill cut short."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return row if isinstance(row, dict) else {}
 
@@ -137,7 +137,7 @@ def _judged(folder: Path) -> tuple[dict[str, float], dict[str, str]]:
     """The figure that counts of each task, of the encoder that was judged, and which metric it is."""
     values, counts = {}, {}
     for path in sorted(folder.glob("*.json")):
-        with suppress(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             figure = counted_figure(path.stem, json.loads(path.read_text(encoding="utf-8"))["rows"][0])
             if math.isfinite(figure.value):
                 values[path.stem], counts[path.stem] = figure.value, figure.metric

@@ -27,6 +27,7 @@ from jepakit.core.compare import accuracy_interval
 from jepakit.core.errors import UserError
 from jepakit.core.progress import progress
 from jepakit.data.crops import resize
+from jepakit.evaluation.dense.kept import save_kept
 from jepakit.evaluation.dense.label_images import label_image
 from jepakit.evaluation.dense.patch_tokens import PatchTokens, with_raw_pixels
 from jepakit.model.encoder import Encoder
@@ -133,12 +134,14 @@ def davis(
     *,
     precision: torch.dtype = torch.float32,
     seconds: float = 60.0,
+    keep: Path | None = None,
 ) -> list[dict[str, Any]]:
     """J and F of label propagation by each encoder's patch tokens and by raw pixels, and of the first mask kept: a row each.
 
     root: the folder of DAVIS-2017 (`open_sequences`). Rows {"name", "j", "f", "j_and_f", "low", "high", "objects"}: means over
-    the objects of all sequences; low to high is the 95 % interval of J&F, objects of a sequence kept together. Raises UserError
-    for a folder of another layout, unreadable files and a first mask without an object.
+    the objects of all sequences; low to high is the 95 % interval of J&F, objects of a sequence kept together. keep: a file
+    for the J&F of each object by the first encoder. Raises UserError for a folder of another layout, unreadable files and a first
+    mask without an object.
     """
     sequences = distributed.agreed(partial(open_sequences, Path(root)))
     kinds = with_raw_pixels(encoders, precision, seconds)
@@ -151,6 +154,8 @@ def davis(
             report(len(scores["first mask kept"]))
 
         distributed.spread(sequences, partial(_scored, kinds, short_side), take)
+    if keep:
+        distributed.from_main(lambda: _keep(keep, sequences, next(iter(scores.values()))))
     return distributed.from_main(lambda: [_row(name, sequences_scores) for name, sequences_scores in scores.items()])
 
 
@@ -275,9 +280,19 @@ def _sequence(root: Path, name: str) -> Video:
     return Video(name, tuple(frames), tuple(masks))
 
 
+def _keep(path: Path, sequences: Sequence[Video], by_sequence: list[NDArray[np.float64]]) -> None:
+    names = np.array([video.name for video in sequences])
+    each = {"each/j_and_f": np.concatenate(by_sequence).mean(1), "clusters": _sequence_of_each(by_sequence)}
+    save_kept(path, {"ids": names, **each})
+
+
+def _sequence_of_each(by_sequence: list[NDArray[np.float64]]) -> NDArray[np.int64]:
+    return np.repeat(np.arange(len(by_sequence)), [len(one) for one in by_sequence])
+
+
 def _row(name: str, by_sequence: list[NDArray[np.float64]]) -> dict[str, Any]:
     objects = np.concatenate(by_sequence)
     j, f = objects.mean(0)
-    low, high = accuracy_interval(objects.mean(1), np.repeat(np.arange(len(by_sequence)), [len(one) for one in by_sequence]))
+    low, high = accuracy_interval(objects.mean(1), _sequence_of_each(by_sequence))
     means = {"j": float(j), "f": float(f), "j_and_f": float((j + f) / 2)}
     return {"name": name, **means, "low": low, "high": high, "objects": len(objects)}

@@ -28,12 +28,12 @@ def confusion(predicted: NDArray[Any], truth: NDArray[Any], classes: int, ignore
 
 def iou(confusion: Counts) -> NDArray[np.float64]:
     """Intersection over union of each class (K,); NaN where no pixel has it, in truth or prediction."""
-    return _iou(_counts(confusion))
+    return _iou(class_pixels(confusion))
 
 
 def miou(confusion: Counts) -> float:
     """Mean IoU over the classes that occur in truth or prediction, as mmsegmentation's; NaN without a pixel."""
-    return _mean_iou(_counts(confusion))
+    return _mean_iou(class_pixels(confusion))
 
 
 def pixel_accuracy(confusion: Counts) -> float:
@@ -47,7 +47,7 @@ def resamples(n: int, seed: int) -> NDArray[np.float64]:
     return generator.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(np.float64)
 
 
-def _counts(confusion: Counts) -> Counts:
+def class_pixels(confusion: Counts) -> Counts:
     """What IoU needs, (3, K): pixels of each class that are right, that the truth has, that the prediction has."""
     return np.stack([np.diagonal(confusion), confusion.sum(1), confusion.sum(0)])
 
@@ -63,17 +63,22 @@ def _mean_iou(counts: NDArray[Any]) -> float:
     return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
 
+def resampled_miou(counts: Sequence[NDArray[Any]], seed: int) -> NDArray[np.float64]:
+    """Mean IoU in each bootstrap sample (RESAMPLES,) of images whose pixels are counted, (3, K) each, as `class_pixels` does."""
+    drawn = resamples(len(counts), seed) @ np.stack(counts).reshape(len(counts), -1)
+    return np.array([_mean_iou(each) for each in drawn.reshape(RESAMPLES, 3, -1)])
+
+
 def miou_row(name: str, classes: Sequence[str], found: Iterable[Counts], seed: int) -> dict[str, Any]:
     """The scores of the summed confusion matrices of test images, with the names of the classes."""
     total, counts = np.zeros((1, 1), np.int64), []
     for one in found:
         total = total + one
-        counts.append(_counts(one).ravel())
-    drawn = (resamples(len(counts), seed) @ np.stack(counts)).reshape(RESAMPLES, 3, -1)
-    low, high = np.nanquantile([_mean_iou(c) for c in drawn], (0.025, 0.975))
+        counts.append(class_pixels(one))
+    low, high = np.nanquantile(resampled_miou(counts, seed), (0.025, 0.975))
     if low == high:  # a single image, or all alike
         low, high = exact(miou(total), len(counts))
     scores = {"miou": miou(total), "low": float(low), "high": float(high), "pixel_accuracy": pixel_accuracy(total)}
     per_class = [None if np.isnan(v) else float(v) for v in iou(total)]
-    having = (np.stack(counts).reshape(len(counts), 3, -1)[:, 1] > 0).sum(0)
+    having = (np.stack(counts)[:, 1] > 0).sum(0)
     return {"name": name, **scores, "classes": list(classes), "per_class": per_class, "images_with": having.tolist()}

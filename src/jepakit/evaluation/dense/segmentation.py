@@ -7,7 +7,7 @@ size, without augmentation, so that tokens are computed once. The learning rate 
 B images, h, w rows and columns of patches, D features, K classes, n images of a set.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from jepakit.data.crops import resize, stacked
 from jepakit.data.opening import SECONDS
 from jepakit.evaluation.dense.annotated import Annotated, open_annotated, open_boxes
 from jepakit.evaluation.dense.iou import Counts, confusion, miou, miou_row
+from jepakit.evaluation.dense.kept import Segmented, keep_segmentation
 from jepakit.evaluation.dense.pairs import IGNORED, Pair, PixelClasses
 from jepakit.evaluation.dense.patch_tokens import PatchTokens, with_raw_pixels
 from jepakit.evaluation.features import moments
@@ -57,13 +58,14 @@ def segmentation(
     ignore: Sequence[int] | None = None,
     classes: Path | str | None = None,
     limit: int | None = None,
+    keep: Path | None = None,
     **how: Unpack[HeadTraining],
 ) -> list[dict[str, Any]]:
     """Linear heads on frozen tokens of each encoder, of raw pixels, and the majority class: a row each.
 
     root: label images or masks, in any layout of `open_annotated`, which says what zero_is_other, ignore and classes (a list)
     are. size: side of the square that images are resized to, default the encoder's own size. limit: train on so many images,
-    evenly spread, as the tokens of all are held in memory (float16).
+    evenly spread, as the tokens of all are held in memory (float16). keep: a file for what `kept` keeps of the first encoder.
     Rows {"name", "miou", "low", "high", "pixel_accuracy", "classes": names, "per_class": IoU of each class or None where it
     does not occur, "images_with": how many test images have it} and the "lr" chosen; low and high bound the 95 % bootstrap
     interval of mean IoU over test images; where all are alike, that of as many right-or-wrongs.
@@ -74,37 +76,47 @@ def segmentation(
         listed = None if classes is None else user_path(classes, "the list of classes")
         return open_annotated(Path(root), zero_is_other, limit, ignore=ignore, class_list=listed)
 
-    return _rows(encoders, distributed.agreed(opened), size, **how)
+    return _rows(encoders, distributed.agreed(opened), size, keep, **how)
 
 
 def boxes(
-    encoders: Mapping[str, Encoder], root: Path, size: int | None = None, *, limit: int | None = None, **how: Unpack[HeadTraining]
+    encoders: Mapping[str, Encoder],
+    root: Path,
+    size: int | None = None,
+    *,
+    limit: int | None = None,
+    keep: Path | None = None,
+    **how: Unpack[HeadTraining],
 ) -> list[dict[str, Any]]:
     """As `segmentation`, with the boxes of COCO's JSON or VOC's XML, filled, as labels: which class's box is this pixel in?
 
     No detector's score: neighbours of a class are not told apart. Raises UserError as it.
     """
-    return _rows(encoders, distributed.agreed(partial(open_boxes, Path(root), limit)), size, **how)
+    return _rows(encoders, distributed.agreed(partial(open_boxes, Path(root), limit)), size, keep, **how)
 
 
 def _rows(
     encoders: Mapping[str, Encoder],
     labelled: Annotated,
     size: int | None,
+    keep: Path | None,
     epochs: int = 10,
     lrs: Sequence[float] = _LRS,
     precision: torch.dtype = torch.float32,
     seed: int = 0,
     seconds: float = SECONDS,
 ) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, tokens in with_raw_pixels(encoders, precision, seconds).items():
         shape = distributed.from_main(partial(_shape, tokens, size))
         cache = _cached(name, tokens, labelled, shape)
         fit = partial(_trained, cache, labelled.classes, tuple(lrs), epochs, seed, tokens.device)
         head, lr = distributed.from_main(fit)
         del cache, fit
-        found = _tested(name, head.to(tokens.device), tokens, labelled, shape)
+        segmented = partial(_segmented, head.to(tokens.device), tokens, shape)
+        found = _tested(name, segmented, labelled)
+        if keep and not rows:
+            distributed.from_main(partial(keep_segmentation, keep, labelled, found, segmented, seed))
         rows.append({**distributed.from_main(partial(miou_row, name, labelled.names, found, seed)), "lr": lr})
     return [*rows, distributed.from_main(partial(_majority, labelled, seed))]
 
@@ -256,7 +268,15 @@ def _fit(cache: _Cache, images: Tensor, classes: int, lr: float, epochs: int, se
     return head
 
 
-def _tested(name: str, head: PixelHead, tokens: PatchTokens, labelled: Annotated, shape: tuple[int, int]) -> list[Counts]:
+def _segmented(head: PixelHead, tokens: PatchTokens, shape: tuple[int, int], pair: Pair) -> Segmented:
+    """A test image at the shape, its labels, and what the head says, at their own size."""
+    image, truth = _read(pair, tokens, shape)
+    with torch.no_grad():
+        predicted = head.predict(tokens(image[None]), (truth.shape[0], truth.shape[1]))[0]
+    return image, truth, predicted.cpu().numpy()
+
+
+def _tested(name: str, segmented: Callable[[Pair], Segmented], labelled: Annotated) -> list[Counts]:
     """The confusion matrix of each test image, at its own size; of several processes the first has them."""
     found: list[Counts] = []
     with progress(f"{name}: test", len(labelled.test)) as report:
@@ -267,10 +287,8 @@ def _tested(name: str, head: PixelHead, tokens: PatchTokens, labelled: Annotated
 
         def work(pairs: Sequence[Pair]) -> Generator[Counts]:
             for pair in pairs:
-                image, truth = _read(pair, tokens, shape)
-                with torch.no_grad():
-                    predicted = head.predict(tokens(image[None]), (truth.shape[0], truth.shape[1]))[0]
-                yield confusion(predicted.cpu().numpy(), truth, labelled.classes)
+                _, truth, predicted = segmented(pair)
+                yield confusion(predicted, truth, labelled.classes)
 
         distributed.spread(labelled.test, work, take)
     return found

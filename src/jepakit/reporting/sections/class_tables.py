@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jepakit.core.counted import METRIC_NAMES, counted_figure
+from jepakit.core.counted import METRIC_NAMES, counted_figure, number
 
-from ..reading import RunFiles, number
+from ..reading import RunFiles
 
 CLASSES_SHOWN = 50  # rows of the table of classes, the worst
 WHOLE = 12  # classes of which all confusions are shown; of more, the pairs most often confused

@@ -1,16 +1,14 @@
 """The section that sets runs against each other: paired differences, a line for each run across tasks, other settings."""
 
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from jepakit.core.compare import Difference, corrected, paired
+from jepakit.core.compare import Difference
+from jepakit.core.counted import NO_SHARES, Counted
 
 from ..figures import Slope, slope_chart
+from ..paired_runs import PairedRuns, Pairs, figures_of, metric_in_words, paired_with_first
 from ..reading import PROBE_NAMES, RunFiles
 from ..wording import in_words, interval
 
@@ -20,61 +18,56 @@ def runs_compared(runs: Sequence[RunFiles]) -> dict[str, Any] | None:
     if len(runs) < 2:
         return None
     tasks = [task for task in PROBE_NAMES if any(task in run.results for run in runs)]
-    found, missing = differences_from_first(runs, tasks)
-    rows = [{"run": run, "cells": [_cell(run, task, found.get((run.name, task))) for task in tasks]} for run in runs]
-    slopes = slopes_of(runs, tasks)
+    found, slopes = paired_with_first(runs, tasks), slopes_of(runs, tasks)
     return {
-        "rows": rows,
+        "rows": [{"run": run, "cells": [_cell(run, task, found) for task in tasks]} for run in runs],
         "tasks": [PROBE_NAMES[task] for task in tasks],
-        "missing": missing,
-        "comparisons": len(found),
+        "missing": [f"{PROBE_NAMES[task]}, {name}: {why}" for (name, task), why in found.missing.items()],
+        "comparisons": len(found.counting),
+        "others": _other_rows(runs, found.others),
+        "other_comparisons": len(found.others),
         "slopes": slope_chart(slopes, [PROBE_NAMES[task] for task in tasks]) if slopes and tasks else "",
         "settings": settings_that_differ(runs),
     }
 
 
-def differences_from_first(runs: Sequence[RunFiles], tasks: Sequence[str]) -> tuple[dict[tuple[str, str], Difference], list[str]]:
-    """Accuracy of each other run minus that of the first, on the same test images, by (run, task); and what cannot be paired."""
-    pairs, missing = {}, []
-    for task in tasks:
-        first = _answers(runs[0].folder / "evaluation" / f"{task}.npz") if task in runs[0].results else None
-        for run in runs[1:]:
-            if task not in run.results or task not in runs[0].results:
-                continue
-            other = _answers(run.folder / "evaluation" / f"{task}.npz")
-            if first is None or other is None:
-                missing.append(f"{PROBE_NAMES[task]}, {run.name}: no right and wrong answers are kept to pair")
-            elif not all(np.array_equal(first[key], other[key]) for key in ("data", "ids")):
-                missing.append(f"{PROBE_NAMES[task]}, {run.name}: tested on other images than {runs[0].name}")
-            else:
-                pairs[run.name, task] = paired(other["right"][0], first["right"][0], first.get("clusters"))
-    return dict(zip(pairs, corrected([*pairs.values()]), strict=True)), missing
-
-
-def _answers(path: Path) -> dict[str, Any] | None:
-    """Which test images the judged encoder, the first, named rightly; None where the file has no such thing."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files} if {"right", "ids", "data"} <= {*arrays.files} else None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def _cell(run: RunFiles, task: str, difference: Difference | None) -> dict[str, Any]:
+def _cell(run: RunFiles, task: str, found: PairedRuns) -> dict[str, Any]:
     """A run's figure of a task, and how it stands to the first run's."""
-    row: Mapping[str, Any] = next(iter(run.results[task]["rows"].values()), {}) if task in run.results else {}
-    if not row or math.isnan(row["value"]):
-        return {"sort": "", "text": "–", "interval": "", "difference": ""}
-    text = row["counted"].told(row["value"]) + (" %" if row["counted"].share else "")
-    told = difference_in_words(difference) if difference else ""
-    return {"sort": row["value"], "text": text, "interval": interval(row), "difference": told}
+    figures = figures_of(run, task)
+    if not figures:
+        return {"sort": "", "text": "–", "metric": "", "interval": "", "difference": ""}
+    metric, figure = next(iter(figures.items()))
+    difference = found.counting.get((run.name, task, metric))
+    told = difference_in_words(difference, metric) if difference else "not paired" if (run.name, task) in found.missing else ""
+    named = "" if metric == "accuracy" else metric_in_words(metric)
+    row = next(iter(run.results[task]["rows"].values()))
+    return {"sort": figure.value, "text": _told(figure), "metric": named, "interval": interval(row), "difference": told}
 
 
-def difference_in_words(d: Difference) -> str:
-    """+1.6 points [−0.4 to +3.5], may be chance."""
+def _other_rows(runs: Sequence[RunFiles], others: Pairs) -> list[dict[str, Any]]:
+    """A row for each task and metric by which some run is paired besides what counts: each run's figure, and its difference."""
+    rows = []
+    for task, metric in dict.fromkeys((task, metric) for _, task, metric in others):
+        cells = []
+        for run in runs:
+            figure, difference = figures_of(run, task).get(metric), others.get((run.name, task, metric))
+            told = difference_in_words(difference, metric) if difference else ""
+            cells.append({"text": _told(figure) if figure else "–", "difference": told})
+        rows.append({"task": PROBE_NAMES[task], "metric": metric_in_words(metric), "cells": cells})
+    return rows
+
+
+def _told(figure: Counted) -> str:
+    return figure.told(figure.value) + (" %" if figure.share else "")
+
+
+def difference_in_words(d: Difference, metric: str) -> str:
+    """+1.6 points [−0.4 to +3.5], p = 0.1: may be chance; of what is no share without points."""
     p = d.p if d.p_corrected is None else d.p_corrected
-    value, low, high = (f"{100 * each:+.1f}".replace("-", "−") for each in (d.difference, d.low, d.high))
-    return f"{value} points [{low} to {high}], p {_of_p(p)}: {'may be chance' if p > 0.05 else 'more than chance'}"
+    form = "{:+.3g}" if metric in NO_SHARES else "{:+.1f}"
+    scale, unit = (1, "") if metric in NO_SHARES else (100, " points")
+    value, low, high = (form.format(scale * each).replace("-", "−") for each in (d.difference, d.low, d.high))
+    return f"{value}{unit} [{low} to {high}], p {_of_p(p)}: {'may be chance' if p > 0.05 else 'more than chance'}"
 
 
 def _of_p(p: float) -> str:

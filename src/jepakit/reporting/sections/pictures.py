@@ -7,14 +7,16 @@ import numpy as np
 from markupsafe import Markup
 
 from ..figures import Pictures, data_uri, masked
-from ..pictured import RunPictures, heat_uri, read_pictured
+from ..pictured import RunPictures, heat_uri, made_of
 from ..reading import RunFiles
 
 
 def masks(runs: Sequence[RunFiles]) -> dict[str, Any]:
     """Some pictures of each run under their masks, and how often its laws take each patch."""
     tiles = {run.name: _tiles(run.pictures, 8 if len(runs) == 1 else 4) for run in runs}
-    return {"masks": tiles, "coverage": {run.name: _coverage(read_pictured(run.folder)) for run in runs}}
+    found = {run.name: made_of(run.pictured, "coverage", _coverage) for run in runs}
+    covered, lacking = ({name: each[place] for name, each in found.items()} for place in (0, 1))
+    return {"masks": tiles, "coverage": covered, "lacking": lacking}
 
 
 def nearest_images(runs: Sequence[RunFiles]) -> dict[str, Any]:
@@ -22,10 +24,8 @@ def nearest_images(runs: Sequence[RunFiles]) -> dict[str, Any]:
     return {"neighbours": {run.name: _neighbour_rows(run.pictures) for run in runs}}
 
 
-def _coverage(pictured: RunPictures | None) -> dict[str, Any] | None:
+def _coverage(pictured: RunPictures) -> dict[str, Any]:
     """Maps of context and targets, of the run's law and the released one."""
-    if pictured is None or not pictured.array("context_coverage").size:
-        return None
     maps = []
     for prefix, law in (("", "this run’s law"), ("released_", "the released law")):
         for part in ("context", "target"):
@@ -33,8 +33,8 @@ def _coverage(pictured: RunPictures | None) -> dict[str, Any] | None:
             if shares.size:
                 ends = f"{100 * shares.min():.0f}–{100 * shares.max():.0f} %"
                 maps.append({"title": f"{part.capitalize()}, {law}", "ends": ends, "src": heat_uri(shares, 0, 1)})
-    rows, columns = pictured.about["grid"]
-    return {"maps": maps, "why": pictured.part("coverage").get("why", ""), "shape": f"{columns}/{rows}"}
+    rows, columns = map(int, pictured.about["grid"])
+    return {"maps": maps, "why": str(pictured.part("coverage").get("why", "")), "shape": f"{columns}/{rows}"}
 
 
 def _tiles(pictures: Pictures, most: int) -> list[Markup]:

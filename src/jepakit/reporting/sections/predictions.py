@@ -1,14 +1,17 @@
 """The section on what the predictor predicts: painted, pasted, as cosines, and in numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..pictured import RunPictures, heat_uri, missing_parts, places, read_pictured
-from ..reading import RunFiles, number
-from .sees import PICTURED_RUNS
+from jepakit.core.counted import number
+
+from ..pictured import RunPictures, heat_uri, made_of, places
+from ..reading import RunFiles
+from .sees import of_runs
 
 _PANELS = {
     "image": "",
@@ -17,6 +20,8 @@ _PANELS = {
     "decoded prediction": "what of it is predicted",
     "nearest patches": "of other images, by their tokens",
 }
+# parts in which each image has several draws of its prediction
+_DRAWN = {"noise": "With other draws of the noise", "samples": "Samples"}
 # cosines of a prediction, and what they are with
 _WITH = {
     "own": "the true token of its patch",
@@ -27,43 +32,47 @@ _WITH = {
 
 def predictions(runs: Sequence[RunFiles]) -> dict[str, Any] | None:
     """Each run's predictions; None where no run has any, nor a reason why not."""
-    found = {run.name: read_pictured(run.folder) for run in runs[:PICTURED_RUNS]}
-    told = {name: _told(each) for name, each in found.items() if each and each.part("predictions")}
-    lacking = {name: missing_parts(each, ("predictions", "samples")) for name, each in found.items()}
+    told, lacking = of_runs(runs, "predictions", _told, ("predictions", *_DRAWN))
+    for run in runs:
+        if found := told.get(run.name):
+            found["drawn"] = []
+            for part, title in _DRAWN.items():
+                sheet, damaged = made_of(run.pictured, part, partial(_drawn, part=part, title=title))
+                found["drawn"] += [sheet] if sheet else []
+                lacking[run.name] += damaged
+    told = {name: found for name, found in told.items() if found}
     return {"predicted": told, "lacking": lacking} if told or any(lacking.values()) else None
 
 
 def _told(own: RunPictures) -> dict[str, Any]:
-    about, atlas = own.part("predictions"), own.atlas("predictions")
-    where, panels = places(atlas), about["panels"]
+    about, atlas, titles = own.part("predictions"), own.atlas("predictions"), own.titles("predictions")
+    panels = own.titles("predictions", "panels")
     cosines, field = (own.array(f"predicted_{name}").astype(np.float64) for name in ("cosines", "field"))
     rows = [
-        {
-            "title": title,
-            "tiles": where[i * len(panels) : (i + 1) * len(panels)],
-            "maps": [heat_uri(cosines[i], 0, 1), heat_uri(field[i], 0, 1)],
-        }
-        for i, title in enumerate(about["titles"])
+        {"title": title, "tiles": tiles, "maps": [heat_uri(cosines[i], 0, 1), heat_uri(field[i], 0, 1)]}
+        for i, (title, tiles) in enumerate(_tiled(atlas, titles, panels))
     ]
     heads = [
         *((name, _PANELS.get(name, "")) for name in panels),
         ("cosine", "with the truth"),
         ("first block", "with all patches"),
     ]
-    told = {"atlas": atlas, "heads": heads, "rows": rows, "caption": about["caption"], "samples": _samples(own)}
-    return told | _numbers(about)
+    return {"atlas": atlas, "heads": heads, "rows": rows, "caption": str(about["caption"])} | _numbers(about)
 
 
-def _samples(own: RunPictures) -> dict[str, Any] | None:
-    """What a diffusion decoder drew; None where none was asked for."""
-    about = own.part("samples")
-    if not about:
-        return None
-    atlas, count = own.atlas("samples"), len(about["panels"])
-    where = places(atlas)
-    rows = [{"title": title, "tiles": where[i * count : (i + 1) * count]} for i, title in enumerate(about["titles"])]
-    learnt = f"It was trained for {about['steps']:,} steps on {about['pairs']:,} blocks."
-    return {"atlas": atlas, "heads": about["panels"], "rows": rows, "caption": f"{about['caption']} {learnt}"}
+def _drawn(own: RunPictures, part: str, title: str) -> dict[str, Any]:
+    """Several draws of each image's prediction beside each other."""
+    atlas, heads = own.atlas(part), own.titles(part, "panels")
+    rows = [{"title": name, "tiles": tiles} for name, tiles in _tiled(atlas, own.titles(part), heads)]
+    return {"title": title, "atlas": atlas, "heads": heads, "rows": rows, "caption": str(own.part(part)["caption"])}
+
+
+def _tiled(atlas: Mapping[str, Any], titles: Sequence[str], panels: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Each image's title, and where its panels lie in the atlas."""
+    where, across = places(atlas), len(panels)
+    if len(where) != len(titles) * across:
+        raise ValueError
+    return [(title, where[i * across : (i + 1) * across]) for i, title in enumerate(titles)]
 
 
 def _numbers(about: Any) -> dict[str, Any]:
@@ -79,10 +88,12 @@ def _numbers(about: Any) -> dict[str, Any]:
     if _is(n.get("prediction_spread")):
         moved = f"{n['prediction_spread']:.2f} (1 less their cosine), true tokens by {n['true_spread']:.2f}"
         said.append(f"Asked elsewhere in an image, predictions change by {moved}.")
+    if _is(n.get("noise_spread")):
+        said.append(f"Asked with another draw of the noise, a prediction changes by {n['noise_spread']:.2f}.")
     if _is(n.get("r2_true")):
         explained = f"{_share(n['r2_true'])} of the pixels from true tokens and {_share(n['r2_predicted'])} from predictions"
         said.append(f"Against the mean patch, the decoder explains {explained}, on images that it was not fitted on.")
-    return {"bars": bars, "said": said, "images": about["images"]}
+    return {"bars": bars, "said": said, "images": int(about["images"])}
 
 
 def _is(value: float | None) -> bool:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jepakit.core.counted import METRIC_NAMES, Counted
+from jepakit.core.counted import METRIC_NAMES, Counted, number
 
-from ..reading import PROBE_NAMES, MetricsRow, Result, RunFiles, number
+from ..reading import PROBE_NAMES, MetricsRow, Result, RunFiles
 from ..wording import in_words, interval, percent
 from .class_tables import class_tables
 from .ranks import rank_table
