@@ -5,16 +5,19 @@
         optim.batch_size=1024
     python benchmarks/scale.py --smoke                           # that it runs, and the bytes
 
-Rounds of launches, of one process and of several by torchrun in turns, each of the same global batches. Steps are those on which
-nothing is logged, from the exchange of whether to stop to the end of the update. Of several processes every other step is
-silent: the same work, but each process keeps its gradients and its rows' statistics to itself; what such a step lacks is the
-communication that nothing hides. Figures are medians over all steps of all rounds. Bytes are what the system counts on the
-process's own TCP connections (gloo's); NCCL's do not pass there. Writes docs/evidence/scale.json.
+Rounds of launches in turns: one process; several by torchrun, of the same global batches; and, as a control, as many that have
+nothing to do with each other, each of the whole batch: how much more they do together than one alone is the ceiling of what any
+processes can reach on these cores. Steps are those on which nothing is logged, from the exchange of whether to stop to the end of
+the update. Of several processes every other step is silent: the same work, but each process keeps its gradients and its rows'
+statistics to itself; what such a step lacks is the communication that nothing hides. Figures are quartiles over all steps of all
+rounds, of wall time and of CPU time (all threads of all processes), which other work on the cores changes less. Bytes are what
+the system counts on the process's own TCP connections (gloo's); NCCL's do not pass there. Writes docs/evidence/scale.json.
 """
 
 import argparse
 import json
 import os
+import shlex
 import socket
 import stat
 import statistics
@@ -23,8 +26,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,6 +42,8 @@ import torch.distributed as dist
 from jepakit.config.config import given_layer
 from jepakit.config.recipes import settings
 from jepakit.core import distributed
+from jepakit.core.device import cores
+from jepakit.core.environment import cpu_name
 from jepakit.core.files import save_json
 from jepakit.core.ranks import is_main
 from jepakit.data.sources import ArraySource
@@ -79,22 +85,20 @@ def silent(model: Any) -> Iterator[None]:
         yield
 
 
-def measured(words: list[str], steps: int) -> Row:
-    """Seconds of each step of this process, of those that are silent, and the bytes of the others."""
+def measured(words: list[str], steps: int, ready: Callable[[], None]) -> Row:
+    """Seconds of each step of this process and of all processes' cores, apart for those that are silent; bytes of the others."""
     given = given_layer([*words, f"optim.steps={4 * steps}", "optim.warmup_steps=1"], {})
     config = settings("small", given.pop("method"), given)  # as `plan` has it: a method is more than its name
     side, draw = config.images.height_width, np.random.default_rng(0)
     pixels = draw.integers(0, 256, (2 * config.optim.batch_size, *side, config.images.channels), dtype=np.uint8)
     training = Training.prepare(config, ArraySource("random images", pixels, None))
-    kinds: dict[str, list[float]] = {"together": [], "silent": []}
+    kinds: dict[str, list[tuple[float, float]]] = {"together": [], "silent": []}
     sent = list[int]()
+    ready()
     with distributed.time_limit(config.run.timeout_seconds):
         training.share()
-        several, batches = (
-            distributed.world_size() > 1,
-            training.loader(0, 2 + (2 if distributed.world_size() > 1 else 1) * steps),
-        )
-        for number, batch in enumerate(batches):
+        several = distributed.world_size() > 1
+        for number, batch in enumerate(training.loader(0, 2 + (1 + several) * steps)):
             kind = "silent" if several and number % 2 else "together"
             before = bytes_sent() if several else 0
             seconds = _step(training, batch, kind)
@@ -102,12 +106,17 @@ def measured(words: list[str], steps: int) -> Row:
                 kinds[kind].append(seconds)
                 sent += [bytes_sent() - before] if kind == "together" else []
     everyone = distributed.told_objects({"seconds": kinds, "bytes": statistics.median(sent)})
-    return {"device": str(training.device), "seconds": everyone[0]["seconds"], "bytes": max(each["bytes"] for each in everyone)}
+    return {
+        "device": str(training.device),
+        "seconds": {kind: [wall for wall, _ in found] for kind, found in kinds.items()},
+        "cpu": {kind: np.sum([each["seconds"][kind] for each in everyone], 0)[:, 1].tolist() for kind in kinds if kinds[kind]},
+        "bytes": max(each["bytes"] for each in everyone),
+    }
 
 
-def _step(training: Training, batch: Any, kind: str) -> float:
-    """An update as the loop of a run has it. Seconds."""
-    started = time.perf_counter()
+def _step(training: Training, batch: Any, kind: str) -> tuple[float, float]:
+    """An update as the loop of a run has it. Seconds, and those of this process's threads on cores."""
+    started, used = time.perf_counter(), time.process_time()
     own = [len(masks.targets) for masks in batch.masks]
     counts = distributed.told([0, 0, *own])[:, 2:].T.tolist()
     with ExitStack() as stack:
@@ -118,41 +127,62 @@ def _step(training: Training, batch: Any, kind: str) -> float:
     training.step += 1
     if not on_cpu:
         torch.cuda.synchronize(training.device)
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - used
 
 
-def launch(processes: int, words: list[str], steps: int) -> Row:
-    """`measured` in so many processes of their own."""
+def launch(words: list[str], steps: int, processes: int = 1, *, alone: int = 1) -> list[Row]:
+    """`measured` in so many processes by torchrun; or, alone, of so many that begin together and know nothing of each other."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "row.json"
-        own = [__file__, "--child", str(out), "--steps", str(steps), "--set", *words]
-        subprocess.run([sys.executable, *torchrun, *own], check=True, env={**os.environ, **ENVIRONMENT})
-        return dict(json.loads(out.read_text()))
+        outs = [Path(folder) / f"{number}.json" for number in range(alone)]
+        own = [sys.executable, *torchrun, __file__, "--steps", str(steps), "--alone", str(alone)]
+        environment = {**os.environ, **ENVIRONMENT}
+        children = [subprocess.Popen([*own, "--child", str(out), "--set", *words], env=environment) for out in outs]
+        codes = [child.wait() for child in children]
+        if any(codes):
+            sys.exit("a measurement failed")
+        return [json.loads(out.read_text()) for out in outs]
+
+
+def begin_together(out: Path, alone: int) -> None:
+    """Wait until as many processes are here."""
+    out.with_suffix(".ready").touch()
+    while len([*out.parent.glob("*.ready")]) < alone:
+        time.sleep(0.01)
+
+
+def quartiles(rows: list[Row], what: str, kind: str = "together") -> list[float]:
+    """Milliseconds: lower quartile, median, upper quartile over steps of all rows."""
+    return [round(1e3 * float(x), 1) for x in np.quantile([s for row in rows for s in row[what][kind]], [0.25, 0.5, 0.75])]
 
 
 def compared(words: list[str], processes: int, steps: int, rounds: int) -> Row:
-    """One process and several, in turns."""
-    rows: dict[int, list[Row]] = {1: [], processes: []}
+    """One process, several, and as many apart, in turns."""
+    one, several, apart = list[Row](), list[Row](), list[Row]()
     for _ in range(rounds):
-        for count, found in rows.items():
-            found.append(launch(count, words, steps))
-    seconds = {n: [s for row in found for s in row["seconds"]["together"]] for n, found in rows.items()}
-    quiet = statistics.median(s for row in rows[processes] for s in row["seconds"]["silent"])
-    one, several = (statistics.median(seconds[n]) for n in (1, processes))
+        one += launch(words, steps)
+        several += launch(words, steps, processes)
+        apart += launch(words, steps, alone=processes)
     speed = plan("small", device="A100-80", devices=processes, set=words).speed
     assert speed is not None and speed.between is not None
-    sent = statistics.median(row["bytes"] for row in rows[processes]) if rows[1][0]["device"] == "cpu" else None
+    wall = {name: quartiles(rows, "seconds") for name, rows in {"one": one, "together": several, "apart": apart}.items()}
+    wall["silent"] = quartiles(several, "seconds", "silent")
+    cpu = {"one": quartiles(one, "cpu"), "together": quartiles(several, "cpu"), "silent": quartiles(several, "cpu", "silent")}
+    faster, ceiling = wall["one"][1] / wall["together"][1], processes * wall["one"][1] / wall["apart"][1]
     return {
         "settings": words,
-        "device": rows[1][0]["device"],
+        "device": one[0]["device"],
         "processes": processes,
-        "steps": len(seconds[1]),
-        "milliseconds_of_one": round(1e3 * one, 1),
-        "milliseconds": round(1e3 * several, 1),
-        "faster": round(one / several, 2),
-        "communication": round(1 - quiet / several, 3),
-        "bytes_sent": sent,
+        "steps": steps * rounds,
+        "milliseconds": wall,
+        "cpu_milliseconds": cpu,
+        "faster": round(faster, 2),
+        "ceiling": round(ceiling, 2),
+        "share_of_ceiling": round(faster / ceiling, 3),
+        "communication": round(1 - wall["silent"][1] / wall["together"][1], 3),
+        "communication_cpu": round(1 - cpu["silent"][1] / cpu["together"][1], 3),
+        "work_of_one": round(cpu["together"][1] / cpu["one"][1], 3),
+        "bytes_sent": statistics.median(row["bytes"] for row in several) if one[0]["device"] == "cpu" else None,
         "bytes_planned": speed.between.sent_by_device,
         "load": [round(x, 1) for x in os.getloadavg()],
     }
@@ -169,10 +199,11 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--json", type=Path, default=EVIDENCE)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         with distributed.process_group():
-            row = measured(args.set, args.steps)
+            row = measured(args.set, args.steps, partial(begin_together, args.child, args.alone))
         if is_main():
             args.child.write_text(json.dumps(row))
         return
@@ -185,7 +216,8 @@ def main() -> None:
         if row["bytes_sent"] is not None and not 0.9 < row["bytes_sent"] / row["bytes_planned"] < 1.1:
             sys.exit(f"{method}: {row['bytes_sent']:,} bytes are sent, and {row['bytes_planned']:,} were planned")
     if not args.smoke:
-        save_json(args.json, {"command": "python benchmarks/scale.py", "torch": torch.__version__, "rows": rows})
+        on = {"torch": torch.__version__, "processor": cpu_name(), "cores": cores()}
+        save_json(args.json, {"command": shlex.join(["python", *sys.argv]), **on, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jepakit.core.errors import UserError
+from jepakit.core.ranks import is_main
 from jepakit.evaluation.embeddings import embedding
 from jepakit.evaluation.embeddings.embedder import embedded
 from jepakit.evaluation.embeddings.parts import EmbeddingParts
+from jepakit.evaluation.tasks import evaluate_both
 from jepakit.training.train import pretrain
 from launch import ran, run_case
 from test_dense import ade, video
+from test_dense_layouts import coco
 from test_resume import TINY
 
 BROKEN = ("a/005.png", "b/270.png")  # of which each of two processes reads one: in the batches 1 and 4 of five
@@ -36,6 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in BROKEN:
         (folder / "photos" / name).write_bytes(b"no image")
     ade(folder / "pixels", images=20)
+    coco(folder / "boxes")
     video(folder / "videos")
     words = [*TINY, f"optim.steps={RUN_STEPS}", "run.precision=fp32", "run.probe_images=0", "run.keep_every_steps=1"]
     pretrain(str(folder / "photos"), folder / "run", "small", "ec_ijepa", set=[*words, "run.timeout_seconds=60"])
@@ -70,17 +76,27 @@ def killed(**how: Any) -> None:
     parted(**how)
 
 
-def stopped_after_a_part(how: dict[str, Any]) -> None:
+def stopped(**how: Any) -> None:
+    """`parted`, which ends after the first part."""
     save = EmbeddingParts.save
 
-    def stopped(self: EmbeddingParts, number: int, *rest: Any) -> None:
+    def full(self: EmbeddingParts, number: int, *rest: Any) -> None:
         if number:
-            raise KeyboardInterrupt
+            raise UserError("the disk is full")
         save(self, number, *rest)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(EmbeddingParts, "save", stopped)
-        run_case(dict(how))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="the disk is full"):
+        patch.setattr(EmbeddingParts, "save", full)
+        parted(**how)
+
+
+def paired(**how: Any) -> None:
+    """`evaluate_both`, whose differences are kept in a file."""
+    _, found = evaluate_both(**how)
+    if is_main():
+        (Path(how["out"]) / "differences.json").write_text(
+            json.dumps({t: {n: asdict(d) for n, d in f.items()} for t, f in found.items()})
+        )
 
 
 def cases(place: Path, tag: str) -> list[dict[str, Any]]:
@@ -90,11 +106,15 @@ def cases(place: Path, tag: str) -> list[dict[str, Any]]:
     along = {"runs": [run], "data": data, "tasks": "knn,lidar", "set": FEW, "out": str(out / "steps")}
     vectors = {"run": run, "data": data, "pool": "none", "precision": "bf16", "out": str(out / "vectors.parquet")}
     patches = {"run": run, "data": str(place / "pixels"), "out": str(out / "patches"), "set": ["segmentation.epochs=1"]}
+    boxes = {"run": run, "data": str(place / "boxes"), "out": str(out / "boxes"), "set": ["segmentation.epochs=1"]}
+    both = {"runs": [run, f"{run}@1"], "data": data, "tasks": "knn", "set": ["images_limit=300"], "out": str(out / "both")}
     followed = {"run": run, "data": str(place / "videos"), "out": str(out / "videos"), "set": ["davis.short_side=64"]}
     return [
         {"call": ("jepakit.evaluation.tasks", "evaluate"), **judged},
         {"call": ("jepakit.evaluation.tasks", "evaluate"), **patches, "tasks": "segmentation"},
+        {"call": ("jepakit.evaluation.tasks", "evaluate"), **boxes, "tasks": "boxes"},
         {"call": ("jepakit.evaluation.tasks", "evaluate"), **followed, "tasks": "davis"},
+        {"call": ("test_processes", "paired"), **both},
         {"call": ("jepakit.evaluation.steps.evaluate_steps", "evaluate_steps"), **along},
         {"call": ("test_processes", "parted"), **vectors},
     ]
@@ -115,11 +135,14 @@ def said(place: Path) -> str:
         ["embed", run, "--data", data, "--out", str(place / "two/vectors.parquet"), "--pool", "mean"],
     ]
     there = ["embed", run, "--data", data, "--out", str(place / "command.npz"), "--pool", "mean"]
-    broken = {**cases(place, "broken")[-1], "out": str(place / "broken.parquet")}
-    stopped_after_a_part(broken)
+    vectors, stop = cases(place, "broken")[-1], {"call": ("test_processes", "stopped")}
+    broken, fewer = ({**vectors, "out": str(place / name)} for name in ("broken.parquet", "fewer.parquet"))
+    run_case({**broken, **stop})
     again = {**broken, "call": ("test_processes", "killed")}
     asked = [{"words": there, "code": 0}, *({"words": words} for words in mistakes)]
-    ran(2, [again, *cases(place, "two"), *asked], place, "--max-restarts", "1")
+    ran(2, [again, *cases(place, "two"), {**fewer, **stop}, *asked], place, "--max-restarts", "1")
+    assert EmbeddingParts(place / "fewer.parquet.parts", 5).missing == [1, 2, 3, 4]
+    run_case(fewer)
     return (place / "log.txt").read_text()
 
 
@@ -145,8 +168,9 @@ def test_what_two_processes_find_is_what_one_does_to_the_bit(place: Path, said: 
 
 
 def test_images_that_cannot_be_read_are_said_once_and_mistakes_once(place: Path, said: str) -> None:
-    for name in BROKEN:  # features and views, of the run and of all of its steps
-        assert said.partition("error: ")[0].count(f"left out of the evaluation: {name}: ") == 2 + 2
+    for name, both in zip(BROKEN, (2, 0), strict=True):  # two runs that are compared look at every second image
+        of_one_and_of_steps = 2 + 2  # features and views
+        assert said.partition("error: ")[0].count(f"left out of the evaluation: {name}: ") == of_one_and_of_steps + both
     assert (place / "two" / "vectors.parquet.bad.csv").read_text().count("\n") == 3
     sentences = [line for line in said.splitlines() if line.startswith("error: ")]
     for sentence, begins in zip(sentences, ("", "", "", "layer=first: ", f"{place / 'two/vectors.parquet'} holds "), strict=True):
@@ -160,6 +184,8 @@ def test_images_that_cannot_be_read_are_said_once_and_mistakes_once(place: Path,
 
 
 def test_a_file_goes_on_in_another_number_of_processes_and_after_a_kill(place: Path, said: str) -> None:
-    assert (place / "broken.parquet").read_bytes() == (place / "one" / "vectors.parquet").read_bytes()
-    assert not (place / "broken.parquet.parts").exists() and "exitcode: -9" in said
+    for name in ("broken.parquet", "fewer.parquet"):
+        assert (place / name).read_bytes() == (place / "one" / "vectors.parquet").read_bytes()
+        assert not (place / f"{name}.parts").exists()
+    assert "exitcode: -9" in said
     assert (place / "missing.txt").read_text() == "[3, 4]"  # one part by one process, two by two before the kill

@@ -24,6 +24,10 @@ RUNS = {
     "pixels first": ["method=c_jepa", "target.pixels_first=8", "run.keep_every_steps=7"],
     "all kept of pixels first": ["method=c_jepa", "target.pixels_first=8", "target.kept=[predictor,moments,schedule]"],
     "clipped": ["method=c_jepa", "optim.clip_grad=0.1", "target.layers=[0,1]"],
+    "learned positions": ["method=ec_c_jepa", "encoder.learned_positions=true"],
+    "recomputed": ["method=ec_ijepa", "run.recompute=true"],
+    "compiled": ["method=ec_ijepa", "run.compile=true"],
+    "fixed rows": ["method=ec_ijepa", "run.compile=true", "run.fixed_rows=true"],
 }
 PROJECTED = ["method=c_jepa", "regularizer.projector=[48,48]", "regularizer.sim=25", "regularizer.weight=0.1"]
 GRADIENTS = {
@@ -33,6 +37,7 @@ GRADIENTS = {
     "visreg": ["method=c_jepa", "regularizer.kind=visreg", "regularizer.weight=1"],
 }
 SHARDED = ("ijepa", "ec_c_jepa", "accumulated", "batch norm of targets", "pixels first", "all kept of pixels first", "clipped")
+SHARDED += ("learned positions", "recomputed", "compiled", "fixed rows")
 IN_CI = (*METHODS, "accumulated", "batch norm of targets", "SIGReg", "pixels first")  # the others by `make long`
 SHARDED_IN_CI = ("ec_c_jepa", "pixels first")
 MADE = [

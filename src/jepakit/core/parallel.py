@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from jepakit.core.distributed import world_size
 from jepakit.core.ranks import is_main, rank
 
-METHODS_WITH_WEIGHTS = ("embed", "forward_rows")  # beside forward
+METHODS_WITH_WEIGHTS = ("embed", "all_positions", "forward_rows")  # beside forward
 _BUFFERS = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in signature(DistributedDataParallel).parameters)
 
 

@@ -164,7 +164,7 @@ class JEPA(nn.Module):
         if conditioning is None or not conditioning.target_encoder:
             full = encoder(tokens, Layout(np.full(len(tokens) // n, n), device), layers)
         else:  # the context is part of the input, so each draw is a pass of its own
-            extra, counts = conditioning.for_target_encoder(masks, encoder.positions, self.grid)
+            extra, counts = conditioning.for_target_encoder(masks, encoder.all_positions(), self.grid)
             draws = len(masks.image_of_draw)
             tokens = tokens.unflatten(0, (-1, n))[torch.from_numpy(masks.image_of_draw).to(device)].flatten(0, 1)
             full = conditioned(encoder, tokens, np.full(draws, n), extra, counts, layers)
@@ -235,7 +235,7 @@ def encode_windows(
     tokens = encoder.embed(patches.index_select(0, rows), index)
     if conditioning is None or not conditioning.encoder:
         return encoder(tokens, Layout(masks.context_lengths, patches.device))  # type: ignore[no-any-return]
-    extra, counts = conditioning.for_encoder(masks, encoder.positions, grid)
+    extra, counts = conditioning.for_encoder(masks, encoder.all_positions(), grid)
     return conditioned(encoder, tokens, masks.context_lengths, extra, counts)
 
 

@@ -201,6 +201,10 @@ class ViT(nn.Module):
         # an embedding, whose gradient is summed in one order on CUDA too, where index_select's is not
         return self.patch_embed(patches) + F.embedding(index, self.positions)  # type: ignore[no-any-return]
 
+    def all_positions(self) -> Tensor:
+        """Positions of the grid (N, D): a copy, as a process that holds a part of learnt ones is lent the rest for a call."""
+        return self.positions.clone()
+
     def forward(self, tokens: Tensor, layout: Layout, levels: Sequence[int] = ()) -> Tensor:
         """(S, D) -> (S, D), attention within each sequence of `layout`; of K levels: (S, (K + 1) * D), what leaves those blocks
         (from 0) as it is, and then the output."""

@@ -101,7 +101,7 @@ class Training:
         if config.run.recompute:
             jepa.recompute_blocks()
         if config.run.fixed_rows:
-            at_a_time = np.arange(o.batch_size // o.accumulate)
+            at_a_time = np.arange(o.batch_size // o.accumulate // loader.processes)
             law = partial(config.masking.sample, config.grid, at_a_time, seed=config.seed)
             jepa.fix_rows([law(epoch=i, step=i) for i in range(ROWS_FROM)])
         if config.run.compile:
