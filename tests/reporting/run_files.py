@@ -94,6 +94,15 @@ def add_result(run: Path, task: str, rows: list[dict[str, Any]], **about: Any) -
     run.joinpath(f"evaluation/{task}.json").write_text(json.dumps({"task": task, "data": "sets/toy", **about, "rows": rows}))
 
 
+def add_pixels(run: Path) -> None:
+    """A segmentation of two classes and one image, whose corner has no label."""
+    pixels = {"classes": ["x", EVIL], "per_class": [0.2, None], "images_with": [1, 0]}
+    add_result(run, "segmentation", [scored("target encoder", 0.3, key="miou", **pixels)])
+    labels = np.arange(48).reshape(6, 8) // 16 - 1
+    kept: dict[str, Any] = {"image/0": np.zeros((6, 8, 3), np.uint8), "truth/0": labels, "predicted/0": abs(labels)}
+    np.savez(run / "evaluation/segmentation.npz", ids=["one"], classes=["x", EVIL], **{**kept, "title/0": EVIL})
+
+
 def log_rows(run: Path, rows: list[dict[str, Any]]) -> Path:
     run.joinpath("metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return run

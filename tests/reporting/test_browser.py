@@ -12,7 +12,7 @@ import pytest
 
 from jepakit.reporting import report
 from jepakit.reporting.live import serve
-from run_files import EVIL, SECTIONS, add_result, healthy, make_run, scored
+from run_files import EVIL, SECTIONS, add_pixels, add_result, healthy, make_run, scored
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
@@ -44,6 +44,7 @@ def judged_run(folder: Path, accuracy: float, seed: int) -> Path:
     for task in ("knn", "linear"):
         arrays = {"ids": np.arange(130), "names": np.array(["target encoder"]), "data": np.array(["toy", "kind"])}
         np.savez(run / f"evaluation/{task}.npz", right=right, **arrays)
+    add_pixels(run)
     kept = {step: scored("target encoder", 0.2 + step / 9000) for step in (500, 1000, 2000)}
     steps = [{"step": step, "images": step * BATCH, "results": {"knn": row}} for step, row in kept.items()]
     said = {"steps": steps, "baselines": {"knn": [scored("untrained encoder", 0.2)]}, "said": ["Step 2000 is best."], "of": {}}
@@ -96,7 +97,7 @@ def test_it_opens_from_disk_whole_silent_and_fit_to_read(
     page.screenshot(path=SHOTS / f"{name}-{width}-{scheme}.png", full_page=True)
     sections = page.locator("section")
     boxes = [sections.nth(i).bounding_box() for i in range(sections.count())]
-    assert len(boxes) == len(SECTIONS) + (1 if name == "two" else 0) and all(
+    assert len(boxes) == len(SECTIONS) + (2 if name == "two" else 1) and all(  # those of steps and of pixels too
         box and box["height"] > 40 and box["width"] > 300 for box in boxes
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= width  # only tables may scroll, inside themselves

@@ -13,7 +13,7 @@ from jepakit.reporting.figure_files import save_figures
 from jepakit.reporting.page import page_of
 from jepakit.reporting.reading import read
 from jepakit.reporting.run_table import runs
-from run_files import Page, add_result, healthy, log_rows, make_run, scored
+from run_files import Page, add_pixels, add_result, healthy, log_rows, make_run, scored
 
 FILES = {  # and what the page says where it is no JSON, no archive
     "metrics.jsonl": "unreadable line",
@@ -41,15 +41,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         about: dict[str, Any] = {"per_class": each, "confusion": [[1, 2], [3, 4]], "class_names": ["x", "y"], "n_test": 9}
         add_result(run, "linear", [row, scored("untrained encoder", 0.3)], **about)
         add_result(run, "rankme", [{"name": "target encoder", "rankme": 18.0, "warning": "few"}])
-        pixels = {"classes": ["x", "y"], "per_class": [0.2, None], "images_with": [1, 2]}
-        add_result(run, "segmentation", [scored("target encoder", 0.3, key="miou", **pixels)])
+        add_pixels(run)
         steps = [{"step": i, "images": 10 * i, "weights": "", "results": {"linear": row}} for i in (1, 2)]
         of = {"of": {"data": "x"}, "said": ["linear: best is step 2"], "steps": steps, "baselines": {"linear": [row]}}
         (run / "evaluation/steps.json").write_text(json.dumps(of))
         np.savez(run / "evaluation/linear.npz", right=np.ones((1, 9)), ids=np.arange(9))
-        labels, image = np.arange(16).reshape(4, 4) % 3 - 1, np.zeros((4, 4, 3), np.uint8)
-        kept = {"image/0": image, "truth/0": labels, "predicted/0": abs(labels), "title/0": "one", "classes": ["x", "y"]}
-        np.savez(run / "evaluation/segmentation.npz", ids=["one"], **kept)  # type: ignore[arg-type]
         (run / "checkpoints/step-00000002").mkdir(parents=True)
         (run / "checkpoints/step-00000002/state.json").write_text(json.dumps({"step": 2, "finished": True, "images": 100}))
     return folders

@@ -144,7 +144,7 @@ def as_sentences(found: Mapping[str, Mapping[str, Difference]], a: str, b: str) 
             verdict = "may be chance" if p > 0.05 else "more than chance"
             metric = name.rpartition(", ")[2]
             scale, unit, digits = (1, "", 3) if metric in NO_SHARES else (100, " points", 1)
-            span = f"{scale * d.low:+.{digits}f} to {scale * d.high:+.{digits}f}"
+            span = f"{scale * d.low:+.{digits}f} to {scale * d.high:+.{digits}f}" if d.low < d.high else "alike in all resamples"
             lines.append(f"  {task}, {name}: {scale * d.difference:+.{digits}f}{unit} ({span}), {said}: {verdict}")
     return "\n".join(lines)
 

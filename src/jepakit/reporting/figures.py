@@ -182,7 +182,7 @@ def slope_chart(slopes: Sequence[Slope], tasks: Sequence[str]) -> Markup:
 def slopes_figure(slopes: Sequence[Slope], tasks: Sequence[str], colours: Sequence[str] = (), ink: str = _INK) -> Figure:
     """The lines as a matplotlib figure; without colours in those that `_themed` makes the page's."""
     figure = Figure(figsize=(WIDTH / 72, (HEIGHT + 60) / 72))
-    axes = figure.add_axes((0.12, 0.12, 0.84, 0.84))
+    axes = figure.add_axes((0.12, 0.17, 0.84, 0.79))
     rule = _RULE if ink == _INK else "#dddddd"
     for slope in slopes:
         colour = colours[slope.colour] if colours else f"#0a0b{slope.colour:02x}"
@@ -190,7 +190,7 @@ def slopes_figure(slopes: Sequence[Slope], tasks: Sequence[str], colours: Sequen
     for place in range(len(tasks)):
         axes.axvline(place, color=rule, linewidth=0.8, zorder=0)
     axes.set_xlim(-0.25, len(tasks) - 0.75)
-    axes.set_xticks(range(len(tasks)), tasks, fontsize=10)
+    axes.set_xticks(range(len(tasks)), ["\n".join(task.split()) for task in tasks], fontsize=10)
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
     axes.tick_params(colors=ink, length=0, pad=6, labelsize=10)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))

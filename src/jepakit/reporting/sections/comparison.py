@@ -39,7 +39,7 @@ def _cell(run: RunFiles, task: str, found: PairedRuns) -> dict[str, Any]:
     metric, figure = next(iter(figures.items()))
     difference = found.counting.get((run.name, task, metric))
     told = difference_in_words(difference, metric) if difference else "not paired" if (run.name, task) in found.missing else ""
-    named = "" if metric == "accuracy" else metric_in_words(metric)
+    named = "" if metric == "accuracy" or metric_in_words(metric) in PROBE_NAMES[task] else metric_in_words(metric)
     row = next(iter(run.results[task]["rows"].values()))
     return {"sort": figure.value, "text": _told(figure), "metric": named, "interval": interval(row), "difference": told}
 
@@ -67,7 +67,8 @@ def difference_in_words(d: Difference, metric: str) -> str:
     form = "{:+.3g}" if metric in NO_SHARES else "{:+.1f}"
     scale, unit = (1, "") if metric in NO_SHARES else (100, " points")
     value, low, high = (form.format(scale * each).replace("-", "−") for each in (d.difference, d.low, d.high))
-    return f"{value}{unit} [{low} to {high}], p {_of_p(p)}: {'may be chance' if p > 0.05 else 'more than chance'}"
+    span = f"[{low} to {high}]" if d.low < d.high else "(no interval: alike in all resamples)"
+    return f"{value}{unit} {span}, p {_of_p(p)}: {'may be chance' if p > 0.05 else 'more than chance'}"
 
 
 def _of_p(p: float) -> str:

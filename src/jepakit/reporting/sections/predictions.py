@@ -89,7 +89,7 @@ def _numbers(about: Any) -> dict[str, Any]:
         moved = f"{n['prediction_spread']:.2f} (1 less their cosine), true tokens by {n['true_spread']:.2f}"
         said.append(f"Asked elsewhere in an image, predictions change by {moved}.")
     if _is(n.get("noise_spread")):
-        said.append(f"Asked with another draw of the noise, a prediction changes by {n['noise_spread']:.2f}.")
+        said.append(f"Asked with another draw of the noise, a prediction changes by {n['noise_spread']:.2g}.")
     if _is(n.get("r2_true")):
         explained = f"{_share(n['r2_true'])} of the pixels from true tokens and {_share(n['r2_predicted'])} from predictions"
         said.append(f"Against the mean patch, the decoder explains {explained}, on images that it was not fitted on.")

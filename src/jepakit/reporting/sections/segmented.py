@@ -27,7 +27,7 @@ def segmented(runs: Sequence[RunFiles]) -> dict[str, Any] | None:
 
 def _sheet(run: RunFiles, task: str, found: SegmentedImages) -> dict[str, Any]:
     row = next(iter(run.results[task]["rows"].values()))
-    told = f"{row['name']}: mIoU {row['counted'].told(row['value'])} %{interval(row)} over all test images"
+    told = f"mIoU of the {row['name']} over all test images: {row['counted'].told(row['value'])} %{interval(row)}"
     legend = [{"name": name, "colour": to_hex(colour)} for name, colour in found.legend]
     rows = {
         "Image": [data_uri(one.image) for one in found.images],
