@@ -44,12 +44,12 @@ def launch(arguments: Sequence[str], said: Path, threads: int) -> "subprocess.Po
 
 
 class Forked:
-    """A `jepakit` process that is forked from a server with the imports done, for runs that are shorter than these; used as a
+    """A `jepakit` process that is forked from a server with its imports done, for runs that are shorter than these; used as a
     Popen."""
 
     def __init__(self, arguments: Sequence[str], said: Path, threads: int) -> None:
         context = get_context("forkserver")
-        context.set_forkserver_preload(["jepakit.training.train", "jepakit.evaluation.tasks", "jepakit.cli"])
+        context.set_forkserver_preload(["jepakit.cli", "jepakit.study.preloaded"])
         self.process = context.Process(target=_in_child, args=(list(arguments), str(said)))
         self.process.start()
         self.terminate, self.kill = self.process.terminate, self.process.kill
