@@ -36,6 +36,8 @@ from jepakit.model.encoder import Encoder
 from jepakit.model.images import ImageSettings
 from jepakit.model.vit import ViT, ViTConfig
 from jepakit.reporting import report
+from jepakit.reporting.paired_runs import paired_with_first
+from jepakit.reporting.reading import read
 from jepakit.training.train import pretrain
 
 NAN = float("nan")
@@ -384,6 +386,12 @@ def test_a_named_metric_counts_in_tables_choices_and_pairs(
     d = found["linear"]["target encoder, auroc"]
     assert d.difference == pytest.approx(row["metrics"]["auroc"]["value"] - other["metrics"]["auroc"]["value"], abs=1e-6)
     assert "linear, target encoder, auroc:" in said and "corrected for 8 comparisons (Holm)" in said
+    paths = [runs[1].path, runs[0].path]  # a report takes the first away from the others
+    shown = paired_with_first([read(path, i, paths) for i, path in enumerate(paths)], ["knn", "linear"])
+    (alike,) = [each for (_, task, metric), each in shown.counting.items() if (task, metric) == ("linear", "auroc")]
+    assert (alike.low, alike.high, alike.p) == pytest.approx((d.low, d.high, d.p)) and not shown.missing
+    (alike,) = [each for (_, task, metric), each in shown.others.items() if (task, metric) == ("knn", "accuracy")]
+    assert alike.low == found["knn"]["target encoder"].low and alike.comparisons == 8 == len(shown.others)
 
 
 def test_a_group_is_one_sample_of_the_test_by_features_or_by_scores(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,6 +229,8 @@ def test_pictures_that_are_damaged_are_left_out_and_said(noisy: Path, tmp_path: 
     assert {"attention", "map"} & {each.title for each in picture_figures(read(copy, 0, [copy]))} == {"attention"}
     (folder / "arrays.npz").write_bytes(b"PK")
     assert contents(make_pictures(copy))[1].keys() == arrays.keys()  # made anew
+    (folder / "about.json").write_text("[" * 100_000)
+    assert contents(make_pictures(copy))[0].keys() == about.keys()
 
 
 def test_images_of_16_bits_and_13_bands(tmp_path: Path) -> None:

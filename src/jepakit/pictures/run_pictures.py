@@ -35,6 +35,7 @@ import json
 import logging
 import os
 import shutil
+import struct
 import time
 import zipfile
 import zlib
@@ -138,7 +139,7 @@ def _there(folder: Path, of: Mapping[str, Any], parts: Sequence[str]) -> bool:
         with zipfile.ZipFile(folder / "arrays.npz") as arrays:
             whole = whole and arrays.testzip() is None
         return whole and all(about[key] == value for key, value in of.items())
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, struct.error, zipfile.BadZipFile, zlib.error):
         return False
 
 
