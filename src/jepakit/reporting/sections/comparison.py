@@ -68,11 +68,11 @@ def difference_in_words(d: Difference, metric: str) -> str:
     scale, unit = (1, "") if metric in NO_SHARES else (100, " points")
     value, low, high = (form.format(scale * each).replace("-", "−") for each in (d.difference, d.low, d.high))
     span = f"[{low} to {high}]" if d.low < d.high else "(no interval: alike in all resamples)"
-    return f"{value}{unit} {span}, p {_of_p(p)}: {'may be chance' if p > 0.05 else 'more than chance'}"
+    return f"{value}{unit} {span}, p\u00a0{_of_p(p)}: {'may be chance' if p > 0.05 else 'more than chance'}"
 
 
 def _of_p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.2g}"
+    return "<\u00a00.001" if p < 0.001 else f"=\u00a0{p:.2g}"
 
 
 def slopes_of(runs: Sequence[RunFiles], tasks: Sequence[str]) -> list[Slope]:

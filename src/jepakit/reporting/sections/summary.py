@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jepakit.core.counted import METRIC_NAMES
+from jepakit.core.counted import METRIC_NAMES, number
 
 from ..figures import finite_values, short
 from ..reading import PROBE_NAMES, RANKS, MetricsRow, Result, RunFiles, lookup
@@ -69,14 +69,14 @@ def _trained(run: RunFiles) -> str:
 
 def _cost(run: RunFiles) -> list[tuple[str, str]]:
     """What it took: time, pace, images."""
-    series, batch = run.metrics.series, lookup(run.config, "optim.batch_size")
+    series, batch = run.metrics.series, number(lookup(run.config, "optim.batch_size"))
     hours, rates = hours_trained(series)[1], finite_values(series, "images_per_second")
     found = [("Training time", duration(3600 * float(hours[-1])))] if hours.size else []
     found += [("Pace", f"{short(float(np.median(rates)))} images/s")] if rates.size else []
-    if "step" in series and isinstance(batch, int):
+    if "step" in series and batch > 0:
         seen = int(series["step"][0][-1]) * batch
         each = f", each {seen / run.images:.0f} times" if run.images and seen >= run.images else ""
-        found += [("Images seen", f"{seen:,}{each}")]
+        found += [("Images seen", f"{seen:,.0f}{each}")]
     return found
 
 
