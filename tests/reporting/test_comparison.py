@@ -100,7 +100,7 @@ def test_what_another_metric_or_seed_judged_is_not_paired_by_it(tmp_path: Path) 
         np.savez(path / "evaluation/segmentation.npz", **kept)
     text = render(*paths)
     assert "Linear probe, b: what counts is accuracy, of a AUROC." in text and text.count(">not paired<") == 2
-    assert "Segmentation mIoU, b: tested on other images than a." in text  # or resampled otherwise
+    assert "Segmentation mIoU, b: its test images were resampled with another seed than those of a." in text
     np.savez(paths[1] / "evaluation/segmentation.npz", **kept | {"seed": 3})
     assert "Segmentation mIoU, b" not in render(*paths)
     (paths[1] / "evaluation/linear.npz").write_bytes(b"PK broken")

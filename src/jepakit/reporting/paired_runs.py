@@ -81,7 +81,10 @@ def metric_in_words(metric: str) -> str:
 def _kept_alike(run: RunFiles, first: RunFiles, task: str) -> tuple[Arrays, Arrays]:
     """What is kept of both, where they were tested alike. Raises DamagedFileError with the reason where that is not so."""
     ours, theirs = (_kept(each, task) for each in (run, first))
-    if not all(_same(ours.get(key), theirs.get(key)) for key in _ALIKE):
+    differ = [key for key in _ALIKE if not _same(ours.get(key), theirs.get(key))]
+    if differ == ["seed"]:
+        raise DamagedFileError(f"its test images were resampled with another seed than those of {first.name}")
+    if differ:
         raise DamagedFileError(f"tested on other images than {first.name}")
     return ours, theirs
 
