@@ -147,9 +147,10 @@ def _entries(root: str, folder: str, real: str, left: LeftOut, own: Set[tuple[st
                 continue
             by_name = os.path.splitext(name)[1].lower() in SUFFIXES
             try:
-                is_folder, is_file = entry.is_dir(), entry.is_file()
+                is_file = entry.is_file()
+                is_folder = not is_file and entry.is_dir()
             except PermissionError:  # where a link leads: said when it is to be read
-                is_folder = True
+                is_folder, is_file = True, False
             except OSError:  # a link to itself
                 is_folder = is_file = False
             if is_folder:

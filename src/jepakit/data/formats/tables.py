@@ -1,9 +1,10 @@
 """What Parquet, Arrow and NumPy files of images share: which files they are, the columns of images, splits and labels."""
 
-import glob
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,17 +37,28 @@ _CLASSES = (*_CODES, "boolean", "floating")
 
 def table_files(root: Path, kind: str) -> list[Path]:
     """Files *.`kind` of a folder, or of folders of splits in it, in the order of their names."""
-    here = _matching(root, f"*.{kind}")
+    here = _ending_in(f".{kind}", [root])
     if not here:
-        return [path for path in _matching(root, f"*/*.{kind}") if split_of(path)]
+        return [path for path in _ending_in(f".{kind}", _folders_in(root)) if split_of(path)]
     # a table may also lie beside plain images, and tell of them
     named = any(split_of(path.name) for path in here)
     others = any((entry.is_dir() and not named) or entry.suffix.lower() in SUFFIXES for entry in root.iterdir())
     return [] if others else here
 
 
-def _matching(root: Path, pattern: str) -> list[Path]:
-    return sorted(root / name for name in glob.glob(pattern, root_dir=root))
+def _folders_in(root: Path) -> list[Path]:
+    with suppress(OSError), os.scandir(root) as entries:
+        return [Path(entry.path) for entry in entries if entry.name[0] != "." and entry.is_dir()]
+    return []
+
+
+def _ending_in(ending: str, folders: Iterable[Path]) -> list[Path]:
+    """What has such a name in some folders, sorted; folders may hold images by the million beside."""
+    found: list[Path] = []
+    for folder in folders:
+        with suppress(OSError):  # no folder, or none that may be read
+            found += [Path(folder, name) for name in os.listdir(folder) if name.endswith(ending) and name[0] != "."]
+    return sorted(found)
 
 
 class TableSource(Source):
