@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from jepakit.config.config import method_layer, overrides, resolve
+from jepakit.core import distributed
 from jepakit.core.errors import UserError
 from jepakit.data.sources import ArraySource
 from jepakit.model.jepa import JEPA, Output
@@ -49,6 +50,17 @@ def test_every_logged_value_is_that_of_the_whole_batch(method: str, words: tuple
         assert one.keys() == other.keys()
         for name, value in one.items():
             assert other[name] == pytest.approx(value, rel=2e-4, abs=1e-6, nan_ok=True), name
+
+
+def test_rows_are_fixed_for_a_part_whether_of_a_process_or_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JEPA, "compile_blocks", lambda self: None)
+    fixed = ("ijepa", "run.compile=true", "run.fixed_rows=true")
+    whole, half = prepared(*fixed), prepared(*fixed, "optim.accumulate=2")
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    of_two = prepared(*fixed).jepa
+    for name in ("encoder", "predictor"):
+        rows, fewer, all_rows = (getattr(jepa, name).row_multiple for jepa in (of_two, half.jepa, whole.jepa))
+        assert rows == fewer < 0.8 * all_rows
 
 
 def test_where_a_regulariser_sees_a_part_the_logged_terms_are_the_means_of_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
