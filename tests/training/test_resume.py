@@ -109,7 +109,7 @@ def trace(path: Path) -> tuple[int, int] | None:
 def killed_until_done(out: Path, start: list[str], seed: int) -> int:
     """Run to the end through kills at random moments; how many there were. Loader threads differ each time."""
     server = multiprocessing.get_context("forkserver")  # starts processes that have torch imported already
-    server.set_forkserver_preload(["jepakit.cli", "jepakit.training.train", "torch._dynamo"])
+    server.set_forkserver_preload(["jepakit.cli", "jepakit.training.train"])
     draw, kills = random.Random(seed), 0
     for attempt in range(40):
         threads = f"run.loader_threads={1 + attempt % 4}"
