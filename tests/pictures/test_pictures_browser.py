@@ -49,7 +49,7 @@ def test_a_click_dims_all_patches_by_their_cosine_with_it(page: Any, run: Run) -
     page.locator(".stage canvas").nth(2).click(position=at)
     cosines = np.clip(unit @ unit[2, 1], 0, 1)
     for image in range(len(unit)):
-        np.testing.assert_allclose(veil(page, image), 235 * (1 - cosines[image] ** 1.5), atol=1)
+        np.testing.assert_allclose(veil(page, image), 210 * (1 - cosines[image] ** 1.5), atol=1)
     assert veil(page, 2)[1] == 0  # with itself the cosine is 1
     others = np.delete(np.arange(len(unit)), 2)
     nearest = others[(unit @ unit[2, 1])[others].max(1).argmax()]
@@ -103,8 +103,44 @@ def test_the_map_is_moved_and_zoomed_and_shown_whole_again(page: Any) -> None:
     page.mouse.up()
     assert drawn() != whole
     whole_button.click()
-    host.get_by_label("PCA").check(force=True)
-    assert drawn() != whole
+    host.locator("[type=radio]").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert host.get_by_label("PCA").is_checked() and drawn() != whole
+
+
+def test_keys_choose_the_image_that_is_nearest_to_the_middle_of_the_map(page: Any, run: Run) -> None:  # noqa: F811
+    about, arrays = contents(run.path / "pictures")
+    host = page.locator("#embeddings")
+    host.locator("canvas").focus()
+    page.keyboard.press("0")
+    points = arrays["map_pca"].astype(float)
+    middle = (points.min(0) + points.max(0)) / 2  # the whole map is in view, its middle in the middle
+    page.keyboard.press("Enter")
+    nearest = np.linalg.norm(points - middle, axis=1).argmin()
+    assert about["map"]["titles"][nearest] in host.locator("aside .own").inner_text()
+    assert about["map"]["titles"][nearest] in host.locator(".ground .tip").inner_text()
+
+
+REACHED = """() => {
+  const at = document.activeElement;
+  if (at === document.body || at.dataset.reached) return null;
+  at.dataset.reached = "yes";
+  const shows = (e) => getComputedStyle(e).outlineStyle !== "none" && getComputedStyle(e).opacity > 0;
+  return [at.outerHTML.slice(0, 80), [at, at.closest(".stage"), at.closest("fieldset label")].some((e) => e && shows(e))];
+}"""
+
+
+def test_every_control_is_reached_by_keys_alone_and_shows_it(page: Any) -> None:
+    page.locator("h1").evaluate("e => { e.tabIndex = -1; e.focus() }")  # the walk begins at the top
+    found = []
+    while page.keyboard.press("Tab") or (here := page.evaluate(REACHED)):
+        found.append(here)
+    assert len(found) > 30 and not [what for what, shown in found if not shown]
+    controls = (
+        "button:not(:disabled), input:not(:disabled):not([type=radio]:not(:checked)), select, summary, [tabindex='0'], canvas"
+    )
+    code = "all => all.filter((e) => !e.dataset.reached && e.checkVisibility()).map((e) => e.outerHTML.slice(0, 80))"
+    assert page.locator(controls).evaluate_all(code) == []
 
 
 def test_nothing_is_said_or_asked_for_and_the_page_is_open_to_all(page: Any) -> None:

@@ -65,8 +65,14 @@ def test_less_is_better_of_an_error(tmp_path: Path) -> None:
 
 def test_another_probe_that_says_otherwise_is_told(tmp_path: Path) -> None:
     found = judged(tmp_path, *beside(0.64, 0.40, 0.50), knn=beside(0.5, 0.3, 0.5))
-    assert found.headline == "Better than every baseline by Linear probe, not by kNN"
+    assert found.headline == "Better than every baseline by the linear probe, not by kNN"
     assert "kNN on sets/toy (labels: kind) gives it 50.0 % [48–52], pixel PCA 50.0 % [48–52] (level with it)" in found.unfit
+
+    found = judged(tmp_path / "level", *beside(0.41, 0.40, 0.50), knn=beside(0.5, 0.3, 0.5))
+    assert (found.kind, found.headline) == ("fair", "Better than an untrained encoder by kNN, not by the linear probe")
+    assert "untrained encoder 40.0 % [38–42] (level with it) and pixel PCA 50.0 % [48–52] (better)" in found.unfit
+    worse = judged(tmp_path / "worse", *beside(0.35, 0.40, 0.50), knn=beside(0.5, 0.3, 0.5))
+    assert worse.headline == "Worse than an untrained encoder"  # harm that is seen is not made up for
 
 
 def test_not_judged_and_judged_without_baselines(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def lines_figure(lines: Sequence[Line], changes: Sequence[float] = (), colours: 
     axes.set_axisbelow(True)
     axes.tick_params(colors=ink, length=0, pad=5, labelsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, thousands=1e3)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     return figure

@@ -29,7 +29,7 @@ def in_words(value: Any) -> str:
         named = [str(plain.pop(key)) for key in _NAMES if key in plain]
         return ", ".join([*named, *(f"{key} {item}" for key, item in plain.items())][:6])
     if isinstance(value, list | tuple):
-        return ", ".join(in_words(item) for item in value)
+        return ", ".join(in_words(item) for item in value) or "none"
     if isinstance(value, float):
         return f"{value:g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -70,8 +70,9 @@ def _rows(own: RunPictures) -> list[dict[str, Any]]:
             rows.append({"title": f"Head {head}", "note": "", "maps": own_maps})
     told = own.array("attention_conditioning").astype(np.float64)[:_COLUMNS]
     if told.size:
-        share = f"{100 * told.mean():.0f} % of all attention"
-        rows.append({"title": "To positions", "note": share, "maps": [heat_uri(maps, 0, 1) for maps in told.mean(1)]})
+        means = told.mean(1)
+        note = f"{100 * means.mean():.0f} % of all attention; brightest {100 * means.max():.0f} %"
+        rows.append({"title": "To positions", "note": note, "maps": [heat_uri(maps, 0, means.max()) for maps in means]})
     return rows
 
 

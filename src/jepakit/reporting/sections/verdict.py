@@ -87,16 +87,17 @@ def verdict(run: RunFiles) -> Verdict:
     if first is None:
         unfit = "Do not use it before it is judged: nothing says yet whether it is better than raw pixels."
         return Verdict("none", "Not judged yet", unfit)
-    said = _good(run, first, [*each.values()][1:]) if first.beats_all else _short_of(run, first)
+    others = [*each.values()][1:]
+    said = _good(run, first, others) if first.beats_all else _short_of(run, first, others)
     return replace(said, headline=f"{said.headline}, yet the collapse doctor gave an alarm") if alarm else said
 
 
 def _good(run: RunFiles, first: Judged, others: list[Judged]) -> Verdict:
     doubted = next((other for other in others if not other.beats_all and other.task != "finetune"), None)
     if doubted:
-        by = PROBE_NAMES[doubted.task]
+        by = _task(doubted.task)
         unfit = f"Do not rely on it where features are used as by {by}: {_beside(run, doubted)}."
-        return Verdict("good", f"Better than every baseline by {PROBE_NAMES[first.task]}, not by {by}", unfit, first)
+        return Verdict("good", f"Better than every baseline by {_task(first.task)}, not by {by}", unfit, first)
     figure, probed = first.best["counted"], _probed(run, first.task)
     if figure.share and figure.metric == "accuracy":
         missed = f"{figure.told(1 - figure.value)} % wrong answers are too many: so many {probed} gives"
@@ -109,12 +110,17 @@ def _good(run: RunFiles, first: Judged, others: list[Judged]) -> Verdict:
     return Verdict("good", f"Better than {than}", unfit, first)
 
 
-def _short_of(run: RunFiles, first: Judged) -> Verdict:
+def _short_of(run: RunFiles, first: Judged, others: list[Judged]) -> Verdict:
     """Where a baseline is level or better, or there is none."""
     pixels, beside = first.pixels["name"] if first.pixels else "", _beside(run, first)
     if first.against_untrained == WORSE:
         return Verdict("bad", "Worse than an untrained encoder", f"Do not use it: training did harm; {beside}.", first)
     if first.against_untrained == LEVEL:
+        gained = next((other for other in others if other.against_untrained == BETTER and other.task != "finetune"), None)
+        if gained:
+            by, not_by = _task(gained.task), _task(first.task)
+            unfit = f"Do not rely on it where features are used as by {not_by}: {beside}."
+            return Verdict("fair", f"Better than an untrained encoder by {by}, not by {not_by}", unfit, first)
         below = f", and below {pixels}" if first.against_pixels == WORSE else ""
         unfit = f"Do not use it: training has shown no gain; {beside}."
         return Verdict("bad", f"No better than an untrained encoder{below}", unfit, first)
@@ -151,8 +157,13 @@ def _told(row: MetricsRow) -> str:
 
 def _probed(run: RunFiles, task: str) -> str:
     """The task, and on which labels and images: 'the linear probe on emoji (labels: group)'."""
-    result, title = run.results[task], PROBE_NAMES[task]
+    result = run.results[task]
     on = data_name(result["data"]) if result.get("data") else "its test images"
     labels = f" (labels: {in_words(result['labels'])})" if result.get("labels") else ""
-    plain = title if title[1:2].isupper() or title.isupper() else title[:1].lower() + title[1:]
-    return f"{plain if plain == title else f'the {plain}'} on {on}{labels}"
+    return f"{_task(task)} on {on}{labels}"
+
+
+def _task(task: str) -> str:
+    """Its name within a sentence: the linear probe; kNN."""
+    title = PROBE_NAMES[task]
+    return title if title[1:2].isupper() or title.isupper() else f"the {title[:1].lower()}{title[1:]}"

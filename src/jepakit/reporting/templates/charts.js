@@ -1,6 +1,6 @@
 // Charts: drawn anew from the numbers that stand behind each still one, to hover, zoom, and change the axes.
 
-const BOX = { width: 340, height: 190, left: 46, right: 333, top: 8, bottom: 166 };
+const BOX = { width: 340, height: 190, left: 50, right: 333, top: 8, bottom: 166 };
 
 class Chart {
   constructor(article, group) {
@@ -60,7 +60,7 @@ class Chart {
   }
 
   axes() {
-    const across = this.y.ticks(4).flatMap((value) => [
+    const across = this.y.ticks(5).flatMap((value) => [
       element("path", { d: `M${BOX.left} ${this.y.at(value)}H${BOX.right}`, class: "grid" }),
       element("text", { x: BOX.left - 6, y: this.y.at(value) + 3.5, "text-anchor": "end" }, short(value)),
     ]);

@@ -20,7 +20,7 @@
       [this.ground, this.aside, this.legend, this.search, this.select] = [".ground", "aside", ".legend", "[type=search]", "select"].map(find);
       this.canvas = make("canvas", { tabIndex: 0 });
       this.canvas.setAttribute("role", "application");
-      this.canvas.setAttribute("aria-label", `map of ${this.count} images; arrows move, plus and minus zoom, 0 shows all`);
+      this.canvas.setAttribute("aria-label", `map of ${this.count} images; arrows move, plus and minus zoom, 0 shows all, Enter chooses the image nearest to the middle`);
       this.tip = make("div", { className: "tip", hidden: true });
       this.ground.append(this.canvas, this.tip);
       this.kind = Object.keys(this.points).includes("tsne") ? "tsne" : "pca";
@@ -168,11 +168,11 @@
       this.later();
     }
 
-    hit(event) {
+    hit(event, within = 0) {
       const box = this.canvas.getBoundingClientRect();
       const { at, side } = this.place();
       const [px, py] = [event.clientX - box.left, event.clientY - box.top];
-      let [best, far] = [-1, Math.max(7, side * 0.7)];
+      let [best, far] = [-1, Math.max(7, side * 0.7, within)];
       this.points[this.kind].forEach((point, i) => {
         if (this.found && !this.found.has(i)) return;
         const [x, y] = at(point);
@@ -225,7 +225,7 @@
       };
       this.canvas.addEventListener("pointerup", lift);
       this.canvas.addEventListener("pointercancel", lift);
-      this.canvas.addEventListener("pointerleave", () => this.point(null));
+      for (const gone of ["pointerleave", "blur"]) this.canvas.addEventListener(gone, () => this.point(null));
       this.canvas.addEventListener("wheel", (event) => { // of the page, until the map is taken
         if (!event.ctrlKey && document.activeElement !== this.canvas) return;
         event.preventDefault();
@@ -252,8 +252,8 @@
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.later());
     }
 
-    point(event) {
-      const { best, px, py } = event ? this.hit(event) : { best: -1 };
+    point(event, within = 0) {
+      const { best, px, py } = event ? this.hit(event, within) : { best: -1 };
       if (best !== this.hover) this.later();
       this.hover = best;
       this.tip.hidden = best < 0;
@@ -275,8 +275,12 @@
       } else if (event.key === "+" || event.key === "=") this.zoom(1.4, width / 2, height / 2);
       else if (event.key === "-" || event.key === "−") this.zoom(1 / 1.4, width / 2, height / 2);
       else if (event.key === "0") this.whole();
-      else return;
+      else if (event.key !== "Enter") return;
       event.preventDefault();
+      const box = this.canvas.getBoundingClientRect();
+      const middle = { clientX: box.left + width / 2, clientY: box.top + height / 2 };
+      if (event.key === "Enter") this.choose(this.hit(middle, width).best, true);
+      this.point(middle, width); // what is nearest to the middle is told, and Enter chooses it
     }
   }
 

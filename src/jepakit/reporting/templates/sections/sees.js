@@ -55,7 +55,7 @@
         const picture = pen.createImageData(this.columns, this.rows);
         for (let p = 0; p < this.patches; p++) {
           const alike = Math.max(0, cosines[i * this.patches + p]);
-          picture.data.set([12, 12, 16, Math.round(235 * (1 - alike ** 1.5))], 4 * p);
+          picture.data.set([12, 12, 16, Math.round(210 * (1 - alike ** 1.5))], 4 * p);
         }
         pen.putImageData(picture, 0, 0);
         mark.hidden = i !== image;
