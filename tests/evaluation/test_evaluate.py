@@ -351,6 +351,15 @@ def test_pixel_pca_never_sees_the_test_half(run: Run, monkeypatch: pytest.Monkey
     assert seen == [([i for i in range(60) if i % 4 != 3], 16)]  # as many as the encoder has features
 
 
+def test_without_baselines_the_encoders_are_judged_as_beside_them(run: Run, tmp_path: Path) -> None:
+    tasks = ["rankme", "lidar", "knn", "linear"]
+    beside, alone = (evaluate(run, tasks=tasks, out=tmp_path / n, set=[*QUICK, f"baselines={n}"]) for n in ("true", "false"))
+    for task in tasks:
+        rows, own = untimed(by_name(beside[task])), untimed(by_name(alone[task]))
+        free = {"majority class"} if task in ("knn", "linear") else set()  # which needs no image
+        assert set(own) == {"target encoder", "encoder"} | free and own == {name: rows[name] for name in own}
+
+
 def test_the_exported_encoder_is_judged_as_the_run_is(world: Path, run: Run, tmp_path: Path) -> None:
     ours = evaluate(run, tasks=["knn", "linear"], set=QUICK)
     theirs = evaluate(run.path / "model", run.config.data, ["knn", "linear"], out=tmp_path / "out", set=QUICK)

@@ -12,7 +12,7 @@ from jepakit.config.config import overrides
 from jepakit.core.compare import mean_and_margin
 from jepakit.core.errors import UserError
 from jepakit.study import study
-from jepakit.study.cells import Cell, configuration
+from jepakit.study.cells import Cell, configuration, evaluations
 from jepakit.study.comparison import ComparisonLine, comparison_table
 from jepakit.study.panels import StudyRuns, commands, layout
 from jepakit.study.papers import PAPER_STUDIES
@@ -29,6 +29,15 @@ def published(name: str, panel: str) -> list[str]:
     found = {each.name: each for each in PAPER_STUDIES[name].panels(configuration(base, {}))}[panel]
     assert "JEPA, table" in found.source
     return [point.published.split()[0] for point in found.points if point.published]
+
+
+def test_baselines_are_asked_of_the_first_run_alone() -> None:
+    """They are the same in all runs, and cost more than half of an evaluation."""
+    first, *others = runs_of("methods", seeds=2).cells
+    assert first.baselines and first.seed == 0 and not any(cell.baselines for cell in others)
+    assert not any("baselines=false" in line for line in evaluations(first, "r", ["--tasks", "knn"]))
+    for cell in others:
+        assert all(line[-1] == "baselines=false" for line in evaluations(cell, "r", ["--tasks", "knn"]))
 
 
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu"])

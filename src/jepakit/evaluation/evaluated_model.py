@@ -19,6 +19,7 @@ from jepakit.core.device import configure_cpu, device_of, precision_of
 from jepakit.core.errors import UserError
 from jepakit.core.files import user_path
 from jepakit.evaluation.embeddings.embedder import encoder_digest
+from jepakit.evaluation.probes.protocol import Protocol
 from jepakit.evaluation.train_test_overlap import PretrainingRecord
 from jepakit.model.encoder import Encoder
 from jepakit.model.masking.masks import Masking, MultiBlock
@@ -75,6 +76,11 @@ class EvaluatedModel:
             name: Encoder(encoder.vit, encoder.images, update, encoder.which).eval() for name, encoder in self.encoders.items()
         }
         return replace(self, encoders=encoders)
+
+    def asked(self, protocol: Protocol) -> "EvaluatedModel":
+        """The same as the protocol wants it: conditioned so, with or without its untrained twin. Raises as `conditioned`."""
+        encoders = {name: each for name, each in self.encoders.items() if protocol.baselines or name != UNTRAINED_NAME}
+        return replace(self, encoders=encoders).conditioned(dict(protocol.conditioning))
 
     def require_alike(self, asked: Mapping[str, str]) -> None:
         """Raises AgreedError where several processes judge other encoders, or were asked otherwise, or two are on one GPU."""

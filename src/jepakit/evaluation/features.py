@@ -83,8 +83,9 @@ def extract(
     precision: torch.dtype = torch.float32,
     seconds: float = 60.0,
     symmetry: Symmetry = None,
+    raw: bool = True,
 ) -> tuple[dict[str, FrozenFeatures], NDArray[np.int64]]:
-    """Features by name of each encoder and of raw pixels, and the places in the source (n,) that could be read.
+    """Features by name of each encoder and, with `raw`, of raw pixels, and the places in the source (n,) that could be read.
 
     The encoder sees the largest centre crop, resized; with `whole_image`, all of it, resized, for labels that speak of all of it.
     An encoder's features are averaged over all turns of `symmetry`, raw pixels are as they are.
@@ -95,9 +96,9 @@ def extract(
     ids = np.arange(len(source)) if ids is None else np.asarray(ids)
     first = next(iter(encoders.values()))
     distributed.from_main(partial(_require_possible, source, first, len(ids), len(encoders), tokens, seconds))
-    made, kept = {name: _Rows(len(ids)) for name in (*encoders, RAW)}, list[int]()
+    made, kept = {name: _Rows(len(ids)) for name in (*encoders, *([RAW] if raw else []))}, list[int]()
     how = {"last4": last4, "tokens": tokens, "symmetry": symmetry}
-    work = partial(_featured, source, encoders, partial(evaluation_view, whole_image=whole_image), seconds, how)
+    work = partial(_featured, source, encoders, partial(evaluation_view, whole_image=whole_image), seconds, raw, how)
     with progress("features", len(ids)) as report, torch.inference_mode(), autocast(first.device, precision):
 
         def take(batch: _Batch) -> None:
@@ -118,6 +119,7 @@ def _featured(
     encoders: Mapping[str, Encoder],
     view: Callable[..., Tensor],
     seconds: float,
+    raw: bool,
     how: Mapping[str, Any],
     batched: Sequence[NDArray[np.int64]],
 ) -> Generator[_Batch]:
@@ -127,7 +129,8 @@ def _featured(
         if good:
             images = stacked([image for _, image in good])
             found = {name: _pooled(encoder, images, **how) for name, encoder in encoders.items()}
-            found[RAW] = _raw(images, first.vit.config.patch_size, how["tokens"])
+            if raw:
+                found[RAW] = _raw(images, first.vit.config.patch_size, how["tokens"])
         arrays = {name: {kind: x.numpy() for kind, x in kinds.items()} for name, kinds in found.items()}
         yield _Batch([index for index, _ in good], bad, arrays)
 

@@ -124,6 +124,7 @@ class Question:
                 precision=judged.precision,
                 seconds=judged.seconds,
                 symmetry=self.protocol.symmetry,
+                raw=self.protocol.baselines,
             )
 
     def lidar(self, judged: EvaluatedModel) -> list[ResultRow]:

@@ -69,7 +69,7 @@ def evaluate(
     def asked() -> Callable[[], dict[str, list[ResultRow]]]:
         wanted, how = chosen_tasks(tasks), protocol or settings_of(set)
         told = table_settings(table, columns)
-        return _asked(subject(run, out).conditioned(dict(how.conditioning)), data, wanted, labels, how, told)
+        return _asked(subject(run, out).asked(how), data, wanted, labels, how, told)
 
     with distributed.process_group():
         return distributed.agreed(asked)()
@@ -95,7 +95,7 @@ def evaluate_both(
     places = [None if out is None else user_path(out, "out") / str(n) for n in range(len(runs))]
 
     def asked() -> tuple[list[Path], list[Callable[[], dict[str, list[ResultRow]]]]]:
-        judged = [subject(run, place).conditioned(dict(protocol.conditioning)) for run, place in zip(runs, places, strict=True)]
+        judged = [subject(run, place).asked(protocol) for run, place in zip(runs, places, strict=True)]
         if data is None:
             require_same_data(judged)
         if not {*wanted} & {*PROBES, "finetune"}:
@@ -276,7 +276,7 @@ def _finetuned(judged: EvaluatedModel, question: Question, readable: SplitRows |
     settings = protocol.finetune.over(recipe_for(shape.width, shape.depth))
     how: dict[str, Any] = {"precision": judged.precision, "seconds": judged.seconds, "symmetry": protocol.symmetry}
     y, rows = results.labels.y, (results.ids[split.train], results.ids[split.test])
-    for name in (judged.name, UNTRAINED_NAME):
+    for name in (each for each in (judged.name, UNTRAINED_NAME) if each in judged.encoders):
         log.info("fine-tuning the %s", name)
         scores, about = finetune(
             judged.encoders[name], source, *rows, y, len(results.labels.classes), settings, protocol.seed, **how

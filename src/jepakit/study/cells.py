@@ -47,6 +47,7 @@ class Cell:
     seed: int
     looks: tuple[Look, ...] = ()  # evaluations beside the run's own
     teacher: str = ""  # what the cell is called whose encoder gives the targets, of the same seed
+    baselines: bool = True  # judged beside an untrained encoder and pixels
 
     @property
     def name(self) -> str:
@@ -105,11 +106,12 @@ def words(change: Change) -> list[str]:
 
 def evaluations(cell: Cell, run: str, own: Sequence[str]) -> list[list[str]]:
     """Command lines that judge a cell's run: its own evaluation, with the words `own`, and then its further looks."""
+    alone = [] if cell.baselines else ["baselines=false"]
     looks = [
-        ["evaluate", f"{run}@{look.step}" if look.step else run, "--out", f"{run}/evaluation/{look.name}", *look.words]
+        ["evaluate", f"{run}@{look.step}" if look.step else run, "--out", f"{run}/evaluation/{look.name}", *look.words, *alone]
         for look in cell.looks
     ]
-    return [["evaluate", run, *own], *looks]
+    return [["evaluate", run, *own, *alone], *looks]
 
 
 def label(change: Change) -> str:

@@ -103,6 +103,11 @@ class Protocol(Settings):
         description="other labels of the same images (a table's column), such as the site or scanner: whether features tell it, "
         "and the label where it is left out of training",
     )
+    baselines: bool = Field(
+        True,
+        description="judge an untrained encoder beside it, and of frozen features raw pixels and their PCA; false: the encoders "
+        "alone, where those are known already",
+    )
     conditioning: AtInference = Field(default_factory=AtInference)
     rankme: RankMe = Field(default_factory=RankMe)
     lidar: LiDAR = Field(default_factory=LiDAR)

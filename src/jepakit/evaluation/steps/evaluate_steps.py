@@ -169,7 +169,7 @@ class _Steps:
         device, q = self.judged.encoder.device, self.question
         of_steps = distributed.agreed(lambda: {str(step): load(self._folder(step)).to(device) for step in steps})
         first = not self.ranks
-        also = {UNTRAINED_NAME: self.judged.encoders[UNTRAINED_NAME]} if first else {}
+        also = {UNTRAINED_NAME: self.judged.encoders[UNTRAINED_NAME]} if first and q.protocol.baselines else {}
         together = replace(self.judged, encoders={**of_steps, **also}).conditioned(dict(q.protocol.conditioning))
         features, ids = q.features(together)
         if not first:
