@@ -53,6 +53,7 @@ def main() -> None:
         size = page.pop("made").stat().st_size
         found = {"images": about["images"], "points": about["map"]["count"], "threads": torch.get_num_threads()}
         found |= {"pictures": pictures | {"parts": about["seconds"]}, "page": page | {"bytes": size}, "missing": about["missing"]}
+        found["load_average"] = [round(each, 1) for each in os.getloadavg()]  # what else ran: of 1, 5 and 15 minutes
     print(json.dumps(found, indent=1))
     if not given.smoke:
         save_json(EVIDENCE, found)

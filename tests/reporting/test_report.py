@@ -38,7 +38,7 @@ def test_text_from_files_is_escaped(tmp_path: Path) -> None:
 
 def test_missing_evaluation_says_how_to_get_it(tmp_path: Path) -> None:
     text = render(make_run(tmp_path / "run", evaluated=False))
-    assert text.count("<code>jepakit evaluate run --data SRC</code>") == 3  # masks, probes, neighbours
+    assert text.count("<code>jepakit evaluate run <span>--data SRC</span></code>") == 3  # masks, probes, neighbours
 
 
 def test_truncated_last_line_and_nonfinite_values(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_two_runs_side_by_side(tmp_path: Path) -> None:
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     text = render(make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run", evaluated=False))
     assert "a/run</h2>" in text and "b/run</h2>" in text
-    assert "jepakit evaluate b/run --data SRC" in text
+    assert "jepakit evaluate b/run <span>--data SRC</span>" in text
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:

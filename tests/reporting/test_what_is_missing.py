@@ -23,7 +23,7 @@ def test_interrupted_before_its_first_row(tmp_path: Path) -> None:
     run.joinpath("metrics.jsonl").unlink()
     text = render(run)
     assert "no step is logged yet" in text and "Not judged yet" in text
-    assert text.count("jepakit evaluate run --data SRC") == 3
+    assert text.count("jepakit evaluate run <span>--data SRC</span>") == 3
 
 
 def test_interrupted_at_step_3(tmp_path: Path) -> None:
