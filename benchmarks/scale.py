@@ -56,6 +56,7 @@ SETTINGS = ["images.size=64", "encoder.size=tiny", "encoder.patch_size=8", "pred
 SETTINGS += ["masking.min_keep=4", "optim.batch_size=64", "run.threads=1", "run.loader_threads=1", "run.precision=fp32"]
 SMALL = ["images.size=32", "encoder.depth=1", "predictor.depth=1", "optim.batch_size=8"]
 SENT, ACKNOWLEDGED = 200, 120  # where Linux's TCP_INFO has them, in bytes; the first not before 4.19
+PATIENCE_SECONDS = 600.0
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 Row = dict[str, Any]
 
@@ -145,9 +146,12 @@ def launch(words: list[str], steps: int, processes: int = 1, *, alone: int = 1) 
 
 
 def begin_together(out: Path, alone: int) -> None:
-    """Wait until as many processes are here."""
+    """Wait until as many processes are here; not for ever, as one may have failed."""
     out.with_suffix(".ready").touch()
+    until = time.monotonic() + PATIENCE_SECONDS
     while len([*out.parent.glob("*.ready")]) < alone:
+        if time.monotonic() > until:
+            sys.exit("another process did not come")
         time.sleep(0.01)
 
 

@@ -6,10 +6,10 @@ from time import sleep
 from typing import Any
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import HashStore, TCPStore
 
 from jepakit.core import meeting
-from jepakit.core.meeting import Heartbeats, met
+from jepakit.core.meeting import Heartbeats, killed, met
 
 SECOND = timedelta(seconds=20)
 
@@ -58,6 +58,30 @@ def test_who_lives_is_waited_for_and_who_is_silent_is_found_by_all_who_wait() ->
         assert [*pool.map(late, (0, 2))] == [[1], [1]]
     for each in beats:
         each.end()
+
+
+def test_who_never_began_is_found_too_while_others_go_on_to_be_heard() -> None:
+    """As one that is stopped once all were met, and before its first beat."""
+    store = HashStore()
+    beats = [Heartbeats(store, rank, 3, 0.5) for rank in (0, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(Heartbeats.meet, beats)] == [[1], [1]]
+    assert killed(store, [1]) == "rank 1 ended or hangs"
+    for each in beats:
+        each.end()
+
+
+def test_nothing_is_printed_while_one_is_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
+    """Torch's own store warns of each wait that ends in vain, by lines to standard error."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=SECOND)
+    beats = [Heartbeats(store.clone(), rank, 2, 0.5) for rank in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        waits = pool.submit(beats[0].meet)
+        sleep(0.3)
+        assert beats[1].meet() == [] == waits.result()
+    for each in beats:
+        each.end()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_who_ends_is_not_waited_for_and_silence_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:

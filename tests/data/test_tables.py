@@ -35,6 +35,7 @@ from jepakit.data.formats.arrow import ArrowSource, arrow
 from jepakit.data.formats.npz import npz
 from jepakit.data.formats.parquet import ParquetSource, parquet_files
 from jepakit.data.formats.remote import DataPaths, expand
+from jepakit.data.formats.tables import table_files
 from jepakit.data.opening import open_source
 from jepakit.data.order import order
 from jepakit.data.sources import Labels, Source
@@ -153,6 +154,16 @@ def test_the_folder_that_a_whole_set_lies_in_is_no_part_of_it(tmp_path: Path) ->
         pq.write_table(table(list(range(5)), label=[0] * 5), root / f"{name}.parquet")
     assert labels_of(open_source(str(root))).test.nonzero()[0].tolist() == [4, 9]
     assert labels_of(open_source(f"{root}/*.parquet")).test.nonzero()[0].tolist() == [4, 9]
+
+
+def test_a_link_that_leads_nowhere_hides_no_folder_of_a_split(tmp_path: Path) -> None:
+    for name in ("train", "elsewhere"):
+        (tmp_path / name).mkdir()
+        pq.write_table(table(list(range(5)), label=[0] * 5), tmp_path / name / "x.parquet")
+    (tmp_path / "test").symlink_to("elsewhere")
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "nowhere").symlink_to("gone")
+    assert table_files(tmp_path, "parquet") == [tmp_path / "test" / "x.parquet", tmp_path / "train" / "x.parquet"]
 
 
 # ---- Parquet

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from jepakit.artifacts.checkpoint import steps
 from jepakit.artifacts.run import Run
 from jepakit.core import distributed
-from jepakit.core.distributed import AgreedError
+from jepakit.core.distributed import AgreedError, LostRankError
 from jepakit.core.errors import UserError
+from jepakit.core.meeting import Heartbeats
 from launch import SMALL, ended, forked, made_images, module, started, torchrun, until, workers_of
 
 LENGTH = 200
@@ -182,6 +183,21 @@ def test_what_the_ranks_cannot_do_together_is_said_once(place: Path, words: list
     (place / "said.txt").unlink()
     assert said.count("error: ") == 1 and f"error: {sentence}" in said, said[-3000:]
     assert "exitcode  : 2" in said and not (place / "wrong").exists() and not (place / "other").exists()
+
+
+def test_a_store_that_is_gone_is_said_and_hides_no_other_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchrun's first machine keeps it."""
+    server = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    beats = Heartbeats(server.clone(), 0, 2, 20.0)
+    monkeypatch.setattr(distributed, "_store", server.clone())
+    monkeypatch.setattr(distributed, "_beats", beats)
+    del server
+    with pytest.raises(KeyError, match="mine"), distributed._naming_the_lost("why"):
+        raise KeyError("mine")
+    gone = "torchrun, or the machine that it began on, ended"
+    with pytest.raises(LostRankError, match=gone), distributed._naming_the_lost("the connection broke"):
+        beats.meet()
+    beats.end()
 
 
 def test_two_ranks_on_one_gpu_and_a_torch_without_nccl_are_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,10 +143,15 @@ def _naming_the_lost(why: str) -> Iterator[None]:
         raise
     except BaseException as error:
         if isinstance(error, RuntimeError) and _is_of_group(error):
-            raise LostRankError(_missing_ranks(why)) from error
-        _store.set(f"lost{rank()}", f"{type(error).__name__}: {error}")  # for the others to say, who wait for it
+            try:
+                said = _missing_ranks(why)
+            except dist.DistError:
+                said = f"torchrun, or the machine that it began on, ended, and with it what the processes tell each other: {why}"
+            raise LostRankError(said) from error
         assert _beats is not None
-        _beats.end(broken=True)
+        with contextlib.suppress(dist.DistError):  # of a store that is gone too, which would hide this error
+            _store.set(f"lost{rank()}", f"{type(error).__name__}: {error}")  # for the others to say, who wait for it
+            _beats.end(broken=True)
         raise
 
 

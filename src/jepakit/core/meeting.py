@@ -13,12 +13,12 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from torch.distributed import DistError, DistStoreError
+from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore
 
 MEETING_PATIENCE = timedelta(minutes=10)
 _SECONDS_BETWEEN_LOOKS = 0.05
-_BEATS_OF_SILENCE = 10
+_BEATS_OF_SILENCE, _LOOKS_OF_A_BEAT = 10, 20  # at least
 _SECONDS_OF_A_BEAT = 1.0  # at most, and as much more for each 256 processes, as one store serves all
 _ENDED = b"ended"  # the last beat of a process that does not go on
 
@@ -75,14 +75,15 @@ class Heartbeats:
     def meet(self) -> list[int]:
         """Wait until all processes have called this as often, or one cannot. The ranks that are silent or ended; mostly none."""
         self._meetings += 1
-        here = f"all are at {self._meetings}"
+        here, look = f"all are at {self._meetings}", 0.001
         if self._store.add(f"at {self._meetings}", 1) == self._size:
             self._store.set(here, "")
-        while not self.silent:
-            with suppress(DistStoreError):  # not yet
-                self._store.wait([here], timedelta(seconds=self._pause))
-                break
-        return self.silent
+        while not self._store.check([here]):  # the store's own wait warns twice each time that it ends in vain
+            if self.silent:
+                return self.silent
+            time.sleep(look)
+            look = min(1.25 * look, self._pause / _LOOKS_OF_A_BEAT)
+        return []
 
     def end(self, *, broken: bool = False) -> None:
         """Beat no more; broken: the others shall not wait for this process."""
@@ -97,12 +98,14 @@ class Heartbeats:
         return min(self.seconds / _BEATS_OF_SILENCE, _SECONDS_OF_A_BEAT * (1 + self._size / 256))
 
     def _beat(self, store: Any) -> None:
+        beats = [f"beat{r}" for r in range(self._size)]
         number, heard, quiet = 0, [b""] * self._size, [0.0] * self._size
         while not self._over.wait(pause := self._pause):
             number += 1
             with suppress(DistError):  # the store is gone, which the next wait will say
                 store.set(f"beat{self._rank}", str(number))
-                last, heard = heard, store.multi_get([f"beat{r}" for r in range(self._size)])
+                all_began = store.check(beats)  # else it would wait for the first beat of one that may never come
+                last, heard = heard, store.multi_get(beats) if all_began else [noted(store, beat).encode() for beat in beats]
                 quiet = [q + pause if old == new else 0.0 for q, old, new in zip(quiet, last, heard, strict=True)]
                 others = [r for r in range(self._size) if r != self._rank]
                 self.silent = [r for r in others if heard[r] == _ENDED or quiet[r] > self.seconds]
@@ -115,12 +118,12 @@ def killed(store: Any, ranks: Sequence[int]) -> str:
     """What is known of ranks that give no answer; those of this machine are killed, as torchrun waits half a minute for them."""
     said = []
     for r in ranks:
-        host, pid = noted(store, f"place{r}").split()
-        doing = noted(store, f"doing{r}")
-        said.append(f"rank {r} ({host}, process {pid}) ended or hangs{doing and f' {doing}'}")
-        if _is_here(int(pid), r):
+        place, doing = noted(store, f"place{r}").split(), noted(store, f"doing{r}")
+        at = f" ({place[0]}, process {place[1]})" if place else ""  # else it never came so far
+        said.append(f"rank {r}{at} ended or hangs{doing and f' {doing}'}")
+        if place and _is_here(int(place[1]), r):
             with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+                os.kill(int(place[1]), signal.SIGKILL)
     return "; ".join(said)
 
 

@@ -48,7 +48,8 @@ def table_files(root: Path, kind: str) -> list[Path]:
 
 def _folders_in(root: Path) -> list[Path]:
     with suppress(OSError), os.scandir(root) as entries:
-        return [Path(entry.path) for entry in entries if entry.name[0] != "." and entry.is_dir()]
+        # where a link leads is seen when the folder is listed: one that leads nowhere, or to itself, hides no other
+        return [Path(entry.path) for entry in entries if entry.name[0] != "." and (entry.is_symlink() or entry.is_dir())]
     return []
 
 
