@@ -29,6 +29,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
+html_show_search_summary = False  # it fetches each page that was found, which a page opened as a file may not
 
 write_pages(HERE / "_reference")
 
