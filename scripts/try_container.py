@@ -45,7 +45,7 @@ def main() -> None:
                 *sources, target = shlex.split(rest)
                 place = root / target.strip("/")
                 for source in sources:
-                    copy(ROOT / source, place / source if len(sources) > 1 else place)
+                    copy(ROOT / source, place / source if target.endswith("/") else place)
             elif word == "RUN":
                 print(f"RUN {rest}", flush=True)
                 step = rest.replace("/opt/", f"{root}/opt/")

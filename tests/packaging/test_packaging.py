@@ -53,8 +53,7 @@ def test_the_containers_steps_name_files_and_extras_that_are_there() -> None:
         if word == "COPY":
             assert all((ROOT / source).exists() for source in rest.split()[:-1]), rest
         if word == "RUN":
-            extras = re.findall(r"\.\[([\w,]+)\]", rest)
-            assert all(name in EXTRAS for given in extras for name in given.split(",")), rest
+            assert all(name in EXTRAS for given in re.findall(r"\[([\w,]+)\]", rest) for name in given.split(",")), rest
             assert "pip install" not in rest or "--no-cache-dir" in rest
     assert words.index("COPY") < words.index("RUN")
 
