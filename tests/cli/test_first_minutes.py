@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,11 +21,14 @@ from PIL import Image
 import jepakit
 from jepakit import cli
 from jepakit.artifacts.run import Run
+from jepakit.cli import experiments, options
 from jepakit.config.commented import commented_yaml, schema
 from jepakit.config.config import known_keys, layer_from, read_yaml, resolve, to_yaml
 from jepakit.config.recipes import RECIPES, recipe_layer, settings
 from jepakit.core.errors import UserError
+from jepakit.model.method import METHODS
 from jepakit.planning.dry_run import dry_run
+from jepakit.study import STUDIES
 from jepakit.training.train import pretrain
 
 SHAPE = "encoder.width=16 encoder.depth=1 encoder.heads=2 encoder.patch_size=4 predictor.width=8 predictor.depth=1 images.size=16"
@@ -153,13 +158,40 @@ def test_a_run_keeps_what_it_was_begun_with_and_each_time_gone_on_with(photos: P
 # ---- completion
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("pre", "pretrain"), ("pretrain --re", "--resume"), ("data che", "check")])
-def test_a_shell_completes_verbs_and_options(typed: str, meant: str) -> None:
-    words = ["jepakit", *typed.split()]
-    code = "import sys; sys.argv = ['jepakit']; from jepakit.cli import main; main()"
-    asked = {"_JEPAKIT_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True, check=False)
-    assert meant in done.stdout.split(), done.stderr
+BASH = """
+eval "$SCRIPT"
+while read -r typed; do COMP_WORDS=($typed); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _jepakit_completion jepakit
+    echo "$typed: ${COMPREPLY[*]}"; done <<< "$TYPED"
+"""
+ZSH = """
+autoload -Uz compinit; compinit -u -D; eval "$SCRIPT"
+_arguments() { print -r -- "$typed: $*" }
+for typed in ${(f)TYPED}; do words=(${=typed}); CURRENT=$#words; $_comps[jepakit]; done
+"""
+TYPED = {"pre": "pretrain", "pretrain --re": "--resume", "config c_jepa_vitb": "c_jepa_vitb16"}
+
+
+@pytest.mark.parametrize(("shell", "how"), [("bash", ["bash", "--norc", "-c", BASH]), ("zsh", ["zsh", "-f", "-c", ZSH])])
+def test_a_shell_completes_verbs_options_and_recipes(shell: str, how: list[str], tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here: apt-get install {shell}")
+    program = tmp_path / "jepakit"
+    program.write_text(f"#!{sys.executable}\nfrom jepakit.cli import main\n\nmain()\n")
+    program.chmod(0o755)
+    undetected = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # of the shell that pytest runs in
+    named = {**os.environ, **undetected, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    script = subprocess.run([program, "--show-completion", shell], env=named, capture_output=True, text=True, check=True).stdout
+    typed = {**named, "SCRIPT": script, "TYPED": "\n".join(f"jepakit {words}" for words in TYPED)}
+    said = subprocess.run(how, env=typed, capture_output=True, text=True, check=True)
+    lines = dict(line.split(": ", 1) for line in said.stdout.splitlines())
+    for words, meant in TYPED.items():
+        assert re.search(rf'(^|[\s"]){meant}($|[\s"])', lines[f"jepakit {words}"]), said
+
+
+def test_names_that_a_shell_completes_are_those_that_there_are() -> None:
+    assert list(options.RECIPE_NAMES) == list(RECIPES)
+    assert list(options.METHOD_NAMES) == list(METHODS)
+    assert sorted(experiments.STUDY_NAMES) == sorted(STUDIES)
 
 
 # ---- how much is said

@@ -1,5 +1,7 @@
 """Intervals and paired tests, against exact laws and simulations of what they claim."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -240,7 +242,8 @@ def test_shares_of_draws_are_compared_too() -> None:
     draw = np.random.default_rng(4)
     a, b = draw.integers(0, 6, (2, 200)) / 5  # how many of five draws were right
     found = paired(a, b)
-    judge = stats.permutation_test((a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=4000, random_state=1)
+    how: dict[str, Any] = {"permutation_type": "samples", "n_resamples": 4000, "random_state": 1}
+    judge = stats.permutation_test((a, b), lambda x, y: np.mean(x - y), **how)
     assert found.p == pytest.approx(judge.pvalue, abs=0.04)
     assert paired(np.minimum(a + 0.4, 1), a).p < 0.001
 

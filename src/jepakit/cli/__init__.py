@@ -8,7 +8,10 @@ from typing import Any
 
 import typer
 
-from jepakit.cli import embeddings, experiments, exports, images, mistakes, plans  # noqa: F401  # their commands are in `app`
+from jepakit.cli import experiments  # noqa: F401  # commands are in `app`, and stand in its help, in this order
+
+# isort: split
+from jepakit.cli import embeddings, exports, images, mistakes, plans  # noqa: F401
 from jepakit.cli.options import ANYWHERE, app
 from jepakit.core import ranks
 from jepakit.core.errors import UserError

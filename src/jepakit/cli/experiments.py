@@ -16,6 +16,8 @@ from jepakit.cli.options import (
     ShortcutsOption,
     StepsOption,
     TasksOption,
+    a_recipe,
+    among,
     app,
     print_once,
     takes_table,
@@ -25,9 +27,10 @@ from jepakit.core.files import finite
 
 log = logging.getLogger("jepakit")
 STUDY_NAMES = (
-    "Which one: methods, context-scale, sample-efficiency, pooling, masking, vicreg, targets, predictor, ema, theory (papers' "
-    "tables and figures), or small-data."
+    *("methods", "context-scale", "sample-efficiency", "pooling", "masking", "vicreg", "targets", "predictor", "ema", "theory"),
+    "small-data",
 )
+WHICH_STUDY = f"Which one: {', '.join(STUDY_NAMES[:-1])} (papers' tables and figures), or {STUDY_NAMES[-1]}."
 NEXT = """next, with images of your own: jepakit pretrain --data FOLDER --out runs/mine; --dry-run says what it would do
 nearest images: jepakit embed {run} --data emoji --out emoji.parquet && jepakit search emoji.parquet --row 0 --html nearest.html
 in Python: encoder = jepakit.load("{run}"); encoder.embed(["a.jpg"])"""
@@ -64,7 +67,10 @@ def pretrain(
     out: Annotated[Path | None, typer.Option(help="The run's folder, a new one.")] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="A preset; 'jepakit recipes' lists them. Default, without --config: small, fitted to the images."),
+        typer.Option(
+            help="A preset; 'jepakit recipes' lists them. Default, without --config: small, fitted to the images.",
+            autocompletion=a_recipe,
+        ),
     ] = None,
     method: MethodOption = None,
     config: Annotated[Path | None, typer.Option(help="Settings in YAML.")] = None,
@@ -206,7 +212,7 @@ def runs(
 @app.command()
 @takes_table
 def study(
-    name: Annotated[str, typer.Argument(help=STUDY_NAMES)],
+    name: Annotated[str, typer.Argument(help=WHICH_STUDY, autocompletion=among(STUDY_NAMES))],
     data: Annotated[
         str | None,
         typer.Option(help="Images: all that pretrain takes, or a folder with left/ to train on and probe/ to judge on."),

@@ -12,6 +12,7 @@ from jepakit.cli.options import (
     LabelsOption,
     SettingWords,
     ThreadsOption,
+    a_recipe,
     data_app,
     takes_table,
 )
@@ -21,7 +22,10 @@ from jepakit.cli.options import (
 @takes_table
 def check(
     data: ImagesArgument,
-    recipe: Annotated[str | None, typer.Option(help="The preset that shall fit. Default: what pretrain would choose.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="The preset that shall fit. Default: what pretrain would choose.", autocompletion=a_recipe),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write all that was found to this file, too.")] = None,
     *,
     told: dict[str, Any],

@@ -1,6 +1,6 @@
 """The program's groups of commands, and the options that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any
@@ -26,9 +26,27 @@ SettingWords = Annotated[
         callback=mistakes.settings_only,
     ),
 ]
+# Names that a shell completes: to ask the modules that define them would import torch, seconds at each press of the key
+METHOD_NAMES = ("ijepa", "ec_ijepa", "c_jepa", "ec_c_jepa", "mae_pixels")
+RECIPE_NAMES = (
+    *("demo", "small", "ijepa_vitb16", "ijepa_vitl16", "ijepa_vith14", "ijepa_vith16_448", "ijepa_vitg16"),
+    *("ec_ijepa_vitl16", "ec_ijepa_vith14", "c_jepa_vitb16", "c_jepa_vitl16"),
+)
 
 
-MethodOption = Annotated[str | None, typer.Option(help="ijepa, ec_ijepa, c_jepa, ec_c_jepa or mae_pixels.")]
+def among(names: Sequence[str]) -> Callable[[str], list[str]]:
+    """What completes a word to one of these names."""
+
+    def completed(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return completed
+
+
+a_recipe = among(RECIPE_NAMES)
+MethodOption = Annotated[
+    str | None, typer.Option(help=f"{', '.join(METHOD_NAMES[:-1])} or {METHOD_NAMES[-1]}.", autocompletion=among(METHOD_NAMES))
+]
 data_app = typer.Typer(no_args_is_help=True, help="Look through a set of images; pack it, to decode it once.")
 app.add_typer(data_app, name="data")
 ImagesArgument = Annotated[str, typer.Argument(metavar="SRC", help="Images: all that pretrain's --data takes.")]

@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from jepakit.cli.options import MethodOption, SettingWords, app
+from jepakit.cli.options import MethodOption, SettingWords, a_recipe, app
 
 
 @app.command()
-def recipes(name: Annotated[str | None, typer.Argument(help="One recipe: all its values.")] = None) -> None:
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="One recipe: all its values.", autocompletion=a_recipe)] = None,
+) -> None:
     """The presets; with a name, every value of one and where it comes from."""
     from jepakit.config.recipes import RECIPES, recipe, table
 
@@ -25,12 +27,12 @@ def recipes(name: Annotated[str | None, typer.Argument(help="One recipe: all its
 
 @app.command()
 def config(
-    recipe: Annotated[str | None, typer.Argument(help="A preset; default: small.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="A preset; default: small.", autocompletion=a_recipe)] = None,
     method: MethodOption = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of such files, for editors.")] = False,
     settings: SettingWords = None,
 ) -> None:
-    """All settings as YAML with comments, for `pretrain --config`; or its JSON Schema."""
+    """All settings as YAML with comments, for 'pretrain --config'; or its JSON Schema."""
     from jepakit.config import commented
     from jepakit.config.config import overrides
     from jepakit.config.recipes import settings as resolved
@@ -54,7 +56,8 @@ def doctor() -> None:
 @app.command()
 def plan(
     recipe: Annotated[
-        str | None, typer.Option(help="A preset. Default: small, fitted to --data if given, as pretrain does.")
+        str | None,
+        typer.Option(help="A preset. Default: small, fitted to --data if given, as pretrain does.", autocompletion=a_recipe),
     ] = None,
     method: MethodOption = None,
     data: Annotated[str | None, typer.Option(help="Images: for hours, and for what no recipe says.")] = None,
