@@ -1,7 +1,6 @@
 """Prints constraints at the oldest versions that pyproject.toml allows: python scripts/oldest.py [TORCH] > constraints.txt
 
-TORCH: the version of torch; none: that of constraints.txt. The tools of developers (extra dev) are as there, but transformers,
-which users have beside jepakit.
+TORCH: the version of torch; none: that of constraints.txt. The tools of developers (extra dev) are as there too.
 """
 
 import re
@@ -11,7 +10,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ("dev", "parity")
-BESIDE = "transformers"  # no extra of users names it, yet they load what jepakit exports with it
 PIN = re.compile(r"([\w.-]+)==(\S+)")
 BOUND = re.compile(r"([\w.-]+)>=([\w.]+)")
 
@@ -20,7 +18,7 @@ def oldest(torch: str | None) -> dict[str, str]:
     """The lowest version of each package that jepakit or an extra for users names; the pinned one of each other tool."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
-    extras = [line for name, lines in optional.items() for line in lines if name not in TOOLS or line.startswith(BESIDE)]
+    extras = [line for name, lines in optional.items() if name not in TOOLS for line in lines]
     bounds = dict(found.groups() for line in (*extras, *project["dependencies"]) if (found := BOUND.match(line)))
     pins = dict(found.groups() for line in (ROOT / "constraints.txt").read_text().splitlines() if (found := PIN.match(line)))
     tools = {line.partition(">")[0] for line in optional["dev"]} - bounds.keys()
