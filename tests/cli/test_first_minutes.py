@@ -189,8 +189,8 @@ def test_a_shell_completes_verbs_options_and_recipes(shell: str, how: list[str],
 
 
 def test_names_that_a_shell_completes_are_those_that_there_are() -> None:
-    assert list(options.RECIPE_NAMES) == list(RECIPES)
-    assert list(options.METHOD_NAMES) == list(METHODS)
+    assert list(options.RECIPE_CHOICES) == list(RECIPES)
+    assert list(options.METHOD_CHOICES) == list(METHODS)
     assert sorted(experiments.STUDY_NAMES) == sorted(STUDIES)
 
 

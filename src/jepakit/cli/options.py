@@ -27,8 +27,8 @@ SettingWords = Annotated[
     ),
 ]
 # Names that a shell completes: to ask the modules that define them would import torch, seconds at each press of the key
-METHOD_NAMES = ("ijepa", "ec_ijepa", "c_jepa", "ec_c_jepa", "mae_pixels")
-RECIPE_NAMES = (
+METHOD_CHOICES = ("ijepa", "ec_ijepa", "c_jepa", "ec_c_jepa", "mae_pixels")
+RECIPE_CHOICES = (
     *("demo", "small", "ijepa_vitb16", "ijepa_vitl16", "ijepa_vith14", "ijepa_vith16_448", "ijepa_vitg16"),
     *("ec_ijepa_vitl16", "ec_ijepa_vith14", "c_jepa_vitb16", "c_jepa_vitl16"),
 )
@@ -43,9 +43,10 @@ def among(names: Sequence[str]) -> Callable[[str], list[str]]:
     return completed
 
 
-a_recipe = among(RECIPE_NAMES)
+a_recipe = among(RECIPE_CHOICES)
 MethodOption = Annotated[
-    str | None, typer.Option(help=f"{', '.join(METHOD_NAMES[:-1])} or {METHOD_NAMES[-1]}.", autocompletion=among(METHOD_NAMES))
+    str | None,
+    typer.Option(help=f"{', '.join(METHOD_CHOICES[:-1])} or {METHOD_CHOICES[-1]}.", autocompletion=among(METHOD_CHOICES)),
 ]
 data_app = typer.Typer(no_args_is_help=True, help="Look through a set of images; pack it, to decode it once.")
 app.add_typer(data_app, name="data")
