@@ -32,7 +32,7 @@ STUDY_NAMES = (
 )
 WHICH_STUDY = f"Which one: {', '.join(STUDY_NAMES[:-1])} (papers' tables and figures), or {STUDY_NAMES[-1]}."
 NEXT = """next, with images of your own: jepakit pretrain --data FOLDER --out runs/mine; --dry-run says what it would do
-nearest images: jepakit embed {run} --data emoji --out emoji.parquet && jepakit search emoji.parquet --row 0 --html nearest.html
+nearest images: jepakit embed {run} --data emoji --out emoji.npz && jepakit search emoji.npz --row 0 --html nearest.html
 in Python: encoder = jepakit.load("{run}"); encoder.embed(["a.jpg"])"""
 
 
