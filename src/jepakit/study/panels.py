@@ -99,8 +99,8 @@ def layout(
             runs[key] = replace(cell, looks=(*cell.looks, *([look] if look and look.name not in known else [])))
             places[panel.name, point.called] = Place(cell.called, look.name if look else OWN)
     once = [replace(cell, looks=(*cell.looks, *also)) for cell in runs.values()]
-    every = [replace(cell, seed=cell.seed + n, baselines=False) for n in range(seeds) for cell in once]
-    return StudyRuns([once[0], *every[1:]], places)  # baselines are those of the first
+    every = [replace(cell, seed=cell.seed + n, baselines=cell is once[0]) for n in range(seeds) for cell in once]
+    return StudyRuns(every, places)
 
 
 def snapshot_settings(panels: Sequence[Panel], steps: int) -> dict[str, int]:
