@@ -15,7 +15,7 @@ from jepakit.core.errors import UserError, plain
 log = logging.getLogger("jepakit")
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)  # of a file system that cannot sync a folder
 NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
-AS_IT_IS = getattr(os, "O_BINARY", 0)  # Windows would write its own line ends
+O_BINARY = getattr(os, "O_BINARY", 0)  # Windows would write its own line ends
 
 
 def user_path(path: str | os.PathLike[str], what: str = "path") -> Path:
@@ -61,7 +61,7 @@ def append(path: Path, text: str) -> None:
 
     A last line without an end, as a kill leaves it, is ended first. Raises OSError.
     """
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | AS_IT_IS, 0o666)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | O_BINARY, 0o666)
     try:
         size = os.fstat(handle).st_size
         data = text.encode(errors="backslashreplace")

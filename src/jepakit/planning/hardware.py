@@ -125,17 +125,8 @@ def hardware_of(elsewhere: Device | None, devices: int, run: RunSettings, links:
         dtype, cuda = precision_of(wanted, device), device.type == "cuda"
         if not cuda:
             memory = host_memory() or 0
-            return Hardware(
-                "this CPU" if device.type == "cpu" else "this Apple GPU",
-                dtype,
-                False,
-                False,
-                memory,
-                devices,
-                device=device,
-                links=links,
-                sharded=sharded,
-            )
+            name = "this CPU" if device.type == "cpu" else "this Apple GPU"
+            return Hardware(name, dtype, False, False, memory, devices, device=device, links=links, sharded=sharded)
         about = torch.cuda.get_device_properties(device)
         flash = dtype == torch.bfloat16 and about.major >= 8
         memory = about.total_memory

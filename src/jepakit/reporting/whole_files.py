@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 T = TypeVar("T")
 Arrays = dict[str, NDArray[Any]]
@@ -21,6 +22,7 @@ _NO_ARRAYS = (
 # what is raised where values are of another kind, or fewer, than what reads them takes for granted
 _ILL_FITTING = (
     LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, SyntaxError, struct.error, zlib.error,
+    Image.DecompressionBombError,
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from jepakit.core.errors import UserError
-from jepakit.core.files import AS_IT_IS
+from jepakit.core.files import O_BINARY
 from jepakit.data.decoding.pixels import BadImageError
 from jepakit.data.formats.disk_cache import cached_copy
 from jepakit.data.formats.remote import PATIENCE, DataPaths, is_permanent, reason_of, shown, with_retries
@@ -181,7 +181,7 @@ class OpenFile:
     """A file open for reading, from any thread; closed when the last one lets go of it."""
 
     def __init__(self, path: str | Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY | AS_IT_IS)
+        self.fd = os.open(path, os.O_RDONLY | O_BINARY)
         self._moving = threading.Lock()
         weakref.finalize(self, os.close, self.fd).atexit = False  # threads may read up to the end
         self.size = os.fstat(self.fd).st_size
