@@ -63,7 +63,7 @@ def test_who_lives_is_waited_for_and_who_is_silent_is_found_by_all_who_wait() ->
 def test_who_never_began_is_found_too_while_others_go_on_to_be_heard() -> None:
     """As one that is stopped once all were met, and before its first beat."""
     store = HashStore()
-    beats = [Heartbeats(store, rank, 3, 0.5) for rank in (0, 2)]
+    beats = [Heartbeats(store, rank, 3, 1.0) for rank in (0, 2)]
     with ThreadPoolExecutor(2) as pool:
         assert [*pool.map(Heartbeats.meet, beats)] == [[1], [1]]
     assert killed(store, [1]) == "rank 1 ended or hangs"
@@ -74,7 +74,7 @@ def test_who_never_began_is_found_too_while_others_go_on_to_be_heard() -> None:
 def test_nothing_is_printed_while_one_is_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
     """Torch's own store warns of each wait that ends in vain, by lines to standard error."""
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=SECOND)
-    beats = [Heartbeats(store.clone(), rank, 2, 0.5) for rank in (0, 1)]
+    beats = [Heartbeats(store.clone(), rank, 2, 2.0) for rank in (0, 1)]
     with ThreadPoolExecutor(2) as pool:
         waits = pool.submit(beats[0].meet)
         sleep(0.3)
