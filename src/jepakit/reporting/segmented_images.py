@@ -53,7 +53,7 @@ class SegmentedImages:
 def segmented_images(run: RunFiles, task: str) -> SegmentedImages | None:
     """None where none are kept. Raises DamagedFileError."""
     path = run.folder / "evaluation" / f"{task}.npz"
-    if task not in run.results or not path.is_file():
+    if not (task in run.results and run.results[task]["rows"] and path.is_file()):
         return None
     arrays = read_arrays(path, lambda name: name == "classes" or name.startswith(("image/", "truth/", "predicted/", "title/")))
     return fitting(lambda: _checked(arrays)) if "classes" in arrays else None
