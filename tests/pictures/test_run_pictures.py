@@ -18,7 +18,7 @@ from PIL import Image
 from jepakit.artifacts import checkpoint
 from jepakit.artifacts.run import Run
 from jepakit.core.errors import UserError
-from jepakit.pictures import make_pictures
+from jepakit.pictures import make_pictures, run_pictures
 from jepakit.pictures.picture_files import save_atlas
 from jepakit.reporting import figure_files, report
 from jepakit.reporting.page import page_of
@@ -168,6 +168,24 @@ def test_predictions_are_painted_for_each_draw_of_noise_where_there_is_noise(run
     assert ">With other draws of the noise</h3>" in page and "deviation 0.25" in page and "a prediction changes by" in page
     assert "noise" not in contents(make_pictures(run))[0]
     assert "draws of the noise" not in report(run, tmp_path / "bare.html").read_text()
+
+
+@pytest.mark.parametrize("lost", ["noise_spread", "noise", "noise_spread samples"])
+def test_noise_that_pictures_lack_is_made_once_and_not_at_the_cost_of_samples(
+    noisy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Pictures of before there were any; of so few images that nothing can paint them; with samples, which take hours."""
+    copy, made = shutil.copytree(noisy, tmp_path / "run", symlinks=True), list[str]()
+    about, _ = contents(copy / "pictures")
+    del about["noise"]
+    if "noise_spread" in lost:
+        del about["predictions"]["numbers"]["noise_spread"]
+    if "samples" in lost:
+        about["samples"] = {"file": "samples.png"}
+    (copy / "pictures" / "about.json").write_text(json.dumps(about))
+    monkeypatch.setattr(run_pictures, "_make", lambda *given: made.append("anew"))
+    make_pictures(copy)
+    assert made == (["anew"] if lost == "noise_spread" else [])
 
 
 def test_each_picture_is_a_file_with_its_numbers_as_rows(noisy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def make_pictures(
     opened, steps = Run.open(run), decoder_steps if decoder == "diffusion" else 0
     config, folder = opened.config, opened.path / "pictures"
     of = {"format": FORMAT, "checkpoint": _digest(opened), "data": os.fspath(data or config.data or "")}
-    wanted = [*(["samples"] if steps else []), *(["noise"] if config.predictor.stop else [])]
+    wanted = [*(["samples"] if steps else []), *(["noise_spread"] if config.predictor.stop else [])]
     if _there(folder, of, wanted):
         return folder
     draft = folder.with_name(f".tmp-pictures-{os.getpid()}")
@@ -132,10 +132,12 @@ def _digest(run: Run) -> str:
 
 
 def _there(folder: Path, of: Mapping[str, Any], parts: Sequence[str]) -> bool:
-    """Whether the folder holds all pictures of the same, and these parts."""
+    """Whether the folder holds all pictures of the same, and these parts or numbers of predictions; where it has samples, which
+    take hours, no number is worth them."""
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        whole = not about["missing"] and all(part in about for part in parts)
+        there = {*about, *(about["predictions"]["numbers"] if "predictions" in about else ())}
+        whole = not about["missing"] and ("samples" in there or there.issuperset(parts))
         with zipfile.ZipFile(folder / "arrays.npz") as arrays:
             whole = whole and arrays.testzip() is None
         return whole and all(about[key] == value for key, value in of.items())
