@@ -71,6 +71,17 @@ def test_who_never_began_is_found_too_while_others_go_on_to_be_heard() -> None:
         each.end()
 
 
+def test_who_came_and_was_stopped_while_it_waited_is_found() -> None:
+    beats = group(2, 0.5)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(beats[1].meet)
+        beats[1].end()
+        sleep(1.2)  # rank 0 is at work
+        assert beats[0].meet() == [1]
+        waits.result()
+    beats[0].end()
+
+
 def test_nothing_is_printed_while_one_is_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
     """Torch's own store warns of each wait that ends in vain, by lines to standard error."""
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=SECOND)

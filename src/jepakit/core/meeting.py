@@ -78,12 +78,10 @@ class Heartbeats:
         here, look = f"all are at {self._meetings}", 0.001
         if self._store.add(f"at {self._meetings}", 1) == self._size:
             self._store.set(here, "")
-        while not self._store.check([here]):  # the store's own wait warns twice each time that it ends in vain
-            if self.silent:
-                return self.silent
+        while not self.silent and not self._store.check([here]):  # its own wait warns twice each time that it ends in vain
             time.sleep(look)
             look = min(1.25 * look, self._pause / _LOOKS_OF_A_BEAT)
-        return []
+        return self.silent  # one may have come, and been stopped while it waited
 
     def end(self, *, broken: bool = False) -> None:
         """Beat no more; broken: the others shall not wait for this process."""
