@@ -72,9 +72,7 @@ def started(command: Sequence[str | Path], log: Path, **environment: str) -> Ite
     try:
         yield process
     finally:
-        for pid in workers_of(process.pid):  # torchrun gives each a session of its own
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_workers(process.pid)
         process.kill()
         process.wait(30)
 
@@ -90,9 +88,7 @@ def forked(words: Sequence[str | Path], log: Path) -> Iterator[BaseProcess]:
     try:
         yield process
     finally:
-        for pid in workers_of(process.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_workers(process.pid)
         process.kill()
         process.join(30)
 
@@ -122,6 +118,13 @@ def workers_of(pid: int) -> list[int]:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
+
+
+def kill_workers(pid: int) -> None:
+    """End what torchrun runs, which has a session of its own."""
+    for worker in workers_of(pid):
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
 
 
 def until(ready: Callable[[], object], seconds: float = 90) -> None:

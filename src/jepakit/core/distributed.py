@@ -293,10 +293,10 @@ def _missing_ranks(why: str, silent: Sequence[int] = ()) -> str:
     """A sentence on the ranks that are silent, else on those that do not report that the group is broken; those of this machine
     are killed, as torchrun waits half a minute for one that hangs."""
     _store.set(f"lost{rank()}", _BROKEN)
-    until = time.monotonic() + GRACE_SECONDS
-    while not silent and time.monotonic() < until and not all(_store.check([f"lost{r}"]) for r in range(world_size())):
+    until, keys = time.monotonic() + GRACE_SECONDS, [f"lost{r}" for r in range(world_size())]
+    while not silent and time.monotonic() < until and not _store.check(keys):
         time.sleep(0.1)
-    words = {r: noted(_store, f"lost{r}") for r in range(world_size())}
+    words = {r: noted(_store, key) for r, key in enumerate(keys)}
     if left := {r: said for r, said in words.items() if said not in ("", _BROKEN)}:
         return "; ".join(f"rank {r} ended: {said}" for r, said in left.items())
     missing = [r for r in silent or words if not words[r]]

@@ -169,8 +169,8 @@ class _Steps:
         device, q = self.judged.encoder.device, self.question
         of_steps = distributed.agreed(lambda: {str(step): load(self._folder(step)).to(device) for step in steps})
         first = not self.ranks
-        also = {UNTRAINED_NAME: self.judged.encoders[UNTRAINED_NAME]} if first and q.protocol.baselines else {}
-        together = replace(self.judged, encoders={**of_steps, **also}).conditioned(dict(q.protocol.conditioning))
+        also = {UNTRAINED_NAME: self.judged.encoders[UNTRAINED_NAME]} if first else {}
+        together = replace(self.judged, encoders={**of_steps, **also}).asked(q.protocol)
         features, ids = q.features(together)
         if not first:
             features.pop(RAW, None)
