@@ -10,6 +10,7 @@ from jepakit.config.config import Config
 from jepakit.study.cells import Change, Look
 from jepakit.study.panels import SNAPSHOTS, Panel, PaperStudy, Point
 
+_I: Change = {"method": "ijepa"}
 _EC: Change = {"method": "ec_ijepa"}
 _C: Change = {"method": "c_jepa"}
 _PIXELS: Change = {"method": "mae_pixels"}
@@ -17,18 +18,23 @@ _B16 = "ViT-B/16, 300 epochs, 1 % of ImageNet"
 _FIRST = 0.25  # of the run, with pixels as targets: 800 of 3,000 updates in the first trials
 
 
+def _conditioned(base: Config) -> Change:
+    """The base's method with conditioning."""
+    return {"method": "ec_c_jepa"} if base.regularizer else _EC
+
+
 def _methods(base: Config) -> tuple[Panel, ...]:
     both = Point("EC-C-JEPA", {"method": "ec_c_jepa"})
-    five = (Point("I-JEPA"), Point("EC-IJEPA", _EC), Point("C-JEPA", _C), both, Point("pixels", _PIXELS))
+    five = (Point("I-JEPA", _I), Point("EC-IJEPA", _EC), Point("C-JEPA", _C), both, Point("pixels", _PIXELS))
     ec_1 = (
-        Point("I-JEPA", {}, "74.8 linear, RankMe 488.6, LiDAR 385.2"),
+        Point("I-JEPA", _I, "74.8 linear, RankMe 488.6, LiDAR 385.2"),
         Point("EC-IJEPA", _EC, "76.7 linear, RankMe 533.0, LiDAR 486.5"),
     )
     ec_3 = (
-        Point("I-JEPA", {}, "74.5 count, 65.3 distance, C10 92.5, C100 75.0, EuroSAT 96.7, Food101 75.3, SUN397 69.5"),
+        Point("I-JEPA", _I, "74.5 count, 65.3 distance, C10 92.5, C100 75.0, EuroSAT 96.7, Food101 75.3, SUN397 69.5"),
         Point("EC-IJEPA", _EC, "75.2 count, 60.0 distance, C10 93.4, C100 76.7, EuroSAT 95.7, Food101 76.5, SUN397 71.2"),
     )
-    c_1 = Point("I-JEPA", {}, "72.9 linear, 83.5 fine-tuned"), Point("C-JEPA", _C, "73.7 linear, 84.5 fine-tuned")
+    c_1 = Point("I-JEPA", _I, "72.9 linear, 83.5 fine-tuned"), Point("C-JEPA", _C, "73.7 linear, 84.5 fine-tuned")
     return (
         Panel("methods", five),
         Panel("ec-tables-1-2", ec_1, "EC-IJEPA, tables 1 and 2: ImageNet, ViT-L/16, 600 epochs"),
@@ -49,15 +55,19 @@ def _context_points(more: Change, published: bool) -> tuple[Point, ...]:
 
 def _context_scale(base: Config) -> tuple[Panel, ...]:
     return (
-        Panel("ijepa", _context_points({}, True), f"I-JEPA, table 9: {_B16}"),
-        Panel("ec-ijepa", _context_points(_EC, False), "EC-IJEPA, figure 2 (ViT-L/16): drawn, no values: flatter than I-JEPA's"),
+        Panel("plain", _context_points({}, True), f"I-JEPA, table 9: {_B16}"),
+        Panel(
+            "conditioned",
+            _context_points(_conditioned(base), False),
+            "EC-IJEPA, figure 2 (ViT-L/16): drawn, no values: flatter than I-JEPA's",
+        ),
     )
 
 
 def _sample_efficiency(base: Config) -> tuple[Panel, ...]:
     shares = [(n + 1) / SNAPSHOTS for n in range(SNAPSHOTS)]
     drawn = "EC-IJEPA, figure 3 (ViT-L/16): drawn, no values: EC-IJEPA above at every epoch"
-    named: tuple[tuple[str, Change, str], ...] = (("ijepa", {}, drawn), ("ec-ijepa", _EC, drawn), ("c-jepa", _C, ""))
+    named: tuple[tuple[str, Change, str], ...] = (("ijepa", _I, drawn), ("ec-ijepa", _EC, drawn), ("c-jepa", _C, ""))
     return tuple(
         Panel(name, tuple(Point(f"{share:.0%} of the run", change, share=share) for share in shares), source)
         for name, change, source in named
@@ -69,16 +79,17 @@ def _squares(kernel: int, stride: int) -> tuple[str, ...]:
 
 
 def _pooling(base: Config) -> tuple[Panel, ...]:
+    ec = _conditioned(base)
     squares = ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (8, 8))
     inference = (
-        Point("4/4, as trained", _EC, "best"),
-        *(Point(f"{k}/{s}", _EC, "drops" if k == 1 else "", _squares(k, s)) for k, s in squares),
-        Point("off", _EC, evaluate=("conditioning.inference=false",)),
+        Point("4/4, as trained", ec, "best"),
+        *(Point(f"{k}/{s}", ec, "drops" if k == 1 else "", _squares(k, s)) for k, s in squares),
+        Point("off", ec, evaluate=("conditioning.inference=false",)),
     )
     training = (
-        Point("both encoders", _EC),
-        Point("encoder only", {**_EC, "conditioning.target_encoder": False}),
-        Point("target encoder only", {**_EC, "conditioning.encoder": False}),
+        Point("both encoders", ec),
+        Point("encoder only", {**ec, "conditioning.target_encoder": False}),
+        Point("target encoder only", {**ec, "conditioning.encoder": False}),
         Point("neither", {}),
     )
     return (
@@ -144,7 +155,7 @@ def _vicreg(base: Config) -> tuple[Panel, ...]:
         Panel(
             "terms",
             (
-                Point("none", {}, "63.7 linear, 82.5 fine-tuned"),
+                Point("none", _I, "63.7 linear, 82.5 fine-tuned"),
                 Point("variance, covariance", terms(0.0, 25.0, 1.0), "68.3 linear, 83.2 fine-tuned"),
                 Point("invariance", terms(25.0, 0.0, 0.0), "67.6 linear, 82.8 fine-tuned"),
                 Point("all", terms(25.0, 25.0, 1.0), "69.5 linear, 83.6 fine-tuned"),
@@ -162,8 +173,8 @@ def _vicreg(base: Config) -> tuple[Panel, ...]:
         Panel(
             "averaging",
             (
-                Point("I-JEPA", {}),
-                Point("I-JEPA, no averaging", still),
+                Point("I-JEPA", _I),
+                Point("I-JEPA, no averaging", {**_I, **still}),
                 Point("C-JEPA", terms(0.0, 25.0, 1.0)),
                 Point("C-JEPA, no averaging", {**terms(0.0, 25.0, 1.0), **still}),
             ),
@@ -184,12 +195,12 @@ def _targets(base: Config) -> tuple[Panel, ...]:
         ),
         Panel("layers", (Point("last layer"), Point(f"layers {every}", {"target.layers": every}))),
         # SALT: an encoder trained on pixels, frozen, as the teacher of a new student; here as long as the student's own run
-        Panel("teacher", (Point("pixels", _PIXELS), Point("frozen teacher", {"loss": "l1"}, teacher="pixels"))),
+        Panel("teacher", (Point("pixels", _PIXELS), Point("frozen teacher", {**_I, "loss": "l1"}, teacher="pixels"))),
         Panel(
             "pixels-first",
             (
                 Point("C-JEPA", _C),
-                Point("I-JEPA, pixels first", first),
+                Point("I-JEPA, pixels first", {**_I, **first}),
                 *(
                     Point(f"C-JEPA, pixels first, kept: {name}", {**_C, **first, "target.kept": parts})
                     for name, parts in kept.items()
