@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jepakit.core.errors import UserError
-from jepakit.core.files import sync
+from jepakit.core.files import load_json, sync
 
 log = logging.getLogger("jepakit")
 MANIFEST = "manifest.json"
@@ -88,7 +88,7 @@ def _write(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
 def tensor_groups(path: Path) -> list[str]:
     """Names of the groups of tensors that a checkpoint or snapshot says it has; none where its manifest cannot be read."""
     try:
-        sums = json.loads((pointed(path) / MANIFEST).read_text(encoding="utf-8"))
+        sums = load_json(pointed(path) / MANIFEST)
         return [name.removesuffix(".safetensors") for name in sums if name.endswith(".safetensors")]
     except (OSError, ValueError, TypeError, AttributeError):
         return []
@@ -101,7 +101,7 @@ def load_checkpoint(path: Path, only: Collection[str] = ()) -> Checkpoint:
     """
     path = pointed(path)
     try:
-        sums: Mapping[str, str] = dict(json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+        sums: Mapping[str, str] = dict(load_json(path / MANIFEST))
     except (OSError, ValueError, TypeError):
         raise UserError(f"{path}: no readable {MANIFEST}: not a checkpoint of jepakit, or a broken one") from None
     files = {name: name.removesuffix(".safetensors") for name in sums if name.endswith(".safetensors")}
@@ -112,7 +112,7 @@ def load_checkpoint(path: Path, only: Collection[str] = ()) -> Checkpoint:
     for name in wanted.keys() | {"state.json"} | (sums.keys() - files.keys()):
         _verify(path, name, sums.get(name, ""))  # what is read is what the manifest vouches for
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = load_json(path / "state.json")
         tensors = {group: load_file(path / name) for name, group in wanted.items()}
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None

@@ -1,6 +1,5 @@
 """The layout of transformers' I-JEPA models on disk, written and read without transformers; and that of its ViTModel, read."""
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from jepakit.artifacts.checkpoint import count_blocks, load_state
 from jepakit.artifacts.processor import processor, read_image_settings
 from jepakit.artifacts.weight_files import left_out_note
 from jepakit.core.errors import UserError, line_of, nearest
-from jepakit.core.files import atomic_write, save_json
+from jepakit.core.files import atomic_write, load_json, save_json
 from jepakit.model.conditioning import PositionConditioning
 from jepakit.model.encoder import Encoder
 from jepakit.model.images import ImageSettings
@@ -177,7 +176,7 @@ def read_hf(folder: Path, which: Which | None) -> tuple[Encoder, list[str], list
     Raises UserError if it holds the other encoder, or a model of another kind.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = load_json(folder / "config.json")
         own = config.get("jepakit", {})
         if not own:
             _require_vit(config, folder)
@@ -287,7 +286,7 @@ def _state(folder: Path) -> _State:
     """All tensors of a folder, of one file or of shards. Raises UserError, OSError, SafetensorError."""
     index, pickles = folder / "model.safetensors.index.json", sorted(folder.glob("pytorch_model*.bin"))
     if not (folder / "model.safetensors").is_file() and index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(load_json(index)["weight_map"].values()))
         if any(Path(name).name != name for name in names):
             raise UserError(f"{index} names a file outside the folder")
         return {name: value for shard in names for name, value in load_file(folder / shard).items()}

@@ -1,6 +1,5 @@
 """Weights in: a run or its step, a checkpoint, released, timm's or transformers' formats, to a model or an encoder to use."""
 
-import json
 import logging
 import os
 import re
@@ -21,7 +20,7 @@ from jepakit.artifacts.weight_files import State, encoders_in, images_of, left_o
 from jepakit.config.config import Config, resolve
 from jepakit.config.phases import at_step
 from jepakit.core.errors import UserError, line_of, nearest
-from jepakit.core.files import user_path
+from jepakit.core.files import load_json, user_path
 from jepakit.data.transform import EvaluationTransform
 from jepakit.model.conditioning import PositionConditioning
 from jepakit.model.encoder import Encoder
@@ -236,7 +235,7 @@ def _foreign(
 def _is_timms(folder: Path) -> bool:
     """Whether a folder's config.json is timm's, beside weights in its names."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = load_json(folder / "config.json")
     except (OSError, ValueError):
         return False  # whoever reads it says what is wrong
     return isinstance(config, dict) and "architecture" in config and "model_type" not in config

@@ -1,6 +1,5 @@
 """The settings of transformers' image processors, written and read without transformers."""
 
-import json
 import logging
 import math
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from jepakit.config.renamed import stored_images
 from jepakit.core.errors import UserError
+from jepakit.core.files import load_json
 from jepakit.model.images import ImageSettings
 
 log = logging.getLogger("jepakit")
@@ -51,7 +51,7 @@ def read_image_settings(folder: Path, size: tuple[int, int], channels: int, own:
     path = folder / "preprocessor_config.json"
     if "images" in own:
         images = stored_images(own["images"])
-        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else processor(images)
+        values = load_json(path) if path.is_file() else processor(images)
         if any(values.get(f"image_{name}") != list(getattr(images, name)) for name in ("mean", "std")):
             raise UserError(
                 f"{path} has another mean or deviation than config.json says of the training: restore it, or remove it"
@@ -63,9 +63,7 @@ def read_image_settings(folder: Path, size: tuple[int, int], channels: int, own:
             "%s has no preprocessor_config.json: mean and deviation are taken to be %s", folder, ImageSettings(**about).mean
         )
         return ImageSettings(**about)
-    return ImageSettings.model_validate(
-        {**about, **_seen(json.loads(path.read_text(encoding="utf-8")), path, channels, bool(own))}
-    )
+    return ImageSettings.model_validate({**about, **_seen(load_json(path), path, channels, bool(own))})
 
 
 def _seen(values: dict[str, Any], path: Path, channels: int, own: bool) -> dict[str, Any]:

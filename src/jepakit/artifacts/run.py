@@ -16,7 +16,7 @@ from jepakit.artifacts.checkpoint import step_name, steps
 from jepakit.config.config import Config, read_yaml, resolve, to_yaml
 from jepakit.core.environment import environment
 from jepakit.core.errors import UserError
-from jepakit.core.files import append, atomic_write, finite, locked, save_json, user_path
+from jepakit.core.files import append, atomic_write, finite, load_json, locked, save_json, user_path
 from jepakit.core.ranks import rank
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """What the run was begun with, and each time gone on with (`core.environment`); empty where that is not known."""
         try:
-            said = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
+            said = load_json(self.path / ENVIRONMENT)
         except (OSError, ValueError):
             return {}
         return said if isinstance(said, dict) else {}
@@ -171,9 +171,7 @@ class Run:
         """What the newest checkpoint says of itself, not verified; empty where there is none that can be read."""
         found = steps(self.checkpoints)
         try:
-            said = (
-                json.loads((self.checkpoints / step_name(found[0]) / "state.json").read_text(encoding="utf-8")) if found else {}
-            )
+            said = load_json(self.checkpoints / step_name(found[0]) / "state.json") if found else {}
         except (OSError, ValueError):
             return {}
         return said if isinstance(said, dict) else {}

@@ -1,6 +1,5 @@
 """Single files of weights, torch's or safetensors', read so that nothing in them runs; and the encoders that lie in one."""
 
-import json
 import math
 import re
 import warnings
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from jepakit.core.errors import UserError
+from jepakit.core.files import load_json
 from jepakit.model.images import ImageSettings
 from jepakit.model.method import Which
 
@@ -97,7 +97,7 @@ def images_of(path: Path, size: tuple[int, int], channels: int) -> tuple[ImageSe
     about: dict[str, Any] = {"size": size, "channels": channels, "depth": "uint8"}
     beside = path.with_name("config.json")
     try:
-        said = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+        said = load_json(beside) if beside.is_file() else {}
         said = said.get("pretrained_cfg", {})
         values = {name: [float(x) for x in said[name]] for name in ("mean", "std") if name in said}
     except (OSError, ValueError, TypeError, AttributeError):

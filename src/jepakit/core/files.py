@@ -118,3 +118,8 @@ def save_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically; numbers that are not finite become null."""
     with atomic_write(path) as draft:
         draft.write_text(json.dumps(finite(value), indent=1, allow_nan=False), encoding="utf-8")
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError, ValueError."""
+    return json.loads(path.read_text(encoding="utf-8"))

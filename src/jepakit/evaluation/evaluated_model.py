@@ -1,6 +1,5 @@
 """What is judged: a run, or any encoder that `jepakit.load` takes, with its untrained twin."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from jepakit.config.run_settings import RunSettings
 from jepakit.core import distributed
 from jepakit.core.device import configure_cpu, device_of, precision_of
 from jepakit.core.errors import UserError
-from jepakit.core.files import user_path
+from jepakit.core.files import load_json, user_path
 from jepakit.evaluation.embeddings.embedder import encoder_digest
 from jepakit.evaluation.probes.protocol import Protocol
 from jepakit.evaluation.train_test_overlap import PretrainingRecord
@@ -138,7 +137,7 @@ def _trained(path: Path) -> PretrainingRecord | None:
     if (run / "config.yaml").is_file():
         return PretrainingRecord.from_state(Run.open(run).state, str(run))
     try:
-        state = json.loads((pointed(path) / "state.json").read_text(encoding="utf-8"))
+        state = load_json(pointed(path) / "state.json")
     except (OSError, ValueError):
         return None
     return PretrainingRecord.from_state(state, str(path)) if isinstance(state, dict) else None

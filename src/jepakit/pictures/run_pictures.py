@@ -31,7 +31,6 @@ arrays.npz      n gallery images, m points, r x c patches, H heads
 """
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -53,7 +52,7 @@ from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
 from jepakit.core.device import configure_cpu, device_of
 from jepakit.core.errors import UserError, checked, line_of, nearest
-from jepakit.core.files import save_json
+from jepakit.core.files import load_json, save_json
 from jepakit.data.opening import is_in_memory, open_source
 from jepakit.data.sources import Source, evenly
 from jepakit.evaluation.pictures import labels_in_words
@@ -135,7 +134,7 @@ def _there(folder: Path, of: Mapping[str, Any], parts: Sequence[str]) -> bool:
     """Whether the folder holds all pictures of the same, and these parts or numbers of predictions; where it has samples, which
     take hours, no number is worth them."""
     try:
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        about = load_json(folder / "about.json")
         there = {*about, *(about["predictions"]["numbers"] if "predictions" in about else ())}
         whole = not about["missing"] and ("samples" in there or there.issuperset(parts))
         with zipfile.ZipFile(folder / "arrays.npz") as arrays:

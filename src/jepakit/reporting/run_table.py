@@ -14,7 +14,7 @@ import yaml
 
 from jepakit.core.counted import LESS_IS_BETTER, Counted, counted_figure
 from jepakit.core.errors import UserError, checked, nearest, plain
-from jepakit.core.files import user_path
+from jepakit.core.files import load_json, user_path
 
 from .states import YAML_LOADER, checkpoint_state, state_of
 from .wording import data_name, duration, in_words
@@ -138,7 +138,7 @@ def _judged(folder: Path) -> tuple[dict[str, float], dict[str, str]]:
     values, counts = {}, {}
     for path in sorted(folder.glob("*.json")):
         with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            figure = counted_figure(path.stem, json.loads(path.read_text(encoding="utf-8"))["rows"][0])
+            figure = counted_figure(path.stem, load_json(path)["rows"][0])
             if math.isfinite(figure.value):
                 values[path.stem], counts[path.stem] = figure.value, figure.metric
     return values, counts

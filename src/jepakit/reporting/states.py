@@ -1,6 +1,5 @@
 """How far a run is, from its folder alone: finished, running or stopped. No torch, and nothing is locked."""
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from jepakit.core.files import load_json
 
 YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C it takes a tenth of the time
 LOCKS = Path("/proc/locks")  # who holds which file; to try the lock oneself could stop a run that begins just then
@@ -20,7 +21,7 @@ def checkpoint_state(folder: Path) -> Mapping[str, Any]:
     said: Any = {}
     if newest:
         with suppress(OSError, ValueError, RecursionError):
-            said = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+            said = load_json(newest / "state.json")
     return said if isinstance(said, Mapping) else {}
 
 

@@ -1,6 +1,5 @@
 """Files of a run's folder, read as far as they are whole: a kill, a full disk or another program may have left anything."""
 
-import json
 import struct
 import zipfile
 import zlib
@@ -11,6 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from jepakit.core.files import load_json
 
 T = TypeVar("T")
 Arrays = dict[str, NDArray[Any]]
@@ -33,7 +34,7 @@ class DamagedFileError(Exception):
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises DamagedFileError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path)
     except OSError as error:
         raise DamagedFileError(f"cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):

@@ -1,6 +1,5 @@
 """The verb `study`: many runs that differ in one thing each, as one command, and one table of what came of them."""
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from jepakit.config.config import Config, overrides, setting_words
 from jepakit.config.optim import Schedule
 from jepakit.core.device import cores, device_of
 from jepakit.core.errors import UserError, checked, nearest
-from jepakit.core.files import save_json
+from jepakit.core.files import load_json, save_json
 from jepakit.core.progress import progress
 from jepakit.core.signals import signals
 from jepakit.data.labels.table import GivenTable, TableColumns, TableSettings, label_options, table_layer, table_settings
@@ -270,7 +269,7 @@ def _how(config: Config, given: Mapping[str, Any], images: int, most: int) -> di
 
 def _save(out: Path, name: str, base: dict[str, Any], work: _Work) -> list[CellRow]:
     """Write the table of all cells that are over, lever by lever, the search's last; returns its rows."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "cells").glob("*.json"))]
+    found = [load_json(path) for path in sorted((out / "cells").glob("*.json"))]
     places = {lever: place for place, lever in enumerate(work.order)}
     rows = sorted(found, key=lambda row: places.get(row["lever"], len(work.order)))
     settings, head = yaml.safe_dump(base, default_flow_style=True, width=1000).strip(), work.head(rows)

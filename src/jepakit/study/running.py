@@ -4,7 +4,6 @@ All state is in files. OUT/cells/NAME is a run's folder, NAME.log what its proce
 written when the cell is over: finished, pruned or failed. A cell without a row is taken up where it was stopped.
 """
 
-import json
 import logging
 import os
 import runpy
@@ -21,7 +20,7 @@ from typing import Any
 from jepakit.artifacts.checkpoint import steps
 from jepakit.artifacts.run import Run
 from jepakit.core.errors import UserError
-from jepakit.core.files import locked, save_json
+from jepakit.core.files import load_json, locked, save_json
 from jepakit.study.cells import Cell, evaluations, words
 from jepakit.study.table import CellRow, row_of
 
@@ -100,7 +99,7 @@ class Runner:
     def row(self, cell: Cell) -> CellRow | None:
         """What came of a cell that is over."""
         path = self.path(cell, ".json")
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return load_json(path) if path.is_file() else None
 
     def job(self, cell: Cell, prune: Prune = lambda run: False) -> Job:
         """Pretrain and evaluate, as far as that is not done; a row at the end, unless the study is stopped before."""

@@ -1,6 +1,5 @@
 """What came of a study's cells: rows of numbers from the runs' folders, and one table to read."""
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -16,7 +15,7 @@ from jepakit.config.optim import Schedule
 from jepakit.config.phases import at_step
 from jepakit.core.counted import Counted, counted_figure
 from jepakit.core.errors import UserError
-from jepakit.core.files import atomic_write, save_json
+from jepakit.core.files import atomic_write, load_json, save_json
 from jepakit.evaluation.metrics import LESS_IS_BETTER
 from jepakit.model.method import encoder_label
 from jepakit.study.cells import BASE, Cell, label
@@ -63,7 +62,7 @@ def steps_of(run: Run) -> int | None:
     """Steps of a whole run, as its newest checkpoint tells; none where there is no checkpoint."""
     for step in steps(run.checkpoints):
         try:
-            state = json.loads((run.checkpoints / step_name(step) / "state.json").read_text(encoding="utf-8"))
+            state = load_json(run.checkpoints / step_name(step) / "state.json")
             optim = resolve(state["config"]).optim
             return Schedule(optim, state["images"] // optim.batch_size).steps
         except (OSError, ValueError, KeyError, UserError):
@@ -200,7 +199,7 @@ def _result(path: Path) -> dict[str, list[float]]:
     """Each encoder's figure in a result of `evaluate`, with the interval where there is one."""
     if not path.is_file():
         return {}
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    rows = load_json(path)["rows"]
     ends = 1 if path.stem in SPECTRA else 3
     return {
         name: [one.value, one.low, one.high][:ends]
@@ -210,7 +209,7 @@ def _result(path: Path) -> dict[str, list[float]]:
 
 def _metric(path: Path) -> str:
     """What counts in a result: accuracy where there is none."""
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    rows = load_json(path)["rows"] if path.is_file() else []
     return counted_figure(path.stem, rows[0]).metric if rows else "accuracy"
 
 

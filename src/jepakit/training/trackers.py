@@ -1,7 +1,6 @@
 """Where the rows of metrics.jsonl are shown too, if asked for: TensorBoard, and Weights & Biases (W&B)."""
 
 import importlib
-import json
 import logging
 import os
 import re
@@ -15,7 +14,7 @@ from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
 from jepakit.config.run_settings import RunSettings
 from jepakit.core.errors import UserError, line_of
-from jepakit.core.files import save_json
+from jepakit.core.files import load_json, save_json
 
 log = logging.getLogger("jepakit")
 WriteRow = Callable[[dict[str, Any]], None]
@@ -121,7 +120,7 @@ def _wandb_writer(run: Run, config: Config) -> Iterator[WriteRow]:
 def _stored(place: Path, name: str) -> tuple[str, int]:
     """The id by which W&B knows the run, made once from its folder's name and chance, and the last step that was sent."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        stored = json.loads(place.read_text(encoding="utf-8"))
+        stored = load_json(place)
         return str(stored["id"]), int(stored["step"])
     # by chance: a run that takes the place of another, or has the same name elsewhere, is another run
     identity = f"{re.sub(r'[^a-zA-Z0-9_-]+', '-', name)[:40]}-{secrets.token_hex(4)}"

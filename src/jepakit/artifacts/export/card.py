@@ -1,6 +1,5 @@
 """The README.md of an export: what it is, how it is loaded, what it was trained on, how good it is, how it was checked."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -13,6 +12,7 @@ from jepakit.artifacts.processor import processor
 from jepakit.config.config import Config
 from jepakit.core.counted import FIGURE_OF_TASK, METRIC_NAMES, counted_figure
 from jepakit.core.errors import plain
+from jepakit.core.files import load_json
 from jepakit.data.formats.remote import is_remote, shown
 from jepakit.model.encoder import Encoder
 from jepakit.model.method import encoder_label
@@ -150,7 +150,7 @@ def _table(results: Path | None, encoder: Encoder, config: Config | None) -> str
 
 def _rows(path: Path) -> list[Mapping[str, Any]]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8")).get("rows", [])
+        rows = load_json(path).get("rows", [])
     except (OSError, ValueError, AttributeError):
         return []
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get("name"), str)]

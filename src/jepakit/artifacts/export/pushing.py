@@ -1,7 +1,6 @@
 """The verb `push`: an export for transformers, uploaded to the Hugging Face Hub."""
 
 import importlib.util
-import json
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,7 +9,7 @@ from jepakit.artifacts.export.exporting import MARK, export
 from jepakit.artifacts.load import HUB_ID
 from jepakit.artifacts.run import Run
 from jepakit.core.errors import UserError, checked
-from jepakit.core.files import user_path
+from jepakit.core.files import load_json, user_path
 
 
 @checked
@@ -67,6 +66,6 @@ def _upload(place: Path, repo: str, *, public: bool, overwrite: bool) -> str:
 def _is_hf_export(folder: Path) -> bool:
     """Whether a folder is what `export --format hf` wrote."""
     try:
-        return bool(json.loads((folder / MARK).read_text(encoding="utf-8"))["format"] == "hf")
+        return bool(load_json(folder / MARK)["format"] == "hf")
     except (OSError, ValueError, LookupError, TypeError):
         return False

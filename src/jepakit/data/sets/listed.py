@@ -1,6 +1,5 @@
 """Labelled sets of image files, split by lists of their own or by the rule that is usual for them."""
 
-import json
 import os
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from jepakit.core import rng
 from jepakit.core.errors import UserError, line_of
+from jepakit.core.files import load_json
 from jepakit.data.decoding.decode import SUFFIXES
 from jepakit.data.formats.folder import FilesSource, unused
 from jepakit.data.sources import Labels, Source, pick
@@ -120,7 +120,7 @@ def inaturalist(root: Path, labels: str | None) -> Source | None:
     rows: list[_Row] = []
     for test, path in enumerate(paths):
         try:
-            content: Any = json.loads(path.read_text(encoding="utf-8"))
+            content: Any = load_json(path)
             names |= {entry["id"]: str(entry.get("name", entry["id"])) for entry in content["categories"]}
             category = {entry["image_id"]: entry["category_id"] for entry in content["annotations"]}
             rows += [(str(entry["file_name"]), category[entry["id"]], bool(test)) for entry in content["images"]]

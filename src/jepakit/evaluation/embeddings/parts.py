@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepakit.core.errors import UserError, plain
-from jepakit.core.files import atomic_write, sync
+from jepakit.core.files import atomic_write, load_json, sync
 from jepakit.evaluation.features import UnreadRow
 
 Columns = dict[str, NDArray[Any]]
@@ -82,7 +82,7 @@ def described(folder: Path) -> dict[str, Any] | None:
     """What a folder of parts was begun with; None for one that was not begun. Raises UserError for a broken one."""
     place = folder / DESCRIPTION
     try:
-        about = json.loads(place.read_text(encoding="utf-8")) if place.exists() else None
+        about = load_json(place) if place.exists() else None
     except ValueError:
         about = ()
     if not isinstance(about, dict | None):

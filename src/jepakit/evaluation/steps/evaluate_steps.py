@@ -1,6 +1,5 @@
 """`evaluate --steps`: each kept encoder of a run on the same images, read once; metric against images seen."""
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from jepakit.artifacts.load import load, require_kept, run_and_step
 from jepakit.artifacts.run import Run
 from jepakit.core import distributed
 from jepakit.core.errors import UserError
-from jepakit.core.files import user_path
+from jepakit.core.files import load_json, user_path
 from jepakit.data.identity import Identity
 from jepakit.data.labels.table import GivenTable, TableColumns, table_settings
 from jepakit.data.opening import GivenImages
@@ -229,7 +228,7 @@ class _Steps:
     def _weights(self, step: int) -> str:
         """The sha256 of a kept step's weights, as its manifest has it."""
         try:
-            sums = json.loads((self._folder(step) / MANIFEST).read_text(encoding="utf-8"))
+            sums = load_json(self._folder(step) / MANIFEST)
             return str(sums.get("encoder.safetensors") or sums["model.safetensors"])
         except (OSError, ValueError, KeyError, AttributeError):
             return ""  # reading the weights says what is wrong

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from jepakit.core.counted import FIGURE_OF_TASK, METRIC_NAMES, counted_figure
-from jepakit.core.files import atomic_write, save_json
+from jepakit.core.files import atomic_write, load_json, save_json
 from jepakit.evaluation.evaluated_model import UNTRAINED_NAME
 from jepakit.evaluation.metrics import LESS_IS_BETTER
 from jepakit.evaluation.probe_results import ResultRow
@@ -48,7 +48,7 @@ class StepResults:
     def read(cls, path: Path, of: Mapping[str, Any]) -> "StepResults":
         """Those of a file where they are of the same; else none."""
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = load_json(path)
             if found["of"] == json.loads(json.dumps(of)):
                 return cls(dict(of), [JudgedStep(**step) for step in found["steps"]], found["baselines"])
         except (OSError, ValueError, TypeError, KeyError):
