@@ -182,7 +182,10 @@ def test_every_paper_value_that_the_levers_are_about_is_tried() -> None:
     assert {change.get("regularizer.tensor") for change in cells["vicreg-tensor"]} >= {"pred_blocks", "pred_pairs"}
     assert all(c["regularizer.sim"] == 25 for c in cells["vicreg-tensor"] if c["regularizer.tensor"] == "pred_pairs")
     assert {"regularizer": None} in cells["regulariser"]
-    assert any(change.get("regularizer.kind") == "sigreg" for change in cells["regulariser"])
+    assert {change.get("regularizer.kind") for change in cells["regulariser"]} >= {"sigreg", "visreg"}
+    assert {"predictor.stop": 0.25} in cells["stop"]  # StoP
+    assert {"target.layers": [0, 1, 2, 3]} in cells["target-layers"]  # Bootleg
+    assert {change["masking.prior"] for change in cells["prior"]} == {"contrast"} and len(cells["symmetry"]) == 2
     assert {"images.target_crop": "own"} in cells["target-crop"]
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from jepakit.artifacts.checkpoint import load_state
 from jepakit.artifacts.load import Weights, absolute_weights, read_weights
 from jepakit.artifacts.resample import change_channels, resize_patches
-from jepakit.config.choice import size_for
 from jepakit.config.config import Config, validation_sentence
 from jepakit.config.init import USUAL_PARTS, Init, InitPart
+from jepakit.config.sizes import size_for
 from jepakit.core.errors import UserError
 from jepakit.core.files import save_json
 from jepakit.model.jepa import JEPA

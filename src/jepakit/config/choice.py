@@ -1,7 +1,6 @@
 """What a run is made with where no recipe is named: recipe small, fitted to the images that are found and to the device."""
 
 import logging
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from jepakit.config.optim import Optim
 from jepakit.config.recipes import settings
 from jepakit.config.renamed import current_layer
 from jepakit.config.run_settings import RunSettings
+from jepakit.config.sizes import LARGEST, patch_for, row_of, size_for
 from jepakit.core.device import cores, device_of
 from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings
@@ -35,10 +35,6 @@ def _vit(size: str, predictor_width: int, predictor_depth: int) -> _Values:
 
 
 # What is chosen. Rows are (from so many on, value).
-_SIZES = (28, 32, 48, 64, 96, 128)  # pixels: the largest that is no larger than the images
-_LEAST = 32  # for images that are smaller than all of these
-LARGEST = {"cpu": 64, "cuda": 128}
-GRIDS = ((0, 8), (96, 12), (128, 16))  # pixels, patches on a side
 DEMO = {"encoder.width": 128, "encoder.depth": 4, "encoder.heads": 4, "predictor.width": 64, "predictor.depth": 2}
 TINY, SMALL, BASE = _vit("tiny", 96, 4), _vit("small", 192, 4), _vit("base", 384, 6)  # predictors half as wide
 ENCODERS = {"cpu": ((0, DEMO), (100_000, TINY)), "cuda": ((0, TINY), (50_000, SMALL), (500_000, BASE))}  # images
@@ -216,54 +212,9 @@ def _images(data: DataSummary, user: UserSettings) -> list[_Row]:
     return rows
 
 
-def size_for(short: int, most: int, patch: int | None = None) -> int | None:
-    """Of SIZES up to `most` the largest at which images of that shorter side are not enlarged; for smaller ones the LEAST.
-
-    Only those of 4x4 patches or more, as masks need, where the patch is given; none where there is none.
-    """
-    sizes = [size for size in _SIZES if patch is None or (size % patch == 0 and size >= 4 * patch)]
-    least = next((size for size in sizes if size >= _LEAST), None)
-    return max((size for size in sizes if size <= min(short, most)), default=least)
-
-
-def patch_for(sides: tuple[int, int]) -> int | None:
-    """The patch that divides both sides into about as many as GRIDS has for such images; none where none comes near."""
-    patches, _ = _row(GRIDS, min(sides))
-    near = {p: abs(min(sides) / p - patches) for p in range(1, min(sides) + 1) if not any(side % p for side in sides)}
-    patch = min(near, key=near.__getitem__)
-    return patch if near[patch] <= patches / 4 else None
-
-
-def smaller_for(short: int, config: Config, choice: Choice) -> str:
-    """Words that set a size at which an image of that shorter side is not enlarged, and that the masks allow.
-
-    Of the patches that are set, else the size and the patch that are chosen for such images. '' where there is none, or the
-    size is a choice already.
-    """
-    images, encoder = choice.settings.get("images", {}), choice.settings.get("encoder", {})
-    own, now, chosen = config.encoder.patch_size, min(config.images.height_width), size_for(short, LARGEST["cuda"])
-    if "size" in images:
-        return ""
-    if "patch_size" not in encoder and _allowed(config, size := short // own * own, own) and size < now:
-        return f"images.size={size}"
-    if chosen is None or not chosen <= min(short, now - 1) or not _allowed(config, chosen, patch := patch_for((chosen, chosen))):
-        return ""
-    return f"images.size={chosen}" + ("" if "patch_size" in encoder else f" encoder.patch_size={patch}")
-
-
-def _allowed(config: Config, size: int, patch: int | None) -> bool:
-    """Whether there are 4x4 patches of it, and masks of them."""
-    if patch is None or size < 4 * patch:
-        return False
-    with suppress(UserError):
-        config.masking.check((size // patch, size // patch))
-        return True
-    return False
-
-
 def _encoder(data: DataSummary, user: UserSettings) -> _Row:
     """Encoder and predictor go together: who shapes the one has the recipe's other."""
-    values, why = _row(ENCODERS[data.row], data.images)
+    values, why = row_of(ENCODERS[data.row], data.images)
     shape = ViTConfig.model_validate({key.removeprefix("encoder."): v for key, v in values.items() if key.startswith("encoder.")})
     own = [name for name in ("size", *SHAPE) if user.has(f"encoder.{name}")]
     if any(getattr(user.encoder, name) != getattr(shape, name) for name in own):
@@ -273,7 +224,7 @@ def _encoder(data: DataSummary, user: UserSettings) -> _Row:
 
 
 def _batch(data: DataSummary) -> _Row:
-    batch, why = _row(BATCHES[data.row], data.images)
+    batch, why = row_of(BATCHES[data.row], data.images)
     most = 1 << max(1, (data.images // SHARE).bit_length() - 1)
     return {"optim.batch_size": min(batch, most)}, "at most a quarter of the images" if most < batch else why
 
@@ -292,12 +243,3 @@ def _length(data: DataSummary, user: UserSettings) -> list[_Row]:
 def _loading(data: DataSummary) -> _Row:
     threads = min(_THREADS, data.cores)
     return ({"run.loader_threads": threads}, "to keep the device busy") if data.device == "cuda" and threads > 2 else ({}, "")
-
-
-def _row(table: tuple[tuple[int, Any], ...], count: int) -> tuple[Any, str]:
-    """The value of the last row that so many reach, and for how many images it is."""
-    at = max(i for i, (least, _) in enumerate(table) if least <= count)
-    low, value = table[at]
-    if at + 1 == len(table):
-        return value, f"{low:,} images or more"
-    return value, f"{low:,} to {table[at + 1][0]:,} images" if low else f"fewer than {table[at + 1][0]:,} images"

@@ -17,8 +17,9 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from jepakit.config.choice import Choice, resolve_with_data, smaller_for
+from jepakit.config.choice import Choice, resolve_with_data
 from jepakit.config.config import Config, overrides
+from jepakit.config.sizes import smaller_for
 from jepakit.core.errors import UserError, checked
 from jepakit.core.files import save_json, user_path
 from jepakit.core.progress import progress
@@ -195,7 +196,7 @@ def _checked(data: str, source: Source, survey: _Survey, altered: tuple[str, ...
     by_area = np.argsort(height * width, kind="stable")
     places = {"smallest": 0, "median": (len(read) - 1) // 2, "largest": len(read) - 1} if len(read) else {}
     short = np.quantile(np.minimum(height, width), np.array(QUANTILES) / 100, method="inverted_cdf") if len(read) else []
-    smaller = smaller_for(int(short[0]), config, choice) if len(read) else ""
+    smaller = smaller_for(int(short[0]), config, choice.settings) if len(read) else ""
     fit = _fit(len(training_part(source, config.images)), read, config)
     stops = find_stops(len(source), len(bad), fit, read["bands"], altered)
     return Checked(

@@ -7,7 +7,7 @@ arXiv 2603.15553. I-JEPA's ablations are linear probes on 1 % of ImageNet.
 from typing import Any
 
 from jepakit.config.config import Config
-from jepakit.study.cells import Change, Look
+from jepakit.study.cells import Change, Look, quarters
 from jepakit.study.panels import SNAPSHOTS, Panel, PaperStudy, Point
 
 _I: Change = {"method": "ijepa"}
@@ -183,8 +183,7 @@ def _vicreg(base: Config) -> tuple[Panel, ...]:
 
 
 def _targets(base: Config) -> tuple[Panel, ...]:
-    depth = base.encoder.depth
-    every = sorted({max(1, depth * n // 4) - 1 for n in (1, 2, 3, 4)})  # Bootleg's: all of 4, or 2, 5, 8, 11 of 12
+    every = quarters(base.encoder.depth)
     first: Change = {"target.pixels_first": _FIRST}
     kept = {"nothing": [], "predictor": ["predictor"], "moments": ["moments"], "schedule": ["schedule"]}
     return (

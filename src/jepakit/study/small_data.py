@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from jepakit.config.config import Config
-from jepakit.study.cells import Change, Lever
+from jepakit.study.cells import Change, Lever, quarters
 
 RECIPE = "demo"
 # The part that the VICReg levers turn, where the base has none: as in the first trials on the emoji.
@@ -87,6 +87,10 @@ def _masks() -> tuple[Lever, ...]:
         _lever("crop-scale", "images.crop_scale", [0.08, 1.0], [0.2, 1.0], [0.3, 1.0], [0.6, 1.0], [1.0, 1.0]),
         # MIM-JEPA: the target encoder sees a crop of its own
         _lever("target-crop", "images.target_crop", "same", "own"),
+        # images without a left and a right, or an up
+        _lever("symmetry", "images.symmetry", None, "mirror", "d4"),
+        # target blocks rather on the foreground; an OCT project: a purer foreground did worse
+        _lever("prior", "masking.prior masking.bias", ("contrast", 0.25), ("contrast", 0.5), ("contrast", 1.0)),
     )
 
 
@@ -102,20 +106,25 @@ def _architecture(base: Config) -> tuple[Lever, ...]:
         _lever("predictor-width", "predictor.width", *widths),
         # released code: layer; data2vec 2.0: over a batch; paper: none
         _lever("target-norm", "target.norm", "layer", "batch", "none"),
+        # Bootleg, V-JEPA 2.1: every quarter of the blocks
+        _lever("target-layers", "target.layers", quarters(base.encoder.depth)),
+        # StoP: .25
+        _lever("stop", "predictor.stop", 0.0, 0.1, 0.25, 0.5),
         # EC-IJEPA: of both encoders, of one, of none
         replace(conditioning, values=({"conditioning": None}, *conditioning.values)),
     )
 
 
 def _regularisers() -> tuple[Lever, ...]:
-    """No regulariser, VICReg as the small recipes have it, and SIGReg around LeJEPA's weight .05."""
-    sigreg: Change = {"regularizer.kind": "sigreg", "regularizer.tensor": "context_pooled"}
+    """No regulariser, VICReg as the small recipes have it, SIGReg around LeJEPA's weight .05, and VISReg."""
+    sigreg, visreg = ({"regularizer.kind": kind, "regularizer.tensor": "context_pooled"} for kind in ("sigreg", "visreg"))
     values = (
         {"regularizer": None},
         VICREG,
         *({**sigreg, "regularizer.weight": weight} for weight in (0.002, 0.01, 0.05, 0.2)),
         {**sigreg, "regularizer.weight": 0.05, "regularizer.directions": 1024},
         *({**sigreg, "regularizer.tensor": "pred_blocks", "regularizer.weight": weight} for weight in (0.01, 0.05)),
+        *({**visreg, "regularizer.weight": weight} for weight in (0.003, 0.03, 0.3)),
     )
     return (Lever("regulariser", values),)
 
