@@ -72,7 +72,7 @@ dist: $(VENV)/.dev
 oldest:
 	python3 -m venv $(VENV)-oldest
 	python3 scripts/oldest.py $(TORCH) > $(VENV)-oldest/constraints.txt
-	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-oldest/constraints.txt -e ".[dev]"
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-oldest/constraints.txt -e ".[dev,docs]"
 	$(VENV)-oldest/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 clean:

@@ -12,7 +12,6 @@ ROOT = Path(__file__).parents[1]
 TOOLS = ("dev", "parity")
 PIN = re.compile(r"([\w.-]+)==(\S+)")
 BOUND = re.compile(r"([\w.-]+)>=([\w.]+)")
-FREE = {"transformers"}  # the pinned one asks for newer packages than our oldest; pip finds the newest that does not
 
 
 def oldest(torch: str | None) -> dict[str, str]:
@@ -22,7 +21,7 @@ def oldest(torch: str | None) -> dict[str, str]:
     extras = [line for name, lines in optional.items() if name not in TOOLS for line in lines]
     bounds = dict(found.groups() for line in (*extras, *project["dependencies"]) if (found := BOUND.match(line)))
     pins = dict(found.groups() for line in (ROOT / "constraints.txt").read_text().splitlines() if (found := PIN.match(line)))
-    tools = {line.partition(">")[0] for line in optional["dev"]} - bounds.keys() - FREE
+    tools = {line.partition(">")[0] for line in optional["dev"]} - bounds.keys()
     return {**{name: pins[name] for name in tools}, **bounds, "torch": torch or pins["torch"]}
 
 

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, get_args
 
 import typer
+from typer.utils import get_params_from_function
 
 import jepakit
 from jepakit.cli.options import app
@@ -62,29 +63,36 @@ def command(name: str, each: Any) -> Iterator[str]:
     context = typer.Context(each, info_name=name)
     usage = re.sub(r"\{(\w+)\}", lambda found: found[1].upper(), " ".join(each.collect_usage_pieces(context)))
     yield f"## {name}\n\n{plain(each.help or '')}\n\n```text\n{name} {usage}\n```\n"
-    rows = [row(param) for param in each.params if not getattr(param, "hidden", False)]
+    meant = parameters(each.callback)
+    rows = [row(param, meant.get(param.name)) for param in each.params if not getattr(param, "hidden", False)]
     if rows:
         yield "| option | takes | default | meaning |\n|---|---|---|---|"
         yield from rows
         yield ""
 
 
-def row(param: Any) -> str:
+def parameters(callback: Any) -> dict[str, Any]:
+    """What a command's function says of its parameters, of those too that come from a table of options."""
+    return get_params_from_function(inspect.unwrap(callback, stop=lambda each: hasattr(each, "__signature__")))
+
+
+def row(param: Any, meant: Any) -> str:
+    """An option or argument; meant: what its function says of it."""
     option = param.param_type_name == "option"
     words = [*param.opts, *param.secondary_opts] if option else [param.metavar or str(param.name).upper()]
-    takes = "" if not option or param.is_flag else choices(param)
+    takes = "" if not option or param.is_flag else choices(meant)
     default = param.default if isinstance(param.default, str | int | float | Path) and not isinstance(param.default, bool) else ""
     needed = "to be given" if param.required and option else f"`{default}`" if str(default) else ""
     cells = (", ".join(f"`{word}`" for word in words), takes, needed, plain(getattr(param, "help", "") or ""))
     return f"| {' | '.join(' '.join(cell.split()) for cell in cells)} |"
 
 
-def choices(param: Any) -> str:
+def choices(meant: Any) -> str:
     """What an option takes, in words, with its bounds."""
     words = {str: "words", Path: "a path", int: "a whole number", float: "a number"}
-    kinds = (param.type_descriptor.annotation, *get_args(param.type_descriptor.annotation))
+    kinds = (meant.annotation, *get_args(meant.annotation))
     kind = next((words[each] for each in kinds if each in words), "words")
-    bounds = [f"{sign} {value:g}" for sign, value in (("≥", param.min), ("≤", param.max)) if value is not None]
+    bounds = [f"{sign} {value:g}" for sign, value in (("≥", meant.default.min), ("≤", meant.default.max)) if value is not None]
     return ", ".join([kind, *bounds])
 
 
