@@ -65,7 +65,7 @@ def trained(method: str, words: str, images: NDArray[np.uint8], steps: int, no_s
     return kinds, rows
 
 
-@pytest.mark.parametrize("method", ["c_jepa", "ec_c_jepa"])
+@pytest.mark.parametrize("method", ["ec_c_jepa", pytest.param("c_jepa", marks=pytest.mark.long)])
 def test_a_run_that_learns_raises_no_alarm(method: str) -> None:
     kinds, rows = trained(method, VICREG, blobs(256), 240)
     assert not kinds

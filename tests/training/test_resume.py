@@ -136,8 +136,15 @@ def killed_until_done(out: Path, start: list[str], seed: int) -> int:
     raise AssertionError("the run does not come to its end")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", ["ijepa", "ec_c_jepa"])
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [
+        ("ijepa", "fp32"),
+        ("ec_c_jepa", "bf16"),
+        pytest.param("ijepa", "bf16", marks=pytest.mark.long),
+        pytest.param("ec_c_jepa", "fp32", marks=pytest.mark.long),
+    ],
+)
 def test_kill_9_at_random_moments_changes_no_bit(
     photos: Path, tmp_path: Path, straight: Run, method: str, precision: str
 ) -> None:
