@@ -39,6 +39,9 @@ def test_baselines_are_asked_of_the_first_run_of_each_seed_alone() -> None:
     for cell in cells:
         alone = [line[-1] == "baselines=false" for line in evaluations(cell, "r", ["--tasks", "knn"])]
         assert not any(alone) if cell.baselines else all(alone)
+    (looked_into, *_) = runs_of("pooling").cells  # whatever is turned at inference, an untrained encoder and pixels are the same
+    own, *looks = evaluations(looked_into, "r", ["--tasks", "knn"])
+    assert len(looks) == 7 and "baselines=false" not in own and all("baselines=false" in look for look in looks)
 
 
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu"])

@@ -12,6 +12,7 @@ from jepakit.config.recipes import settings
 from jepakit.core.errors import UserError, nearest
 
 Change = Mapping[str, Any]  # dotted names of settings, and their values
+ALONE = "baselines=false"  # of an evaluation: without an untrained encoder and pixels
 BASE = "base"  # the lever of a cell in which none is turned; a lever's value that changes nothing
 
 
@@ -111,7 +112,7 @@ def words(change: Change) -> list[str]:
 
 def evaluations(cell: Cell, run: str, own: Sequence[str]) -> list[list[str]]:
     """Command lines that judge a cell's run: its own evaluation, with the words `own`, and then its further looks."""
-    alone = [] if cell.baselines else ["baselines=false"]
+    alone = [] if cell.baselines else [ALONE]
     looks = [
         ["evaluate", f"{run}@{look.step}" if look.step else run, "--out", f"{run}/evaluation/{look.name}", *look.words, *alone]
         for look in cell.looks
