@@ -1,6 +1,7 @@
 """The embedded emoji set: real colour images to try a method on without a download (see emoji32/LICENSES.md)."""
 
 import io
+import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -8,7 +9,6 @@ from importlib import resources
 import numpy as np
 from PIL import Image
 
-from jepakit.core.files import load_json
 from jepakit.core.rng import uniform
 from jepakit.data.decoding.pixels import Pixels
 from jepakit.data.sources import Labels, Source
@@ -33,7 +33,7 @@ class Emoji:
 def emoji() -> Emoji:
     """The whole set, read from package data once per process."""
     folder = resources.files("jepakit.data.sets") / "emoji32"
-    labels = load_json(folder / "labels.json")
+    labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
     identity = np.array(labels["identity"], np.int64)
     with Image.open(io.BytesIO((folder / "emoji32.webp").read_bytes())) as file:
         sheet = np.asarray(file.convert("RGB"))
