@@ -12,7 +12,7 @@ from jepakit.config.optim import Optim
 from jepakit.config.recipes import settings
 from jepakit.config.renamed import current_layer
 from jepakit.config.run_settings import RunSettings
-from jepakit.config.sizes import LARGEST, patch_for, row_of, size_for
+from jepakit.config.sizes import LARGEST, patch_for, row_reached, size_for
 from jepakit.core.device import cores, device_of
 from jepakit.core.errors import UserError
 from jepakit.core.settings import Settings
@@ -214,7 +214,7 @@ def _images(data: DataSummary, user: UserSettings) -> list[_Row]:
 
 def _encoder(data: DataSummary, user: UserSettings) -> _Row:
     """Encoder and predictor go together: who shapes the one has the recipe's other."""
-    values, why = row_of(ENCODERS[data.row], data.images)
+    values, why = row_reached(ENCODERS[data.row], data.images)
     shape = ViTConfig.model_validate({key.removeprefix("encoder."): v for key, v in values.items() if key.startswith("encoder.")})
     own = [name for name in ("size", *SHAPE) if user.has(f"encoder.{name}")]
     if any(getattr(user.encoder, name) != getattr(shape, name) for name in own):
@@ -224,7 +224,7 @@ def _encoder(data: DataSummary, user: UserSettings) -> _Row:
 
 
 def _batch(data: DataSummary) -> _Row:
-    batch, why = row_of(BATCHES[data.row], data.images)
+    batch, why = row_reached(BATCHES[data.row], data.images)
     most = 1 << max(1, (data.images // SHARE).bit_length() - 1)
     return {"optim.batch_size": min(batch, most)}, "at most a quarter of the images" if most < batch else why
 

@@ -26,7 +26,7 @@ def size_for(short: int, most: int, patch: int | None = None) -> int | None:
 
 def patch_for(sides: tuple[int, int]) -> int | None:
     """The patch that divides both sides into about as many as GRIDS has for such images; none where none comes near."""
-    patches, _ = row_of(GRIDS, min(sides))
+    patches, _ = row_reached(GRIDS, min(sides))
     near = {p: abs(min(sides) / p - patches) for p in range(1, min(sides) + 1) if not any(side % p for side in sides)}
     patch = min(near, key=near.__getitem__)
     return patch if near[patch] <= patches / 4 else None
@@ -59,7 +59,7 @@ def _allowed(config: Config, size: int, patch: int | None) -> bool:
     return False
 
 
-def row_of(table: tuple[tuple[int, Any], ...], count: int) -> tuple[Any, str]:
+def row_reached(table: tuple[tuple[int, Any], ...], count: int) -> tuple[Any, str]:
     """The value of the last row that so many reach, and for how many images it is."""
     at = max(i for i, (least, _) in enumerate(table) if least <= count)
     low, value = table[at]

@@ -100,7 +100,7 @@ def _possible(base: Mapping[str, Any], change: Change) -> Config | None:
     return None
 
 
-def quarters(depth: int) -> list[int]:
+def quarter_ends(depth: int) -> list[int]:
     """The last block of each quarter: all of 4; 2, 5, 8 and 11 of 12 (Bootleg, arXiv 2603.15553)."""
     return sorted({max(1, depth * n // 4) - 1 for n in (1, 2, 3, 4)})
 

@@ -7,7 +7,7 @@ arXiv 2603.15553. I-JEPA's ablations are linear probes on 1 % of ImageNet.
 from typing import Any
 
 from jepakit.config.config import Config
-from jepakit.study.cells import Change, Look, quarters
+from jepakit.study.cells import Change, Look, quarter_ends
 from jepakit.study.panels import SNAPSHOTS, Panel, PaperStudy, Point
 
 _I: Change = {"method": "ijepa"}
@@ -183,7 +183,7 @@ def _vicreg(base: Config) -> tuple[Panel, ...]:
 
 
 def _targets(base: Config) -> tuple[Panel, ...]:
-    every = quarters(base.encoder.depth)
+    every = quarter_ends(base.encoder.depth)
     first: Change = {"target.pixels_first": _FIRST}
     kept = {"nothing": [], "predictor": ["predictor"], "moments": ["moments"], "schedule": ["schedule"]}
     return (

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from jepakit.config.config import Config
-from jepakit.study.cells import Change, Lever, quarters
+from jepakit.study.cells import Change, Lever, quarter_ends
 
 RECIPE = "demo"
 # The part that the VICReg levers turn, where the base has none: as in the first trials on the emoji.
@@ -107,7 +107,7 @@ def _architecture(base: Config) -> tuple[Lever, ...]:
         # released code: layer; data2vec 2.0: over a batch; paper: none
         _lever("target-norm", "target.norm", "layer", "batch", "none"),
         # Bootleg, V-JEPA 2.1: every quarter of the blocks
-        _lever("target-layers", "target.layers", quarters(base.encoder.depth)),
+        _lever("target-layers", "target.layers", quarter_ends(base.encoder.depth)),
         # StoP: .25
         _lever("stop", "predictor.stop", 0.0, 0.1, 0.25, 0.5),
         # EC-IJEPA: of both encoders, of one, of none
