@@ -50,7 +50,7 @@ def about_base(scale: str) -> str:
         "and differences mean nothing where it does (docs/study.md; `method=ijepa` makes it the base all the same). "
         "The published numbers are of ImageNet and of encoders a hundred times as large: compare their order and their "
         "distances, not their height. "
-        "Mean ± half of the 95 % interval over seeds."
+        "Mean ± half of the 95 % interval over seeds; in brackets, the same of each seed's difference from the first line."
     )
 
 
