@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jepakit.core.compare import mean_and_margin
+from jepakit.evaluation.evaluated_model import UNTRAINED_NAME
 from jepakit.study.panels import Panel, PaperStudy, StudyRuns
 from jepakit.study.table import OWN, SPECTRA, CellRow
 
 TITLES = {"linear": "linear", "knn": "kNN", "low_shot": "low-shot", "rankme": "RankMe", "lidar": "LiDAR", "transfer": "transfer"}
-_BASELINES = ("untrained encoder", "raw pixels", "pixel PCA")
+BASELINES = "baselines"  # the panel of:
+_BASELINES = (UNTRAINED_NAME, "raw pixels", "pixel PCA")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def comparison(study: PaperStudy, panels: Sequence[Panel], made: StudyRuns, rows
             over = _over(first, found) if number else {}
             lines.append(ComparisonLine(panel.name, point.called, _values(found), point.published, over))
     of_first = [row for row in rows if row["cell"] == made.cells[0].called]
-    baselines = [ComparisonLine("baselines", name, _values(_measures(study, of_first, OWN, name))) for name in _BASELINES]
+    baselines = [ComparisonLine(BASELINES, name, _values(_measures(study, of_first, OWN, name))) for name in _BASELINES]
     return lines + [line for line in baselines if line.measures]
 
 
@@ -111,7 +113,8 @@ def mean_shown(values: Sequence[float], digits: int = 1, sign: str = "") -> str:
     if not values:
         return "–"
     mean, half = mean_and_margin(values)
-    return f"{mean:{sign}.{digits}f}" + (f" ± {half:.{digits}f}" if half is not None else "")
+    shown = f"{mean:{sign}z.{digits}f}".replace("-", "−")
+    return shown + (f" ± {half:.{digits}f}" if half is not None else "")
 
 
 def as_data(lines: Sequence[ComparisonLine]) -> list[dict[str, Any]]:
