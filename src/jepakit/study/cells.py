@@ -12,7 +12,6 @@ from jepakit.config.recipes import settings
 from jepakit.core.errors import UserError, nearest
 
 Change = Mapping[str, Any]  # dotted names of settings, and their values
-ALONE = "baselines=false"  # of an evaluation: without an untrained encoder and pixels
 BASE = "base"  # the lever of a cell in which none is turned; a lever's value that changes nothing
 
 
@@ -36,6 +35,7 @@ class Look:
     name: str
     words: tuple[str, ...] = ()
     step: int = 0
+    baselines: bool = True  # where the cell has them: those of other images, or settings, are others
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,15 @@ def words(change: Change) -> list[str]:
 
 def evaluations(cell: Cell, run: str, own: Sequence[str]) -> list[list[str]]:
     """Command lines that judge a cell's run: its own evaluation, with the words `own`, and then its further looks."""
-    alone = [] if cell.baselines else [ALONE]
-    looks = [
-        ["evaluate", f"{run}@{look.step}" if look.step else run, "--out", f"{run}/evaluation/{look.name}", *look.words, *alone]
-        for look in cell.looks
-    ]
-    return [["evaluate", run, *own, *alone], *looks]
+
+    def judged(of: str, words: Sequence[str], baselines: bool) -> list[str]:
+        return ["evaluate", of, *words, *([] if cell.baselines and baselines else ["baselines=false"])]
+
+    looks = []
+    for look in cell.looks:
+        of, out = f"{run}@{look.step}" if look.step else run, f"{run}/evaluation/{look.name}"
+        looks.append(judged(of, ["--out", out, *look.words], look.baselines))
+    return [judged(run, own, True), *looks]
 
 
 def label(change: Change) -> str:

@@ -6,12 +6,13 @@ from typing import Any
 
 from jepakit.core.compare import mean_and_margin
 from jepakit.evaluation.evaluated_model import UNTRAINED_NAME
+from jepakit.evaluation.features import PCA, RAW
 from jepakit.study.panels import Panel, PaperStudy, StudyRuns
 from jepakit.study.table import OWN, SPECTRA, CellRow
 
 TITLES = {"linear": "linear", "knn": "kNN", "low_shot": "low-shot", "rankme": "RankMe", "lidar": "LiDAR", "transfer": "transfer"}
 BASELINES = "baselines"  # the panel of:
-_BASELINES = (UNTRAINED_NAME, "raw pixels", "pixel PCA")
+_BASELINES = (UNTRAINED_NAME, RAW, PCA)
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,10 @@ def comparison(study: PaperStudy, panels: Sequence[Panel], made: StudyRuns, rows
     """The lines of all panels, from the rows that there are; at the end baselines, which no training has a part in."""
     lines = []
     for panel in panels:
-        first: dict[str, dict[int, float]] = {}
-        for number, point in enumerate(panel.points):
-            place = made.places[panel.name, point.called]
-            found = _measures(study, [row for row in rows if row["cell"] == place.cell], place.look)
-            first = first if number else found
-            over = _over(first, found) if number else {}
+        places = [made.places[panel.name, point.called] for point in panel.points]
+        measured = [_measures(study, [row for row in rows if row["cell"] == place.cell], place.look) for place in places]
+        for number, (point, found) in enumerate(zip(panel.points, measured, strict=True)):
+            over = _over(measured[0], found) if number else {}
             lines.append(ComparisonLine(panel.name, point.called, _values(found), point.published, over))
     of_first = [row for row in rows if row["cell"] == made.cells[0].called]
     baselines = [ComparisonLine(BASELINES, name, _values(_measures(study, of_first, OWN, name))) for name in _BASELINES]

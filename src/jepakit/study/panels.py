@@ -12,7 +12,7 @@ from typing import Any
 
 from jepakit.config.config import Config
 from jepakit.core.errors import UserError, nearest
-from jepakit.study.cells import ALONE, Cell, Change, Look, configuration, evaluations, words
+from jepakit.study.cells import Cell, Change, Look, configuration, evaluations, words
 from jepakit.study.table import OWN
 
 SNAPSHOTS = 4  # snapshots of a run that is judged on its way, evenly
@@ -116,7 +116,7 @@ def _look(point: Point, steps: int, evaluation: Sequence[str]) -> Look | None:
         return None
     at = 0 if point.share == 1 else round(point.share * SNAPSHOTS) * max(1, steps // SNAPSHOTS)
     name = _file_name("-".join([*([f"step-{at}"] if at else []), *(word.partition(".")[2] for word in point.evaluate)]))
-    return Look(name, (*evaluation, *point.evaluate, ALONE), at)
+    return Look(name, (*evaluation, *point.evaluate), at, baselines=False)
 
 
 def _called(panel: Panel, point: Point) -> str:

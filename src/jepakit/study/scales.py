@@ -28,9 +28,6 @@ _CPU = (
     *("images.crop_scale=[0.06,0.25]", "optim.steps=800", "optim.warmup_steps=80"),
 )
 _BASES: dict[Scale, tuple[str, ...]] = {"smoke": _SMOKE_PAPERS, "cpu": _CPU, "gpu": ()}
-# So short, plain I-JEPA is not: it loses directions within 150 updates of random weights, and of weights trained on pixels too.
-# Recipe small's own method keeps them, and its seeds differ a third as much (docs/study.md).
-_METHOD = "c_jepa"
 RECIPE_OF_PAPERS = "small"
 
 DEVICE, DEVICES = "A100-80", 16  # the papers' (I-JEPA, section 5)
@@ -38,7 +35,8 @@ DEVICE, DEVICES = "A100-80", 16  # the papers' (I-JEPA, section 5)
 
 def base_words(scale: Scale) -> list[str]:
     """Settings of the base of a study that repeats a paper's table, over recipe `small`; of a method that is healthy there."""
-    return [f"method={_METHOD}", *_BASES[scale]]
+    # so short, plain I-JEPA loses directions of its features, and its seeds differ three times as much (docs/study.md)
+    return ["method=c_jepa", *_BASES[scale]]
 
 
 def about_base(scale: str) -> str:

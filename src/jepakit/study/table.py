@@ -16,13 +16,13 @@ from jepakit.config.phases import at_step
 from jepakit.core.counted import Counted, counted_figure
 from jepakit.core.errors import UserError
 from jepakit.core.files import atomic_write, load_json, save_json
+from jepakit.evaluation.evaluated_model import UNTRAINED_NAME
 from jepakit.evaluation.metrics import LESS_IS_BETTER
 from jepakit.model.method import encoder_label
 from jepakit.study.cells import BASE, Cell, label
 from jepakit.training.collapse import MEDIAN_ROWS
 
 CellRow = dict[str, Any]
-_UNTRAINED = "untrained encoder"
 OWN = "own"  # the name of the evaluation that every run has, at its end
 SPECTRA = ("rankme", "lidar")  # tasks whose figure has no interval
 PROBE_KEYS = ("probe/knn", "probe/rankme")
@@ -129,8 +129,9 @@ def study_table(rows: Sequence[CellRow]) -> str:
     for own in groups:
         lines.append("| " + " | ".join(_cells(own)) + " |")
         if own[0]["lever"] == BASE and own[0]["rankme"]:
-            blind = [_accuracy(own, "knn", _UNTRAINED), _accuracy(own, "linear", _UNTRAINED), _rankme(own, _UNTRAINED)]
-            lines.append("| " + " | ".join([BASE, _UNTRAINED, *blind, "", "", "", ""]) + " |")
+            accuracies = [_accuracy(own, task, UNTRAINED_NAME) for task in ("knn", "linear")]
+            blind = [*accuracies, _rankme(own, UNTRAINED_NAME)]
+            lines.append("| " + " | ".join([BASE, UNTRAINED_NAME, *blind, "", "", "", ""]) + " |")
     return "\n".join(lines)
 
 
