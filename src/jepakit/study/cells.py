@@ -35,7 +35,7 @@ class Look:
     name: str
     words: tuple[str, ...] = ()
     step: int = 0
-    baselines: bool = True  # where the cell has them: those of other images, or settings, are others
+    baselines: bool = True  # judged here too, where the cell has them: on other images they are others
 
 
 @dataclass(frozen=True)
