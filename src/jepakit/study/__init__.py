@@ -60,14 +60,15 @@ PROBES_PER_RUN = 8  # online probes in a run; one a pass where it has fewer pass
 
 @dataclass(frozen=True)
 class _Work:
-    """What a study runs: cells, the levers of a search, names in the table's order, settings of `run`, and the text above the
-    table of cells, which is written with a figure once there are rows."""
+    """What a study runs: cells, the levers of a search, names in the table's order, settings of `run`, the text above the
+    table of cells, and its figure, drawn once, when all is over or stopped."""
 
     cells: list[Cell]
     levers: Sequence[Lever]
     order: list[str]
     run: Mapping[str, int]
     head: Callable[[Sequence[CellRow]], str]
+    draw: Callable[[Sequence[CellRow]], None]
 
 
 @checked
@@ -176,7 +177,7 @@ def _levers(base: dict[str, Any], names: Sequence[str] | None, seeds: int, scale
     every = turning(base, small_data.levers(configuration(base, {})))
     turned = chosen(every, names)
     cells = grid(base, turned, seeds)[: 3 if scale == "smoke" else None] if turned else []
-    return _Work(cells, turned or every, [BASE, *(lever.name for lever in every)], {}, lambda rows: "")
+    return _Work(cells, turned or every, [BASE, *(lever.name for lever in every)], {}, lambda rows: "", lambda rows: None)
 
 
 def _panels(
@@ -195,15 +196,18 @@ def _panels(
     steps = Schedule(config.optim, max(1, images // config.optim.batch_size)).steps
     looks = [replace(look, words=(*look.words, *EVALUATION, *(SMOKE_LOOKS if scale == "smoke" else []))) for look in paper.also]
     made = layout(base, panels, seeds, steps, evaluation, looks)
+    compared = partial(comparison, paper, panels, made)
 
     def head(rows: Sequence[CellRow]) -> str:
-        lines = comparison(paper, panels, made, rows)
+        lines = compared(rows)
         save_json(out / "comparison.json", as_data(lines))
-        save_figure(out / "figure.svg", lines)
         sources = {panel.name: panel.source for panel in panels}
         return f"{paper.asks}\n\n{about_base(scale)}\n\n{comparison_table(lines, sources)}\n\n## How each run went"
 
-    return _Work(made.cells, (), [panel.name for panel in panels], snapshot_settings(panels, steps), head)
+    def draw(rows: Sequence[CellRow]) -> None:
+        save_figure(out / "figure.svg", compared(rows))
+
+    return _Work(made.cells, (), [panel.name for panel in panels], snapshot_settings(panels, steps), head, draw)
 
 
 def _command(name: str, out: Path, flags: Mapping[str, Any], scale: str, words: Sequence[str]) -> str:
@@ -226,6 +230,7 @@ def _run_in_folder(runner: Runner, about: dict[str, Any], work: _Work, most: int
         with signals(runner.stop):
             _go(runner, work.cells, search, most, save)
         rows = save()
+        work.draw(rows)
         save_curves(out / "curves.png", rows, [Run(out / "cells" / row["run"]).metrics() for row in rows])
     return rows
 
