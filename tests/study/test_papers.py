@@ -16,7 +16,7 @@ from jepakit.study.cells import Cell, configuration, evaluations
 from jepakit.study.comparison import ComparisonLine, as_data, comparison, comparison_table
 from jepakit.study.panels import Panel, PaperStudy, Place, Point, StudyRuns, commands, layout
 from jepakit.study.papers import PAPER_STUDIES
-from jepakit.study.scales import Scale, base_words
+from jepakit.study.scales import Scale, about_base, base_words
 
 
 def runs_of(name: str, scale: Scale = "cpu", seeds: int = 1) -> StudyRuns:
@@ -147,6 +147,12 @@ def test_mistakes_end_in_a_sentence(asked: dict[str, object], said: str, tmp_pat
     with pytest.raises(UserError, match=said):
         study(out=tmp_path / "out", **asked)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_the_page_says_which_method_the_base_is() -> None:
+    method = str(configuration({"recipe": "small", **overrides(base_words("cpu"))}, {}).method)
+    assert about_base("cpu", method).startswith("The base is C-JEPA")
+    assert about_base("cpu", "ec_ijepa").startswith("The base is `ec_ijepa`, as asked, not C-JEPA")
 
 
 def test_at_paper_scale_commands_are_printed_and_nothing_is_run(

@@ -202,7 +202,7 @@ def _panels(
         lines = compared(rows)
         save_json(out / "comparison.json", as_data(lines))
         sources = {panel.name: panel.source for panel in panels}
-        return f"{paper.asks}\n\n{about_base(scale)}\n\n{comparison_table(lines, sources)}\n\n## How each run went"
+        return f"{paper.asks}\n\n{about_base(scale, config.method)}\n\n{comparison_table(lines, sources)}\n\n## How each run went"
 
     def draw(rows: Sequence[CellRow]) -> None:
         save_figure(out / "figure.svg", compared(rows))
