@@ -198,6 +198,14 @@ def test_low_shot_minimises_the_softmax_loss_with_a_penalty_of_0025_over_n(class
     assert all(share(correct, expected(other * 0.0025 / n)) < 0.998 for other in (0.5, 2))
 
 
+def test_a_probe_of_few_images_a_class_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    """scikit-learn takes so many classes for numbers, and an early stop for a mistake."""
+    x, labels = clouds(120, 30, 8)
+    low_shot(x, labels, x, labels, shots=1, draws=1)
+    logistic(x, labels, x)
+    assert not [str(warning.message) for warning in recwarn]
+
+
 def test_low_shot_errors_are_one_sentence_that_says_what_to_do() -> None:
     x, labels = clouds(30, 3, 4)
     for given, message in (({"shots": 11}, "class 0 has 10 training images, not 11"), ({"shots": 0}, "at least 1")):

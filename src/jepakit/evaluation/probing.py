@@ -24,7 +24,7 @@ from jepakit.evaluation.evaluated_model import UNTRAINED_NAME, EvaluatedModel
 from jepakit.evaluation.features import PCA, RAW, FrozenFeatures, extract, pca
 from jepakit.evaluation.metrics import Predictions, metrics_named
 from jepakit.evaluation.probe_results import Baselines, ProbeResults, ResultRow
-from jepakit.evaluation.probes.logistic import UNCONVERGED
+from jepakit.evaluation.probes.logistic import EXPECTED
 from jepakit.evaluation.probes.protocol import LAST4, NOT_OF_NUMBERS, PROBES, TOKENS, Protocol, on_held_fifth
 from jepakit.evaluation.probes.spectrum import lidar_rows
 from jepakit.evaluation.shortcuts import Sites, save_shortcuts, shortcuts
@@ -211,7 +211,7 @@ def _probed(
     pool = ThreadPoolExecutor(workers, "jepakit-probe")
     try:
         with progress("probes", len(jobs)) as report, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", UNCONVERGED)  # once for all threads, since filters are the process's
+            warnings.filterwarnings("ignore", EXPECTED)  # once for all threads, since filters are the process's
             for done, ((task, name), outcome) in enumerate(zip(jobs, pool.map(work, jobs), strict=True), start=1):
                 probed[task].note(*outcome)
                 report(done, f"{task}, {name}")
