@@ -12,9 +12,10 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	$(PIP) -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.core
+$(VENV)/.dev: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
 	$(PIP) -e ".[dev]"
-	@touch $@
+	@touch $(VENV)/.core $@
 
 demo: $(VENV)/.core
 	$(VENV)/bin/jepakit demo --out runs/demo --overwrite
