@@ -12,10 +12,9 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	$(PIP) -e .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt
-	python3 -m venv $(VENV)
+$(VENV)/.dev: $(VENV)/.core
 	$(PIP) -e ".[dev]"
-	@touch $(VENV)/.core $@
+	@touch $@
 
 demo: $(VENV)/.core
 	$(VENV)/bin/jepakit demo --out runs/demo --overwrite
