@@ -1,6 +1,9 @@
 """Torch's private parts: without any of them the public way is taken, to the same results."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from jepakit.planning.hardware import Hardware
 from jepakit.planning.memory import peak_memory
 
 PRIVATE = re.compile(r"\btorch(\.\w+)*\._[a-z]\w*|from torch(\.\w+)*\._\w+|from torch\S* import _\w+")
-ONEDNN = pytest.mark.skipif(not has_onednn_product(), reason="a torch without oneDNN")
+ONEDNN = pytest.mark.skipif(not has_onednn_product(torch.float32), reason="a torch without oneDNN")
 
 
 @pytest.fixture
@@ -31,7 +34,6 @@ def asked_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     monkeypatch.undo()
     has_onednn_product.cache_clear()
-    has_onednn_product()  # as it is when linear is imported
 
 
 def test_they_are_all_in_one_file() -> None:
@@ -67,7 +69,7 @@ def test_without_onednns_product_it_is_torchs(
     ops = Without() if instead is None else type("Ops", (), {"_linear_pointwise": staticmethod(instead)})()
     monkeypatch.setattr(torch.ops, "mkldnn", ops)
     has_onednn_product.cache_clear()
-    assert not has_onednn_product() and linear._by_onednn() == frozenset()
+    assert not has_onednn_product(dtype) and linear._by_onednn() == frozenset()
     for ours, theirs in zip(private, [product(a, b.t(), bias), product(a, b.t())], strict=True):
         assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype == dtype  # small integers: exact
     monkeypatch.setattr(linear, "BY_ONEDNN", {torch.float32, torch.bfloat16})
@@ -78,6 +80,18 @@ def test_without_onednns_product_it_is_torchs(
         wanted = torch.autograd.grad(F.linear(x, module.weight, module.bias).sum(), [x, *module.parameters()])
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
+def test_on_a_cpu_whose_onednn_has_no_bfloat16_the_product_is_torchs() -> None:
+    code = """
+import torch, torch.nn.functional as F
+from jepakit.core.torch_private import has_onednn_product, product
+a, b = torch.arange(-8.0, 7).reshape(3, 5).bfloat16(), torch.arange(-5.0, 5).reshape(2, 5).bfloat16()
+print(has_onednn_product(torch.bfloat16), torch.equal(product(a, b, a[:2, 0]), F.linear(a, b, a[:2, 0])))
+"""
+    older = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}  # what the newest CPUs then do without
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | older, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
 
 
 @pytest.mark.parametrize("has", [True, False])

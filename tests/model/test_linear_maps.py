@@ -18,7 +18,7 @@ SMALL: dict[str, Any] = {
 }
 CONTEXT = [[0, 1, 2, 6], [19, 4], [3, 8, 9, 13, 14, 18, 7]]
 TARGETS = [[[10, 11, 15, 16], [5]], [[0, 1, 2, 5, 6, 7], [12, 13], [17, 18, 19]], [[0, 5]]]
-ONEDNN = pytest.mark.skipif(not has_onednn_product(), reason="a torch without oneDNN")
+ONEDNN = pytest.mark.skipif(not has_onednn_product(torch.float32), reason="a torch without oneDNN")
 
 
 @ONEDNN

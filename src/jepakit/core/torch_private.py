@@ -20,18 +20,18 @@ DISPATCH_MODES = ("torch.utils._python_dispatch", "torch.utils.flop_counter")
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a (S, I), b (O, I), bias (O,) -> a b^T + bias (S, O), by oneDNN where torch lets it be asked for."""
-    if has_onednn_product():
+    if has_onednn_product(a.dtype):
         return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")  # type: ignore[no-any-return]
     return F.linear(a, b, bias)
 
 
 @cache
-def has_onednn_product() -> bool:
-    """Whether there is oneDNN's product by itself, and it is what it was."""
-    a, b = torch.arange(6.0).reshape(2, 3), torch.arange(12.0).reshape(4, 3)
+def has_onednn_product(dtype: torch.dtype) -> bool:
+    """Whether there is oneDNN's product by itself, on this CPU in this type, and it is what it was."""
+    a, b = torch.arange(6.0).reshape(2, 3).to(dtype), torch.arange(12.0).reshape(4, 3).to(dtype)
     try:
         found = torch.ops.mkldnn._linear_pointwise(a, b, b[:, 0].contiguous(), "none", [], "")
-    except Exception:  # no such operator, other arguments, a build without oneDNN
+    except Exception:  # no such operator, other arguments, a build without oneDNN, a CPU without bfloat16
         return False
     return torch.equal(found, F.linear(a, b, b[:, 0]))  # small integers: exact in any order
 

@@ -19,9 +19,10 @@ _LEAST = 1 << 20  # multiply-adds: with fewer, a call costs more than it saves
 def _by_onednn() -> frozenset[torch.dtype]:
     """What this CPU multiplies faster so: bfloat16; float32 too if torch's product is MKL's on a CPU not Intel's."""
     about: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 has none
-    if not (has_onednn_product() and torch.backends.mkldnn.is_available() and about.get("avx512_bf16")):
+    if not (torch.backends.mkldnn.is_available() and about.get("avx512_bf16")):
         return frozenset()
-    return frozenset({torch.bfloat16} if "Intel" in str(about.get("cpu_name")) else {torch.bfloat16, torch.float32})
+    faster = {torch.bfloat16} if "Intel" in str(about.get("cpu_name")) else {torch.bfloat16, torch.float32}
+    return frozenset(dtype for dtype in faster if has_onednn_product(dtype))
 
 
 BY_ONEDNN = _by_onednn()
