@@ -4,9 +4,11 @@ table beside the published numbers is complete."""
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from jepakit.config.config import overrides
 from jepakit.core.compare import mean_and_margin
@@ -17,6 +19,7 @@ from jepakit.study.comparison import ComparisonLine, as_data, comparison, compar
 from jepakit.study.panels import Panel, PaperStudy, Place, Point, StudyRuns, commands, layout
 from jepakit.study.papers import PAPER_STUDIES
 from jepakit.study.scales import Scale, about_base, base_words
+from jepakit.study.theory import LinearJEPA
 
 
 def runs_of(name: str, scale: Scale = "cpu", seeds: int = 1) -> StudyRuns:
@@ -181,7 +184,17 @@ def test_a_study_of_real_runs_leaves_a_complete_table_and_a_figure(tmp_path: Pat
     assert {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*")} == before
 
 
-def test_order_flips_with_depth_in_the_study_as_in_the_closed_form(tmp_path: Path) -> None:
+def test_order_flips_with_depth_in_the_study_as_in_the_closed_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aligned = LinearJEPA.__init__
+
+    def almost_aligned(model: LinearJEPA, *given: Any) -> None:
+        """Off the closed form's start by what a CPU's rounding may be: steps that let it grow would give another time."""
+        aligned(model, *given)
+        draw = torch.Generator().manual_seed(0)
+        for weight in (layer.weight.data for layer in [*model.encoder, model.predictor]):
+            weight += 1e-12 * torch.randn(weight.shape, generator=draw, dtype=weight.dtype)
+
+    monkeypatch.setattr(LinearJEPA, "__init__", almost_aligned)
     lines = study("theory", out=tmp_path, scale="smoke")
     ratios = {name: [line["measures"]["time"]["mean"] for line in lines if line["panel"] == name] for name in
               ("order flip, JEPA", "order flip, MAE")}  # fmt: skip
