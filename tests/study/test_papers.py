@@ -16,6 +16,7 @@ from jepakit.core.errors import UserError
 from jepakit.study import study
 from jepakit.study.cells import Cell, configuration, evaluations
 from jepakit.study.comparison import ComparisonLine, as_data, comparison, comparison_table
+from jepakit.study.comparison_figure import save_figure
 from jepakit.study.panels import Panel, PaperStudy, Place, Point, StudyRuns, commands, layout
 from jepakit.study.papers import PAPER_STUDIES
 from jepakit.study.scales import Scale, about_base, base_words
@@ -182,6 +183,14 @@ def test_a_study_of_real_runs_leaves_a_complete_table_and_a_figure(tmp_path: Pat
     before = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*")}
     assert study("targets", out=out, scale="smoke", levers=["teacher"], processes=2) == rows
     assert {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*")} == before
+
+
+@pytest.mark.parametrize(("published", "drawn"), [("74.5 linear", True), ("66.9 after 500 epochs", True), ("74.5 count", False)])
+def test_a_published_number_of_another_set_is_not_drawn_beside_the_linear_probe(
+    published: str, drawn: bool, tmp_path: Path
+) -> None:
+    save_figure(tmp_path / "f.svg", [ComparisonLine("ec", "a", {"linear": (44.0,), "count: linear": (16.5,)}, published)])
+    assert (">published<" in (tmp_path / "f.svg").read_text()) == drawn
 
 
 def test_order_flips_with_depth_in_the_study_as_in_the_closed_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

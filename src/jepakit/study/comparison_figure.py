@@ -71,9 +71,9 @@ def _draw_published(axes: Axes, lines: Sequence[ComparisonLine], title: str) -> 
 
 
 def _number(line: ComparisonLine) -> str:
-    """The number that what is published begins with, as it stands there; '' for none."""
-    found = re.match(r"\d[\d.]*", line.published)
-    return found[0] if found else ""
+    """The number that what is published begins with, as it stands there; '' for none, or one of another set ('74.5 count')."""
+    found = re.match(r"(\d[\d.]*)(?: (\w+))?", line.published)
+    return found[1] if found and not any(measure.startswith(f"{found[2]}:") for measure in line.measures) else ""
 
 
 def _dress(axes: Axes, count: int) -> None:
