@@ -2,7 +2,8 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 # Bytecode is written at a first import, of what is imported: compiling all of it is two fifths of an install's CPU time
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+PIP := $(PY) $(INSTALL) -c constraints.txt
 
 .PHONY: install demo test long parity lint bench docs notebook dist oldest clean
 
@@ -29,7 +30,7 @@ long: $(VENV)/.dev
 # Beside timm, which brings torchvision: in an environment of its own (a torchvision of another build breaks transformers)
 parity:
 	python3 -m venv $(VENV)-parity
-	$(VENV)-parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,parity]"
+	$(VENV)-parity/bin/python $(INSTALL) -c constraints.txt -e ".[dev,parity]"
 	$(VENV)-parity/bin/python -m pytest tests/artifacts/test_export_timm.py
 
 # The pages of docs/ as a site: docs/_build/html/index.html, to be opened as a file
@@ -73,7 +74,7 @@ dist: $(VENV)/.dev
 oldest:
 	python3 -m venv $(VENV)-oldest
 	python3 scripts/oldest.py $(TORCH) > $(VENV)-oldest/constraints.txt
-	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-oldest/constraints.txt -e ".[dev,docs]"
+	$(VENV)-oldest/bin/python $(INSTALL) -c $(VENV)-oldest/constraints.txt -e ".[dev,docs]"
 	$(VENV)-oldest/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 clean:

@@ -108,7 +108,7 @@ def mae_time(slope: float, rho: float, depth: int, eps: float) -> float:
 def theory(out: Path, seeds: int, *, smoke: bool = False) -> list[dict[str, Any]]:
     """Write table.md, table.json and figure.svg to `out`, seconds of a core; returns the rows. smoke: coarser steps."""
     coarse = 4 if smoke else 1
-    lines = [*_equal_slopes(coarse), *_flips(min(coarse, 2)), *_unaligned(seeds, coarse)]
+    lines = [*_equal_slopes(coarse), *_flips(coarse), *_unaligned(seeds, coarse)]
     sources = {
         "JEPA": "depth 2, eps .02, equal slopes: a larger regression coefficient is learned first",
         "MAE": "the same: no order",
@@ -143,7 +143,7 @@ def _flips(coarse: int) -> list[ComparisonLine]:
     for name, formula in (("JEPA", jepa_time), ("MAE", mae_time)):
         for depth, eps in EPS_OF_DEPTH.items():
             expected = [formula(s, r, depth, eps) for s, r in zip(slope, rho, strict=True)]
-            dt = max(expected) / 3000 * coarse  # dt slope rho^(2L - 1) is 1.1 at most; from 2 on, rounding would grow
+            dt = max(expected) / 3000 * min(coarse, 2)  # dt slope rho^(2L - 1): 1.1 at most; from 2 on, rounding would grow
             first, second = learning_times(slope, rho, LinearJEPA(2, depth, eps), dt, 4000, jepa=name == "JEPA").tolist()
             lines.append(
                 ComparisonLine(
