@@ -5,12 +5,14 @@ import os
 import random
 import signal
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import HashStore, ProcessGroupGloo
 
 from jepakit.artifacts.checkpoint import steps
 from jepakit.artifacts.run import Run
@@ -21,6 +23,7 @@ from jepakit.core.meeting import Heartbeats
 from launch import SMALL, ended, forked, made_images, module, started, torchrun, until, workers_of
 
 LENGTH = 200
+WAITED = "Unable to shutdown process"  # torchrun's, after half a minute in which one that hangs was left to it
 TWO, JEPAKIT = ("--nproc-per-node", "2"), module("jepakit")
 
 
@@ -82,10 +85,24 @@ def test_a_rank_that_hangs_is_named_and_the_group_ends(place: Path) -> None:
         until(lambda: newest(run) >= 20)
         worker = max(workers_of(process.pid))  # the one of rank 1, which was started last
         os.kill(worker, signal.SIGSTOP)
-        stopped = time.monotonic()
-        assert process.wait(60) != 0 and time.monotonic() - stopped < 5 + 10
+        assert process.wait(60) != 0
     said = (place / "hung.txt").read_text()
     assert f"rank 1 ({os.uname().nodename}, process {worker}) ended or hangs in step " in said, said[-2000:]
+    assert WAITED not in said
+
+
+def test_whatever_gloo_says_of_a_silent_rank_is_known_as_the_groups_error() -> None:
+    """Of several all-reduces on their way, as of a backward pass, the first runs out of time, and closes what the others use."""
+    store = HashStore()
+    with ThreadPoolExecutor(2) as pool:
+        ours, _silent = pool.map(lambda rank: ProcessGroupGloo(store, rank, 2, timedelta(seconds=0.5)), range(2))
+    said = set()
+    for work in [ours.allreduce([torch.ones(1)]) for _ in range(3)]:
+        with pytest.raises(RuntimeError) as error:
+            work.wait()
+        said.add(str(error.value))
+        assert distributed._is_of_group(error.value), error.value
+    assert len(said) > 1
 
 
 SLOWLY = """
@@ -118,11 +135,11 @@ def test_a_rank_that_hangs_before_the_first_step_is_named(place: Path, hangs: in
         until(out.with_suffix(".measuring").exists)
         worker = sorted(workers_of(process.pid))[hangs]
         os.kill(worker, signal.SIGSTOP)
-        stopped = time.monotonic()
-        assert process.wait(60) != 0 and time.monotonic() - stopped < 5 + 10
+        assert process.wait(60) != 0
     said = log.read_text()
     named = f"rank {hangs} ({os.uname().nodename}, process {worker}) ended or hangs while the images were measured: "
     assert f"{named}no sign of life for run.timeout_seconds=5" in said, said[-2000:]
+    assert WAITED not in said
     assert f"rank {1 - hangs} (" not in said and not out.exists()
 
 
