@@ -28,7 +28,6 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 log = logging.getLogger("jepakit")
 GRACE_SECONDS = 5.0  # in which all that still run report a broken group
-_WORDS_OF_A_GROUP = ("gloo", "nccl", "pair closure")  # gloo says the last of what comes after its time-out, without its name
 _BROKEN = "broken"  # what a rank notes that finds the group broken, not itself
 _store: Any = None  # torch's key-value store of this launch
 _beats: Heartbeats | None = None  # while this process is one of several
@@ -286,8 +285,8 @@ def require_own_device(device: torch.device) -> None:
 
 def _is_of_group(error: RuntimeError) -> bool:
     """Whether an error is one of communication: torch has a class for some of them only."""
-    words = str(error).lower()
-    return isinstance(error, dist.DistError) or any(word in words for word in _WORDS_OF_A_GROUP)
+    words = str(error).lower()  # "pair closure" is gloo's of what comes after its time-out, without its name
+    return isinstance(error, dist.DistError) or any(name in words for name in ("gloo", "nccl", "pair closure"))
 
 
 def _missing_ranks(why: str, silent: Sequence[int] = ()) -> str:
