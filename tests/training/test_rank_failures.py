@@ -16,7 +16,7 @@ from torch.distributed import HashStore, ProcessGroupGloo
 
 from jepakit.artifacts.checkpoint import steps
 from jepakit.artifacts.run import Run
-from jepakit.core import distributed
+from jepakit.core import alike, distributed
 from jepakit.core.distributed import AgreedError, LostRankError
 from jepakit.core.errors import UserError
 from jepakit.core.meeting import Heartbeats
@@ -218,14 +218,14 @@ def test_a_store_that_is_gone_is_said_and_hides_no_other_error(monkeypatch: pyte
 
 
 def test_two_ranks_on_one_gpu_and_a_torch_without_nccl_are_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(alike, "world_size", lambda: 3)
     device = torch.device("cuda", 1)
-    monkeypatch.setattr(distributed, "told_objects", lambda own: [("a", 0, True), ("a", 1, True), ("a", 1, True)])
+    monkeypatch.setattr(alike, "told_objects", lambda own: [("a", 0, True), ("a", 1, True), ("a", 1, True)])
     with pytest.raises(AgreedError, match=r"ranks 1 and 2 are both on cuda:1 of a: leave run.device at auto"):
-        distributed.require_own_device(device)
-    monkeypatch.setattr(distributed, "told_objects", lambda own: [("a", 0, True), ("a", 1, False), ("b", 1, True)])
+        alike.require_own_device(device)
+    monkeypatch.setattr(alike, "told_objects", lambda own: [("a", 0, True), ("a", 1, False), ("b", 1, True)])
     with pytest.raises(AgreedError, match="built without NCCL"):
-        distributed.require_own_device(device)
+        alike.require_own_device(device)
 
 
 def test_a_process_group_that_cannot_be_used_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Several processes of one run, which torchrun started: what they tell each other, and what is said when one is lost.
 
-All that is distributed is here, in core/parallel.py, core/ranks.py and core/meeting.py. With one process every function is what
-its name says of a group of one, and torch.distributed is not touched. Rank 0 is the main process: it alone writes.
+All that is distributed is here, in core/alike.py, core/parallel.py, core/ranks.py and core/meeting.py. With one process every
+function is what its name says of a group of one, and torch.distributed is not touched. Rank 0 is the main process, which alone
+writes.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -257,30 +258,6 @@ def raise_first(said: str) -> None:
     for number, sentence in enumerate(told_objects(said)):
         if sentence:
             raise AgreedError(f"rank {number}: {sentence}" if number else sentence)
-
-
-def require_alike(what: Mapping[str, str]) -> None:
-    """Raises AgreedError unless these named values are the same on all ranks."""
-    everyone = told_objects(dict(what))
-    for name, value in everyone[0].items():
-        for other, theirs in enumerate(everyone):
-            if theirs[name] != value:
-                raise AgreedError(f"{name} differs between processes: {value} on rank 0, {theirs[name]} on rank {other}")
-
-
-def require_own_device(device: torch.device) -> None:
-    """Raises AgreedError where two processes of a machine have one GPU, or they cannot talk."""
-    if world_size() == 1 or device.type != "cuda":
-        return
-    places = told_objects((socket.gethostname(), device.index, dist.is_nccl_available()))
-    if not all(nccl for _, _, nccl in places):
-        raise AgreedError("this torch was built without NCCL, by which GPUs exchange gradients: install one with it")
-    double = next((place for place in places if places.count(place) > 1), None)
-    if double:
-        ranks = " and ".join(str(i) for i, place in enumerate(places) if place == double)
-        raise AgreedError(
-            f"ranks {ranks} are both on cuda:{double[1]} of {double[0]}: leave run.device at auto, one process a GPU"
-        )
 
 
 def _is_of_group(error: RuntimeError) -> bool:

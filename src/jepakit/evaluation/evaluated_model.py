@@ -14,6 +14,7 @@ from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
 from jepakit.config.run_settings import RunSettings
 from jepakit.core import distributed
+from jepakit.core.alike import require_alike, require_own_device
 from jepakit.core.device import configure_cpu, device_of, precision_of
 from jepakit.core.errors import UserError
 from jepakit.core.files import load_json, user_path
@@ -83,10 +84,10 @@ class EvaluatedModel:
 
     def require_alike(self, asked: Mapping[str, str]) -> None:
         """Raises AgreedError where several processes judge other encoders, or were asked otherwise, or two are on one GPU."""
-        distributed.require_own_device(self.encoder.device)
+        require_own_device(self.encoder.device)
         if distributed.world_size() > 1:
             weights = {f"the {name}": encoder_digest(encoder) for name, encoder in self.encoders.items()}
-            distributed.require_alike({"--out": str(self.folder.absolute()), **asked, **weights})
+            require_alike({"--out": str(self.folder.absolute()), **asked, **weights})
 
 
 def subject(path: Run | str | Path, out: str | Path | None = None) -> EvaluatedModel:

@@ -13,6 +13,7 @@ import numpy as np
 from jepakit import __version__
 from jepakit.artifacts.run import Run
 from jepakit.core import distributed
+from jepakit.core.alike import require_alike, require_own_device
 from jepakit.core.errors import UserError, checked, plain
 from jepakit.core.files import locked, user_path
 from jepakit.core.progress import progress
@@ -127,8 +128,8 @@ def embed_source(
     """`embed` of a source that is open; encoder, data: where the two lie, for those who read the file; seconds: in which each of
     several processes makes a batch."""
     about = _about(embedder, source, encoder, data)
-    distributed.require_own_device(embedder.encoder.device)
-    distributed.require_alike({"--out": str(out.absolute()), **{key: str(about[key]) for key in (*MUST_AGREE, "names")}})
+    require_own_device(embedder.encoder.device)
+    require_alike({"--out": str(out.absolute()), **{key: str(about[key]) for key in (*MUST_AGREE, "names")}})
     with ExitStack() as held:
         missing = distributed.from_main(partial(_begun, held, out, about, overwrite))
         if missing is None:
