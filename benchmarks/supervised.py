@@ -53,7 +53,8 @@ class EfficientNet:
 
 def supervised(source: Source, protocol: Protocol) -> dict[str, dict[str, float]]:
     """kNN and linear accuracy in per cent, and RankMe, as a row of quality.json has them. LiDAR's windows are a ViT's."""
-    assert source.labels
+    if source.labels is None:
+        raise SystemExit(f"{source.name} has no labels")
     ids = labelled(source, source.labels, protocol.images_limit)
     features, ids = extract(source, {NAME: EfficientNet()}, ids, whole_image=source.labels.whole_image)  # type: ignore[dict-item]
     sheet, result = ProbeResults.of(source, source.labels, ids), {}

@@ -16,7 +16,7 @@ from torch.distributed import HashStore, ProcessGroupGloo
 
 from jepakit.artifacts.checkpoint import steps
 from jepakit.artifacts.run import Run
-from jepakit.core import alike, distributed
+from jepakit.core import distributed, parallel
 from jepakit.core.distributed import AgreedError, LostRankError
 from jepakit.core.errors import UserError
 from jepakit.core.meeting import Heartbeats
@@ -24,6 +24,7 @@ from launch import SMALL, ended, forked, made_images, module, started, torchrun,
 
 LENGTH = 200
 WAITED = "Unable to shutdown process"  # torchrun's, after half a minute in which one that hangs was left to it
+ENDS_IN = 30  # seconds: five are the time-out, five at most are for the others to report
 TWO, JEPAKIT = ("--nproc-per-node", "2"), module("jepakit")
 
 
@@ -85,7 +86,7 @@ def test_a_rank_that_hangs_is_named_and_the_group_ends(place: Path) -> None:
         until(lambda: newest(run) >= 20)
         worker = max(workers_of(process.pid))  # the one of rank 1, which was started last
         os.kill(worker, signal.SIGSTOP)
-        assert process.wait(30) != 0  # five are the time-out, five at most are for the others to report
+        assert process.wait(ENDS_IN) != 0
     said = (place / "hung.txt").read_text()
     assert f"rank 1 ({os.uname().nodename}, process {worker}) ended or hangs in step " in said, said[-2000:]
     assert WAITED not in said
@@ -135,7 +136,7 @@ def test_a_rank_that_hangs_before_the_first_step_is_named(place: Path, hangs: in
         until(out.with_suffix(".measuring").exists)
         worker = sorted(workers_of(process.pid))[hangs]
         os.kill(worker, signal.SIGSTOP)
-        assert process.wait(30) != 0  # five are the time-out, five at most are for the others to report
+        assert process.wait(ENDS_IN) != 0
     said = log.read_text()
     named = f"rank {hangs} ({os.uname().nodename}, process {worker}) ended or hangs while the images were measured: "
     assert f"{named}no sign of life for run.timeout_seconds=5" in said, said[-2000:]
@@ -218,14 +219,14 @@ def test_a_store_that_is_gone_is_said_and_hides_no_other_error(monkeypatch: pyte
 
 
 def test_two_ranks_on_one_gpu_and_a_torch_without_nccl_are_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alike, "world_size", lambda: 3)
+    monkeypatch.setattr(parallel, "world_size", lambda: 3)
     device = torch.device("cuda", 1)
-    monkeypatch.setattr(alike, "told_objects", lambda own: [("a", 0, True), ("a", 1, True), ("a", 1, True)])
+    monkeypatch.setattr(parallel, "told_objects", lambda own: [("a", 0, True), ("a", 1, True), ("a", 1, True)])
     with pytest.raises(AgreedError, match=r"ranks 1 and 2 are both on cuda:1 of a: leave run.device at auto"):
-        alike.require_own_device(device)
-    monkeypatch.setattr(alike, "told_objects", lambda own: [("a", 0, True), ("a", 1, False), ("b", 1, True)])
+        parallel.require_own_device(device)
+    monkeypatch.setattr(parallel, "told_objects", lambda own: [("a", 0, True), ("a", 1, False), ("b", 1, True)])
     with pytest.raises(AgreedError, match="built without NCCL"):
-        alike.require_own_device(device)
+        parallel.require_own_device(device)
 
 
 def test_a_process_group_that_cannot_be_used_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,7 @@
 """Several processes of one run, which torchrun started: what they tell each other, and what is said when one is lost.
 
-All that is distributed is here, in core/alike.py, core/parallel.py, core/ranks.py and core/meeting.py. With one process every
-function is what its name says of a group of one, and torch.distributed is not touched. Rank 0 is the main process, which alone
-writes.
+All that is distributed is here, in core/parallel.py, core/ranks.py and core/meeting.py. With one process every function is what
+its name says of a group of one, and torch.distributed is not touched. Rank 0 is the main process: it alone writes.
 """
 
 import contextlib
@@ -10,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -258,6 +257,15 @@ def raise_first(said: str) -> None:
     for number, sentence in enumerate(told_objects(said)):
         if sentence:
             raise AgreedError(f"rank {number}: {sentence}" if number else sentence)
+
+
+def require_alike(what: Mapping[str, str]) -> None:
+    """Raises AgreedError unless these named values are the same on all ranks."""
+    everyone = told_objects(dict(what))
+    for name, value in everyone[0].items():
+        for other, theirs in enumerate(everyone):
+            if theirs[name] != value:
+                raise AgreedError(f"{name} differs between processes: {value} on rank 0, {theirs[name]} on rank {other}")
 
 
 def _is_of_group(error: RuntimeError) -> bool:

@@ -1,6 +1,7 @@
-"""Tensors and one model over several processes (core/distributed.py): sums and rows of all, DDP, and FSDP2."""
+"""Tensors and one model over several processes (core/distributed.py): sums and rows of all, a GPU for each, DDP, and FSDP2."""
 
 import contextlib
+import socket
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jepakit.core.distributed import world_size
+from jepakit.core.distributed import AgreedError, told_objects, world_size
 from jepakit.core.ranks import is_main, rank
 
 METHODS_WITH_WEIGHTS = ("embed", "all_positions", "forward_rows")  # beside forward
@@ -107,6 +108,21 @@ def to_main(x: Tensor, counts: Sequence[int]) -> Tensor:
     parts = [torch.empty_like(padded) for _ in counts] if is_main() else None
     dist.gather(padded, parts, group_dst=0)
     return x if parts is None else torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+
+def require_own_device(device: torch.device) -> None:
+    """Raises AgreedError where two processes of a machine have one GPU, or they cannot talk."""
+    if world_size() == 1 or device.type != "cuda":
+        return
+    places = told_objects((socket.gethostname(), device.index, dist.is_nccl_available()))
+    if not all(nccl for _, _, nccl in places):
+        raise AgreedError("this torch was built without NCCL, by which GPUs exchange gradients: install one with it")
+    double = next((place for place in places if places.count(place) > 1), None)
+    if double:
+        ranks = " and ".join(str(i) for i, place in enumerate(places) if place == double)
+        raise AgreedError(
+            f"ranks {ranks} are both on cuda:{double[1]} of {double[0]}: leave run.device at auto, one process a GPU"
+        )
 
 
 def over_ranks(model: nn.Module, sharded_parts: Sequence[nn.Module] = ()) -> nn.Module:

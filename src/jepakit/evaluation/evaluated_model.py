@@ -14,10 +14,10 @@ from jepakit.artifacts.run import Run
 from jepakit.config.config import Config
 from jepakit.config.run_settings import RunSettings
 from jepakit.core import distributed
-from jepakit.core.alike import require_alike, require_own_device
 from jepakit.core.device import configure_cpu, device_of, precision_of
 from jepakit.core.errors import UserError
 from jepakit.core.files import load_json, user_path
+from jepakit.core.parallel import require_own_device
 from jepakit.evaluation.embeddings.embedder import encoder_digest
 from jepakit.evaluation.probes.protocol import Protocol
 from jepakit.evaluation.train_test_overlap import PretrainingRecord
@@ -87,7 +87,7 @@ class EvaluatedModel:
         require_own_device(self.encoder.device)
         if distributed.world_size() > 1:
             weights = {f"the {name}": encoder_digest(encoder) for name, encoder in self.encoders.items()}
-            require_alike({"--out": str(self.folder.absolute()), **asked, **weights})
+            distributed.require_alike({"--out": str(self.folder.absolute()), **asked, **weights})
 
 
 def subject(path: Run | str | Path, out: str | Path | None = None) -> EvaluatedModel:

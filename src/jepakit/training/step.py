@@ -22,7 +22,6 @@ from jepakit.config.config import Config
 from jepakit.config.optim import Schedule, ScheduleValues, apply_schedule, gradient_norm, optimizer
 from jepakit.config.phases import Phase, kept_at_change, phases, with_pixel_steps
 from jepakit.core import distributed, parallel, rng
-from jepakit.core.alike import require_own_device
 from jepakit.core.device import autocast, configure_cpu, device_of, precision_of
 from jepakit.core.distributed import AgreedError
 from jepakit.core.errors import UserError, plain
@@ -117,7 +116,7 @@ class Training:
 
     def share(self) -> None:
         """Train the model together with the other processes, if any. Raises AgreedError where devices do not allow it."""
-        require_own_device(self.device)
+        parallel.require_own_device(self.device)
         moments = self.moments()
         parts = self.jepa.parts_to_shard() if self.config.run.sharding == "full" else ()
         self.model = parallel.over_ranks(self.jepa, parts)

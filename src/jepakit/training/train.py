@@ -18,7 +18,6 @@ from jepakit.config.choice import Choice
 from jepakit.config.config import Config, resolve
 from jepakit.config.released_yaml import ReleasedYaml
 from jepakit.core import distributed, ranks
-from jepakit.core.alike import require_alike
 from jepakit.core.distributed import AgreedError
 from jepakit.core.errors import UserError, checked
 from jepakit.data.labels.table import GivenTable
@@ -152,7 +151,7 @@ def _require_alike(training: Training, out: str | Path) -> None:
             for group, values in groups
             for key, value in (values.items() if isinstance(values, dict) else [("", values)])
         }
-        require_alike(told | settings)
+        distributed.require_alike(told | settings)
 
 
 def _resume(run: Run, changes: Mapping[str, Any], data: GivenImages | None, hooks: Hooks) -> Run:

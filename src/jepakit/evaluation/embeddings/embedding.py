@@ -13,9 +13,9 @@ import numpy as np
 from jepakit import __version__
 from jepakit.artifacts.run import Run
 from jepakit.core import distributed
-from jepakit.core.alike import require_alike, require_own_device
 from jepakit.core.errors import UserError, checked, plain
 from jepakit.core.files import locked, user_path
+from jepakit.core.parallel import require_own_device
 from jepakit.core.progress import progress
 from jepakit.data.formats.remote import shown
 from jepakit.data.identity import Identity
@@ -129,7 +129,7 @@ def embed_source(
     several processes makes a batch."""
     about = _about(embedder, source, encoder, data)
     require_own_device(embedder.encoder.device)
-    require_alike({"--out": str(out.absolute()), **{key: str(about[key]) for key in (*MUST_AGREE, "names")}})
+    distributed.require_alike({"--out": str(out.absolute()), **{key: str(about[key]) for key in (*MUST_AGREE, "names")}})
     with ExitStack() as held:
         missing = distributed.from_main(partial(_begun, held, out, about, overwrite))
         if missing is None:
