@@ -35,7 +35,7 @@ DEVICE, DEVICES = "A100-80", 16  # the papers' (I-JEPA, section 5)
 
 def base_words(scale: Scale) -> list[str]:
     """Settings of the base of a study that repeats a paper's table, over recipe `small`; of a method that is healthy there."""
-    # so short, plain I-JEPA loses directions of its features, and its seeds differ three times as much (docs/study.md)
+    # so short, plain I-JEPA loses directions of its features (docs/study.md)
     return [f"method={BASE_METHOD}", *_BASES[scale]]
 
 
