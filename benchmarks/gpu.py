@@ -25,7 +25,7 @@ sys.path.append(str(Path(__file__).parent))
 
 import numpy as np
 import torch
-from step import OPTIM, SCHEDULE, SMOKE, Batch, Case, OurStep, batch_of
+from step_cases import OPTIM, SCHEDULE, SMOKE, Batch, Case, OurStep, batch_of
 
 from jepakit.config.optim import apply_schedule, gradient_norm
 from jepakit.core.device import autocast, configure_cpu, device_of

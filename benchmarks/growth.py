@@ -24,7 +24,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from step import CPU, SCHEDULE, Case, OurStep, cost
+from step import cost
+from step_cases import CPU, SCHEDULE, Case, OurStep
 
 from jepakit.core.device import configure_cpu, precision_of
 from jepakit.core.files import save_json

@@ -10,264 +10,42 @@ then wall seconds with --threads; rates are of the CPU seconds. A figure is the 
 round's own. Masks are drawn by the released law, which trims them to the batch's shortest; 'full' are the same draws before
 trimming, which the plain step cannot take: there too it gets the trimmed ones. Memory is what a process that runs one way only
 grows by, model and all. The plain step shares our process, and so our setting of the C library's allocator; `alone` in the
-evidence has it without, too. Predictors are half as wide as the encoder and 6 deep, as I-JEPA's for ViT-B.
+evidence has it without, too.
 Writes docs/evidence/step.json, a configuration as soon as it is done.
 """
 
 import argparse
 import json
-import math
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from copy import copy
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line does, before torch is imported
 sys.path.append(str(Path(__file__).parent))
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from plain import Dense, Plain, PlainStep, collate
+from plain import collate
+from step_ablations import ABLATIONS
+from step_cases import CASES, CPU, PRECISIONS, SCHEDULE, SMOKE, Batch, Case, OurStep, batch_of
 from torch import Tensor
 
-from jepakit.config.optim import Optim, Schedule, ScheduleValues, apply_schedule, gradient_norm, optimizer
-from jepakit.core.device import autocast, configure_cpu, device_of
+from jepakit.config.optim import ScheduleValues
+from jepakit.core.device import configure_cpu, device_of
 from jepakit.core.files import save_json
-from jepakit.data.sets.emoji import EmojiSource
-from jepakit.model import attention, layout, linear
-from jepakit.model.images import IMAGENET, ImageSettings, normalise
 from jepakit.model.jepa import JEPA
-from jepakit.model.layout import Layout, take
 from jepakit.model.masking.masks import MultiBlock
-from jepakit.model.masking.packed_masks import Masks
-from jepakit.model.method import METHODS, Method
-from jepakit.model.vit import Block
 
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence" / "step.json"
-OPTIM = Optim(steps=300, warmup_steps=30)
-SCHEDULE = Schedule(OPTIM, 1)
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CPU = torch.device("cpu")
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Case:
-    """An encoder of I-JEPA's table of sizes, on square images, and how many of them make a batch."""
-
-    size: str
-    pixels: int
-    patch: int
-    batch: int
-    predictor_width: int
-    min_keep: int = 10
-    depth: int = 12
-    predictor_depth: int = 6
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.pixels // self.patch, self.pixels // self.patch
-
-    def method(self, name: str = "ijepa") -> Method:
-        encoder = {"size": self.size, "patch_size": self.patch, "depth": self.depth}
-        return Method.model_validate(
-            {**METHODS[name], "encoder": encoder, "predictor": {"width": self.predictor_width, "depth": self.predictor_depth}}
-        )
-
-    def jepa(self, device: torch.device = CPU) -> JEPA:
-        torch.manual_seed(0)
-        return JEPA(self.method(), self.grid).to(device)
-
-    def plain(self, device: torch.device = CPU, autocast: bool | None = None) -> PlainStep:
-        """The plain step, from the same weights."""
-        model = Plain(self.method(), self.grid)
-        model.load_state_dict(self.jepa().state_dict())
-        return PlainStep(model.to(device), autocast)
-
-
-CASES = {
-    "tiny32": Case("tiny", 32, 4, 64, 96, min_keep=4),  # target blocks may have 9 patches there
-    "tiny96": Case("tiny", 96, 8, 32, 96),
-    "small96": Case("small", 96, 8, 16, 192),
-    "base224": Case("base", 224, 16, 4, 384),
-}
-SMOKE = Case("tiny", 32, 4, 4, 96, min_keep=4, depth=2)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Normalised images (B, 3, H, W), and the same draws of masks in three forms."""
-
-    images: Tensor
-    trimmed: Masks
-    full: Masks
-    dense: Dense
-
-
-def batch_of(case: Case, step: int, device: torch.device = CPU) -> Batch:
-    """Emoji, resized."""
-    source, ids = EmojiSource(), np.arange(case.batch) + step * case.batch
-    pixels = torch.from_numpy(np.stack([source.raw(int(i) % len(source)) for i in ids])).permute(0, 3, 1, 2)
-    images = normalise(F.interpolate(pixels, case.pixels, mode="bilinear"), ImageSettings(mean=IMAGENET[0], std=IMAGENET[1]))
-    law = MultiBlock(compat="released", min_keep=case.min_keep)
-    trimmed = law.sample(case.grid, ids, seed=0, step=step)
-    with mock.patch("jepakit.model.masking.masks_released._trim", lambda grids: grids):
-        full = law.sample(case.grid, ids, seed=0, step=step)
-    return Batch(images.to(device), trimmed, full, Dense.trimmed(full))
-
-
-@dataclass(frozen=True)
-class OurStep:
-    """An update as `Training.train_step` takes it, from normalised images on."""
-
-    jepa: JEPA
-    adamw: torch.optim.AdamW
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, case: Case, precision: str, device: torch.device = CPU) -> "OurStep":
-        jepa = case.jepa(device)
-        return cls(jepa, optimizer(jepa, OPTIM), PRECISIONS[precision])
-
-    def step(self, images: Tensor, masks: Masks, now: ScheduleValues) -> Tensor:
-        """The loss of the batch, before the update."""
-        apply_schedule(self.adamw, now)
-        self.adamw.zero_grad(set_to_none=True)
-        with autocast(images.device, self.dtype):
-            out = self.jepa(images, masks)
-        out.loss.backward()
-        norm = gradient_norm(self.jepa, OPTIM.clip_grad)
-        loss = out.loss.detach()
-        if images.device == CPU:  # on CUDA a run looks at the loss only when it logs
-            assert math.isfinite(float(loss) + float(norm))
-        self.adamw.step()
-        self.jepa.update_target_encoder(now.momentum)
-        return loss
-
-
-# --- one thing of ours done the plain way --------------------------------------------------------------------------
-
-
-def other_attention(step: OurStep) -> AbstractContextManager[Any]:
-    """On a CPU: torch's fused kernel in bf16, attention written out in fp32."""
-    fused, explicit, stack = F.scaled_dot_product_attention, attention._explicit, ExitStack()
-    stack.enter_context(mock.patch.object(attention, "_explicit", lambda q, k, v, valid: fused(q, k, v, attn_mask=valid)))
-    stack.enter_context(
-        mock.patch.object(F, "scaled_dot_product_attention", lambda q, k, v, attn_mask: explicit(q, k, v, attn_mask))
-    )
-    return stack
-
-
-def default_adamw(step: OurStep) -> AbstractContextManager[Any]:
-    stack = ExitStack()
-    for group in step.adamw.param_groups:
-        stack.enter_context(mock.patch.dict(group, fused=None))
-    return stack
-
-
-def looped_average(step: OurStep) -> AbstractContextManager[Any]:
-    @torch.no_grad()
-    def update(jepa: JEPA, momentum: float) -> None:
-        for average, p in zip(jepa.target_encoder.parameters(), jepa.encoder.parameters(), strict=True):
-            average.mul_(momentum).add_((1 - momentum) * p)
-
-    return mock.patch.object(JEPA, "update_target_encoder", update)
-
-
-def embedded_first(step: OurStep) -> AbstractContextManager[Any]:
-    """Embed every patch, then gather the context's."""
-
-    def encode(encoder: Any, conditioning: None, patches: Tensor, masks: Masks, grid: tuple[int, int]) -> Tensor:
-        n, device = grid[0] * grid[1], patches.device
-        rows = torch.from_numpy(np.repeat(masks.image_of_draw * n, masks.context_lengths) + masks.context)
-        tokens = encoder.embed(patches, torch.arange(n, device=device).repeat(masks.images))
-        return encoder(tokens.index_select(0, rows.to(device)), Layout(masks.context_lengths, device))
-
-    return mock.patch("jepakit.model.jepa.encode_windows", encode)
-
-
-def stock_gathers(step: OurStep) -> AbstractContextManager[Any]:
-    """torch's own backward of a gather and of a scatter, which add."""
-
-    class Take:
-        @staticmethod
-        def apply(x: Tensor, index: Tensor) -> Tensor:
-            return x.index_select(0, index)
-
-    class Spread:
-        @staticmethod
-        def apply(x: Tensor, index: Tensor, rows: int) -> Tensor:
-            return x.new_zeros(rows, *x.shape[1:]).index_copy(0, index, x)
-
-    return mock.patch.multiple(layout, _Take=Take, _Spread=Spread)
-
-
-def all_rows(step: OurStep) -> AbstractContextManager[Any]:
-    """The predictor's last block in whole, though only target rows are read."""
-
-    def forward_rows(block: Block, x: Tensor, layout: Layout, rows: Tensor, queries: Layout) -> Tensor:
-        return take(block(x, layout), rows)
-
-    return mock.patch.object(Block, "forward_rows", forward_rows)
-
-
-def padded_contexts(step: OurStep) -> AbstractContextManager[Any]:
-    """Contexts as long as the batch's longest everywhere: what padding them costs, a mask in attention aside."""
-    forward = JEPA.forward
-    return mock.patch.object(JEPA, "forward", lambda jepa, images, masks: forward(jepa, images, padded(masks)))
-
-
-def padded(masks: Masks) -> Masks:
-    """Each context's first index again until it is as long as the longest."""
-    lengths = masks.context_lengths
-    place, first = np.arange(lengths.max()), (lengths.cumsum() - lengths)[:, None]
-    context = masks.context[first + np.where(place < lengths[:, None], place, 0)]
-    return Masks(**{**vars(masks), "context": context.ravel(), "context_lengths": np.full_like(lengths, len(place))})
-
-
-def own_product(step: OurStep) -> AbstractContextManager[Any]:
-    """Linear maps by torch's own product, in fp32 MKL's."""
-    return mock.patch.object(linear, "BY_ONEDNN", frozenset())
-
-
-def rows_as_they_come(step: OurStep) -> AbstractContextManager[Any]:
-    """Another number of rows at each step, for which a CPU's library makes its code anew."""
-    stack = ExitStack()
-    for module in (layout, linear):
-        stack.enter_context(mock.patch.object(module, "default_row_multiple", lambda rows: 1))
-    return stack
-
-
-def keys_as_they_come(step: OurStep) -> AbstractContextManager[Any]:
-    """Softmax over the keys that there are, not over whole registers."""
-    return mock.patch.object(attention, "REGISTER", 1)
-
-
-ABLATIONS: dict[str, Callable[[OurStep], AbstractContextManager[Any]]] = {
-    "the other attention": other_attention,
-    "AdamW not fused": default_adamw,
-    "average in a loop": looped_average,
-    "gathered after embedding": embedded_first,
-    "torch's own gathers": stock_gathers,
-    "contexts padded": padded_contexts,
-    "torch's own product": own_product,
-    "rows as they come": rows_as_they_come,
-    "keys as they come": keys_as_they_come,
-    # The exact algebra: a row for each identity, which has it done the long way
-    "last block on all rows": all_rows,
-}
-
-
-# --- measuring -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

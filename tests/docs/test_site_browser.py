@@ -13,7 +13,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium"),
     pytest.mark.skipif(not (SITE / "searchindex.js").exists(), reason="the site is not built here: make docs"),
 ]
-WIDEST = ["settings", "small-data", "which-method", "study-results", "_reference/names"]  # tables of five columns and more, long signatures
+WIDEST = ["settings", "small-data", "which-method", "study-results", "_reference/names"]
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1400, "light")])

@@ -23,7 +23,8 @@ from oracle import ARRAYS, CASE, DRAWS, ORACLE
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from plain import Dense, Plain, PlainStep, collate, positions
-from step import ABLATIONS, SMOKE, OurStep, batch_of, padded
+from step_ablations import ABLATIONS, padded
+from step_cases import SMOKE, OurStep, batch_of
 
 OPTIM = Optim(epochs=5, warmup_epochs=2, lr=1e-3, start_lr=2e-4, final_lr=1e-6, weight_decay=0.04, final_weight_decay=0.4)
 SCHEDULE = Schedule(OPTIM, 10)

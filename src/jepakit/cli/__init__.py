@@ -27,8 +27,8 @@ def _alone(error: UserError) -> bool:
     return group is not None and group.has_joined() and type(error).__name__ != "AgreedError"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a user's mistake ends with one sentence and exit code 2."""
+def _prepare_process() -> None:
+    """What must be set before torch is imported, and how text is written."""
     # torch's threads spin for long while they wait; where another program wants the cores, each wait then costs a time
     # slice, and a step 50 times its time (measured: 0.3 s -> 16 s). Spin briefly. It must be set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -38,11 +38,20 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a name that is no text in this encoding is printed as its bytes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace")
+
+
+def _in_order(words: list[str]) -> list[str]:
+    """`help VERB` as `VERB --help`, and first the options that may stand anywhere."""
+    words = [*words[1:], "--help"] if words[:1] == ["help"] else words
+    return [*(word for word in words if word in ANYWHERE), *(word for word in words if word not in ANYWHERE)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a user's mistake ends with one sentence and exit code 2."""
+    _prepare_process()
     if arguments is None:
         quiet_interrupts()
-    words = sys.argv[1:] if arguments is None else arguments
-    words = [*words[1:], "--help"] if words[:1] == ["help"] else words
-    words = [*(word for word in words if word in ANYWHERE), *(word for word in words if word not in ANYWHERE)]
+    words = _in_order(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(words, standalone_mode=False, prog_name="jepakit")  # typer makes of Ctrl-C a code that it gives back
         if code == 130:
