@@ -13,6 +13,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium"),
     pytest.mark.skipif(not (SITE / "searchindex.js").exists(), reason="the site is not built here: make docs"),
 ]
+# Tables of five columns and more, long signatures
 WIDEST = ["settings", "small-data", "which-method", "study-results", "_reference/names"]
 
 
